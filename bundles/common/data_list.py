@@ -1,0 +1,440 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""From what the user points at (a folder, a data list, a NIfTI file) to the scans of one section.
+
+A data list is the JSON file that the Medical Segmentation Decathlon (MSD) ships as ``dataset.json``::
+
+    {"training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}, ...],
+     "validation": [...], "test": ["imagesTs/b.nii.gz", ...], "labels": {"0": "background", "1": "spleen"}}
+
+Paths are relative to the folder of the list. An entry may carry ``fold`` (its cross-validation fold) and ``patient``
+(scans of one patient never lie on both sides of a split).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .input_error import InputError
+
+logger = logging.getLogger(__name__)
+
+UNLABELLED_SECTIONS = ("unlabeled", "unlabelled")
+SECTIONS = ("training", "validation", "test", *UNLABELLED_SECTIONS)
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+
+StrPath = str | os.PathLike
+
+
+def read_data_list(path: StrPath) -> dict:
+    """Read a data list, make its paths absolute and check that all its files exist.
+
+    Args:
+        path: the JSON file, in MSD form (see the module).
+
+    Returns:
+        The content of the file; in its sections each entry is a dict with ``image`` (an absolute path or a list of
+        them), ``label`` (an absolute path) if it has one, and whatever else it carries.
+
+    Raises:
+        InputError: the list is not there, is no JSON, has no entries, or names files that do not exist.
+    """
+    path = Path(path).expanduser().absolute()
+    content = _parse(path)
+    for section in SECTIONS:
+        _check_files(content.get(section, []), section, path, keys=("image", "label"))
+    return content
+
+
+def segmentation_scans(
+    dataset_dir: StrPath,
+    *,
+    data_list: StrPath | None = None,
+    section: str,
+    fold: int | str | None = 0,
+    folds: int = 5,
+    seed: int = 0,
+    label: str = "required",
+) -> list[dict]:
+    """List the scans of one section for fine-tuning or evaluation.
+
+    Training and validation are split by the first rule that fits:
+
+    1. ``fold="all"``: every scan trains, validation is empty.
+    2. ``fold=None`` and the list has a ``validation`` section: the sections as they stand. Without one, as fold 0.
+    3. Every entry carries ``fold``: the entries of that fold are the validation.
+    4. Training and validation sections together are split into ``folds`` folds by patient (the entry's ``patient``,
+       else its image). The draw depends on ``seed`` and the patients alone, not on the order of the list nor on where
+       the data set lies.
+
+    Args:
+        dataset_dir: folder that holds ``dataset.json``.
+        data_list: another JSON file instead, absolute or relative to ``dataset_dir``.
+        section: ``training``, ``validation``, ``test``, or ``all`` (training and validation, whatever the fold).
+        fold: see above.
+        folds: number of folds that rule 4 makes.
+        seed: of the draw of rule 4.
+        label: ``required`` or ``optional``.
+
+    Returns:
+        Entries ``{"image": path or list of paths, "label": path, ...}``.
+
+    Raises:
+        InputError: see `read_data_list` (only the files of the returned entries are looked for); a label is missing;
+            there are fewer patients than folds; the fold does not exist; the section is empty.
+    """
+    if label not in ("required", "optional"):
+        raise ValueError(f"label must be 'required' or 'optional', got {label!r}")
+    _check_choice("section", section, ("training", "validation", "test", "all"))
+    path = _list_path(dataset_dir, data_list)
+    content = _parse(path)
+    if section == "test":
+        scans = content.get("test", [])
+    elif section == "all":
+        scans = content.get("training", []) + content.get("validation", [])
+    else:
+        training, validation = _split(content, path, fold=fold, folds=folds, seed=seed)
+        scans = training if section == "training" else validation
+        both = {str(scan["image"]) for scan in training} & {str(scan["image"]) for scan in validation}
+        if both:
+            logger.warning(
+                "%s: %d scans train and validate at once, e.g. %s: scores will flatter", path, len(both), min(both)
+            )
+    if not scans and not (section == "validation" and fold == "all"):
+        raise InputError(f"{path} has no scans for section '{section}'. {_sections_of(content)}")
+    unlabelled = [scan for scan in scans if "label" not in scan]
+    if unlabelled and label == "required":
+        raise InputError(
+            f"{path}: {len(unlabelled)} of {len(scans)} scans of section '{section}' have no 'label', e.g. "
+            f"{unlabelled[0]['image']}. Add their labels to the list, or take these entries out of it."
+        )
+    _check_files(scans, section, path, keys=("image", "label"))
+    return scans
+
+
+def unlabelled_scans(
+    dataset_dir: StrPath | Sequence[StrPath],
+    *,
+    data_list: StrPath | None = None,
+    section: str,
+    validation_share: float = 0.05,
+    seed: int = 0,
+) -> list[dict]:
+    """List the scans of one section for pre-training: images alone.
+
+    A folder with a ``dataset.json`` gives its training, unlabelled and validation sections (never its test). A folder
+    without one gives every NIfTI file below it, except hidden ones and those in folders named ``label...``. If any
+    source has a validation section, those scans are the validation and all others train; otherwise a seeded draw
+    holds out ``validation_share`` of all scans, at least one.
+
+    Args:
+        dataset_dir: a folder, a JSON data list or a NIfTI file, or several of them. A file met twice counts once.
+        data_list: name of the list in a folder, instead of ``dataset.json``.
+        section: ``training``, ``validation``, or ``all`` for both.
+        validation_share: between 0 and 1.
+        seed: of the draw.
+
+    Returns:
+        Items ``{"image": path or list of paths}``, sorted by path.
+
+    Raises:
+        InputError: a source does not exist or has no scans; fewer than two scans in all; no scan left to train on.
+    """
+    _check_choice("section", section, ("training", "validation", "all"))
+    sources = [dataset_dir] if isinstance(dataset_dir, (str, os.PathLike)) else list(dataset_dir)
+    if data_list is not None and len(sources) > 1 and Path(data_list).is_absolute():
+        raise InputError(
+            f"data_list {data_list} is one absolute path, but dataset_dir names {len(sources)} sources: it would hide "
+            "the others. Name the list itself as one of the sources in dataset_dir."
+        )
+    if not 0 < validation_share < 1:
+        raise InputError(f"validation_share must lie between 0 and 1, got {validation_share}")
+    training, validation = {}, {}
+    for source in sources:
+        listed, held_out = _unlabelled_source(Path(source).expanduser().absolute(), data_list)
+        training |= {_identity(image): image for image in listed}
+        validation |= {_identity(image): image for image in held_out}
+    pool = training | validation
+    if len(pool) < 2:
+        raise InputError(
+            f"Pre-training needs at least 2 scans, one of them for validation; {len(pool)} found in "
+            f"{', '.join(map(str, sources)) or 'dataset_dir, which is empty'}. Add scans, or name more folders."
+        )
+    order = sorted(pool)
+    if validation:
+        held_out = set(validation)
+        if len(held_out) == len(pool):
+            raise InputError(
+                f"All {len(pool)} scans of {', '.join(map(str, sources))} are in a 'validation' section: none is left "
+                "to train on. Add a 'training' section."
+            )
+    else:
+        count = min(max(1, round(validation_share * len(pool))), len(pool) - 1)
+        # RandomState: numpy promises that its stream never changes between versions.
+        held_out = {order[i] for i in np.random.RandomState(seed).permutation(len(pool))[:count]}
+    return [{"image": pool[key]} for key in order if section == "all" or (key in held_out) == (section == "validation")]
+
+
+def inference_scans(source: StrPath) -> list[dict]:
+    """List the scans to predict: images alone.
+
+    Args:
+        source: a NIfTI file; a JSON data list (its ``test`` section); or a folder: the NIfTI files in it, else the
+            ``test`` section of its ``dataset.json``, else the NIfTI files below it (without hidden and ``label...``).
+
+    Returns:
+        Items ``{"image": path or list of paths}``.
+
+    Raises:
+        InputError: the source does not exist or has no scans.
+    """
+    source = Path(source).expanduser().absolute()
+    if source.is_dir():
+        direct = sorted(str(path) for path in source.iterdir() if _is_nifti(path.name) and path.is_file())
+        if direct or not (source / "dataset.json").is_file():
+            return [{"image": image} for image in direct or _nifti_below(source)]
+        source = source / "dataset.json"
+    if _is_nifti(source.name):
+        return [{"image": image} for image in _one_nifti(source)]
+    content = _parse(source)
+    scans = content.get("test", [])
+    if not scans:
+        raise InputError(
+            f"{source} has no 'test' section to predict. {_sections_of(content)} "
+            "Name a folder of NIfTI files, or one file, to predict other scans."
+        )
+    _check_files(scans, "test", source, keys=("image",))
+    return [{"image": scan["image"]} for scan in scans]
+
+
+def data_list_labels(dataset_dir: StrPath, data_list: StrPath | None = None) -> dict[int, str]:
+    """Return the ``labels`` of the data list, e.g. ``{0: "background", 1: "spleen"}``; empty if it has none.
+
+    Raises:
+        InputError: see `read_data_list`; or ``labels`` is not a mapping of whole numbers to names.
+    """
+    path = _list_path(dataset_dir, data_list)
+    labels = _parse(path).get("labels") or {}
+    try:
+        return {int(number): str(name) for number, name in labels.items()}
+    except (AttributeError, ValueError):
+        raise InputError(
+            f'{path}: \'labels\' must map label values to names, as in {{"0": "background", "1": "spleen"}}, '
+            f"got {labels!r}"
+        ) from None
+
+
+# ---- the data list -------------------------------------------------------------------------------------------------
+
+
+def _list_path(dataset_dir: StrPath, data_list: StrPath | None) -> Path:
+    folder = Path(dataset_dir).expanduser().absolute()
+    if data_list is not None:
+        return folder / Path(data_list).expanduser()
+    return folder if folder.is_file() else folder / "dataset.json"
+
+
+def _parse(path: Path) -> dict:
+    """Read a data list and make its paths absolute, without looking for the files."""
+    if not path.is_file():
+        raise InputError(f"Data list {path} not found. {_content(path.parent)}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not a JSON data list: it is not UTF-8 text.") from None
+    keys = list(content) if isinstance(content, dict) else f"none, it is a {type(content).__name__}"
+    if not isinstance(content, dict) or not any(content.get(section) for section in SECTIONS):
+        raise InputError(
+            f"{path} has no scans: none of its sections {', '.join(SECTIONS)} has entries; its keys: {keys}. "
+            'It must look like {"training": [{"image": ..., "label": ...}, ...]}. To take all NIfTI files of a folder, '
+            "point at the folder of the images itself."
+        )
+    for section in SECTIONS:
+        if section not in content:
+            continue
+        if not isinstance(content[section], list):
+            raise InputError(f"{path}: section '{section}' must be a list of entries, got {content[section]!r:.80}")
+        content[section] = [_entry(entry, f"{path}: {section}[{i}]", path) for i, entry in enumerate(content[section])]
+    return content
+
+
+def _entry(entry: str | dict, where: str, path: Path) -> dict:
+    entry = {"image": entry} if isinstance(entry, str) else entry
+    image = entry.get("image") if isinstance(entry, dict) else None
+    files = image if isinstance(image, list) else [image]
+    if not files or not all(isinstance(file, str) and file for file in files):
+        raise InputError(
+            f"{where} has no usable 'image': {entry!r:.200}. An entry is {{\"image\": path or list of paths, "
+            '"label": path}, or the path of an image alone.'
+        )
+    entry = dict(
+        entry, image=[_resolve(file, path) for file in files] if isinstance(image, list) else _resolve(image, path)
+    )
+    if entry.get("label") in (None, ""):
+        entry.pop("label", None)
+    elif isinstance(entry["label"], str):
+        entry["label"] = _resolve(entry["label"], path)
+    return entry
+
+
+def _resolve(file: str, list_path: Path) -> str:
+    # normpath, not resolve(): a link keeps the name that the user gave it.
+    return os.path.normpath(list_path.parent / file)
+
+
+def _check_files(scans: list[dict], section: str, path: Path, *, keys: Sequence[str]) -> None:
+    files = []
+    for scan in scans:
+        for key in keys:
+            value = scan.get(key, [])
+            if key == "label" and key in scan and not isinstance(value, str):
+                raise InputError(f"{path}: the label of {scan['image']} must be the path of one file, got {value!r}")
+            files += value if isinstance(value, list) else [value]
+    missing = [file for file in files if not os.path.isfile(file)]
+    if missing:
+        raise InputError(
+            f"{path}: {len(missing)} of {len(files)} files of section '{section}' do not exist: {_first(missing, 3)}. "
+            f"Paths in a data list are relative to its folder, {path.parent}."
+        )
+
+
+def _sections_of(content: dict) -> str:
+    sections = [f"'{section}' ({len(content[section])})" for section in SECTIONS if content.get(section)]
+    return f"Its sections: {', '.join(sections)}."
+
+
+# ---- training and validation ---------------------------------------------------------------------------------------
+
+
+def _split(content: dict, path: Path, *, fold: int | str | None, folds: int, seed: int) -> tuple[list, list]:
+    """Return the training and the validation entries, by the rules of `segmentation_scans`."""
+    training, validation = content.get("training", []), content.get("validation", [])
+    pool = training + validation
+    if fold == "all":
+        return pool, []
+    if fold is None and validation:
+        return training, validation
+    fold = 0 if fold is None else fold
+    carried = sum("fold" in scan for scan in pool)
+    if 0 < carried < len(pool):
+        raise InputError(
+            f"{path}: {carried} of {len(pool)} training and validation entries carry a 'fold'. Give every entry one, "
+            "or none; or use the list's own validation section (fold: null)."
+        )
+    if carried:
+        fold_of = [scan["fold"] for scan in pool]
+    else:
+        fold_of = _draw_folds([_patient(scan, path) for scan in pool], path, folds=folds, seed=seed)
+    known = sorted(set(fold_of), key=str)
+    if isinstance(fold, bool) or fold not in known:
+        raise InputError(f"fold must be one of {known} or 'all', got {fold!r} ({path})")
+    if len(known) == 1:
+        raise InputError(f"{path}: every entry carries fold {known[0]}: none is left to train on.")
+    return (
+        [scan for scan, number in zip(pool, fold_of, strict=True) if number != fold],
+        [scan for scan, number in zip(pool, fold_of, strict=True) if number == fold],
+    )
+
+
+def _patient(scan: dict, path: Path) -> str:
+    if "patient" in scan:
+        return str(scan["patient"])
+    image = scan["image"] if isinstance(scan["image"], str) else scan["image"][0]
+    return os.path.relpath(image, path.parent)  # relative: the split must not change when the data move
+
+
+def _draw_folds(patients: list[str], path: Path, *, folds: int, seed: int) -> list[int]:
+    """Draw a fold for each patient; returns one number per entry of ``patients`` (which may repeat)."""
+    distinct = sorted(set(patients))
+    if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
+        raise InputError(f"folds must be a whole number of at least 2, got {folds!r}")
+    if len(distinct) < folds:
+        raise InputError(
+            f"{path}: {len(distinct)} patient(s) with training or validation scans cannot fill {folds} folds. Give the "
+            'list a "validation" section and use it (fold: null), ask for fewer folds (--folds), or train on all '
+            "scans without validation (--fold all)."
+        )
+    drawn = np.random.RandomState(seed).permutation(len(distinct))
+    fold_of = {distinct[index]: position % folds for position, index in enumerate(drawn)}
+    return [fold_of[patient] for patient in patients]
+
+
+# ---- folders and files ---------------------------------------------------------------------------------------------
+
+
+def _unlabelled_source(source: Path, data_list: StrPath | None) -> tuple[list, list]:
+    """Return the training and the validation images of one source of `unlabelled_scans`."""
+    if _is_nifti(source.name) and not source.is_dir():
+        return _one_nifti(source), []
+    path = _list_path(source, data_list if source.is_dir() else None)
+    if source.is_dir() and data_list is None and not path.is_file():
+        return _nifti_below(source), []
+    if not source.exists():
+        raise InputError(f"{source} not found. {_content(source.parent)}")
+    content = _parse(path)
+    training = [scan for name in ("training", *UNLABELLED_SECTIONS) for scan in content.get(name, [])]
+    validation = content.get("validation", [])
+    if not training and not validation:
+        raise InputError(f"{path} has no 'training' section to pre-train on. {_sections_of(content)}")
+    _check_files(training, "training", path, keys=("image",))
+    _check_files(validation, "validation", path, keys=("image",))
+    return [scan["image"] for scan in training], [scan["image"] for scan in validation]
+
+
+def _is_nifti(name: str) -> bool:
+    return name.lower().endswith(NIFTI_SUFFIXES) and not name.startswith(".")
+
+
+def _one_nifti(path: Path) -> list[str]:
+    if not path.is_file():
+        raise InputError(f"{path} not found. {_content(path.parent)}")
+    return [str(path)]
+
+
+def _nifti_below(folder: Path) -> list[str]:
+    images = sorted(_walk_nifti(folder))
+    if not images:
+        raise InputError(
+            f"No scans in {folder}: looked there and below it for dataset.json, *.nii and *.nii.gz, leaving "
+            f"out hidden files and folders named 'label...'. {_content(folder)} (Convert DICOM to NIfTI first.)"
+        )
+    return images
+
+
+def _walk_nifti(folder: Path) -> Iterator[str]:
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        # Data folders are often links; a link that leads back up must not be followed for ever.
+        left = [] if real in seen else [name for name in folders if not name.lower().startswith((".", "label"))]
+        folders[:] = sorted(left)
+        if real not in seen:
+            yield from (os.path.join(parent, name) for name in files if _is_nifti(name))
+        seen.add(real)
+
+
+def _identity(image: str | list[str]) -> tuple[str, ...]:
+    """The real file(s) of an image, whatever links lead to it."""
+    return tuple(os.path.realpath(file) for file in ([image] if isinstance(image, str) else image))
+
+
+def _content(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"The folder {folder} does not exist."
+    return f"The folder {folder} holds: {_first(sorted(os.listdir(folder)), 8) or 'nothing'}."
+
+
+def _first(names: list[str], count: int) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -1,0 +1,37 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Errors that a user can mend: one message instead of a traceback."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+
+class InputError(ValueError):
+    """Bad input: the message says what is wrong, with which value, in which file or key, and what to do."""
+
+
+def find_input_error(error: BaseException | None) -> InputError | None:
+    """Return the `InputError` that ``error`` is or was caused by, if there is one."""
+    while error is not None:
+        if isinstance(error, InputError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def report_input_errors() -> None:
+    """Make an uncaught `InputError` end the process with its message alone, on the last lines of stderr, and exit status 1.
+
+    MONAI's config parser wraps what a component raises in one or two ``RuntimeError``; the user would read forty
+    lines of traceback with the reason in the middle. All other errors keep their traceback.
+    """
+
+    def hook(kind: type[BaseException], error: BaseException, trace) -> None:
+        cause = find_input_error(error)
+        if cause is None:
+            traceback.print_exception(kind, error, trace)
+        else:
+            print(f"\nStopped: {cause}", file=sys.stderr, flush=True)
+
+    sys.excepthook = hook

@@ -1,0 +1,287 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Find every scan that would spoil a training before it starts, by name.
+
+One truncated file ends a run of days in a worker's traceback; one shifted label or one NaN spoils it without a word.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from .distributed import rank
+from .input_error import InputError
+
+logger = logging.getLogger(__name__)
+
+LISTED = 10  # bad scans that the message names
+# How far the label's grid may lie from the image's, in voxels. The origin is stored as it is, so only decimal rounding
+# moves it. Directions may differ by more: near half a turn the float32 quaternion of a qform is good to 6e-4 radians
+# only, which is 0.3 voxels at the far corner of 512^3, where the sform of the same scan is exact.
+MAX_ORIGIN_SHIFT = 0.1
+MAX_CORNER_SHIFT = 0.5
+MENDING = "Mend these files, or remove their entries from the data list, and start again."
+
+
+class _BadScan(Exception):
+    """What is wrong with one file."""
+
+
+def check_scans(
+    items: Sequence[dict],
+    *,
+    channels: int = 1,
+    labels: Iterable[int] | None = None,
+    voxels: bool = True,
+    workers: int = 8,
+    remember: str | os.PathLike | None = None,
+) -> None:
+    """Open every image and label of ``items`` (on rank 0 of a distributed run) and stop if any of them is unfit to train on.
+
+    Images must be NIfTI files that open, with positive spacing, a finite affine, finite voxels, and the shape
+    (X, Y, Z) for one channel; (X, Y, Z, C), or a list of C files (X, Y, Z), for several. A label must be (X, Y, Z), lie
+    on the grid of its image (see `MAX_ORIGIN_SHIFT`, `MAX_CORNER_SHIFT`) and hold whole, declared values from 0.
+
+    Args:
+        items: ``{"image": path or list of paths, "label": path}``; ``label`` is optional.
+        channels: number of image channels that the network takes.
+        labels: values that a label may hold; None: any.
+        voxels: read the voxels too, not the headers alone. This costs the time of decompressing every file once.
+        workers: number of threads.
+        remember: JSON file that keeps which scans have passed, with size and time, so that the next run skips them.
+
+    Raises:
+        InputError: counts the bad scans, names the first `LISTED` with what is wrong, and says what to do.
+    """
+    if rank() > 0:
+        return  # once is enough: if rank 0 stops, torchrun stops the others
+    labels = None if labels is None else sorted(int(value) for value in labels)
+    items = list(items)
+    passed = _read_passed(remember)
+    keys = [_key(item, channels, labels, voxels) for item in items]
+    todo = [i for i, key in enumerate(keys) if key not in passed or passed[key] != _stamps(items[i])]
+    if not todo:
+        logger.info("All %d scans have passed the checks before.", len(items))
+        return
+
+    # Stamped before reading: a file that changes meanwhile is read again next time.
+    stamps = [_stamps(items[i]) for i in todo]
+    with ThreadPoolExecutor(workers) as pool:
+        results = pool.map(lambda i: _problem(items[i], channels, labels, voxels), todo)
+        problems = list(_with_progress(results, len(todo)))
+    passed.update(
+        {keys[i]: stamp for i, stamp, problem in zip(todo, stamps, problems, strict=True) if stamp and not problem}
+    )
+    _write_passed(remember, passed)
+
+    bad = [problem for problem in problems if problem]
+    if bad:
+        lines = [f"  {problem}" for problem in bad[:LISTED]]
+        lines += [f"  and {len(bad) - LISTED} more"] if len(bad) > LISTED else []
+        raise InputError("\n".join([f"{len(bad)} of {len(items)} scans are bad:", *lines, MENDING]))
+
+
+def _with_progress(results: Iterable, count: int) -> Iterable:
+    if count > 20 and sys.stderr.isatty():
+        return track(results, "Checking scans", total=count, console=Console(stderr=True))
+    logger.info("Checking %d scans.", count)
+    return results
+
+
+# ---- one scan ------------------------------------------------------------------------------------------------------
+
+
+def _files(item: dict) -> list[str]:
+    images = [item["image"]] if isinstance(item["image"], (str, os.PathLike)) else list(item["image"])
+    return [os.fspath(file) for file in images + ([item["label"]] if "label" in item else [])]
+
+
+def _problem(item: dict, channels: int, labels: list[int] | None, voxels: bool) -> str | None:
+    """Return "file: what is wrong" for the first fault of a scan, None for a good one."""
+    files = _files(item)
+    image_files = files[:-1] if "label" in item else files
+    if len(image_files) > 1 and len(image_files) != channels:
+        return (
+            f"{image_files[0]}: this scan is a list of {len(image_files)} files, but {channels} channel(s) are "
+            "asked for; list one file per channel"
+        )
+    first = None
+    for number, file in enumerate(files):
+        try:
+            scan = _open(file)
+            if number < len(image_files):
+                _check_image_shape(scan.shape, channels if len(image_files) == 1 else 1)
+                if first is not None:
+                    _check_grid(scan, first, f"first channel {image_files[0]}")
+                if voxels:
+                    _check_finite(scan)
+                first = first or scan
+            else:
+                _check_label_shape(scan.shape)
+                _check_grid(scan, first, f"image {image_files[0]}")
+                if voxels:
+                    _check_label_values(scan, labels)
+        except _BadScan as error:
+            return f"{file}: {error}"
+        except Exception as error:  # nibabel, gzip, zlib and numpy have a dozen ways to say that a file is broken
+            return f"{file}: cannot be read, perhaps damaged or cut short ({type(error).__name__}: {error})"
+    return None
+
+
+def _open(file: str) -> nib.spatialimages.SpatialImage:
+    if not os.path.isfile(file):
+        raise _BadScan("does not exist")
+    if os.path.getsize(file) == 0:
+        raise _BadScan("is empty (0 bytes)")
+    scan = nib.load(file)
+    if 0 in scan.shape:
+        raise _BadScan(f"has no voxels: its shape is {scan.shape}")
+    spacing = np.asarray(scan.header.get_zooms()[:3], dtype=float)
+    if isinstance(scan, nib.Nifti1Image):
+        # nibabel mends a spacing of 0 to 1 and drops a minus while it loads: look at what the file really says.
+        with scan.file_map["image"].get_prepare_fileobj("rb") as stream:
+            spacing = type(scan.header).from_fileobj(stream, check=False)["pixdim"][1:4].astype(float)
+    spacing = spacing[: len(scan.shape)]
+    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
+        raise _BadScan(f"has spacing {spacing.tolist()} mm; every spacing must be above 0")
+    if not np.isfinite(scan.affine).all():
+        raise _BadScan(f"has an affine that is not finite: {scan.affine.tolist()}")
+    lengths = np.linalg.norm(scan.affine[:3, :3], axis=0)
+    if len(scan.shape) > 2 and abs(np.linalg.det(scan.affine[:3, :3])) <= 1e-3 * lengths.prod():
+        raise _BadScan(f"has an affine whose axes are zero or lie in one plane: {scan.affine.tolist()}")
+    return scan
+
+
+def _check_image_shape(shape: tuple[int, ...], channels: int) -> None:
+    spatial = _without_trailing_ones(shape)
+    if channels == 1 and len(spatial) == 3:
+        return
+    if channels > 1 and len(shape) == 4 and shape[-1] == channels:
+        return
+    if len(shape) < 3:
+        advice = "a single slice; stack the slices of a scan to one 3D volume"
+    elif channels == 1 and len(shape) == 4:
+        advice = (
+            f"{shape[-1]} volumes in one file; if they are channels of one scan, set the number of input channels to "
+            f"{shape[-1]}; if they are time points, write each to a file of its own"
+        )
+    else:
+        advice = f"but {channels} input channel(s) are asked for; set their number to what the file holds, or "
+        advice += f"list {channels} 3D files as the image" if channels > 1 else "write one 3D volume per file"
+    wanted = "(X, Y, Z)" if channels == 1 else f"(X, Y, Z, {channels})"
+    raise _BadScan(f"has shape {shape}, not {wanted}: {advice}")
+
+
+def _check_label_shape(shape: tuple[int, ...]) -> None:
+    if len(_without_trailing_ones(shape)) != 3:
+        raise _BadScan(f"is a label of shape {shape}; it must be one 3D volume of label values (no one-hot channels)")
+
+
+def _without_trailing_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _check_grid(scan: nib.spatialimages.SpatialImage, other: nib.spatialimages.SpatialImage, name: str) -> None:
+    shape = scan.shape[:3]
+    if shape != other.shape[:3]:
+        raise _BadScan(f"has shape {shape}, but its {name} has {other.shape[:3]}; both must lie on one grid")
+    # Where the other grid sees the corners of this one, minus where they should be, in voxels.
+    corners = np.array([[*corner, 1] for corner in product(*((0, size - 1) for size in shape))]).T
+    shift = np.abs(((np.linalg.inv(other.affine) @ scan.affine - np.eye(4)) @ corners)[:3]).max(axis=0)
+    if shift[0] > MAX_ORIGIN_SHIFT or shift.max() > MAX_CORNER_SHIFT:
+        raise _BadScan(
+            f"does not lie where its {name} lies: the affines differ by up to {shift.max():.3g} voxels (origin "
+            f"{_numbers(scan.affine[:3, 3])} against {_numbers(other.affine[:3, 3])}, spacing "
+            f"{_numbers(nib.affines.voxel_sizes(scan.affine))} against "
+            f"{_numbers(nib.affines.voxel_sizes(other.affine))}); resample it to that grid, or copy the right header"
+        )
+
+
+def _numbers(values: np.ndarray) -> str:
+    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
+
+
+def _stored(scan: nib.spatialimages.SpatialImage) -> tuple[np.ndarray, float, float]:
+    """Read the voxels as the file stores them, with slope and intercept: scaled they would need 8 bytes each."""
+    proxy = scan.dataobj
+    if not hasattr(proxy, "get_unscaled"):
+        return np.asanyarray(proxy), 1.0, 0.0
+    raw = proxy.get_unscaled()
+    if raw.dtype.kind not in "iufb":
+        raise _BadScan(f"has voxels of type {raw.dtype}; they must be plain numbers")
+    return raw, float(proxy.slope), float(proxy.inter)
+
+
+def _check_finite(scan: nib.spatialimages.SpatialImage) -> None:
+    raw, slope, inter = _stored(scan)
+    # NaN wins min and max, so two numbers tell about all voxels without a copy of them.
+    low, high = float(raw.min()) * slope + inter, float(raw.max()) * slope + inter
+    if not np.isfinite([low, high]).all():
+        count = raw.size - int(np.isfinite(raw).sum())
+        raise _BadScan(f"has {count} of {raw.size} voxels that are NaN or infinite; set them to a number")
+
+
+def _check_label_values(scan: nib.spatialimages.SpatialImage, labels: list[int] | None) -> None:
+    raw, slope, inter = _stored(scan)
+    wrong = set()
+    for plane in np.moveaxis(raw, 2, 0):  # planes are mostly of few values: sorting each is faster than sorting all
+        values = [value * slope + inter for value in np.unique(plane).tolist()]
+        if labels is None:
+            wrong.update(value for value in values if not (value >= 0 and float(value).is_integer()))
+        else:
+            wrong.update(value for value in values if value not in labels)
+        if len(wrong) > 10:
+            break
+    if wrong:
+        shown = ", ".join(f"{value:g}" for value in sorted(wrong)[:10]) + (" ..." if len(wrong) > 10 else "")
+        allowed = "whole numbers from 0" if labels is None else f"the declared {labels}"
+        raise _BadScan(f"holds label value(s) {shown}; allowed are {allowed}")
+
+
+# ---- what has passed -----------------------------------------------------------------------------------------------
+
+
+def _key(item: dict, channels: int, labels: list[int] | None, voxels: bool) -> str:
+    return json.dumps([[os.path.abspath(file) for file in _files(item)], "label" in item, channels, labels, voxels])
+
+
+def _stamps(item: dict) -> list[list[int]] | None:
+    try:
+        stats = [os.stat(file) for file in _files(item)]
+    except OSError:
+        return None
+    return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+
+
+def _read_passed(remember: str | os.PathLike | None) -> dict:
+    try:
+        passed = json.loads(Path(remember).read_text(encoding="utf-8"))["passed_scan_checks"] if remember else {}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}  # not there yet, broken, or not ours: check everything
+    return passed if isinstance(passed, dict) else {}
+
+
+def _write_passed(remember: str | os.PathLike | None, passed: dict) -> None:
+    if not remember:
+        return
+    path = Path(remember)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({"passed_scan_checks": passed}), encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:  # a folder without write permission costs time next run, it is no reason to stop
+        logger.warning("Cannot remember the checked scans in %s: %s", path, error)

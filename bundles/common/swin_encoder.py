@@ -1,0 +1,134 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""The record that describes a Swin encoder, travels with its weights, and from which networks are built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.networks.nets import SwinUNETR
+from monai.networks.nets.swin_unetr import SwinTransformer
+
+from .checkpoint_file import load_checkpoint_file
+from .input_error import InputError
+from .patch_merging import MERGING
+
+#: Fields of the record, in the order in which they are shown.
+FIELDS = ("in_channels", "feature_size", "depths", "num_heads", "window_size", "patch_size", "merging", "use_v2")
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that a value from a config and one from a file compare equal."""
+    return [int(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def read_record(path: str | None) -> dict[str, Any] | None:
+    """The encoder record inside ``encoder.pt`` or ``model.pt``, or None if there is no path.
+
+    Raises:
+        InputError: if the file is missing, broken, or holds no record.
+    """
+    if path is None:
+        return None
+    content = load_checkpoint_file(path)
+    record = content.get("encoder") if isinstance(content, Mapping) else None
+    if not isinstance(record, Mapping) or set(FIELDS) - set(record):
+        raise InputError(
+            f"{path} does not say which encoder its weights belong to (no complete 'encoder' record). "
+            "Give an encoder.pt or model.pt written by one of these bundles."
+        )
+    return {field: _plain(record[field]) for field in FIELDS}
+
+
+def resolve_encoder(
+    *, asked: Mapping[str, Any], preset: Mapping[str, Any], checkpoint: str | None, optional: bool = False
+) -> dict[str, Any]:
+    """Decide which encoder to build: what the user asked for, else what the checkpoint holds, else the preset.
+
+    Args:
+        asked: values of the config's knobs, None where the user left the choice open.
+        preset: the preset's values (other keys are ignored).
+        checkpoint: file whose weights will be loaded, or None.
+        optional: take the preset where the checkpoint file does not exist (yet), as `verify_net_in_out` needs it.
+
+    Returns:
+        The record with every field of `FIELDS`.
+
+    Raises:
+        InputError: if the user asked for something that the checkpoint's weights do not fit, with both values.
+    """
+    asked = {field: _plain(value) for field, value in asked.items() if value is not None}
+    if unknown := sorted(set(asked) - set(FIELDS)):
+        raise InputError(f"unknown encoder fields {', '.join(unknown)}; known are {', '.join(FIELDS)}.")
+    default = {"in_channels": 1, "patch_size": 2, "merging": "monai", "use_v2": False}
+    default |= {field: _plain(preset[field]) for field in FIELDS if field in preset}
+    absent = optional and checkpoint is not None and not Path(checkpoint).exists()
+    record = None if absent else read_record(checkpoint)
+    if record is not None:
+        different = [field for field in asked if asked[field] != record[field]]
+        if different:
+            said = "; ".join(f"{field} is {record[field]} there, {asked[field]} asked for" for field in different)
+            raise InputError(
+                f"{checkpoint} does not fit this run: {said}. Leave those options out to build the network of the file, "
+                "or choose weights that were trained with them."
+            )
+        default = record
+    resolved = {**default, **asked}
+    if missing := [field for field in FIELDS if field not in resolved]:
+        raise InputError(f"neither the preset nor the command line says {', '.join(missing)} of the encoder.")
+    if resolved["merging"] not in MERGING:
+        raise InputError(f"merging {resolved['merging']!r} is not one of {', '.join(MERGING)}.")
+    for stages in ("depths", "num_heads"):
+        if len(resolved[stages]) != 4:
+            raise InputError(f"{stages} {resolved[stages]} must have four numbers, one per stage of Swin UNETR.")
+    for stage, heads in enumerate(resolved["num_heads"]):
+        if resolved["feature_size"] * 2**stage % heads:
+            raise InputError(
+                f"feature_size {resolved['feature_size']} gives stage {stage + 1} {resolved['feature_size'] * 2**stage} channels, "
+                f"which {heads} heads (num_heads {resolved['num_heads']}) do not divide."
+            )
+    if resolved["feature_size"] % 12:
+        raise InputError(f"feature_size {resolved['feature_size']} must be a multiple of 12 (MONAI's Swin UNETR demands it).")
+    return resolved
+
+
+def build_encoder(record: Mapping[str, Any], *, use_checkpoint: bool = False) -> SwinTransformer:
+    """The Swin encoder alone, as `SwinUNETR` builds it inside itself (attribute ``swinViT``)."""
+    return SwinTransformer(
+        in_chans=record["in_channels"],
+        embed_dim=record["feature_size"],
+        window_size=[record["window_size"]] * 3,
+        patch_size=[record["patch_size"]] * 3,
+        depths=record["depths"],
+        num_heads=record["num_heads"],
+        use_checkpoint=use_checkpoint,
+        downsample=MERGING[record["merging"]],
+        use_v2=record["use_v2"],
+    )
+
+
+def build_swin_unetr(
+    record: Mapping[str, Any], *, out_channels: int, use_checkpoint: bool = False, drop_path: float = 0.0
+) -> SwinUNETR:
+    """MONAI's Swin UNETR around the encoder of the record.
+
+    Args:
+        record: from `resolve_encoder`.
+        out_channels: number of classes, background included.
+        use_checkpoint: gradient checkpointing: about half the activation memory for a third more time.
+        drop_path: stochastic depth rate of the Swin blocks.
+    """
+    return SwinUNETR(
+        in_channels=record["in_channels"],
+        out_channels=out_channels,
+        feature_size=record["feature_size"],
+        depths=record["depths"],
+        num_heads=record["num_heads"],
+        window_size=record["window_size"],
+        patch_size=record["patch_size"],
+        use_checkpoint=use_checkpoint,
+        dropout_path_rate=drop_path,
+        downsample=MERGING[record["merging"]],
+        use_v2=record["use_v2"],
+    )

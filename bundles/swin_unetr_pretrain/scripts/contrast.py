@@ -1,0 +1,45 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Contrastive coding: the two views of a crop attract, all other crops repel (NT-Xent; paper section 3.2, equation 2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed.nn.functional as distributed_functional
+from torch.nn import functional as F
+
+from .common.distributed import is_distributed, rank
+
+
+class NTXentLoss(torch.nn.Module):
+    """Normalised temperature-scaled cross entropy in float32, for any batch size.
+
+    Each of the 2N embeddings picks its partner among the other 2N - 1. In a distributed run the negatives come from all ranks, with
+    gradients: the mean over ranks, which DDP takes, equals one process with the joined batch. On one process it equals MONAI's
+    `ContrastiveLoss`, whose batch size need not be known here in advance (traps.md 11).
+
+    Args:
+        temperature: divides the cosine similarities (official code: 0.5).
+    """
+
+    def __init__(self, temperature: float = 0.5) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Loss of two views (N, D) each; row i of one belongs to row i of the other."""
+        return F.cross_entropy(*self.logits(first, second))
+
+    def logits(self, first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Similarities (2N, 2N x ranks) over temperature, an embedding's own at -inf, and the column of each row's partner."""
+        with torch.autocast(first.device.type, enabled=False):
+            local = F.normalize(torch.stack([first, second]).float(), dim=-1)  # (2, N, D)
+            everyone = local
+            if is_distributed():
+                everyone = torch.cat(distributed_functional.all_gather(local.contiguous()), dim=1)  # (2, N x ranks, D)
+            number, total = local.shape[1], everyone.shape[1]
+            # i: own embeddings, j: everyone's, d: features
+            similarity = torch.einsum("id,jd->ij", local.flatten(0, 1), everyone.flatten(0, 1)) / self.temperature
+            own = torch.arange(number, device=first.device) + rank() * number
+            itself = torch.cat([own, own + total])
+            similarity = similarity.scatter(1, itself[:, None], float("-inf"))
+            return similarity, torch.cat([own + total, own])

@@ -1,0 +1,142 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""The network that is pre-trained: a Swin encoder and one head per proxy task.
+
+Parameter names are those of the official pre-training checkpoints (``swinViT``, ``rotation_head``, ``contrastive_head``, ``conv``), so
+that one can be continued and the encoder fits MONAI's `SwinUNETR`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .common.checkpoint_file import load_checkpoint_file
+from .common.input_error import InputError
+from .common.swin_encoder import build_encoder
+from .losses import check_tasks
+
+EMBEDDING = 512  # length of the contrastive embedding (paper.md: 512-d linear projection)
+
+
+def _vae_head(channels: int, out_channels: int) -> nn.Sequential:
+    """Five times convolution, instance norm, leaky ReLU and trilinear doubling, then a 1x1x1 convolution (official default)."""
+    layers: list[nn.Module] = []
+    widths = [channels, channels // 2, channels // 4, channels // 8, channels // 16, channels // 16]
+    for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+        layers += [
+            nn.Conv3d(width_in, width_out, kernel_size=3, padding=1),
+            nn.InstanceNorm3d(width_out),
+            nn.LeakyReLU(),
+            nn.Upsample(scale_factor=2, mode="trilinear", align_corners=False),
+        ]
+    return nn.Sequential(*layers, nn.Conv3d(widths[-1], out_channels, kernel_size=1))
+
+
+def _deconv_head(channels: int, out_channels: int) -> nn.Sequential:
+    """Five transposed convolutions that double the resolution each."""
+    widths = [channels, channels // 2, channels // 4, channels // 8, channels // 16, out_channels]
+    return nn.Sequential(
+        *(nn.ConvTranspose3d(a, b, kernel_size=2, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True))
+    )
+
+
+def _large_kernel_deconv_head(channels: int, out_channels: int) -> nn.Module:
+    """One transposed convolution of kernel and stride 32, the paper's wording."""
+    return nn.ConvTranspose3d(channels, out_channels, kernel_size=32, stride=32)
+
+
+RECONSTRUCTION_HEADS = {"vae": _vae_head, "deconv": _deconv_head, "large_kernel_deconv": _large_kernel_deconv_head}
+POOLINGS = ("token", "mean")
+DEFAULT_HEADS = {"reconstruction_head": "vae", "pooling": "token"}
+
+
+def resolve_heads(*, asked: Mapping[str, Any], checkpoint: str | None, optional: bool = False) -> dict[str, str]:
+    """What the user asked for, else what the checkpoint was trained with, else the official code's choice.
+
+    ``pooling`` leaves no trace in the weights, so a checkpoint read with another one would be wrong without a word.
+
+    Args:
+        asked: ``reconstruction_head`` and ``pooling``, None where left open.
+        checkpoint: ``model.pt`` of this bundle, or None.
+        optional: ignore a checkpoint file that does not exist (yet), as ``verify_net_in_out`` needs it.
+
+    Raises:
+        InputError: if the checkpoint was trained with something else than what was asked for.
+    """
+    asked = {name: value for name, value in asked.items() if value is not None}
+    known = checkpoint is not None and (Path(checkpoint).exists() or not optional)
+    held = dict(load_checkpoint_file(checkpoint).get("heads") or {}) if known else {}
+    for name, value in asked.items():
+        if held.get(name, value) != value:
+            raise InputError(f"{checkpoint} was trained with {name} {held[name]}, not {value}. Leave --{name} out.")
+    return {**DEFAULT_HEADS, **held, **asked}
+
+
+class SwinPretrainer(nn.Module):
+    """Swin encoder with heads for rotation, contrast and reconstruction.
+
+    In training mode a forward returns a dict of the heads in use: ``rotation`` (B, 4), ``contrast`` (B, 512) and ``inpainting`` (B, C, X, Y, Z).
+    In eval mode it returns the reconstruction alone, one tensor, as the model zoo's verifier wants.
+
+    Args:
+        encoder: encoder record (`common.swin_encoder`).
+        tasks: proxy tasks whose heads run; heads of other tasks exist, but are frozen.
+        heads: ``reconstruction_head`` (``vae``, ``deconv`` or ``large_kernel_deconv``) and ``pooling``, what rotation and contrast
+            read: ``token``, bottleneck voxels 0 and 1 (official code), or ``mean`` over the bottleneck.
+        use_checkpoint: gradient checkpointing of the encoder.
+
+    Raises:
+        InputError: for an unknown head, pooling or task.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: Mapping[str, Any],
+        tasks: Sequence[str],
+        heads: Mapping[str, str] = DEFAULT_HEADS,
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, known in (("reconstruction_head", RECONSTRUCTION_HEADS), ("pooling", POOLINGS)):
+            if heads[name] not in known:
+                raise InputError(f"--{name} {heads[name]!r} is not one of {', '.join(known)}.")
+        self.tasks = check_tasks(tasks)
+        self.pooling = heads["pooling"]
+        channels = 16 * encoder["feature_size"]
+        self.swinViT = build_encoder(encoder, use_checkpoint=use_checkpoint)
+        self.rotation_head = nn.Linear(channels, 4)
+        self.contrastive_head = nn.Linear(channels, EMBEDDING)
+        self.conv = RECONSTRUCTION_HEADS[heads["reconstruction_head"]](channels, encoder["in_channels"])
+        task_heads = {"rotation": self.rotation_head, "contrast": self.contrastive_head, "inpainting": self.conv}
+        for task, head in task_heads.items():
+            head.requires_grad_(task in self.tasks)
+
+    def bottleneck(self, x: torch.Tensor) -> torch.Tensor:
+        """Encoder output at 1/32 of the resolution: (B, 16 x feature_size, X/32, Y/32, Z/32)."""
+        return self.swinViT(x.contiguous())[4]
+
+    def embedding(self, x: torch.Tensor) -> torch.Tensor:
+        """Mean of the bottleneck over space, (B, 16 x feature_size): one vector per crop."""
+        return self.bottleneck(x).mean(dim=(2, 3, 4))
+
+    def proxy_outputs(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The outputs of the heads in use, whatever the mode."""
+        deep = self.bottleneck(x)
+        tokens = deep.flatten(2)  # (B, channels, tokens)
+        pooled = tokens.mean(dim=2)
+        outputs = {}
+        if "rotation" in self.tasks:
+            outputs["rotation"] = self.rotation_head(tokens[..., 0] if self.pooling == "token" else pooled)
+        if "contrast" in self.tasks:
+            outputs["contrast"] = self.contrastive_head(tokens[..., 1] if self.pooling == "token" else pooled)
+        if "inpainting" in self.tasks:
+            outputs["inpainting"] = self.conv(deep)
+        return outputs
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
+        return self.proxy_outputs(x) if self.training else self.conv(self.bottleneck(x))

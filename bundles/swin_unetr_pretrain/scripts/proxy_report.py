@@ -1,0 +1,98 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""How well an encoder does its proxy tasks: losses and accuracies over fixed validation views."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from monai.inferers import SimpleInferer
+
+from .common.checkpoint_file import atomic_path
+from .common.distributed import bare, is_distributed, rank
+
+logger = logging.getLogger(__name__)
+
+
+class ProxyInferer(SimpleInferer):
+    """Runs all heads in eval mode too, where the network alone would return the reconstruction only."""
+
+    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        return bare(network).proxy_outputs(inputs)
+
+
+def measure(outputs: dict[str, torch.Tensor], targets: dict[str, torch.Tensor], loss: torch.nn.Module) -> dict[str, float]:
+    """Sums over one batch of 2B views, to be divided by ``views``.
+
+    ``loss`` and ``loss_<task>``, ``rotation_accuracy`` (chance 0.25), ``contrast_top1`` (the partner is the nearest of the other 2B - 1 views) and
+    ``masked_error`` (mean squared error inside the masked voxels, intensities in [0, 1]).
+    """
+    views = len(targets["turns"])
+    values = {"loss": loss(outputs, targets), **{f"loss_{name}": value for name, value in loss.parts.items()}}
+    if "rotation" in outputs:
+        values["rotation_accuracy"] = (outputs["rotation"].argmax(1) == targets["turns"]).float().mean()
+    if "contrast" in outputs:
+        similarity, partner = loss.contrast.logits(*outputs["contrast"].chunk(2))
+        values["contrast_top1"] = (similarity.argmax(1) == partner).float().mean()
+    if "inpainting" in outputs:
+        hidden = targets["mask"].expand_as(targets["crop"])
+        squared = (outputs["inpainting"].float() - targets["crop"]).square()
+        values["masked_error"] = (squared * hidden).sum() / hidden.sum().clamp(min=1)
+    return {"views": float(views)} | {name: float(value) * views for name, value in values.items()}
+
+
+class ProxyReport:
+    """Handler for `SupervisedEvaluator`: means over all views and ranks, as ``engine.state.metrics`` and in the log.
+
+    The metrics are those of `measure`, with ``masked_psnr`` (dB, peak 1) in place of the squared error.
+
+    Args:
+        loss: `losses.ProxyTaskLoss`.
+        path: JSON file for the report, or None.
+    """
+
+    def __init__(self, *, loss: torch.nn.Module, path: str | None = None) -> None:
+        self.loss = loss
+        self.path = path
+        self.sums: dict[str, float] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Sum over an epoch of the evaluator."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.batch_completed)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.completed)
+
+    def started(self, engine: Engine) -> None:
+        """Start from zero."""
+        self.sums = {}
+
+    def batch_completed(self, engine: Engine) -> None:
+        """Add a batch."""
+        output = engine.state.output
+        with torch.no_grad():
+            for name, value in measure(output["pred"], output["label"], self.loss).items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def completed(self, engine: Engine) -> None:
+        """Divide, and report on rank 0."""
+        sums = self.sums
+        if is_distributed():
+            gathered: list[dict[str, float]] = [{}] * dist.get_world_size()
+            dist.all_gather_object(gathered, sums)
+            sums = {name: sum(part[name] for part in gathered) for name in sums}
+        metrics = {name: value / sums["views"] for name, value in sums.items() if name != "views"}
+        if "masked_error" in metrics:
+            metrics["masked_psnr"] = -10 * math.log10(max(metrics.pop("masked_error"), 1e-12))
+        engine.state.metrics.update(metrics)
+        if rank() == 0:
+            said = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+            logger.info("validation over %d views  %s", int(sums["views"]), said)
+            if self.path is not None:
+                with atomic_path(Path(self.path)) as temporary:
+                    temporary.write_text(json.dumps({"views": int(sums["views"]), **metrics}, indent=2) + "\n")
