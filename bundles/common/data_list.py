@@ -438,3 +438,8 @@ def _first(names: list[str], count: int) -> str:
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def label_as_reference(scans: Sequence[dict]) -> list[dict]:
+    """Items with ``label`` under the key ``reference``, which no preprocessing touches: what a score compares with."""
+    return [{"image": item["image"], "reference": item["label"]} for item in scans]
