@@ -182,8 +182,8 @@ def draw_patient(seed: int) -> Patient:
     in_plane = float(rng.uniform(3.7, 4.4))
     spacing = (in_plane, in_plane, float(rng.uniform(4.9, 5.5)))
     size = rng.uniform((0.86, 0.86, 0.84), (1.08, 1.08, 1.02))
-    # The organs fill this box of the body, and the grid may lie anywhere around it: skin may be cut off, organs not. The
-    # sine favours the ends of that freedom, so that the label map of one patient seldom fits another.
+    # The organs fill this box of the body, and the grid may lie anywhere around it: skin may be cut off, organs not.
+    # The sine favours the ends of that freedom, so that the label map of one patient seldom fits another.
     low, high = np.array((-138, -90, -96)) * size, np.array((142, 96, 108)) * size
     half = np.array(shape) * spacing / 2 - 8
     lowest, highest = np.minimum(-half - low, 0), np.maximum(half - high, 0)

@@ -46,5 +46,7 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
     """
     values = sorted(int(value) for value in labels)
     if values != list(range(len(values))) or len(values) < 2:
-        raise InputError(f"labels {dict(labels)} must be 0 (background), 1, 2, ... without a gap; values found: {values}.")
+        raise InputError(
+            f"labels {dict(labels)} must be 0 (background), 1, 2, ... without a gap; values found: {values}."
+        )
     return {str(value): labels[str(value)] if str(value) in labels else labels[value] for value in values}

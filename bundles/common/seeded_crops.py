@@ -21,7 +21,9 @@ from .distributed import rank, world_size
 
 def _plain(crop: dict[str, Any]) -> dict[str, Any]:
     """Tensors without metadata: they train faster, and torch.compile does not recompile for them (traps.md 20)."""
-    return {k: v.as_tensor() if isinstance(v, MetaTensor) else v for k, v in crop.items() if not k.endswith("_transforms")}
+    return {
+        k: v.as_tensor() if isinstance(v, MetaTensor) else v for k, v in crop.items() if not k.endswith("_transforms")
+    }
 
 
 class SeededCrops(Dataset):

@@ -29,7 +29,11 @@ class SegmentationLoss(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.dice = DiceLoss(
-            include_background=background_in_dice, to_onehot_y=True, softmax=True, squared_pred=squared_pred, batch=batch_dice
+            include_background=background_in_dice,
+            to_onehot_y=True,
+            softmax=True,
+            squared_pred=squared_pred,
+            batch=batch_dice,
         )
         self.cross_entropy = torch.nn.CrossEntropyLoss(weight=class_weights)
         self.parts: dict[str, torch.Tensor] = {}

@@ -27,7 +27,9 @@ def start_checkpoint(pretrained_encoder: str | None, pretrained_model: str | Non
     return pretrained_encoder or pretrained_model or None
 
 
-def load_start_weights(network: torch.nn.Module, *, pretrained_encoder: str | None, pretrained_model: str | None) -> None:
+def load_start_weights(
+    network: torch.nn.Module, *, pretrained_encoder: str | None, pretrained_model: str | None
+) -> None:
     """Load what was given, completely, or say that the network starts from scratch.
 
     Raises:

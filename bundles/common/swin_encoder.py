@@ -89,7 +89,9 @@ def resolve_encoder(
                 f"which {heads} heads (num_heads {resolved['num_heads']}) do not divide."
             )
     if resolved["feature_size"] % 12:
-        raise InputError(f"feature_size {resolved['feature_size']} must be a multiple of 12 (MONAI's Swin UNETR demands it).")
+        raise InputError(
+            f"feature_size {resolved['feature_size']} must be a multiple of 12 (MONAI's Swin UNETR demands it)."
+        )
     return resolved
 
 

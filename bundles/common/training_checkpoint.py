@@ -98,14 +98,22 @@ class TrainingCheckpoint:
         self.resume = resume
         self.encoder_file = encoder_file
         self.best: float | None = None
+        self.random: dict[str, Any] | None = None
 
     def attach(self, engine: Engine) -> None:
         """All ranks resume, rank 0 alone writes."""
         if self.resume:
             engine.add_event_handler(Events.STARTED, self.continue_from_last)
+            engine.add_event_handler(Events.GET_BATCH_STARTED, self.continue_random)
         if rank() == 0:
+            if not self.resume:
+                engine.add_event_handler(Events.STARTED, self.forget_best)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
             engine.add_event_handler(Events.COMPLETED, self.completed)
+
+    def forget_best(self, engine: Engine) -> None:
+        """Remove the best weights of an earlier run in this folder, lest they pass for this run's."""
+        (self.folder / "best.pt").unlink(missing_ok=True)
 
     def continue_from_last(self, engine: Engine) -> None:
         """Load ``last.pt`` and set the engine and the sampler to the step after it."""
@@ -124,11 +132,17 @@ class TrainingCheckpoint:
             target.load_state_dict(state[name])
         if engine.scaler is not None and state["scaler"] is not None:
             engine.scaler.load_state_dict(state["scaler"])
-        restore_random_states(state["random"])
+        self.random = state["random"]
         self.best = state["best"]
         engine.state.epoch, engine.state.iteration = state["epoch"], state["step"]
         self.sampler.first_step = state["step"]
         logger.info("%s: the run goes on after step %d", path, state["step"])
+
+    def continue_random(self, engine: Engine) -> None:
+        """Restore the generators at the first batch: the data loader, built anew in between, takes a number that the unbroken run did not."""
+        if self.random is not None:
+            restore_random_states(self.random)
+            self.random = None
 
     def _result(self, engine: Engine, score: float | None) -> dict[str, Any]:
         trained = self.trained | {
@@ -162,12 +176,17 @@ class TrainingCheckpoint:
         """Write the result of the run."""
         best = self.folder / "best.pt"
         if not best.exists():
-            raise InputError(f"no validation of this run gave a finite {self.score}: there are no weights worth keeping.")
+            raise InputError(
+                f"no validation of this run gave a finite {self.score}: there are no weights worth keeping."
+            )
         result = load_checkpoint_file(str(best))
         if self.encoder_file:
             encoder = {name: tensor for name, tensor in result["model"].items() if name in encoder_state(self.network)}
             save_atomically(
-                {"state_dict": encoder, "encoder": self.encoder, "trained": result["trained"]}, self.folder / "encoder.pt"
+                {"state_dict": encoder, "encoder": self.encoder, "trained": result["trained"]},
+                self.folder / "encoder.pt",
             )
         save_atomically(result, self.folder / "model.pt")
-        logger.info("wrote %s (step %d, %s)", self.folder / "model.pt", result["trained"]["steps"], result["trained"]["score"])
+        logger.info(
+            "wrote %s (step %d, %s)", self.folder / "model.pt", result["trained"]["steps"], result["trained"]["score"]
+        )

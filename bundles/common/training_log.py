@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
 
+from .checkpoint_file import atomic_path
 from .distributed import rank
 
 logger = logging.getLogger(__name__)
@@ -77,14 +77,21 @@ class TrainingLog:
             engine.add_event_handler(Events.COMPLETED, self.completed)
 
     def started(self, engine: Engine) -> None:
+        """Start the clock."""
+        self.began = self.since = time.monotonic()
+        self.first_step = -1
+
+    def _continue_table(self) -> None:
         """Keep the rows up to the step that the run resumes from, so that a step stands in the table once."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read_log(self.path) if row["step"] <= engine.state.iteration] if self.path.exists() else []
-        self.path.unlink(missing_ok=True)
-        for row in kept:
-            self._append(row)
-        self.first_step, self.began = engine.state.iteration, time.monotonic()
-        self.since = self.began
+        kept = [row for row in read_log(self.path) if row["step"] <= self.first_step] if self.path.exists() else []
+        if kept:
+            with atomic_path(self.path) as temporary, open(temporary, "w", newline="") as file:
+                writer = csv.DictWriter(file, fieldnames=list(kept[0]))
+                writer.writeheader()
+                writer.writerows(kept)
+        else:
+            self.path.unlink(missing_ok=True)
 
     def _append(self, row: dict[str, float]) -> None:
         new = not self.path.exists()
@@ -96,6 +103,9 @@ class TrainingLog:
 
     def step_completed(self, engine: Engine) -> None:
         """Add up; write a line when it is due."""
+        if self.first_step < 0:  # only now is it sure that a checkpoint to resume from has set the step
+            self.first_step = engine.state.iteration - 1
+            self._continue_table()
         parts = getattr(engine.loss_function, "parts", {})
         values = {"loss": engine.state.output["loss"]} | {f"loss_{name}": value for name, value in parts.items()}
         for name, value in values.items():
@@ -122,6 +132,5 @@ class TrainingLog:
         """Draw the curves."""
         rows = read_log(self.path) if self.path.exists() else []
         if rows:
-            partial = self.folder / ".loss_curves.png"
-            loss_figure(rows, f"{len(rows)} means of {self.every} steps").savefig(partial, dpi=100)
-            os.replace(partial, self.folder / "loss_curves.png")
+            with atomic_path(self.folder / "loss_curves.png") as temporary:
+                loss_figure(rows, f"{len(rows)} means of {self.every} steps").savefig(temporary, dpi=100)

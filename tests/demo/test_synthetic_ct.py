@@ -21,7 +21,7 @@ VOLUME = {
     "left_kidney": (70, 300),
     "gallbladder": (15, 100),
     "esophagus": (8, 70),
-    "liver": (700, 2300),
+    "liver": (600, 2300),
     "stomach": (120, 700),
     "aorta": (40, 250),
     "inferior_vena_cava": (40, 250),

@@ -52,7 +52,9 @@ def model_task(*, task: str | None, checkpoint: str) -> str:
     content = load_checkpoint_file(checkpoint) if Path(checkpoint).exists() else {}
     trained = content.get("task") if isinstance(content, Mapping) else None
     if task and trained and task != trained:
-        raise InputError(f"{checkpoint} was trained for {trained}, not for --task {task}. Leave --task out or choose another model.")
+        raise InputError(
+            f"{checkpoint} was trained for {trained}, not for --task {task}. Leave --task out or choose another model."
+        )
     return task or trained or DEFAULT_TASK
 
 
@@ -68,7 +70,11 @@ def check_dataset(*, dataset_dir: str, data_list: str | None, task: str, row: Ma
     declared = sorted(int(value) for value in content.get("labels") or row["labels"])
     expected = sorted(int(value) for value in row["labels"])
     if declared != expected:
-        raise InputError(f"{path} declares labels {content['labels']}, but {task} has {row['labels']}. Is this the folder of that task?")
+        raise InputError(
+            f"{path} declares labels {content['labels']}, but {task} has {row['labels']}. Is this the folder of that task?"
+        )
     channels = content.get("modality") or row["channels"]
     if len(channels) != len(row["channels"]):
-        raise InputError(f"{path} declares {len(channels)} channels ({channels}), but {task} has {len(row['channels'])}: {row['channels']}.")
+        raise InputError(
+            f"{path} declares {len(channels)} channels ({channels}), but {task} has {len(row['channels'])}: {row['channels']}."
+        )

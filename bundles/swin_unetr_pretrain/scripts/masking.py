@@ -7,8 +7,10 @@ device of the crops without waiting for it.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -26,21 +28,49 @@ class Boxes(NamedTuple):
     number: torch.Tensor
 
 
-def _inside(boxes: Boxes, shape: Sequence[int]) -> list[torch.Tensor]:
-    """Per axis, whether a voxel's index lies in a box: three float tensors (B, K, X), (B, K, Y), (B, K, Z)."""
-    indicators = []
-    for axis, size in enumerate(shape):
-        index = torch.arange(size, device=boxes.start.device)
-        inside = (index >= boxes.start[..., axis, None]) & (index < boxes.stop[..., axis, None])
-        indicators.append(inside.float())
-    return indicators
+def _union(boxes: Boxes, shape: Sequence[int]) -> torch.Tensor:
+    """Voxels in any of the boxes that count: bool (B, X, Y, Z).
+
+    Each box adds +1 or -1 at its eight corners, and running sums along the three axes turn them into the number of boxes that a voxel is in:
+    the cost is one pass over the crop, however many boxes there are.
+    """
+    batch, number = boxes.start.shape[:2]
+    x, y, z = (size + 1 for size in shape)
+    counts = torch.zeros(batch, x * y * z, dtype=torch.int32, device=boxes.start.device)
+    used = (torch.arange(number, device=counts.device) < boxes.number[:, None]).int()
+    for corner in itertools.product((0, 1), repeat=3):
+        at = torch.stack([(boxes.stop if end else boxes.start)[..., axis] for axis, end in enumerate(corner)]).long()
+        counts.scatter_add_(1, (at[0] * y + at[1]) * z + at[2], used * (-1) ** sum(corner))
+    for axis in (1, 2, 3):
+        counts = counts.view(batch, x, y, z).cumsum(axis, dtype=torch.int32)
+    return counts[:, :-1, :-1, :-1] > 0
 
 
-def _union(indicators: list[torch.Tensor], number: torch.Tensor) -> torch.Tensor:
-    """Voxels in any of the first ``number`` boxes: bool (B, X, Y, Z). A box is an outer product, so their sum is one matmul."""
-    x, y, z = indicators
-    used = (torch.arange(x.shape[1], device=number.device) < number[:, None]).float()
-    return torch.einsum("bkx,bky,bkz->bxyz", x * used[..., None], y, z) > 0.5
+def _side_bounds(side: int, block: tuple[float, float]) -> tuple[int, int]:
+    """Smallest and largest side of a box, in voxels, along an axis of a crop."""
+    low = max(1, round(side * block[0]))
+    return low, max(low, round(side * block[1]))
+
+
+@lru_cache
+def _enough_boxes(shape: tuple[int, ...], ratio: float, block: tuple[float, float]) -> int:
+    """Number of boxes that cover the fraction ``ratio`` on average, half as many again, and 16.
+
+    Boxes lie inside the crop, so its corners are hit far less often than its middle: a voxel that a box hits with probability p is
+    still missed by K boxes with (1 - p)^K.
+    """
+    hits = []
+    for side in shape:
+        index, sizes = torch.arange(side), range(_side_bounds(side, block)[0], _side_bounds(side, block)[1] + 1)
+        starts = [
+            index.clamp(max=side - size) - (index - size + 1).clamp(min=0) + 1 for size in sizes
+        ]  # that hit the voxel
+        hits.append(torch.stack([n / (side - size + 1) for n, size in zip(starts, sizes, strict=True)]).mean(dim=0))
+    missed = 1 - torch.einsum("x,y,z->xyz", *hits)
+    number = 1
+    while (missed**number).mean() > 1 - ratio:
+        number = math.ceil(1.1 * number)
+    return math.ceil(1.5 * number) + 16
 
 
 def draw_boxes(
@@ -73,21 +103,17 @@ def draw_boxes(
     device = generator.device
     target = ratio[0] + (ratio[1] - ratio[0]) * torch.rand(batch, generator=generator, device=device)
     sides = torch.tensor(shape, device=device)
-    low = (sides * block[0]).round().clamp(min=1)
-    high = torch.maximum((sides * block[1]).round(), low)
-    # Independent boxes of relative volume v leave (1 - v)^K uncovered; half as many again are enough.
-    volume = ((block[0] + block[1]) / 2) ** 3
-    number = max(1, math.ceil(1.5 * math.log(1 / (1 - ratio[1])) / volume)) + 8
+    low, high = torch.tensor([_side_bounds(side, block) for side in shape], device=device).unbind(1)
+    number = _enough_boxes(tuple(shape), ratio[1], tuple(block))
     size = low + torch.floor(torch.rand(batch, number, 3, generator=generator, device=device) * (high - low + 1))
     start = torch.floor(torch.rand(batch, number, 3, generator=generator, device=device) * (sides - size + 1))
     boxes = Boxes(start, start + size, torch.full((batch,), number, device=device, dtype=torch.long))
 
     # Coverage grows with the number of boxes: bisect for the fewest that reach the target, all crops at once.
-    indicators = _inside(boxes, shape)
     enough, too_few = boxes.number, torch.full_like(boxes.number, -1)
     for _ in range(math.ceil(math.log2(number + 1))):
         middle = torch.maximum((enough + too_few) // 2, too_few + 1)
-        covered = _union(indicators, middle).float().mean(dim=(1, 2, 3))
+        covered = _union(boxes._replace(number=middle), shape).float().mean(dim=(1, 2, 3))
         reached = covered >= target
         enough = torch.where(reached, middle, enough)
         too_few = torch.where(reached, too_few, middle)
@@ -96,7 +122,7 @@ def draw_boxes(
 
 def box_mask(boxes: Boxes, shape: Sequence[int]) -> torch.Tensor:
     """The voxels that boxes hide: bool (B, 1, X, Y, Z)."""
-    return _union(_inside(boxes, shape), boxes.number)[:, None]
+    return _union(boxes, shape)[:, None]
 
 
 def fill_mask(crops: torch.Tensor, mask: torch.Tensor, *, fill: str, generator: torch.Generator) -> torch.Tensor:
@@ -122,4 +148,4 @@ def fill_mask(crops: torch.Tensor, mask: torch.Tensor, *, fill: str, generator: 
         noise = torch.randn(crops.shape, generator=generator, device=crops.device, dtype=crops.dtype)
         low, high = noise.amin(dim=(1, 2, 3, 4), keepdim=True), noise.amax(dim=(1, 2, 3, 4), keepdim=True)
         return torch.where(mask, (noise - low) / (high - low), crops)
-    return torch.where(mask, torch.zeros_like(crops) if fill == "zero" else crops.roll(1, dims=0), crops)
+    return torch.where(mask, torch.zeros_like(crops) if fill == "zero" else crops.roll(-1, dims=0), crops)

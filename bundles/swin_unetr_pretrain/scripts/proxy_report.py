@@ -23,11 +23,15 @@ logger = logging.getLogger(__name__)
 class ProxyInferer(SimpleInferer):
     """Runs all heads in eval mode too, where the network alone would return the reconstruction only."""
 
-    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+    def __call__(
+        self, inputs: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
         return bare(network).proxy_outputs(inputs)
 
 
-def measure(outputs: dict[str, torch.Tensor], targets: dict[str, torch.Tensor], loss: torch.nn.Module) -> dict[str, float]:
+def measure(
+    outputs: dict[str, torch.Tensor], targets: dict[str, torch.Tensor], loss: torch.nn.Module
+) -> dict[str, float]:
     """Sums over one batch of 2B views, to be divided by ``views``.
 
     ``loss`` and ``loss_<task>``, ``rotation_accuracy`` (chance 0.25), ``contrast_top1`` (the partner is the nearest of the other 2B - 1 views) and

@@ -47,5 +47,7 @@ def rotate(crops: torch.Tensor, turns: torch.Tensor, *, plane: str) -> torch.Ten
         )
     turned = crops
     for quarter in (1, 2, 3):
-        turned = torch.where((turns == quarter)[:, None, None, None, None], crops.rot90(quarter, (first, second)), turned)
+        turned = torch.where(
+            (turns == quarter)[:, None, None, None, None], crops.rot90(quarter, (first, second)), turned
+        )
     return turned

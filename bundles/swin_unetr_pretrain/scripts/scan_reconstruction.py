@@ -33,7 +33,9 @@ class MaskedWindows(SlidingWindowInferer):
         super().__init__(roi_size=roi_size, sw_batch_size=sw_batch_size, overlap=0.0, mode="constant")
         self.views = views
 
-    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+    def __call__(
+        self, inputs: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
         """Scan (1, C, X, Y, Z) to ``reconstruction`` and ``masked`` of the same shape and ``embedding`` (windows, features)."""
         embeddings: list[torch.Tensor] = []
 
@@ -100,5 +102,7 @@ class SaveReconstructionPictures:
                     axes.imshow(picture, cmap="gray", origin="lower", vmin=low, vmax=up, aspect=high / wide)
                     axes.set_axis_off()
                     axes.set_title(f"{key}, middle of {plane}", fontsize=9)
-            with atomic_path(self.folder / f"{case_name(image_file_of(item, 'image'))}_reconstruction.png") as temporary:
+            with atomic_path(
+                self.folder / f"{case_name(image_file_of(item, 'image'))}_reconstruction.png"
+            ) as temporary:
                 figure.savefig(temporary, dpi=100)

@@ -1,0 +1,101 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""What the demo found, in a table on the screen: scores of the three fine-tunings, where everything is, time spent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .stage import RECORDS
+
+# Folder of each fine-tuning, and what to call it.
+RUNS = {
+    "swin_unetr_btcv_seg": "pre-trained encoder",
+    "from_scratch": "from scratch",
+    "shuffled_labels": "shuffled labels",
+}
+
+
+def read_scores(out: Path) -> dict[str, dict[str, Any]]:
+    """Return ``evaluation/summary.json`` of each fine-tuning, by its folder; see `case_scores.summarise`."""
+    return {run: json.loads((out / run / "evaluation" / "summary.json").read_text()) for run in RUNS}
+
+
+def read_stages(out: Path) -> list[dict[str, Any]]:
+    """Return the record of each finished stage (title, seconds, key with the command), in the order they finished."""
+    records = [json.loads(path.read_text()) for path in (out / RECORDS).glob("[!.]*.json")]
+    return sorted((record for record in records if "finished" in record), key=lambda record: record["finished"])
+
+
+def mlflow_command(out: Path) -> str:
+    """Return the command that shows the tracked runs in a browser."""
+    return f"mlflow ui --backend-store-uri sqlite:///{(out / 'mlruns.db').resolve().as_posix()}"
+
+
+def clock(seconds: float) -> str:
+    """Return seconds as ``m:ss`` or ``h:mm:ss``."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def score_text(value: float | None) -> str:
+    """Return a score with three digits, or a dash where neither the truth nor the prediction has the organ."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def tolerance_text(summary: dict[str, Any]) -> str:
+    """Return the NSD tolerance of an evaluation in words, such as ``4 mm``."""
+    values = sorted(set(summary["tolerance"].values()))
+    return " to ".join(f"{value:g}" for value in (values if len(values) == 1 else (values[0], values[-1]))) + " mm"
+
+
+def print_summary(out: Path, console: Console) -> None:
+    """Print the scores, the paths and the time spent.
+
+    Args:
+        out: folder of a finished demo.
+        console: where to print.
+    """
+    scores = read_scores(out)
+    first = next(iter(scores.values()))
+    cases = len(first["cases"])
+    table = Table(title=f"Scores on {cases} held-out synthetic scan{'s' * (cases > 1)}", title_style="bold")
+    table.add_column("organ")
+    for title in RUNS.values():
+        table.add_column(f"{title}\nDice", justify="right")
+        table.add_column("\nNSD", justify="right")
+    for organ in first["labels"]:
+        means = [summary["labels"][organ][metric]["mean"] for summary in scores.values() for metric in ("dice", "nsd")]
+        table.add_row(organ.replace("_", " "), *map(score_text, means))
+    table.add_section()
+    means = [summary[metric] for summary in scores.values() for metric in ("mean_dice", "mean_nsd")]
+    table.add_row("mean", *map(score_text, means), style="bold")
+    console.print(table)
+    console.print(
+        f"NSD: share of the surface within {tolerance_text(first)}. Synthetic patients: this shows that every part "
+        "works, not a gain on real ones.\n"
+    )
+    _print_lines(
+        console,
+        {
+            "report": out / "report.html",
+            "encoder": out / "swin_unetr_pretrain" / "models" / "encoder.pt",
+            "network": out / "swin_unetr_btcv_seg" / "models" / "model.pt",
+            "segmentation": out / "segmentation",
+            "tracked runs": mlflow_command(out),
+            "compute time": clock(sum(stage["seconds"] for stage in read_stages(out))),
+        }.items(),
+    )
+
+
+def _print_lines(console: Console, lines: Iterable[tuple[str, Any]]) -> None:
+    for name, value in lines:
+        # a path or command is to be copied: never wrapped, never read as markup
+        console.print(Text(f"{name:<13} {value}"), soft_wrap=True)

@@ -1,0 +1,60 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""What a run does first: seeds, refusals, and the message of an InputError."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bundles.common.begin import begin
+from bundles.common.input_error import InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def tidy(monkeypatch):
+    """Leave the hook of uncaught errors and torch's determinism flags as they were."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    yield
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+
+
+def test_the_seed_fixes_all_generators(tidy):
+    def draws(seed):
+        begin(seed=seed)
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    assert draws(3) == draws(3)
+    assert all(one != other for one, other in zip(draws(3), draws(4), strict=True))
+
+
+def test_torchrun_without_the_overlay_is_refused(tidy, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="torchrun started 2 processes.*multi_gpu_train.yaml"):
+        begin(seed=0)
+
+
+def test_the_overlay_without_torchrun_is_refused(tidy, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(InputError, match="torchrun --standalone"):
+        begin(seed=0, distributed=True)
+
+
+def test_a_misspelt_option_of_a_real_command_line_ends_with_one_message(tmp_path):
+    config = tmp_path / "train.yaml"
+    config.write_text("max_steps: 5\nrun: [{_target_: bundles.common.begin.begin, seed: 0}]\n")
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(config), "--max_step", "3"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("Stopped: --max_step is not an option of") and "--max_steps" in last

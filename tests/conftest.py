@@ -1,0 +1,21 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""What several test files share."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def record():
+    """A tiny encoder: 32^3 crops have a 1x1x1 bottleneck, 64x64x32 ones 2x2x1."""
+    return {
+        "in_channels": 1,
+        "feature_size": 12,
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 2, 4, 8],
+        "window_size": 4,
+        "patch_size": 2,
+        "merging": "monai",
+        "use_v2": False,
+    }

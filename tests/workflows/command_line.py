@@ -1,0 +1,77 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Run a bundle as a user does: ``python -m monai.bundle run`` or ``torchrun``, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+BUNDLES = ROOT / "bundles"
+
+# The smallest network and crop that train: 64x32x32 leaves two voxels at the bottleneck.
+SMALL = {
+    "preset": "cpu",
+    "roi_size": "[32,32,64]",
+    "depths": "[1,1,1,1]",
+    "max_steps": 2,
+    "val_interval": 2,
+    "log_every": 1,
+}
+
+
+def _command(
+    bundle: str, configs: str | list[str], *, cwd: Path | None = None, processes: int = 1, **options: object
+) -> dict[str, object]:
+    folder = BUNDLES / bundle
+    prefix = "configs" if cwd is None else str(folder / "configs")
+    names = [configs] if isinstance(configs, str) else configs
+    files = [f"{prefix}/{name}" for name in names]
+    command = [sys.executable, "-W", "ignore"]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += ["-m", "monai.bundle", "run", "--config_file", files[0] if len(files) == 1 else repr(files)]
+    if cwd is not None:
+        command += ["--bundle_root", str(folder)]
+    for name, value in options.items():
+        command += [f"--{name}", str(value)]
+    return {"args": command, "cwd": cwd or folder, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+
+
+def run_bundle(bundle: str, configs: str | list[str], **options: object) -> subprocess.CompletedProcess:
+    """Run one workflow from inside the bundle's folder, or from ``cwd`` with ``--bundle_root``.
+
+    Args:
+        bundle: folder name.
+        configs: file names in its ``configs/``.
+        options: ``cwd``, another working folder; ``processes``, more than one starts them by ``torchrun``; and the overrides of the
+            command line.
+    """
+    return subprocess.run(
+        **_command(bundle, configs, **options), capture_output=True, text=True, timeout=900, check=False
+    )
+
+
+def kill_when(bundle: str, configs: str | list[str], *, appears: Path, **options: object) -> None:
+    """Start a workflow as `run_bundle` does, and kill it as soon as a file is there."""
+    process = subprocess.Popen(
+        **_command(bundle, configs, **options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(6000):
+            if appears.exists() or process.poll() is not None:
+                break
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    assert appears.exists(), f"the run ended with status {process.returncode} before it wrote {appears}"
+
+
+def succeed(run: subprocess.CompletedProcess) -> str:
+    """The output of a run that ended well."""
+    assert run.returncode == 0, f"exit status {run.returncode}\n{run.stdout[-3000:]}\n{run.stderr[-6000:]}"
+    return run.stdout

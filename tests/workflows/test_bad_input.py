@@ -1,0 +1,105 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Bad input stops a run before it trains, with one message that names the file or option, the value and the mend."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from .command_line import SMALL, run_bundle
+
+pytestmark = pytest.mark.xdist_group("bad_input")
+
+
+def refused(tmp_path, dataset_dir, **options) -> str:
+    """The message of a training that must not start."""
+    output = tmp_path / "output"
+    run = run_bundle(
+        "swin_unetr_btcv_seg", "train.yaml", dataset_dir=dataset_dir, output_dir=output, **{**SMALL, **options}
+    )
+    assert run.returncode == 1, run.stdout[-2000:] + run.stderr[-4000:]
+    assert "step 1" not in run.stdout
+    assert not (output / "models").exists()
+    assert "Traceback" not in run.stderr
+    return run.stderr[run.stderr.rindex("Stopped:") :]
+
+
+@pytest.fixture
+def broken(tmp_path, btcv):
+    """A copy of the data set to be spoilt."""
+    return shutil.copytree(btcv, tmp_path / "btcv")
+
+
+def rewrite(path, change):
+    image = nib.load(path)
+    array, affine = change(np.asarray(image.dataobj), image.affine)
+    nib.save(nib.Nifti1Image(array, affine), path)
+
+
+def test_missing_folder(tmp_path):
+    assert "nowhere" in refused(tmp_path, tmp_path / "nowhere")
+
+
+def test_empty_folder(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "dataset.json" in refused(tmp_path, tmp_path / "empty")
+
+
+def test_list_that_names_absent_files(tmp_path, broken):
+    (broken / "imagesTr" / "img0001.nii.gz").unlink()
+    assert "img0001.nii.gz" in refused(tmp_path, broken)
+
+
+def test_corrupt_nifti(tmp_path, broken):
+    path = broken / "imagesTr" / "img0000.nii.gz"
+    path.write_bytes(path.read_bytes()[:20000])
+    assert "img0000.nii.gz" in refused(tmp_path, broken)
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (40, 40, 40, 3)])
+def test_image_that_is_not_3d(tmp_path, broken, shape):
+    rewrite(broken / "imagesTr" / "img0000.nii.gz", lambda a, m: (np.zeros(shape, np.int16), m))
+    message = refused(tmp_path, broken)
+    assert "img0000.nii.gz" in message and str(shape[-1]) in message
+
+
+def test_label_that_does_not_match_its_image(tmp_path, broken):
+    rewrite(broken / "labelsTr" / "label0001.nii.gz", lambda a, m: (a[:-3], m))
+    assert "label0001.nii.gz" in refused(tmp_path, broken)
+
+
+def test_undeclared_label(tmp_path, broken):
+    rewrite(broken / "labelsTr" / "label0002.nii.gz", lambda a, m: (np.where(a == 6, 77, a).astype(np.uint8), m))
+    message = refused(tmp_path, broken)
+    assert "label0002.nii.gz" in message and "77" in message
+
+
+def test_roi_that_32_does_not_divide(tmp_path, btcv):
+    message = refused(tmp_path, btcv, roi_size="[64,60,32]")
+    assert "60" in message and "32" in message
+
+
+def test_roi_too_small_to_train(tmp_path, btcv):
+    assert "[32, 32, 32]" in refused(tmp_path, btcv, roi_size="[32,32,32]")
+
+
+def test_misspelt_option(tmp_path, btcv):
+    message = refused(tmp_path, btcv, pretrained_encodr="x.pt")
+    assert "--pretrained_encodr" in message and "--pretrained_encoder" in message
+
+
+def test_unknown_preset(tmp_path, btcv):
+    assert "official, cpu" in refused(tmp_path, btcv, preset="gpu")
+
+
+def test_missing_checkpoint(tmp_path, btcv):
+    assert "no_such_encoder.pt" in refused(tmp_path, btcv, pretrained_encoder=tmp_path / "no_such_encoder.pt")
+
+
+def test_broken_data_list(tmp_path, broken):
+    (broken / "dataset.json").write_text(json.dumps({"training": []})[:-1])
+    assert "dataset.json" in refused(tmp_path, broken)

@@ -1,0 +1,122 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""What all configs have in common: the properties that MONAI demands, one preprocessing per bundle, one meaning per name."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from .command_line import BUNDLES
+
+pytestmark = pytest.mark.xdist_group("configs")
+NAMES = ["swin_unetr_btcv_seg", "swin_unetr_msd", "swin_unetr_pretrain"]
+WORKFLOWS = ["evaluate", "inference", "train"]
+CONFIGS = sorted(path for path in BUNDLES.rglob("configs/*.yaml"))
+
+
+def config(bundle: str, name: str) -> dict:
+    return yaml.safe_load((BUNDLES / bundle / "configs" / f"{name}.yaml").read_text())
+
+
+def test_every_config_is_known_to_these_tests():
+    found = {str(path.relative_to(BUNDLES)) for path in CONFIGS}
+    expected = {
+        f"{bundle}/configs/{name}.yaml"
+        for bundle in NAMES
+        for name in [*WORKFLOWS, "multi_gpu_train", "multi_gpu_evaluate", "presets"]
+    }
+    assert found == expected | {"swin_unetr_msd/configs/tasks.yaml"}
+    assert len(found) == 19
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_properties_that_monai_demands_are_there(bundle, name, monkeypatch, btcv, pretrained, segmenter):
+    folder = BUNDLES / bundle
+    monkeypatch.syspath_prepend(str(folder))
+    forget_scripts(monkeypatch)
+    model = (pretrained if bundle == "swin_unetr_pretrain" else segmenter) / "models" / "model.pt"
+    options = {"bundle_root": str(folder), "preset": "cpu", "dataset_dir": str(btcv), "roi_size": [64, 64, 32]}
+    if name == "train":
+        workflow = ConfigWorkflow(str(folder / "configs" / "train.yaml"), workflow_type="train", **options)
+    else:
+        if name == "inference":
+            options["dataset_dir"] = str(btcv / "imagesTr")
+        options["pretrained_model"] = str(model)
+        workflow = ConfigWorkflow(str(folder / "configs" / f"{name}.yaml"), workflow_type="infer", **options)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    forget_scripts(monkeypatch)
+
+
+def forget_scripts(monkeypatch) -> None:
+    """Unload the package ``scripts``, which each bundle has of its own, as MONAI Label does."""
+    import sys
+
+    for module in [module for module in sys.modules if module.split(".")[0] == "scripts"]:
+        monkeypatch.delitem(sys.modules, module)
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+def test_preprocessing_is_equal_in_train_evaluate_and_inference(bundle):
+    train, evaluate, inference = (config(bundle, name) for name in ("train", "evaluate", "inference"))
+    assert train["preprocessing"] == evaluate["preprocessing"] == inference["preprocessing"]
+    assert train["hu_window"] == evaluate["hu_window"] == inference["hu_window"]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_segmentation_bundles_differ_only_where_the_task_does(name):
+    btcv, msd = config("swin_unetr_btcv_seg", name), config("swin_unetr_msd", name)
+    task = {
+        "task",
+        "row",
+        "trained_task",
+        "bundle_labels",
+        "labels",
+        "hu_window",
+        "spacing",
+        "roi_size",
+        "nsd_tolerance",
+    }
+    task |= {"in_channels", "preprocessing", "above_air", "encoder", "run", "train"}
+    differing = {key for key in btcv.keys() | msd.keys() if btcv.get(key) != msd.get(key)}
+    assert differing <= task
+    if name == "train":
+        details = msd["train"]["handlers"][-1]["details"]
+        assert details.pop("task") == "@task"
+        assert btcv["train"] == msd["train"]
+
+
+def test_every_option_has_a_comment():
+    for path in CONFIGS:
+        if path.stem not in WORKFLOWS:
+            continue
+        text = path.read_text()
+        knobs = text[: text.index("# ====")]
+        without = [
+            line
+            for line in knobs.splitlines()
+            if re.match(r"[a-z_]+:", line)
+            and "#" not in line
+            and not line.startswith(("imports", "values", "row", "device"))
+        ]
+        assert len(without) <= 22, f"{path}: {without}"
+
+
+@pytest.mark.parametrize("bundle", NAMES)
+def test_presets_say_where_their_numbers_come_from(bundle):
+    path = BUNDLES / bundle / "configs" / "presets.yaml"
+    presets = ConfigParser.load_config_file(str(path))
+    assert next(iter(presets)) == "official"
+    assert "cpu" in presets
+    official = path.read_text().split("\nofficial:")[1].split("\ncpu:")[0].split("\npaper:")[0]
+    unsourced = [line for line in official.splitlines() if line.startswith("  ") and "#" not in line]
+    assert {line.split(":")[0].strip() for line in unsourced} <= {
+        "cache_num",
+        "num_workers",
+        "log_every",
+        "gradient_checkpointing",
+    }

@@ -1,0 +1,107 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""The workflows of swin_unetr_msd, through the command line."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from .command_line import SMALL, run_bundle, succeed
+
+pytestmark = pytest.mark.xdist_group("msd")
+WINDOW = {"preset": "cpu", "roi_size": "[64,64,32]"}
+
+
+@pytest.fixture(scope="module")
+def spleen_model(tmp_path_factory, spleen, pretrained):
+    """A small Task09 network, from the encoder."""
+    output = tmp_path_factory.mktemp("spleen")
+    options = {
+        **SMALL,
+        "depths": None,
+        "roi_size": "[64,64,32]",
+        "pretrained_encoder": pretrained / "models" / "encoder.pt",
+    }
+    run = run_bundle(
+        "swin_unetr_msd", "train.yaml", task="Task09_Spleen", dataset_dir=spleen, output_dir=output, **options
+    )
+    succeed(run)
+    return output / "models" / "model.pt"
+
+
+def test_the_model_knows_its_task(spleen_model):
+    model = torch.load(spleen_model, weights_only=True)
+    assert model["task"] == "Task09_Spleen"
+    assert model["labels"] == {"0": "background", "1": "spleen"}
+
+
+def test_evaluation_scores_the_fold_that_training_held_out(tmp_path, spleen_model, spleen):
+    succeed(
+        run_bundle(
+            "swin_unetr_msd",
+            "evaluate.yaml",
+            dataset_dir=spleen,
+            pretrained_model=spleen_model,
+            output_dir=tmp_path,
+            **WINDOW,
+        )
+    )
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert len(summary["cases"]) == 1  # one of five
+    assert summary["labels"]["spleen"]["tolerance"] == 3.0
+
+
+def test_inference_predicts_the_test_section(tmp_path, spleen_model, spleen):
+    options = {"cwd": tmp_path, "dataset_dir": spleen / "dataset.json", "output_dir": tmp_path / "out", **WINDOW}
+    succeed(run_bundle("swin_unetr_msd", "inference.yaml", pretrained_model=spleen_model, **options))
+    original, mask = (
+        nib.load(spleen / "imagesTr" / "spleen_0.nii.gz"),
+        nib.load(tmp_path / "out" / "spleen_0_seg.nii.gz"),
+    )
+    assert mask.shape == original.shape
+    np.testing.assert_allclose(mask.affine, original.affine, atol=1e-3)
+    assert set(np.unique(mask.dataobj)) <= {0, 1}
+
+
+def test_four_channels_train_and_predict(tmp_path, brain):
+    options = {"preset": "cpu", "dataset_dir": brain}
+    succeed(
+        run_bundle(
+            "swin_unetr_msd",
+            "train.yaml",
+            task="Task01_BrainTumour",
+            output_dir=tmp_path,
+            **options,
+            **{k: v for k, v in SMALL.items() if k != "preset"},
+        )
+    )
+    model = tmp_path / "models" / "model.pt"
+    assert torch.load(model, weights_only=True)["encoder"]["in_channels"] == 4
+    options["dataset_dir"] = brain / "imagesTr" / "BRATS_0.nii.gz"
+    succeed(run_bundle("swin_unetr_msd", "inference.yaml", pretrained_model=model, output_dir=tmp_path, **options))
+    assert nib.load(tmp_path / "BRATS_0_seg.nii.gz").shape == (60, 60, 40)
+
+
+def test_a_misspelt_task_offers_the_nearest(tmp_path, spleen):
+    run = run_bundle("swin_unetr_msd", "train.yaml", task="Task9_Splen", dataset_dir=spleen, output_dir=tmp_path)
+    assert run.returncode == 1
+    assert "Did you mean Task09_Spleen" in run.stderr.strip().splitlines()[-1]
+
+
+def test_the_folder_of_another_task_is_refused(tmp_path, spleen):
+    run = run_bundle(
+        "swin_unetr_msd", "train.yaml", task="Task03_Liver", dataset_dir=spleen, output_dir=tmp_path, preset="cpu"
+    )
+    assert run.returncode == 1
+    message = run.stderr.strip().splitlines()[-1]
+    assert "spleen" in message and "liver" in message and str(spleen / "dataset.json") in message
+
+
+def test_two_processes_train_together(tmp_path, spleen):
+    options = {**SMALL, "batch_size": 1, "dataset_dir": spleen, "output_dir": tmp_path}
+    succeed(run_bundle("swin_unetr_msd", ["train.yaml", "multi_gpu_train.yaml"], processes=2, **options))
+    assert (tmp_path / "models" / "model.pt").exists()
