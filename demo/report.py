@@ -128,7 +128,7 @@ def _content(out: Path) -> dict[str, Any]:
         ],
         "pretraining_curves": [
             (
-                "sum of the three" if name == "loss" else task,
+                "Sum of the three" if name == "loss" else task.capitalize(),
                 _svg(curve_figure({"": pretraining}, name, {"": COLOURS[PRETRAINED]})),
             )
             for name, task in losses.items()
@@ -221,7 +221,7 @@ def _overlay(out: Path, labelled: Mapping[str, Any]) -> dict[str, str]:
     organs = {int(value): organ.replace("_", " ") for value, organ in labelled["labels"].items() if int(value)}
     figure = overlay_figure(image, prediction, truth=truth, spacing=spacing, labels=organs)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", pad_inches=0.05)
     size = " × ".join(map(str, image.shape))
     voxel = " × ".join(f"{millimetres:.1f}" for millimetres in spacing)
     return {"name": name, "size": size, "voxel": voxel, "picture": _data_address("image/png", buffer.getvalue())}

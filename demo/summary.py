@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,7 +17,7 @@ from .stage import RECORDS
 
 # Folder of each fine-tuning, and what to call it.
 RUNS = {
-    "swin_unetr_btcv_seg": "pre-trained encoder",
+    "swin_unetr_btcv_seg": "from encoder",
     "from_scratch": "from scratch",
     "shuffled_labels": "shuffled labels",
 }
@@ -28,8 +29,12 @@ def read_scores(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_stages(out: Path) -> list[dict[str, Any]]:
-    """Return the record of each finished stage (title, seconds, key with the command), in the order they finished."""
-    records = [json.loads(path.read_text()) for path in (out / RECORDS).glob("[!.]*.json")]
+    """Return the record of each finished stage (title, seconds, key with the command), in the order they finished.
+
+    The report itself, the last stage, is left out: the report shows this list.
+    """
+    paths = [path for path in (out / RECORDS).glob("[!.]*.json") if path.name != "report.json"]
+    records = [json.loads(path.read_text()) for path in paths]
     return sorted((record for record in records if "finished" in record), key=lambda record: record["finished"])
 
 
@@ -66,11 +71,12 @@ def print_summary(out: Path, console: Console) -> None:
     scores = read_scores(out)
     first = next(iter(scores.values()))
     cases = len(first["cases"])
-    table = Table(title=f"Scores on {cases} held-out synthetic scan{'s' * (cases > 1)}", title_style="bold")
-    table.add_column("organ")
-    for title in RUNS.values():
-        table.add_column(f"{title}\nDice", justify="right")
-        table.add_column("\nNSD", justify="right")
+    title = f"Scores on {cases} held-out synthetic scan{'s' * (cases > 1)}"
+    table = Table(title=title, title_style="bold", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("\n\norgan", no_wrap=True)
+    for run in RUNS.values():
+        table.add_column(run.replace(" ", "\n") + "\nDice", justify="right")
+        table.add_column("\n\nNSD", justify="right")
     for organ in first["labels"]:
         means = [summary["labels"][organ][metric]["mean"] for summary in scores.values() for metric in ("dice", "nsd")]
         table.add_row(organ.replace("_", " "), *map(score_text, means))

@@ -56,6 +56,30 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+class _Gather(torch.autograd.Function):
+    """Own, since the backward of ``torch.distributed.nn.functional.all_gather`` scrambles transposed gradients over gloo (torch 2.13)."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        everyone = [torch.empty_like(tensor) for _ in range(world_size())]
+        dist.all_gather(everyone, tensor)
+        return torch.stack(everyone)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient[rank()]
+
+
+def gather(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensors of all ranks, (ranks, ...); their shapes must be equal.
+
+    The gradient of a rank's tensor is the sum over the losses of all ranks.
+    """
+    return _Gather.apply(tensor.contiguous()) if is_distributed() else tensor[None]
+
+
 def local_device() -> torch.device:
     """The GPU of this process (``LOCAL_RANK``), or the CPU where there is none."""
     if not torch.cuda.is_available():

@@ -21,6 +21,7 @@ def test_a_single_process_is_rank_0_of_1(monkeypatch):
     assert distributed.wrap(network, "cpu", False) is network
     assert distributed.bare(network) is network
     assert distributed.share([1, 2, 3], False) is None
+    assert torch.equal(distributed.gather(torch.ones(2)), torch.ones(1, 2))
     distributed.stop()
 
 
@@ -43,7 +44,14 @@ def two_processes(rank, folder):
     wrapped = distributed.wrap(network, "cpu", True)
     loss = wrapped(torch.full((1, 2), float(rank + 1))).sum()
     loss.backward()
+    # a gradient whose memory is transposed, as that of a matrix product may be
+    own = torch.arange(6.0).reshape(2, 3).add(10 * rank).requires_grad_()
+    gathered = distributed.gather(own)
+    weight = torch.arange(12.0).reshape(2, 3, 2).transpose(1, 2)
+    ((rank + 1) * weight * gathered).sum().backward()
     seen = {
+        "gathered": gathered.detach(),
+        "gathered_gradient": own.grad,
         "rank": distributed.rank(),
         "world_size": distributed.world_size(),
         "bare": distributed.bare(wrapped) is network,
@@ -56,13 +64,21 @@ def two_processes(rank, folder):
     assert not distributed.is_distributed()
 
 
-def test_two_processes_agree_on_weights_and_gradients_and_share_the_validation_set(tmp_path):
+def test_two_processes_agree_on_weights_and_gradients_gather_tensors_and_share_the_validation_set(tmp_path):
     multiprocessing.spawn(two_processes, args=(str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert [(seen["rank"], seen["world_size"], seen["bare"]) for seen in (first, second)] == [(0, 2, True), (1, 2, True)]
+    assert [(seen["rank"], seen["world_size"], seen["bare"]) for seen in (first, second)] == [
+        (0, 2, True),
+        (1, 2, True),
+    ]
     assert torch.equal(first["weight"], second["weight"])
     # inputs 1 and 2, so gradients 1 and 2, of which DDP takes the mean
     for seen in (first, second):
         torch.testing.assert_close(seen["gradient"], torch.full((1, 2), 1.5))
+    for rank, seen in enumerate((first, second)):
+        ramp = torch.arange(6.0).reshape(2, 3)
+        assert torch.equal(seen["gathered"], torch.stack([ramp, ramp + 10]))
+        # the weight of this rank's place, times 1 of the first loss and 2 of the second
+        assert torch.equal(seen["gathered_gradient"], 3 * torch.arange(12.0).reshape(2, 3, 2).transpose(1, 2)[rank])
     assert set(first["share"]) | set(second["share"]) == set(range(5))
     assert first["share"] == [0, 2, 4]

@@ -48,7 +48,12 @@ def crops(seed=0, cache_num=VOLUMES, shuffle=True, volumes=VOLUMES):
         ]
     )
     return SeededCrops(
-        data=data, preprocessing=preprocessing, augmentation=augmentation, seed=seed, cache_num=cache_num, shuffle=shuffle
+        data=data,
+        preprocessing=preprocessing,
+        augmentation=augmentation,
+        seed=seed,
+        cache_num=cache_num,
+        shuffle=shuffle,
     )
 
 
@@ -60,7 +65,8 @@ def batches(dataset, *, steps=6, batch_size=2, first_step=0, workers=0):
 
 def equal(one, other):
     return len(one) == len(other) and all(
-        torch.equal(a["image"], b["image"]) and torch.equal(a["draw"], b["draw"]) for a, b in zip(one, other, strict=True)
+        torch.equal(a["image"], b["image"]) and torch.equal(a["draw"], b["draw"])
+        for a, b in zip(one, other, strict=True)
     )
 
 
@@ -105,7 +111,9 @@ def test_the_crop_comes_from_the_volume_that_the_draw_chose():
         for crop in dataset[draw]:
             assert crop["draw"] == draw
             # noise, scale and shift move a voxel by less than one
-            assert set((crop["image"] // 1000).flatten().tolist()) <= {dataset.volume_of(draw)} | {dataset.volume_of(draw) - 1}
+            assert set((crop["image"] // 1000).flatten().tolist()) <= {dataset.volume_of(draw)} | {
+                dataset.volume_of(draw) - 1
+            }
 
 
 def test_without_shuffling_volume_i_is_draw_i():

@@ -13,7 +13,13 @@ from bundles.common.input_error import InputError
 from bundles.common.patch_merging import LegacyPatchMerging
 from bundles.common.swin_encoder import FIELDS, build_encoder, build_swin_unetr, read_record, resolve_encoder
 
-PRESET = {"feature_size": 48, "depths": [2, 2, 2, 2], "num_heads": [3, 6, 12, 24], "window_size": 7, "learning_rate": 1e-4}
+PRESET = {
+    "feature_size": 48,
+    "depths": [2, 2, 2, 2],
+    "num_heads": [3, 6, 12, 24],
+    "window_size": 7,
+    "learning_rate": 1e-4,
+}
 
 
 def resolve(asked=None, preset=PRESET, checkpoint=None, **options):
@@ -110,7 +116,9 @@ def test_the_record_of_a_file_has_plain_lists_and_the_fields_alone(tmp_path, rec
     assert read_record(None) is None
 
 
-@pytest.mark.parametrize("change", [{}, {"in_channels": 4}, {"use_v2": True}, {"window_size": 3, "depths": [2, 1, 1, 1]}])
+@pytest.mark.parametrize(
+    "change", [{}, {"in_channels": 4}, {"use_v2": True}, {"window_size": 3, "depths": [2, 1, 1, 1]}]
+)
 def test_the_encoder_alone_has_the_names_and_shapes_of_the_one_in_swin_unetr(record, change):
     record = record | change
     alone = {k: v.shape for k, v in build_encoder(record).state_dict().items()}

@@ -50,7 +50,14 @@ class Draws:
 
 
 def train(
-    folder, record, *, scores=(0.1, 0.5, 0.3, 0.4, 0.2), resume=False, killed_in_step=None, epoch_length=EPOCH_LENGTH, **options
+    folder,
+    record,
+    *,
+    scores=(0.1, 0.5, 0.3, 0.4, 0.2),
+    resume=False,
+    killed_in_step=None,
+    epoch_length=EPOCH_LENGTH,
+    **options,
 ):
     """Run to the end, or to the step in which the run is killed. Returns the trainer and the steps that it made."""
     torch.manual_seed(0)
@@ -223,7 +230,13 @@ def test_random_states_survive_a_file_that_runs_no_code(tmp_path):
     save_atomically(random_states(), tmp_path / "states.pt")
 
     def draws():
-        return random.gauss(0, 1), random.random(), np.random.normal(), np.random.rand(3).tolist(), torch.rand(3).tolist()
+        return (
+            random.gauss(0, 1),
+            random.random(),
+            np.random.normal(),
+            np.random.rand(3).tolist(),
+            torch.rand(3).tolist(),
+        )
 
     expected = draws()
     random.seed(1)

@@ -142,7 +142,7 @@ def test_report_says_what_was_done_on_what(out):
     text = words(write_report(out).read_text(encoding="utf-8"))
 
     assert "on 7 scans without labels for 15 steps" in text
-    assert "fine-tuned on 2 labelled scans for 15 steps" in text
+    assert "fine-tuned as Swin UNETR on 2 labelled scans for 15 steps" in text
     assert "no evidence of a gain on real patients" in text
     assert "75% of the views" in text and "18.2 dB" in text
 

@@ -274,7 +274,7 @@ def test_signal_ends_the_stage_too_and_says_how_to_go_on(tmp_path, number):
     assert not _alive(int(mark.read_text()))
 
 
-def _wait_for(happened, seconds=120):
+def _wait_for(happened, seconds=300):
     until = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < until

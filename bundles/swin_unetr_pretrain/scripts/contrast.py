@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed.nn.functional as distributed_functional
 from torch.nn import functional as F
 
-from .common.distributed import is_distributed, rank
+from .common.distributed import gather, rank
 
 
 class NTXentLoss(torch.nn.Module):
@@ -33,9 +32,7 @@ class NTXentLoss(torch.nn.Module):
         """Similarities (2N, 2N x ranks) over temperature, an embedding's own at -inf, and the column of each row's partner."""
         with torch.autocast(first.device.type, enabled=False):
             local = F.normalize(torch.stack([first, second]).float(), dim=-1)  # (2, N, D)
-            everyone = local
-            if is_distributed():
-                everyone = torch.cat(distributed_functional.all_gather(local.contiguous()), dim=1)  # (2, N x ranks, D)
+            everyone = gather(local).transpose(0, 1).flatten(1, 2)  # (2, ranks x N, D)
             number, total = local.shape[1], everyone.shape[1]
             # i: own embeddings, j: everyone's, d: features
             similarity = torch.einsum("id,jd->ij", local.flatten(0, 1), everyone.flatten(0, 1)) / self.temperature

@@ -19,6 +19,8 @@ from .common.distributed import bare, is_distributed, rank
 
 logger = logging.getLogger(__name__)
 
+NOT_PER_VIEW = ("views", "squared_error", "masked_voxels")
+
 
 class ProxyInferer(SimpleInferer):
     """Runs all heads in eval mode too, where the network alone would return the reconstruction only."""
@@ -34,8 +36,8 @@ def measure(
 ) -> dict[str, float]:
     """Sums over one batch of 2B views, to be divided by ``views``.
 
-    ``loss`` and ``loss_<task>``, ``rotation_accuracy`` (chance 0.25), ``contrast_top1`` (the partner is the nearest of the other 2B - 1 views) and
-    ``masked_error`` (mean squared error inside the masked voxels, intensities in [0, 1]).
+    ``loss`` and ``loss_<task>``, ``rotation_accuracy`` (chance 0.25) and ``contrast_top1`` (the partner is the nearest of the other 2B - 1 views).
+    To be divided by each other: ``squared_error`` and ``masked_voxels``, both over the masked voxels, intensities in [0, 1].
     """
     views = len(targets["turns"])
     values = {"loss": loss(outputs, targets), **{f"loss_{name}": value for name, value in loss.parts.items()}}
@@ -44,17 +46,18 @@ def measure(
     if "contrast" in outputs:
         similarity, partner = loss.contrast.logits(*outputs["contrast"].chunk(2))
         values["contrast_top1"] = (similarity.argmax(1) == partner).float().mean()
+    sums = {"views": float(views)} | {name: float(value) * views for name, value in values.items()}
     if "inpainting" in outputs:
         hidden = targets["mask"].expand_as(targets["crop"])
         squared = (outputs["inpainting"].float() - targets["crop"]).square()
-        values["masked_error"] = (squared * hidden).sum() / hidden.sum().clamp(min=1)
-    return {"views": float(views)} | {name: float(value) * views for name, value in values.items()}
+        sums |= {"squared_error": float((squared * hidden).sum()), "masked_voxels": float(hidden.sum())}
+    return sums
 
 
 class ProxyReport:
     """Handler for `SupervisedEvaluator`: means over all views and ranks, as ``engine.state.metrics`` and in the log.
 
-    The metrics are those of `measure`, with ``masked_psnr`` (dB, peak 1) in place of the squared error.
+    The metrics are those of `measure`, with ``masked_psnr`` (dB, peak 1, over all masked voxels) in place of the squared error.
 
     Args:
         loss: `losses.ProxyTaskLoss`.
@@ -90,9 +93,9 @@ class ProxyReport:
             gathered: list[dict[str, float]] = [{}] * dist.get_world_size()
             dist.all_gather_object(gathered, sums)
             sums = {name: sum(part[name] for part in gathered) for name in sums}
-        metrics = {name: value / sums["views"] for name, value in sums.items() if name != "views"}
-        if "masked_error" in metrics:
-            metrics["masked_psnr"] = -10 * math.log10(max(metrics.pop("masked_error"), 1e-12))
+        metrics = {name: value / sums["views"] for name, value in sums.items() if name not in NOT_PER_VIEW}
+        if "squared_error" in sums:
+            metrics["masked_psnr"] = -10 * math.log10(max(sums["squared_error"] / max(sums["masked_voxels"], 1.0), 1e-12))
         engine.state.metrics.update(metrics)
         if rank() == 0:
             said = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())

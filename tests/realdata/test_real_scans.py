@@ -1,0 +1,100 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""The whole job on real CT, small: pre-train on two unlabelled sets, fine-tune on one labelled case, segment scans never seen.
+
+The data lie in the folder named by REALDATA, or in ``shared/data`` beside the project; docs/how-to/real-scans.md says what they are.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bundles.common.training_log import read_log
+from tests.workflows.command_line import ROOT, run_bundle, succeed
+
+DATA = Path(os.environ.get("REALDATA", ROOT.parent / "shared" / "data"))
+pytestmark = [
+    pytest.mark.realdata,
+    pytest.mark.slow,
+    pytest.mark.xdist_group("realdata"),
+    pytest.mark.skipif(not (DATA / "openkbp").is_dir(), reason="no real scans here: set REALDATA"),
+]
+QUICK = {"preset": "cpu", "log_every": 1}
+
+
+def falls(log: Path, name: str, steps: int = 8) -> bool:
+    values = [row[name] for row in read_log(log)]
+    return np.mean(values[-steps:]) < np.mean(values[:steps])
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    output = tmp_path_factory.mktemp("pretrain")
+    sources = [str(DATA / "openkbp"), str(DATA / "ct_unlabelled")]
+    run = run_bundle(
+        "swin_unetr_pretrain",
+        "train.yaml",
+        dataset_dir=repr(sources),
+        output_dir=output,
+        max_steps=30,
+        cache_num=0,
+        **QUICK,
+    )
+    succeed(run)
+    return output / "models" / "encoder.pt"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, encoder):
+    output = tmp_path_factory.mktemp("finetune")
+    run = run_bundle(
+        "swin_unetr_btcv_seg",
+        "train.yaml",
+        dataset_dir=DATA / "abdomen_ct",
+        fold="all",
+        pretrained_encoder=encoder,
+        output_dir=output,
+        max_steps=40,
+        **QUICK,
+    )
+    succeed(run)
+    return output / "models" / "model.pt"
+
+
+def test_pre_training_losses_fall(encoder):
+    log = encoder.parents[1] / "training_log.csv"
+    assert falls(log, "loss")
+    assert falls(log, "loss_inpainting")
+
+
+def test_fine_tuning_losses_fall(model):
+    log = model.parents[1] / "training_log.csv"
+    assert falls(log, "loss")
+    assert falls(log, "loss_dice")
+
+
+def test_masks_have_their_scans_geometry_and_declared_labels(tmp_path, model):
+    source = DATA / "ct_unlabelled" / "imagesTr"
+    succeed(
+        run_bundle(
+            "swin_unetr_btcv_seg",
+            "inference.yaml",
+            dataset_dir=source,
+            pretrained_model=model,
+            output_dir=tmp_path,
+            preset="cpu",
+        )
+    )
+    scans = sorted(source.glob("*.nii.gz"))
+    assert len(scans) == 2
+    for scan in scans:
+        original, mask = nib.load(scan), nib.load(tmp_path / scan.name.replace(".nii.gz", "_seg.nii.gz"))
+        assert mask.shape == original.shape
+        np.testing.assert_allclose(mask.affine, original.affine, atol=1e-3)
+        labels = set(np.unique(mask.dataobj).tolist())
+        assert labels <= set(range(14))
+        assert len(labels) > 1  # not all background
