@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -107,13 +108,15 @@ class TrainingCheckpoint:
             engine.add_event_handler(Events.GET_BATCH_STARTED, self.continue_random)
         if rank() == 0:
             if not self.resume:
-                engine.add_event_handler(Events.STARTED, self.forget_best)
+                engine.add_event_handler(Events.STARTED, self.set_aside)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
             engine.add_event_handler(Events.COMPLETED, self.completed)
 
-    def forget_best(self, engine: Engine) -> None:
-        """Remove the best weights of an earlier run in this folder, lest they pass for this run's."""
-        (self.folder / "best.pt").unlink(missing_ok=True)
+    def set_aside(self, engine: Engine) -> None:
+        """Rename what an earlier run left in this folder, lest it pass for this run's: ``previous_last.pt``, ``previous_best.pt``."""
+        for name in ("last.pt", "best.pt"):
+            if (self.folder / name).exists():
+                os.replace(self.folder / name, self.folder / f"previous_{name}")
 
     def continue_from_last(self, engine: Engine) -> None:
         """Load ``last.pt`` and set the engine and the sampler to the step after it."""

@@ -245,3 +245,12 @@ def test_random_states_survive_a_file_that_runs_no_code(tmp_path):
     assert draws() != expected
     restore_random_states(load_checkpoint_file(tmp_path / "states.pt"))
     assert draws() == expected
+
+
+def test_a_fresh_run_sets_an_earlier_one_aside_and_never_continues_it(tmp_path, record):
+    train(tmp_path, record, killed_in_step=EPOCH_LENGTH + 1)
+    earlier = (tmp_path / "last.pt").read_bytes()
+    train(tmp_path, record, killed_in_step=1)  # stopped before its first checkpoint
+    assert (tmp_path / "previous_last.pt").read_bytes() == earlier
+    resumed = train(tmp_path, record, resume=True)
+    assert resumed.steps[0] == 1  # from the start, not from where the earlier run was

@@ -11,7 +11,12 @@ import torch
 from ignite.engine import Engine
 from matplotlib.colors import to_rgba
 
-from bundles.swin_unetr_pretrain.scripts.proxy_panel import ProxyPanels, contrast_figure, inpainting_figure, rotation_figure
+from bundles.swin_unetr_pretrain.scripts.proxy_panel import (
+    ProxyPanels,
+    contrast_figure,
+    inpainting_figure,
+    rotation_figure,
+)
 
 
 def test_inpainting_shows_crop_view_and_reconstruction_per_row():
@@ -30,7 +35,10 @@ def test_rotation_says_true_and_predicted_angle_in_green_or_red():
     logits = torch.tensor([[0.0, 9.0, 0.0, 0.0], [0.0, 0.0, 0.0, 9.0]])
     for turns in (torch.tensor([1, 2]), [1, 2]):
         figure = rotation_figure(torch.rand(2, 1, 4, 4, 4), turns, logits)
-        assert [axes.get_title() for axes in figure.axes] == ["turned 90°\nsaid 90° (100%)", "turned 180°\nsaid 270° (100%)"]
+        assert [axes.get_title() for axes in figure.axes] == [
+            "turned 90°\nsaid 90° (100%)",
+            "turned 180°\nsaid 270° (100%)",
+        ]
         assert [to_rgba(axes.title.get_color()) for axes in figure.axes] == [to_rgba("tab:green"), to_rgba("tab:red")]
 
 

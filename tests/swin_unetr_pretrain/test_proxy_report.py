@@ -30,7 +30,8 @@ def pair(right, error, hidden):
 def join(pairs):
     """One batch of several crops: all first views, then all second views."""
     return tuple(
-        {name: torch.cat([p[part][name][view, None] for view in (0, 1) for p in pairs]) for name in pairs[0][part]} for part in (0, 1)
+        {name: torch.cat([p[part][name][view, None] for view in (0, 1) for p in pairs]) for name in pairs[0][part]}
+        for part in (0, 1)
     )
 
 
@@ -72,7 +73,9 @@ def test_metrics_over_batches_of_different_size_equal_the_hand_computed_whole(cu
     for cut in cuts:
         batches.append(join(PAIRS[start : start + cut]))
         start += cut
-    metrics = evaluate(batches, ProxyTaskLoss(tasks=["inpainting", "rotation"], weights={"inpainting": 2.0})).state.metrics
+    metrics = evaluate(
+        batches, ProxyTaskLoss(tasks=["inpainting", "rotation"], weights={"inpainting": 2.0})
+    ).state.metrics
     inpainting = (0.1 + 0.2 + 0.4 + 0.0 + 0.3) / 5
     right = -math.log(math.exp(5) / (math.exp(5) + 3))
     rotation = (3 * right + 2 * (right + 5)) / 5
@@ -117,10 +120,15 @@ def test_contrast_top1_counts_the_views_whose_nearest_is_the_partner():
 def test_the_report_is_written_and_logged(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         outputs, targets = join(PAIRS)
-        evaluator = evaluate([(outputs, targets)], ProxyTaskLoss(tasks=["rotation"]), path=str(tmp_path / "new" / "validation.json"))
+        evaluator = evaluate(
+            [(outputs, targets)], ProxyTaskLoss(tasks=["rotation"]), path=str(tmp_path / "new" / "validation.json")
+        )
     report = json.loads((tmp_path / "new" / "validation.json").read_text())
     assert report == {"views": 10, **evaluator.state.metrics}
-    assert any("validation over 10 views" in r.getMessage() and "rotation_accuracy 0.6000" in r.getMessage() for r in caplog.records)
+    assert any(
+        "validation over 10 views" in r.getMessage() and "rotation_accuracy 0.6000" in r.getMessage()
+        for r in caplog.records
+    )
 
 
 def test_a_second_validation_starts_from_zero():

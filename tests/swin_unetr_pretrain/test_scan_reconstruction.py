@@ -10,7 +10,11 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from bundles.swin_unetr_pretrain.scripts.scan_reconstruction import MaskedWindows, SaveEmbeddings, SaveReconstructionPictures
+from bundles.swin_unetr_pretrain.scripts.scan_reconstruction import (
+    MaskedWindows,
+    SaveEmbeddings,
+    SaveReconstructionPictures,
+)
 from bundles.swin_unetr_pretrain.scripts.views import TwoViews
 
 ROI = [8, 8, 4]
@@ -43,7 +47,9 @@ def test_masked_voxels_are_hidden_and_the_others_are_those_of_the_scan(shape, sw
     assert outputs["reconstruction"].shape == outputs["masked"].shape == image.shape
     hidden = outputs["masked"] == 0
     assert 0.1 < hidden.float().mean() < 0.6
-    if all(side % roi == 0 for side, roi in zip(shape, ROI, strict=True)):  # else the last windows overlap and are averaged
+    if all(
+        side % roi == 0 for side, roi in zip(shape, ROI, strict=True)
+    ):  # else the last windows overlap and are averaged
         assert torch.equal(outputs["masked"][~hidden], image[~hidden])
         assert 0.3 - 1e-6 <= hidden.float().mean() < 0.5
     torch.testing.assert_close(outputs["reconstruction"], 2 * outputs["masked"])
@@ -86,7 +92,9 @@ def engine_with(*items):
 
 def test_embeddings_are_saved_per_scan_with_their_mean(tmp_path):
     embedding = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
-    SaveEmbeddings(folder=str(tmp_path / "new"))(engine_with(case("a", embedding=embedding), case("b", embedding=2 * embedding)))
+    SaveEmbeddings(folder=str(tmp_path / "new"))(
+        engine_with(case("a", embedding=embedding), case("b", embedding=2 * embedding))
+    )
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a_embedding.npz", "b_embedding.npz"]
     with np.load(tmp_path / "new" / "b_embedding.npz") as saved:
         assert saved["windows"].tolist() == [[2.0, 4.0], [6.0, 12.0]]
@@ -101,7 +109,7 @@ def test_a_picture_per_scan_shows_masked_scan_and_reconstruction_in_true_proport
     )
     item = case("a")
     volumes = {
-        name: MetaTensor(torch.rand(1, 4, 6, 8), affine=item["image"].affine, meta=item["image"].meta) for name in ("masked", "reconstruction")
+        name: MetaTensor(torch.rand(1, 4, 6, 8), affine=item["image"].affine) for name in ("masked", "reconstruction")
     }
     SaveReconstructionPictures(folder=str(tmp_path), hu_window=[-100.0, 300.0])(engine_with(item | volumes))
     assert [path.name for path in tmp_path.iterdir()] == ["a_reconstruction.png"]

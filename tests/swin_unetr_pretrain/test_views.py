@@ -78,7 +78,9 @@ def test_voxels_outside_the_mask_equal_the_target(fill):
     assert changed > 0.95  # sample may find the same crop behind the same voxel; noise and zero may not
 
 
-@pytest.mark.parametrize(("fill", "ratio", "low", "high"), [("zero", 0.3, 0.3, 0.35), (["zero", "zero"], 0.3, 0.45, 0.6), ("zero", 0, 0, 0)])
+@pytest.mark.parametrize(
+    ("fill", "ratio", "low", "high"), [("zero", 0.3, 0.3, 0.35), (["zero", "zero"], 0.3, 0.45, 0.6), ("zero", 0, 0, 0)]
+)
 def test_each_pass_hides_its_share(fill, ratio, low, high):
     views, targets = make(mask_fill=fill, mask_ratio=[ratio, ratio])
     hidden = targets["mask"].float().mean()

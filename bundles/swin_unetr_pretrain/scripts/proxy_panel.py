@@ -66,7 +66,7 @@ def contrast_figure(first: torch.Tensor, second: torch.Tensor, embeddings: torch
     unit = torch.nn.functional.normalize(embeddings.float(), dim=1)
     similarity = (unit @ unit.T).cpu().numpy()
     axes = figure.add_subplot(grid[:, number:])
-    image = axes.imshow(similarity, cmap="viridis", vmin=min(0.0, float(similarity.min())), vmax=1)
+    image = axes.imshow(similarity, cmap="viridis", vmin=float(similarity.min()), vmax=1)
     names = [f"A{i + 1}" for i in range(number)] + [f"B{i + 1}" for i in range(number)]
     axes.set_xticks(range(2 * number), names, fontsize=7)
     axes.set_yticks(range(2 * number), names, fontsize=7)

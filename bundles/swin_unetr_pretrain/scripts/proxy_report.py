@@ -95,7 +95,9 @@ class ProxyReport:
             sums = {name: sum(part[name] for part in gathered) for name in sums}
         metrics = {name: value / sums["views"] for name, value in sums.items() if name not in NOT_PER_VIEW}
         if "squared_error" in sums:
-            metrics["masked_psnr"] = -10 * math.log10(max(sums["squared_error"] / max(sums["masked_voxels"], 1.0), 1e-12))
+            metrics["masked_psnr"] = -10 * math.log10(
+                max(sums["squared_error"] / max(sums["masked_voxels"], 1.0), 1e-12)
+            )
         engine.state.metrics.update(metrics)
         if rank() == 0:
             said = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())

@@ -21,7 +21,8 @@ from .views import TwoViews
 class MaskedWindows(SlidingWindowInferer):
     """Masks every window as in training and returns the network's reconstruction, the masked scan and the windows' embeddings.
 
-    Windows do not overlap: a voxel that one window hides would be seen by the next.
+    Windows do not overlap, for a voxel that one window hides would be seen by the next: the scan is padded with zeros to
+    whole windows.
 
     Args:
         roi_size: window, the ROI of the training.
@@ -45,7 +46,11 @@ class MaskedWindows(SlidingWindowInferer):
             embeddings.append(bare(network).embedding(windows).float().cpu())
             return {"reconstruction": network(masked), "masked": masked}
 
-        outputs = super().__call__(inputs, predict)
+        shape = inputs.shape[2:]
+        short = [-size % roi for size, roi in zip(shape, self.roi_size, strict=True)]
+        padded = torch.nn.functional.pad(inputs, [amount for after in reversed(short) for amount in (0, after)])
+        outputs = super().__call__(padded, predict)
+        outputs = {name: volume[:, :, : shape[0], : shape[1], : shape[2]] for name, volume in outputs.items()}
         return {**outputs, "embedding": torch.cat(embeddings)[None]}
 
 
