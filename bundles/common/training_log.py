@@ -107,7 +107,10 @@ class TrainingLog:
             self.first_step = engine.state.iteration - 1
             self._continue_table()
         parts = getattr(engine.loss_function, "parts", {})
-        values = {"loss": engine.state.output["loss"]} | {f"loss_{name}": value for name, value in parts.items()}
+        output = engine.state.output
+        values = {"loss": output[0]["loss"] if isinstance(output, list) else output["loss"]} | {
+            f"loss_{name}": value for name, value in parts.items()
+        }
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().float()
         self.steps += 1
