@@ -88,7 +88,7 @@ def stages(out: Path, *, pretrain_steps: int | None = None, finetune_steps: int 
             code=code[PRETRAIN],
             folder=folder,
             resume=["--resume", "true"],
-            seconds=12 + 0.9 * _steps(PRETRAIN, pretrain_steps),
+            seconds=12 + 0.6 * _steps(PRETRAIN, pretrain_steps),
         )
 
     def finetuning(name: str, title: str, folder: str, **options: object) -> Stage:
@@ -103,7 +103,7 @@ def stages(out: Path, *, pretrain_steps: int | None = None, finetune_steps: int 
             code=code[SEGMENT],
             folder=folder,
             resume=["--resume", "true"],
-            seconds=14 + 0.6 * _steps(SEGMENT, finetune_steps),
+            seconds=12 + 0.6 * _steps(SEGMENT, finetune_steps),
         )
 
     def evaluation(of: str, title: str, folder: str) -> Stage:
@@ -123,7 +123,7 @@ def stages(out: Path, *, pretrain_steps: int | None = None, finetune_steps: int 
             needs=["data", of],
             code=code[SEGMENT],
             folder=f"{folder}/evaluation",
-            seconds=12,
+            seconds=8,
         )
 
     everything = [
@@ -133,7 +133,7 @@ def stages(out: Path, *, pretrain_steps: int | None = None, finetune_steps: int 
             command=["-m", "demo.synthetic_ct", "--out", path("data")],
             outputs=["data/*labelled/dataset*.json", "data/*/*/*.nii.gz"],
             code=[ROOT / "demo/synthetic_ct.py"],
-            seconds=12,
+            seconds=10,
         ),
         pretraining(),
         finetuning(
@@ -166,7 +166,7 @@ def stages(out: Path, *, pretrain_steps: int | None = None, finetune_steps: int 
             needs=["data", "finetune"],
             code=code[SEGMENT],
             folder="segmentation",
-            seconds=10,
+            seconds=8,
         ),
     ]
     report = Stage(
@@ -176,7 +176,7 @@ def stages(out: Path, *, pretrain_steps: int | None = None, finetune_steps: int 
         outputs=["report.html"],
         needs=[stage.name for stage in everything],
         code=[ROOT / "demo" / name for name in ("report.py", "report.html.jinja", "summary.py")],
-        seconds=8,
+        seconds=7,
     )
     return [*everything, report]
 

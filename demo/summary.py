@@ -83,9 +83,10 @@ def print_summary(out: Path, console: Console) -> None:
     table.add_section()
     means = [summary[metric] for summary in scores.values() for metric in ("mean_dice", "mean_nsd")]
     table.add_row("mean", *map(score_text, means), style="bold")
+    console.print()
     console.print(table)
     console.print(
-        f"NSD: share of the surface within {tolerance_text(first)}. Synthetic patients: this shows that every part "
+        f"\nNSD: share of the surface within {tolerance_text(first)}. Synthetic patients: this shows that every part "
         "works, not a gain on real ones.\n"
     )
     _print_lines(

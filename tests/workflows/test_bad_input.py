@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from .command_line import SMALL, run_bundle
+from .command_line import BUNDLES, SMALL, run_bundle
 
 pytestmark = pytest.mark.xdist_group("bad_input")
 
@@ -103,3 +105,13 @@ def test_missing_checkpoint(tmp_path, btcv):
 def test_broken_data_list(tmp_path, broken):
     (broken / "dataset.json").write_text(json.dumps({"training": []})[:-1])
     assert "dataset.json" in refused(tmp_path, broken)
+
+
+def test_bundle_copied_without_what_it_links_to(tmp_path, btcv):
+    shutil.copytree(BUNDLES / "swin_unetr_btcv_seg", tmp_path / "copied", symlinks=True)
+    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", "configs/train.yaml"]
+    run = subprocess.run(
+        [*command, "--dataset_dir", str(btcv)], cwd=tmp_path / "copied", capture_output=True, text=True, check=False
+    )
+    assert run.returncode != 0
+    assert "leads nowhere" in run.stderr and "cp -rL" in run.stderr
