@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+# Two workers on two cores: one thread each, in their children too. Threads of torch wait for each other by spinning.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture

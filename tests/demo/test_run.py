@@ -313,8 +313,8 @@ def test_demo_end_to_end_killed_and_started_again(tmp_path):
 
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name[0] != "."}
     began = time.monotonic()
-    again = subprocess.run(command, cwd=demo.ROOT, capture_output=True, text=True, timeout=60)
-    assert again.returncode == 0 and time.monotonic() - began < 20
+    again = subprocess.run(command, cwd=demo.ROOT, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0 and time.monotonic() - began < 60
     assert "liver" in again.stdout
     after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name[0] != "."}
     assert after == before
