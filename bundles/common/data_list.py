@@ -15,11 +15,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from .choices import check_choice
 from .input_error import InputError
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,10 @@ logger = logging.getLogger(__name__)
 UNLABELLED_SECTIONS = ("unlabeled", "unlabelled")
 SECTIONS = ("training", "validation", "test", *UNLABELLED_SECTIONS)
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
+# What a search for scans leaves out: folders of masks (BTCV's labelsTr, TotalSegmentator's segmentations), and the results
+# of these bundles, which lie beside the scans where somebody chose their folder as output_dir.
+MASK_FOLDERS = (".", "label", "seg", "mask")
+RESULT_NAMES = r"_(seg|masked|reconstruction)\.nii(\.gz)?$"
 
 StrPath = str | os.PathLike
 
@@ -60,6 +66,7 @@ def segmentation_scans(
     folds: int = 5,
     seed: int = 0,
     label: str = "required",
+    may_be_empty: bool = False,
 ) -> list[dict]:
     """List the scans of one section for fine-tuning or evaluation.
 
@@ -80,6 +87,7 @@ def segmentation_scans(
         folds: number of folds that rule 4 makes.
         seed: of the draw of rule 4.
         label: ``required`` or ``optional``.
+        may_be_empty: let ``fold="all"`` give an empty validation, for a training without one.
 
     Returns:
         Entries ``{"image": path or list of paths, "label": path, ...}``.
@@ -90,7 +98,11 @@ def segmentation_scans(
     """
     if label not in ("required", "optional"):
         raise ValueError(f"label must be 'required' or 'optional', got {label!r}")
-    _check_choice("section", section, ("training", "validation", "test", "all"))
+    check_choice(name="section", value=section, choices=("training", "validation", "test", "all"))
+    if not isinstance(dataset_dir, (str, os.PathLike)):
+        raise InputError(
+            f"dataset_dir {dataset_dir!r} must be one folder here: labelled scans come from one data list."
+        )
     path = _list_path(dataset_dir, data_list)
     content = _parse(path)
     if section == "test":
@@ -105,7 +117,13 @@ def segmentation_scans(
             logger.warning(
                 "%s: %d scans train and validate at once, e.g. %s: scores will flatter", path, len(both), min(both)
             )
-    if not scans and not (section == "validation" and fold == "all"):
+    if not scans and section == "validation" and fold == "all":
+        if may_be_empty:
+            return []
+        raise InputError(
+            f"{path}: with fold 'all' every scan trained, none is left to validate on. Ask for --section training."
+        )
+    if not scans:
         raise InputError(f"{path} has no scans for section '{section}'. {_sections_of(content)}")
     unlabelled = [scan for scan in scans if "label" not in scan]
     if unlabelled and label == "required":
@@ -128,7 +146,7 @@ def unlabelled_scans(
     """List the scans of one section for pre-training: images alone.
 
     A folder with a ``dataset.json`` gives its training, unlabelled and validation sections (never its test). A folder
-    without one gives every NIfTI file below it, except hidden ones and those in folders named ``label...``. If any
+    without one gives every NIfTI file below it, except masks (`MASK_FOLDERS`, `RESULT_NAMES`). If any
     source has a validation section, those scans are the validation and all others train; otherwise a seeded draw
     holds out ``validation_share`` of all scans, at least one.
 
@@ -145,7 +163,7 @@ def unlabelled_scans(
     Raises:
         InputError: a source does not exist or has no scans; fewer than two scans in all; no scan left to train on.
     """
-    _check_choice("section", section, ("training", "validation", "all"))
+    check_choice(name="section", value=section, choices=("training", "validation", "all"))
     sources = [dataset_dir] if isinstance(dataset_dir, (str, os.PathLike)) else list(dataset_dir)
     if data_list is not None and len(sources) > 1 and Path(data_list).is_absolute():
         raise InputError(
@@ -180,22 +198,39 @@ def unlabelled_scans(
     return [{"image": pool[key]} for key in order if section == "all" or (key in held_out) == (section == "validation")]
 
 
-def inference_scans(source: StrPath) -> list[dict]:
+def inference_scans(source: StrPath | Sequence[StrPath]) -> list[dict]:
     """List the scans to predict: images alone.
 
     Args:
-        source: a NIfTI file; a JSON data list (its ``test`` section); or a folder: the NIfTI files in it, else the
-            ``test`` section of its ``dataset.json``, else the NIfTI files below it (without hidden and ``label...``).
+        source: a NIfTI file; a JSON data list (its ``test`` section); a folder: the NIfTI files in it, else the
+            ``test`` section of its ``dataset.json``, else the NIfTI files below it (without masks, see `MASK_FOLDERS`); or
+            several of these.
 
     Returns:
         Items ``{"image": path or list of paths}``.
 
     Raises:
-        InputError: the source does not exist or has no scans.
+        InputError: the source does not exist or has no scans; two scans have one name, so that one mask would
+            overwrite the other.
     """
+    sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    scans = [scan for one in sources for scan in _inference_scans(one)]
+    files: dict[str, str] = {}
+    for scan in scans:
+        file = scan["image"] if isinstance(scan["image"], str) else scan["image"][0]
+        other = files.setdefault(re.sub(r"\.nii(\.gz)?$", "", os.path.basename(file)), file)
+        if other != file:
+            raise InputError(
+                f"{other} and {file} have the same name, and so would their masks: one would overwrite the other. "
+                "Predict them in two runs with an --output_dir each, or rename one."
+            )
+    return scans
+
+
+def _inference_scans(source: StrPath) -> list[dict]:
     source = Path(source).expanduser().absolute()
     if source.is_dir():
-        direct = sorted(str(path) for path in source.iterdir() if _is_nifti(path.name) and path.is_file())
+        direct = sorted(str(path) for path in source.iterdir() if _is_scan(path.name) and path.is_file())
         if direct or not (source / "dataset.json").is_file():
             return [{"image": image} for image in direct or _nifti_below(source)]
         source = source / "dataset.json"
@@ -388,6 +423,11 @@ def _unlabelled_source(source: Path, data_list: StrPath | None) -> tuple[list, l
     return [scan["image"] for scan in training], [scan["image"] for scan in validation]
 
 
+def _is_scan(name: str) -> bool:
+    """A NIfTI file that is not, by its name, a mask or another result of these bundles."""
+    return _is_nifti(name) and not re.search(RESULT_NAMES, name.lower())
+
+
 def _is_nifti(name: str) -> bool:
     return name.lower().endswith(NIFTI_SUFFIXES) and not name.startswith(".")
 
@@ -403,7 +443,7 @@ def _nifti_below(folder: Path) -> list[str]:
     if not images:
         raise InputError(
             f"No scans in {folder}: looked there and below it for dataset.json, *.nii and *.nii.gz, leaving "
-            f"out hidden files and folders named 'label...'. {_content(folder)} (Convert DICOM to NIfTI first.)"
+            f"out hidden files, folders of masks (label..., seg..., mask...) and files named like a result (..._seg.nii.gz). {_content(folder)} (Convert DICOM to NIfTI first.)"
         )
     return images
 
@@ -413,10 +453,10 @@ def _walk_nifti(folder: Path) -> Iterator[str]:
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         # Data folders are often links; a link that leads back up must not be followed for ever.
-        left = [] if real in seen else [name for name in folders if not name.lower().startswith((".", "label"))]
+        left = [] if real in seen else [name for name in folders if not name.lower().startswith(MASK_FOLDERS)]
         folders[:] = sorted(left)
         if real not in seen:
-            yield from (os.path.join(parent, name) for name in files if _is_nifti(name))
+            yield from (os.path.join(parent, name) for name in files if _is_scan(name))
         seen.add(real)
 
 
@@ -433,11 +473,6 @@ def _content(folder: Path) -> str:
 
 def _first(names: list[str], count: int) -> str:
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
-
-
-def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def label_as_reference(scans: Sequence[dict]) -> list[dict]:

@@ -4,11 +4,16 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from .checkpoint_file import load_checkpoint_file
+from .data_list import data_list_labels
 from .input_error import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def read_labels(metadata: str) -> dict[str, str]:
@@ -38,15 +43,45 @@ def model_labels(checkpoint: str, *, otherwise: Mapping[str, str]) -> dict[str, 
     return dict(content.get("labels") or otherwise) if isinstance(content, Mapping) else dict(otherwise)
 
 
-def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", str(name).lower()).strip("_")
+
+
+def check_labels(
+    labels: Mapping[str, str], *, dataset_dir: str | None = None, data_list: str | None = None
+) -> dict[str, str]:
     """The labels, if they are 0 (background), 1, 2, ... without a gap, as a network's channels are.
 
+    Where a data list declares labels of its own, it must declare the same values, and no name that this run gives to another value:
+    scores and masks would carry wrong names. Other spellings (``rkid`` for ``right_kidney``) are logged and let pass.
+
+    Args:
+        labels: value to name, of this run.
+        dataset_dir: folder of the data list, to compare with; None for no comparison.
+        data_list: another list in it.
+
     Raises:
-        InputError: if a value is missing.
+        InputError: if a value is missing, or the data list contradicts.
     """
     values = sorted(int(value) for value in labels)
     if values != list(range(len(values))) or len(values) < 2:
         raise InputError(
             f"labels {dict(labels)} must be 0 (background), 1, 2, ... without a gap; values found: {values}."
         )
+    declared = data_list_labels(dataset_dir, data_list) if dataset_dir is not None else {}
+    if declared:
+        names = {int(value): _plain(name) for value, name in labels.items()}
+        moved = [
+            value
+            for value, name in declared.items()
+            if _plain(name) in names.values() and names.get(value) != _plain(name)
+        ]
+        if sorted(declared) != values or moved:
+            raise InputError(
+                f"the data list in {dataset_dir} declares labels {declared}, this run has {dict(labels)}. If the list is right, give "
+                f'--labels "{ {str(value): name for value, name in declared.items()} }".'
+            )
+        other = {name: names[value] for value, name in declared.items() if _plain(name) != names[value] and value}
+        if other:
+            logger.warning("the data list names its labels otherwise, taken for the same: %s", other)
     return {str(value): labels[str(value)] if str(value) in labels else labels[value] for value in values}

@@ -33,7 +33,7 @@ def random_states() -> dict[str, Any]:
         "python": [version, list(internal), gauss],
         "numpy": [kind, keys.tolist(), *rest],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,  # of this process's GPU
     }
 
 
@@ -44,8 +44,8 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
     kind, keys, *rest = states["numpy"]
     np.random.set_state((kind, np.asarray(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 class TrainingCheckpoint:
@@ -113,8 +113,8 @@ class TrainingCheckpoint:
             engine.add_event_handler(Events.COMPLETED, self.completed)
 
     def set_aside(self, engine: Engine) -> None:
-        """Rename what an earlier run left in this folder, lest it pass for this run's: ``previous_last.pt``, ``previous_best.pt``."""
-        for name in ("last.pt", "best.pt"):
+        """Rename what an earlier run left in this folder, lest it pass for this run's: ``previous_last.pt`` and so on."""
+        for name in ("last.pt", "best.pt", "model.pt", "encoder.pt"):
             if (self.folder / name).exists():
                 os.replace(self.folder / name, self.folder / f"previous_{name}")
 

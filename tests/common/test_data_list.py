@@ -186,7 +186,10 @@ def test_fold_none_uses_the_validation_section_of_the_list_else_fold_0(tmp_path)
 
 def test_fold_all_trains_on_everything_and_validates_on_nothing(tmp_path):
     write_list(tmp_path, training=[entry("a"), entry("b")], validation=[entry("c")], test=["imagesTs/t.nii.gz"])
-    assert split(tmp_path, fold="all") == (["a", "b", "c"], [])
+    assert names(segmentation_scans(tmp_path, section="training", fold="all")) == ["a", "b", "c"]
+    assert segmentation_scans(tmp_path, section="validation", fold="all", may_be_empty=True) == []
+    with pytest.raises(InputError, match="none is left to validate on. Ask for --section training"):
+        segmentation_scans(tmp_path, section="validation", fold="all")
     assert names(segmentation_scans(tmp_path, section="all")) == ["a", "b", "c"]
 
 
@@ -215,7 +218,7 @@ def test_an_empty_section_names_the_sections_there_are(tmp_path):
     write_list(tmp_path, training=[entry("a")], validation=[entry("b")])
     with pytest.raises(InputError, match=r"no scans for section 'test'.*'training' \(1\), 'validation' \(1\)"):
         segmentation_scans(tmp_path, section="test")
-    with pytest.raises(InputError, match="section must be one of training, validation, test, all, got 'train'"):
+    with pytest.raises(InputError, match="--section 'train' is not one of training, validation, test, all"):
         segmentation_scans(tmp_path, section="train")
 
 
@@ -356,3 +359,26 @@ def test_inference_without_scans_says_so(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="No scans in .*empty"):
         inference_scans(tmp_path / "empty")
+
+
+def test_scans_of_one_name_are_refused_for_prediction_naming_both(tmp_path):
+    for patient in ("p1", "p2"):
+        (tmp_path / patient).mkdir()
+        (tmp_path / patient / "ct.nii.gz").touch()
+    with pytest.raises(InputError, match=r"p1/ct\.nii\.gz and .*p2/ct\.nii\.gz have the same name"):
+        inference_scans(tmp_path)
+
+
+def test_masks_and_results_are_not_taken_for_scans(tmp_path):
+    for name in ("ct.nii.gz", "ct_seg.nii.gz", "ct_masked.nii.gz", "segmentations/liver.nii.gz", "labelsTr/ct.nii.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [scan["image"] for scan in inference_scans(tmp_path)] == [str(tmp_path / "ct.nii.gz")]
+
+
+def test_several_sources_are_predicted_together_and_one_folder_is_trained_on(tmp_path):
+    for name in ("a.nii.gz", "b.nii.gz"):
+        (tmp_path / name).touch()
+    assert len(inference_scans([tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"])) == 2
+    with pytest.raises(InputError, match="must be one folder"):
+        segmentation_scans([str(tmp_path)], section="training")

@@ -27,6 +27,14 @@ def test_a_plan_covers_the_steps_with_less_than_one_step_per_epoch_to_spare():
 
 
 @pytest.mark.parametrize("name", ["max_steps", "val_interval"])
-def test_numbers_below_one_are_refused_by_name_and_value(name):
-    with pytest.raises(InputError, match=f"--{name} 0 must be at least 1"):
-        epoch_plan(**{"max_steps": 10, "val_interval": 10, name: 0})
+@pytest.mark.parametrize("value", [0, 10.0])
+def test_other_than_whole_numbers_from_one_are_refused_by_name_and_value(name, value):
+    with pytest.raises(InputError, match=f"--{name} {value} must be a whole number of at least 1"):
+        epoch_plan(**{"max_steps": 10, "val_interval": 10, name: value})
+
+
+def test_a_warm_up_as_long_as_the_run_is_warned_of(caplog):
+    epoch_plan(max_steps=300, val_interval=100, warmup_steps=299)
+    assert not caplog.records
+    epoch_plan(max_steps=300, val_interval=100, warmup_steps=500)
+    assert "warm-up of 500 steps" in caplog.text

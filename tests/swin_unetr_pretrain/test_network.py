@@ -192,7 +192,9 @@ def test_unknown_tasks_are_refused(record):
 
 def test_heads_are_what_was_asked_for_else_those_of_the_checkpoint_else_the_official_ones(tmp_path):
     path = str(tmp_path / "model.pt")
-    save_atomically({"model": {}, "heads": {"reconstruction_head": "deconv", "pooling": "mean"}}, path)
+    save_atomically(
+        {"model": {}, "heads": {"reconstruction_head": "deconv", "pooling": "mean"}, "tasks": ["contrast"]}, path
+    )
     nothing = {"reconstruction_head": None, "pooling": None}
     assert resolve_heads(asked=nothing, checkpoint=None) == {"reconstruction_head": "vae", "pooling": "token"}
     assert resolve_heads(asked=nothing, checkpoint=path) == {"reconstruction_head": "deconv", "pooling": "mean"}

@@ -96,10 +96,15 @@ def test_the_passes_follow_each_other():
     assert zeros == pytest.approx(0.5, abs=0.08) and zeros < targets["mask"].float().mean() - 0.1
 
 
-def test_sample_takes_the_other_view_where_the_batch_has_one_crop():
-    views, targets = two_views(mask_fill="sample")(batch(crops=1), "cpu")
-    for i in (0, 1):
-        assert torch.equal(views[i][targets["mask"][i]], targets["crop"][1 - i][targets["mask"][i]])
+def test_sample_is_refused_where_a_step_has_one_crop_whose_other_view_would_tell_the_answer():
+    with pytest.raises(InputError, match="'sample' takes voxels of another crop, but each step has one"):
+        two_views(mask_fill="sample")(batch(crops=1), "cpu")
+
+
+@pytest.mark.parametrize("name", ["mask_ratio", "mask_block"])
+def test_bounds_that_are_one_number_are_refused(name):
+    with pytest.raises(InputError, match=f"--{name} 0.3 must be two numbers"):
+        two_views(**{name: 0.3})
 
 
 def test_an_unknown_plane_is_refused_when_the_views_are_made_up():

@@ -74,6 +74,43 @@ def test_label_that_does_not_match_its_image(tmp_path, broken):
     assert "label0001.nii.gz" in refused(tmp_path, broken)
 
 
+def test_corrupt_nifti_in_pre_training(tmp_path, unlabelled):
+    folder = shutil.copytree(unlabelled, tmp_path / "scans")
+    path = folder / "site 1" / "scan.nii.gz"
+    path.write_bytes(path.read_bytes()[:20000])
+    run = run_bundle("swin_unetr_pretrain", "train.yaml", dataset_dir=folder, output_dir=tmp_path / "output", **SMALL)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    assert "site 1/scan.nii.gz" in run.stderr[run.stderr.rindex("Stopped:") :]
+
+
+def test_case_without_any_organ_trains_on_the_others(tmp_path, broken):
+    rewrite(broken / "labelsTr" / "label0001.nii.gz", lambda a, m: (np.zeros_like(a), m))
+    run = run_bundle("swin_unetr_btcv_seg", "train.yaml", dataset_dir=broken, output_dir=tmp_path / "output", **SMALL)
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
+def test_list_that_calls_another_value_liver(tmp_path, broken):
+    content = json.loads((broken / "dataset.json").read_text())
+    content["labels"]["1"], content["labels"]["6"] = content["labels"]["6"], content["labels"]["1"]
+    (broken / "dataset.json").write_text(json.dumps(content))
+    assert "--labels" in refused(tmp_path, broken)
+
+
+def test_option_with_an_unknown_choice(tmp_path, btcv):
+    assert "pos_neg, classes" in refused(tmp_path, btcv, crop_sampling="class")
+
+
+@pytest.mark.parametrize("config", ["evaluate.yaml", "inference.yaml"])
+def test_missing_model(tmp_path, btcv, config):
+    missing = tmp_path / "no_such_model.pt"
+    scans = btcv if config == "evaluate.yaml" else btcv / "imagesTr"
+    run = run_bundle("swin_unetr_btcv_seg", config, dataset_dir=scans, pretrained_model=missing, output_dir=tmp_path)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    assert "no_such_model.pt" in run.stderr[run.stderr.rindex("Stopped:") :]
+
+
 def test_undeclared_label(tmp_path, broken):
     rewrite(broken / "labelsTr" / "label0002.nii.gz", lambda a, m: (np.where(a == 6, 77, a).astype(np.uint8), m))
     message = refused(tmp_path, broken)

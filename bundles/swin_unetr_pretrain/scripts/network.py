@@ -69,11 +69,25 @@ def resolve_heads(*, asked: Mapping[str, Any], checkpoint: str | None, optional:
     """
     asked = {name: value for name, value in asked.items() if value is not None}
     known = checkpoint is not None and (Path(checkpoint).exists() or not optional)
-    held = dict(load_checkpoint_file(checkpoint).get("heads") or {}) if known else {}
+    held = dict(read_model(checkpoint)["heads"]) if known else {}
     for name, value in asked.items():
         if held.get(name, value) != value:
             raise InputError(f"{checkpoint} was trained with {name} {held[name]}, not {value}. Leave --{name} out.")
     return {**DEFAULT_HEADS, **held, **asked}
+
+
+def read_model(checkpoint: str) -> dict[str, Any]:
+    """Content of a ``model.pt`` of this bundle, whose ``tasks`` and ``trained`` an evaluation goes by.
+
+    Raises:
+        InputError: if the file is something else, such as an ``encoder.pt``, which has no heads.
+    """
+    content = load_checkpoint_file(checkpoint)
+    if not isinstance(content, Mapping) or not {"model", "heads", "tasks"} <= set(content):
+        raise InputError(
+            f"{checkpoint} is not a model.pt of swin_unetr_pretrain (encoder and heads). Give the one beside its encoder.pt."
+        )
+    return dict(content)
 
 
 class SwinPretrainer(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .common.input_error import InputError
 from .masking import box_mask, draw_boxes, fill_mask
 from .rotation import draw_turns, plane_axes, rotate
 
@@ -37,6 +38,9 @@ class TwoViews:
         self.plane = plane
         plane_axes(plane)
         self.mask_fill = [mask_fill] if isinstance(mask_fill, str) else list(mask_fill)
+        for name, bounds in (("mask_ratio", mask_ratio), ("mask_block", mask_block)):
+            if not isinstance(bounds, (list, tuple)) or len(bounds) != 2:
+                raise InputError(f"--{name} {bounds!r} must be two numbers [low, high]; equal ones fix it.")
         self.mask_ratio = tuple(mask_ratio)
         self.mask_block = tuple(mask_block)
 
@@ -62,6 +66,11 @@ class TwoViews:
         """Views (2B, C, X, Y, Z), first views before second ones, and the targets of `losses.ProxyTaskLoss`."""
         device = torch.device(device)
         crops = batch["image"].to(device, non_blocking=non_blocking, **kwargs)
+        if "sample" in self.mask_fill and len(crops) < 2:
+            raise InputError(
+                "mask_fill 'sample' takes voxels of another crop, but each step has one: its own other view would give the answer away. "
+                "Use 'noise' or 'zero', or a larger batch_size or crops_per_volume."
+            )
         generator = self.generator(int(batch["draw"][0]), device)
         both = torch.cat([crops, crops])
         turns = draw_turns(len(both), generator=generator)
