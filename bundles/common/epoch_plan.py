@@ -5,26 +5,60 @@ from __future__ import annotations
 
 import logging
 
+from .distributed import world_size
 from .input_error import InputError
 
 logger = logging.getLogger(__name__)
 
 
-def epoch_plan(*, max_steps: int, val_interval: int, warmup_steps: int = 0) -> dict[str, int]:
+def _check_whole(**numbers: object) -> None:
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"--{name} {value!r} must be a whole number of at least 1.")
+
+
+def accumulation(*, batch_size: int, accumulation_steps: int, global_batch_size: int | None) -> int:
+    """Iterations per step, so that ``batch_size x processes x iterations`` is the global batch size.
+
+    Args:
+        batch_size: volumes per iteration and process.
+        accumulation_steps: iterations per step where no global batch size is asked for.
+        global_batch_size: volumes per step over all processes, or None.
+
+    Raises:
+        InputError: if the processes cannot make up the global batch size.
+    """
+    _check_whole(batch_size=batch_size, accumulation_steps=accumulation_steps)
+    if global_batch_size is None:
+        return accumulation_steps
+    _check_whole(global_batch_size=global_batch_size)
+    at_once = batch_size * world_size()
+    if accumulation_steps != 1 or global_batch_size % at_once:
+        reason = (
+            f"--accumulation_steps {accumulation_steps} is given too: leave it out"
+            if accumulation_steps != 1
+            else f"{world_size()} processes x --batch_size {batch_size} make {at_once} at once, which does not divide it: "
+            f"choose {max(1, global_batch_size // at_once) * at_once} or {(global_batch_size // at_once + 1) * at_once}, or another number of processes"
+        )
+        raise InputError(f"--global_batch_size {global_batch_size}: {reason}.")
+    return global_batch_size // at_once
+
+
+def epoch_plan(
+    *, max_steps: int, val_interval: int, warmup_steps: int = 0, accumulation_steps: int = 1
+) -> dict[str, int]:
     """Cut ``max_steps`` into equal epochs of about ``val_interval`` steps.
 
     A warm-up that is as long as the run is logged as a warning: the learning rate would never reach its value.
 
     Returns:
-        ``epochs``, ``epoch_length`` and their product ``steps``, which is ``max_steps`` rounded up to a whole number of epochs
-        (250 steps with an interval of 100 are 3 x 84 = 252).
+        ``steps``, which is ``max_steps`` rounded up to a whole number of epochs (250 steps with an interval of 100 are 3 x 84 = 252);
+        ``epochs``; and in the engine's iterations, ``accumulation_steps`` to a step, ``epoch_length`` and ``iterations``.
 
     Raises:
-        InputError: if either number is not a whole number from 1.
+        InputError: if a number is not a whole number from 1.
     """
-    for name, value in (("max_steps", max_steps), ("val_interval", val_interval)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"--{name} {value!r} must be a whole number of at least 1.")
+    _check_whole(max_steps=max_steps, val_interval=val_interval)
     if warmup_steps >= max_steps:
         logger.warning(
             "the warm-up of %d steps is as long as the run of %d: the learning rate never reaches its value. Give --warmup_steps, about a tenth of the run",
@@ -32,4 +66,9 @@ def epoch_plan(*, max_steps: int, val_interval: int, warmup_steps: int = 0) -> d
         )
     epochs = -(-max_steps // min(val_interval, max_steps))
     length = -(-max_steps // epochs)
-    return {"epochs": epochs, "epoch_length": length, "steps": epochs * length}
+    return {
+        "steps": epochs * length,
+        "epochs": epochs,
+        "epoch_length": length * accumulation_steps,
+        "iterations": epochs * length * accumulation_steps,
+    }

@@ -20,6 +20,12 @@ def find_input_error(error: BaseException | None) -> InputError | None:
     return None
 
 
+def _message(error: InputError) -> str:
+    """What the user is told: without the traceback that torch puts into the text of an error from a process of a data loader."""
+    text = str(error)
+    return text.rpartition("InputError: ")[2].strip() if "\nOriginal Traceback" in text else text
+
+
 def report_input_errors() -> None:
     """Make an uncaught `InputError` end the process with its message alone, on the last lines of stderr, and exit status 1.
 
@@ -32,6 +38,6 @@ def report_input_errors() -> None:
         if cause is None:
             traceback.print_exception(kind, error, trace)
         else:
-            print(f"\nStopped: {cause}", file=sys.stderr, flush=True)
+            print(f"\nStopped: {_message(cause)}", file=sys.stderr, flush=True)
 
     sys.excepthook = hook

@@ -12,11 +12,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from monai.data import CacheDataset, MetaTensor
 from monai.transforms import Compose
 from torch.utils.data import Dataset, Sampler
 
 from .distributed import rank, world_size
+from .input_error import InputError
 
 
 def _plain(crop: dict[str, Any]) -> dict[str, Any]:
@@ -39,6 +41,9 @@ class SeededCrops(Dataset):
         seed: seed of the run.
         cache_num: how many preprocessed volumes to keep in memory.
         shuffle: False visits volume ``i`` at draw ``i``, for validation on crops that are the same every time.
+
+    Raises:
+        InputError: from a draw whose crops hold voxels that are not finite, with the file.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class SeededCrops(Dataset):
         cache_num: int,
         shuffle: bool = True,
     ) -> None:
+        self.data = data
         self.volumes = CacheDataset(data, preprocessing, cache_num=cache_num, num_workers=2, progress=len(data) > 20)
         self.augmentation = augmentation
         self.seed = seed
@@ -71,27 +77,56 @@ class SeededCrops(Dataset):
     def __getitem__(self, draw: int) -> list[dict[str, Any]]:
         seed = int(np.random.SeedSequence([self.seed, draw]).generate_state(1)[0])
         self.augmentation.set_random_state(seed=seed)
-        crops = self.augmentation(self.volumes[self.volume_of(draw)])
-        return [{**_plain(crop), "draw": draw} for crop in (crops if isinstance(crops, list) else [crops])]
+        volume = self.volume_of(draw)
+        crops = self.augmentation(self.volumes[volume])
+        crops = [{**_plain(crop), "draw": draw} for crop in (crops if isinstance(crops, list) else [crops])]
+        if not all(torch.isfinite(crop["image"]).all() for crop in crops):
+            raise InputError(
+                f"{self.data[volume]['image']} has voxels that are not numbers (NaN or infinite). Mend or remove it; --check_data full "
+                "finds all such files before a run."
+            )
+        return crops
 
 
 class DrawSampler(Sampler[int]):
-    """The draws of this rank, from step ``first_step`` to the last: step s takes draws ``s*W*B + r*B .. +B`` (W ranks, B volumes each).
+    """The draws of this rank, from iteration ``first`` to the last: iteration i takes draws ``i*W*B + r*B .. +B`` (W ranks, B volumes each).
 
     Args:
-        steps: steps of the whole run.
-        batch_size: volumes per step on each rank.
+        iterations: iterations of the whole run.
+        batch_size: volumes per iteration on each rank.
     """
 
-    def __init__(self, *, steps: int, batch_size: int) -> None:
-        self.steps = steps
+    def __init__(self, *, iterations: int, batch_size: int) -> None:
+        self.iterations = iterations
         self.batch_size = batch_size
-        self.first_step = 0
+        self.first = 0
 
     def __len__(self) -> int:
-        return (self.steps - self.first_step) * self.batch_size
+        return (self.iterations - self.first) * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
-        for step in range(self.first_step, self.steps):
-            start = (step * world_size() + rank()) * self.batch_size
+        for iteration in range(self.first, self.iterations):
+            start = (iteration * world_size() + rank()) * self.batch_size
             yield from range(start, start + self.batch_size)
+
+
+class BatchShare(Sampler[list[int]]):
+    """Batches of a validation set in order, shared among the ranks: rank r of W takes batches r, r + W, ...
+
+    The batches are those of one process, whatever the number of ranks, so that what is measured per batch (negatives of the contrast) is
+    too. Every rank takes equally many: the first batches are repeated where they do not divide, to be counted once by their draws.
+
+    Args:
+        number: size of the validation set.
+        batch_size: volumes per batch; the last one may be smaller.
+    """
+
+    def __init__(self, *, number: int, batch_size: int) -> None:
+        self.batches = [list(range(start, min(start + batch_size, number))) for start in range(0, number, batch_size)]
+
+    def __len__(self) -> int:
+        return -(-len(self.batches) // world_size())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for index in range(rank(), len(self) * world_size(), world_size()):
+            yield self.batches[index % len(self.batches)]

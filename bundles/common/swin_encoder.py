@@ -118,7 +118,7 @@ def build_swin_unetr(
     Args:
         record: from `resolve_encoder`.
         out_channels: number of classes, background included.
-        use_checkpoint: gradient checkpointing: about half the activation memory for a third more time.
+        use_checkpoint: gradient checkpointing: less activation memory for about a third more arithmetic (docs/explanation/measured.md).
         drop_path: stochastic depth rate of the Swin blocks.
     """
     return SwinUNETR(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import torch
 from ignite.engine import Engine, Events
 
 from .checkpoint_file import load_checkpoint_file, save_atomically
-from .distributed import bare, rank
+from .distributed import bare, rank, world_size
 from .input_error import InputError
+from .optimizer_step import steps_done
 from .seeded_crops import DrawSampler
 from .weights import encoder_state
 
@@ -48,24 +49,37 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that a setting equals what comes back from a file."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+# What of a schedule is set by the run's options, and not by how far the run has come.
+SCHEDULE_OPTIONS = ("base_lrs", "t_total", "warmup_steps")
+
+
 class TrainingCheckpoint:
     """Handler for `SupervisedTrainer`; put it behind the validation handler, so that it sees this epoch's score.
 
-    Files under ``folder``: ``last.pt`` after every epoch (everything that a resumed run needs to be the same run), ``best.pt`` (weights of the
-    best validation so far), and when the run is complete ``model.pt`` with the best weights; a file of that name is never a half-trained one.
-    With ``encoder_file``, ``encoder.pt`` too.
+    Files under ``folder``: ``last.pt`` after every epoch and when the engine is terminated (everything that a resumed run needs to be the same
+    run), ``best.pt`` (weights of the best validation so far), and when the run is complete ``model.pt`` with the best weights; a file of that
+    name is never a half-trained one. With ``encoder_file``, ``encoder.pt`` too.
 
     Args:
         folder: where the files go.
         network, optimizer, lr_scheduler: objects whose state is kept.
-        sampler: told the step to go on from.
+        sampler: told the iteration to go on from.
         encoder: encoder record (`swin_encoder.FIELDS`).
         details: more entries of ``model.pt`` beside the weights, such as ``out_channels`` and ``labels``.
-        trained: what to say of the training, such as data, preset and proxy tasks.
+        trained: what to say of the training, such as data and preset.
+        settings: options that make the run what it is. They stand beside ``trained`` in the files, and a resumed run must have the same ones.
         score: name of the validation metric that chooses the best, read from ``evaluator.state.metrics``.
         evaluator: the validation engine, or None when the run has none: the last weights are then the result.
         higher_is_better: direction of the score.
         resume: continue from ``last.pt`` if it is there.
+        resume_changes: names of settings that may differ from those of the run that is resumed.
         encoder_file: also write ``encoder.pt``.
     """
 
@@ -80,23 +94,32 @@ class TrainingCheckpoint:
         encoder: Mapping[str, Any],
         details: Mapping[str, Any],
         trained: Mapping[str, Any],
+        settings: Mapping[str, Any],
         score: str,
         evaluator: Engine | Callable | None = None,
         higher_is_better: bool = True,
         resume: bool = False,
+        resume_changes: Sequence[str] = (),
         encoder_file: bool = False,
     ) -> None:
         self.folder = Path(folder)
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.stateful = {"network": bare(network), "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         self.network = bare(network)
         self.sampler = sampler
         self.encoder = dict(encoder)
         self.details = dict(details)
         self.trained = dict(trained)
+        self.settings = _plain({**settings, "processes": world_size()})
         self.score = score
         self.evaluator = evaluator
         self.sign = 1 if higher_is_better else -1
         self.resume = resume
+        self.resume_changes = [resume_changes] if isinstance(resume_changes, str) else list(resume_changes)
+        if unknown := sorted(set(self.resume_changes) - set(self.settings)):
+            raise InputError(
+                f"--resume_changes names {', '.join(unknown)}; the settings of a run are {', '.join(sorted(self.settings))}."
+            )
         self.encoder_file = encoder_file
         self.best: float | None = None
         self.random: dict[str, Any] | None = None
@@ -106,40 +129,79 @@ class TrainingCheckpoint:
         if self.resume:
             engine.add_event_handler(Events.STARTED, self.continue_from_last)
             engine.add_event_handler(Events.GET_BATCH_STARTED, self.continue_random)
+        if rank() == 0 and not self.resume:
+            engine.add_event_handler(Events.STARTED, self.set_aside)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+        engine.add_event_handler(Events.TERMINATE, self.terminated)
         if rank() == 0:
-            if not self.resume:
-                engine.add_event_handler(Events.STARTED, self.set_aside)
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
             engine.add_event_handler(Events.COMPLETED, self.completed)
 
     def set_aside(self, engine: Engine) -> None:
         """Rename what an earlier run left in this folder, lest it pass for this run's: ``previous_last.pt`` and so on."""
-        for name in ("last.pt", "best.pt", "model.pt", "encoder.pt"):
+        self._set_aside("last.pt", "best.pt", "model.pt", "encoder.pt")
+
+    def _set_aside(self, *names: str) -> None:
+        for name in names:
             if (self.folder / name).exists():
                 os.replace(self.folder / name, self.folder / f"previous_{name}")
 
+    def _check_settings(self, state: Mapping[str, Any], path: Path) -> list[str]:
+        """Names of the settings that differ, all of them allowed to."""
+        theirs, ours = state["settings"], self.settings
+        if state["encoder"] != self.encoder:
+            raise InputError(
+                f"{path} belongs to another run: its encoder is {state['encoder']}, this run's is {self.encoder}. "
+                "Start it with the options of that run, or choose another --output_dir."
+            )
+        changed = [name for name in sorted({**theirs, **ours}) if theirs.get(name) != ours.get(name)]
+        refused = [name for name in changed if name not in self.resume_changes]
+        if refused:
+            said = "; ".join(f"{name} was {theirs.get(name)!r}, now {ours.get(name)!r}" for name in refused)
+            raise InputError(
+                f"{path} belongs to a run with other settings: {said}. Start it with the settings of that run, choose another --output_dir, "
+                f'or allow the change by --resume_changes "{refused}".'
+            )
+        for name in changed:
+            logger.warning("--resume_changes: %s was %r, now %r", name, theirs.get(name), ours.get(name))
+        return changed
+
     def continue_from_last(self, engine: Engine) -> None:
-        """Load ``last.pt`` and set the engine and the sampler to the step after it."""
+        """Load ``last.pt`` and set the engine and the sampler to the step after it; make up for a validation that a stop cut short."""
         path = self.folder / "last.pt"
         if not path.exists():
             logger.info("--resume true: %s is not there, the run starts at step 0", path)
             return
         state = load_checkpoint_file(str(path))
-        if state["encoder"] != self.encoder or state["epoch_length"] != engine.state.epoch_length:
-            raise InputError(
-                f"{path} belongs to another run: its encoder is {state['encoder']} with {state['epoch_length']} steps between validations, "
-                f"this run's is {self.encoder} with {engine.state.epoch_length}. Start it with the options of that run, "
-                "or choose another --output_dir."
-            )
+        if not isinstance(state, Mapping) or not {"settings", "step", "network"} <= set(state):
+            raise InputError(f"{path} is not a last.pt that this version wrote: it cannot be resumed from.")
+        changed = self._check_settings(state, path)
+        options = [dict(group) for group in self.optimizer.param_groups]
+        schedule = {k: v for k, v in self.lr_scheduler.state_dict().items() if k in SCHEDULE_OPTIONS}
         for name, target in self.stateful.items():
             target.load_state_dict(state[name])
-        if engine.scaler is not None and state["scaler"] is not None:
+        if changed:  # options are this run's; how far it has come is the checkpoint's
+            for group, option in zip(self.optimizer.param_groups, options, strict=True):
+                group.update({name: value for name, value in option.items() if name not in ("params", "lr")})
+            self.lr_scheduler.load_state_dict({**self.lr_scheduler.state_dict(), **schedule})
+            self.lr_scheduler.last_epoch -= 1
+            self.lr_scheduler.step()  # takes the learning rate of this step from the new schedule
+        if engine.scaler is not None and state["scaler"]:
             engine.scaler.load_state_dict(state["scaler"])
-        self.random = state["random"]
-        self.best = state["best"]
-        engine.state.epoch, engine.state.iteration = state["epoch"], state["step"]
-        self.sampler.first_step = state["step"]
+        for name, value in state["counts"].items():
+            setattr(engine.state, name, value)
+        self.best = None if "select_by" in changed else state["best"]
+        engine.state.iteration = state["step"] * engine.accumulation_steps
+        engine.state.epoch = engine.state.iteration // engine.state.epoch_length
+        self.sampler.first = engine.state.iteration
+        if rank() == 0 and engine.state.epoch < engine.state.max_epochs:
+            self._set_aside("model.pt", "encoder.pt")  # results of the same run when it was to be shorter
         logger.info("%s: the run goes on after step %d", path, state["step"])
+        restore_random_states(state["random"])
+        ends_epoch = engine.state.iteration % engine.state.epoch_length == 0
+        if self.evaluator is not None and ends_epoch and not state["validated"]:
+            self.evaluator.run(engine.state.epoch)
+            self.epoch_completed(engine)
+        self.random = random_states()
 
     def continue_random(self, engine: Engine) -> None:
         """Restore the generators at the first batch: the data loader, built anew in between, takes a number that the unbroken run did not."""
@@ -148,8 +210,11 @@ class TrainingCheckpoint:
             self.random = None
 
     def _result(self, engine: Engine, score: float | None) -> dict[str, Any]:
-        trained = self.trained | {
-            "steps": engine.state.iteration,
+        trained = {
+            **self.settings,
+            **self.trained,
+            "steps": steps_done(engine),
+            **{name: getattr(engine.state, name) for name in engine.state_dict_user_keys},
             "score": {self.score: score},
             "versions": {"monai": monai.__version__, "torch": str(torch.__version__), "ignite": ignite.__version__},
         }
@@ -158,20 +223,33 @@ class TrainingCheckpoint:
 
     def epoch_completed(self, engine: Engine) -> None:
         """Write ``last.pt``, and ``best.pt`` if this epoch's validation is better than all before."""
+        if engine.should_terminate:  # a stop cut the validation short
+            return
         score = None if self.evaluator is None else float(self.evaluator.state.metrics[self.score])
         # without a validation every epoch is the best so far; a score that is not a number is never one
         if score is None or (score == score and (self.best is None or self.sign * score > self.sign * self.best)):
             self.best = score
-            save_atomically(self._result(engine, score), self.folder / "best.pt")
+            if rank() == 0:
+                save_atomically(self._result(engine, score), self.folder / "best.pt")
+        self._save_last(engine, validated=True)
+
+    def terminated(self, engine: Engine) -> None:
+        """Write ``last.pt`` in the middle of an epoch."""
+        self._save_last(engine, validated=False)
+
+    def _save_last(self, engine: Engine, *, validated: bool) -> None:
+        if rank() != 0:
+            return
         state = {name: target.state_dict() for name, target in self.stateful.items()}
         state |= {
             "scaler": None if engine.scaler is None else engine.scaler.state_dict(),
-            "step": engine.state.iteration,
-            "epoch": engine.state.epoch,
-            "epoch_length": engine.state.epoch_length,
+            "step": steps_done(engine),
+            "counts": {name: getattr(engine.state, name) for name in engine.state_dict_user_keys},
+            "validated": validated,
             "random": random_states(),
             "best": self.best,
             "encoder": self.encoder,
+            "settings": self.settings,
         }
         save_atomically(state, self.folder / "last.pt")
 

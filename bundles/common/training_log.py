@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine, EventEnum, Events
 from matplotlib.figure import Figure
 
 from .checkpoint_file import atomic_path
-from .distributed import rank
+from .distributed import rank, world_size
+from .optimizer_step import ends_step, steps_done
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +45,22 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+class LogEvents(EventEnum):
+    """Events of a training log."""
+
+    ROW = "training_log_row"
+    """A row was written; it stands in ``engine.state.log_row``."""
+
+
 class TrainingLog:
     """Handler for `SupervisedTrainer`: every few steps the mean losses, learning rate, crops per second and the time left.
 
     Losses stay on the device between two lines, so that logging does not make the GPU wait at every step. The parts of the
-    loss are read from ``loss_function.parts`` (name to tensor) where the loss has them.
+    loss are read from ``loss_function.parts`` (name to tensor) where the loss has them. Losses that are not finite are left out of the means.
 
     Args:
-        output_dir: gets ``training_log.csv`` (step, loss, loss_<part> ..., learning_rate, crops_per_second) and ``loss_curves.png``.
+        output_dir: gets ``training_log.csv`` (step, loss, loss_<part> ..., gradient_norm, learning_rate, crops_per_second of all processes, on a
+            GPU gpu_memory_gib, the most that PyTorch's tensors took so far) and ``loss_curves.png``.
         total_steps: steps of the whole run.
         every: steps between two lines.
     """
@@ -61,7 +70,7 @@ class TrainingLog:
         self.total_steps = total_steps
         self.every = max(1, every)
         self.sums: dict[str, torch.Tensor] = {}
-        self.steps = self.crops = 0
+        self.crops = 0
         self.since = 0.0
 
     @property
@@ -71,6 +80,7 @@ class TrainingLog:
 
     def attach(self, engine: Engine) -> None:
         """Log on rank 0 only."""
+        engine.register_events(*LogEvents)
         if rank() == 0:
             engine.add_event_handler(Events.STARTED, self.started)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self.step_completed)
@@ -101,35 +111,46 @@ class TrainingLog:
                 writer.writeheader()
             writer.writerow(row)
 
+    def _add(self, name: str, value: torch.Tensor) -> None:
+        value = value.detach().float()
+        finite = torch.isfinite(value)
+        sums = torch.stack([torch.where(finite, value, 0.0), finite.float()])
+        self.sums[name] = self.sums[name] + sums if name in self.sums else sums
+
     def step_completed(self, engine: Engine) -> None:
         """Add up; write a line when it is due."""
+        step = steps_done(engine)
         if self.first_step < 0:  # only now is it sure that a checkpoint to resume from has set the step
-            self.first_step = engine.state.iteration - 1
+            self.first_step = (engine.state.iteration - 1) // engine.accumulation_steps
             self._continue_table()
-        parts = getattr(engine.loss_function, "parts", {})
         output = engine.state.output
-        values = {"loss": output[0]["loss"] if isinstance(output, list) else output["loss"]} | {
-            f"loss_{name}": value for name, value in parts.items()
-        }
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach().float()
-        self.steps += 1
-        self.crops += engine.state.batch["image"].shape[0]
-        step = engine.state.iteration
-        if self.steps < self.every and step != self.total_steps:
+        self._add("loss", output[0]["loss"] if isinstance(output, list) else output["loss"])
+        for name, value in getattr(engine.loss_function, "parts", {}).items():
+            self._add(f"loss_{name}", value)
+        self.crops += engine.state.batch["image"].shape[0] * world_size()
+        if not ends_step(engine):
+            return
+        if hasattr(engine.state, "gradient_norm"):
+            self._add("gradient_norm", engine.state.gradient_norm)
+        if step % self.every and step != self.total_steps:
             return
         now = time.monotonic()
-        means = {name: float(value) / self.steps for name, value in self.sums.items()}
-        speed = self.crops / max(now - self.since, 1e-9)
-        learning_rate = engine.optimizer.param_groups[-1]["lr"]
+        sums = torch.stack(list(self.sums.values())).tolist()  # one wait for the GPU
+        means = {name: total / max(number, 1) for name, (total, number) in zip(self.sums, sums, strict=True)}
+        row = {"step": step, **means, "learning_rate": engine.optimizer.param_groups[-1]["lr"]}
+        row["crops_per_second"] = round(self.crops / max(now - self.since, 1e-9), 3)
+        if torch.cuda.is_available():
+            row["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
         left = (now - self.began) / (step - self.first_step) * (self.total_steps - step)
-        losses = " ".join(f"{name.removeprefix('loss_')} {value:.4f}" for name, value in means.items())
+        losses = " ".join(f"{k.removeprefix('loss_')} {v:.4f}" for k, v in means.items() if k.startswith("loss"))
         logger.info(
             "step %d/%d  %s  lr %.2e  %.2f crops/s  left %s",
-            *(step, self.total_steps, losses, learning_rate, speed, _clock(left)),
+            *(step, self.total_steps, losses, row["learning_rate"], row["crops_per_second"], _clock(left)),
         )
-        self._append({"step": step, **means, "learning_rate": learning_rate, "crops_per_second": round(speed, 3)})
-        self.sums, self.steps, self.crops, self.since = {}, 0, 0, now
+        self._append(row)
+        self.sums, self.crops, self.since = {}, 0, now
+        engine.state.log_row = row
+        engine.fire_event(LogEvents.ROW)
 
     def completed(self, engine: Engine) -> None:
         """Draw the curves."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from bundles.common.epoch_plan import epoch_plan
+from bundles.common.epoch_plan import accumulation, epoch_plan
 from bundles.common.input_error import InputError
 
 
@@ -15,7 +15,44 @@ from bundles.common.input_error import InputError
 )
 def test_hand_made_plans(max_steps, val_interval, epochs, epoch_length):
     plan = epoch_plan(max_steps=max_steps, val_interval=val_interval)
-    assert plan == {"epochs": epochs, "epoch_length": epoch_length, "steps": epochs * epoch_length}
+    steps = epochs * epoch_length
+    assert plan == {"epochs": epochs, "epoch_length": epoch_length, "steps": steps, "iterations": steps}
+
+
+def test_an_accumulated_step_takes_several_iterations():
+    plan = epoch_plan(max_steps=7, val_interval=3, accumulation_steps=4)
+    assert plan == {"epochs": 3, "epoch_length": 12, "steps": 9, "iterations": 36}
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "global_batch_size", "iterations"),
+    [(2, 1, 2, 1), (2, 1, 8, 4), (2, 4, 8, 1), (1, 3, 12, 4)],
+)
+def test_iterations_make_up_the_global_batch_size(monkeypatch, batch_size, processes, global_batch_size, iterations):
+    monkeypatch.setattr("bundles.common.epoch_plan.world_size", lambda: processes)
+    asked = {"batch_size": batch_size, "global_batch_size": global_batch_size}
+    assert accumulation(**asked, accumulation_steps=1) == iterations
+
+
+def test_without_a_global_batch_size_the_iterations_are_as_asked():
+    assert accumulation(batch_size=2, accumulation_steps=3, global_batch_size=None) == 3
+
+
+def test_processes_that_do_not_divide_the_global_batch_size_are_refused_with_what_would(monkeypatch):
+    monkeypatch.setattr("bundles.common.epoch_plan.world_size", lambda: 3)
+    with pytest.raises(InputError, match="--global_batch_size 8: 3 processes x --batch_size 2 make 6.*choose 6 or 12"):
+        accumulation(batch_size=2, accumulation_steps=1, global_batch_size=8)
+
+
+def test_two_ways_to_ask_for_accumulation_are_refused():
+    with pytest.raises(InputError, match="--accumulation_steps 2 is given too"):
+        accumulation(batch_size=2, accumulation_steps=2, global_batch_size=8)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "accumulation_steps", "global_batch_size"])
+def test_batches_are_counted_in_whole_numbers(name):
+    with pytest.raises(InputError, match=f"--{name} 1.5 must be a whole number"):
+        accumulation(**{"batch_size": 1, "accumulation_steps": 1, "global_batch_size": None, name: 1.5})
 
 
 def test_a_plan_covers_the_steps_with_less_than_one_step_per_epoch_to_spare():

@@ -23,7 +23,8 @@ from monai.transforms import (
 )
 
 from bundles.common import seeded_crops
-from bundles.common.seeded_crops import DrawSampler, SeededCrops
+from bundles.common.input_error import InputError
+from bundles.common.seeded_crops import BatchShare, DrawSampler, SeededCrops
 
 VOLUMES = 5
 
@@ -58,8 +59,8 @@ def crops(seed=0, cache_num=VOLUMES, shuffle=True, volumes=VOLUMES):
 
 
 def batches(dataset, *, steps=6, batch_size=2, first_step=0, workers=0):
-    sampler = DrawSampler(steps=steps, batch_size=batch_size)
-    sampler.first_step = first_step
+    sampler = DrawSampler(iterations=steps, batch_size=batch_size)
+    sampler.first = first_step
     return list(DataLoader(dataset, sampler=sampler, batch_size=batch_size, num_workers=workers))
 
 
@@ -126,7 +127,7 @@ def test_ranks_share_the_draws_without_overlap_and_without_gap(monkeypatch, rank
     shares = []
     for rank in range(ranks):
         monkeypatch.setattr(seeded_crops, "rank", lambda rank=rank: rank)
-        sampler = DrawSampler(steps=4, batch_size=2)
+        sampler = DrawSampler(iterations=4, batch_size=2)
         shares.append(list(sampler))
         assert len(shares[-1]) == len(sampler) == 8
     assert sorted(sum(shares, [])) == list(range(4 * 2 * ranks))
@@ -160,3 +161,29 @@ def test_a_transform_that_gives_one_crop_gives_a_list_of_one():
     (crop,) = dataset[3]
     volume = dataset.volumes[dataset.volume_of(3)]["image"].as_tensor()
     assert torch.equal(crop["image"], volume.flip(1)) and crop["draw"] == 3
+
+
+@pytest.mark.parametrize(("number", "ranks"), [(7, 1), (7, 2), (7, 3), (2, 4)])
+def test_validation_batches_are_those_of_one_process_and_equally_many_on_every_rank(monkeypatch, number, ranks):
+    monkeypatch.setattr(seeded_crops, "world_size", lambda: ranks)
+    shares = []
+    for rank in range(ranks):
+        monkeypatch.setattr(seeded_crops, "rank", lambda rank=rank: rank)
+        share = BatchShare(number=number, batch_size=2)
+        shares.append(list(share))
+        assert len(shares[-1]) == len(share)
+    assert len({len(share) for share in shares}) == 1
+    alone = [[start, start + 1] if start + 1 < number else [start] for start in range(0, number, 2)]
+    assert sorted({tuple(batch) for share in shares for batch in share}) == [tuple(batch) for batch in alone]
+
+
+def test_voxels_that_are_not_numbers_stop_the_run_with_the_file():
+    dataset = crops()
+    dataset.data = [{"image": f"scan_{i}.nii.gz"} for i in range(VOLUMES)]
+    dataset.volumes[2]["image"][:] = float("nan")
+    bad = next(draw for draw in range(VOLUMES) if dataset.volume_of(draw) == 2)
+    for draw in range(VOLUMES):
+        if draw != bad:
+            dataset[draw]
+    with pytest.raises(InputError, match="scan_2.nii.gz.*--check_data full"):
+        dataset[bad]

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from monai.data import DataLoader
 from monai.engines import SupervisedTrainer
-from monai.handlers import LrScheduleHandler
+from monai.optimizers import WarmupCosineSchedule
 
 from bundles.common.checkpoint_file import load_checkpoint_file, save_atomically
 from bundles.common.input_error import InputError
+from bundles.common.lr_schedule import StepSchedule
 from bundles.common.seeded_crops import DrawSampler
 from bundles.common.training_checkpoint import TrainingCheckpoint, random_states, restore_random_states
 
@@ -56,7 +57,12 @@ def train(
     scores=(0.1, 0.5, 0.3, 0.4, 0.2),
     resume=False,
     killed_in_step=None,
-    epoch_length=EPOCH_LENGTH,
+    stopped_behind_step=None,
+    stopped_in_validation=None,
+    more=(),
+    epochs=EPOCHS,
+    lr=0.1,
+    settings=None,
     **options,
 ):
     """Run to the end, or to the step in which the run is killed. Returns the trainer and the steps that it made."""
@@ -64,26 +70,36 @@ def train(
     random.seed(0)
     np.random.seed(0)
     network = TinyNetwork()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)
-    lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-    sampler = DrawSampler(steps=EPOCHS * EPOCH_LENGTH, batch_size=BATCH)
-    evaluator = None if scores is None else SimpleNamespace(state=SimpleNamespace(metrics={}))
-    steps, noise = [], []
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr)
+    lr_scheduler = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=epochs * EPOCH_LENGTH)
+    sampler = DrawSampler(iterations=epochs * EPOCH_LENGTH, batch_size=BATCH)
+    evaluator = None if scores is None else Engine(lambda engine, batch: None)
+    steps, noise, rates = [], [], []
 
     class Validate:
         def attach(self, engine):
             engine.add_event_handler(Events.ITERATION_STARTED, self.step)
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self.stop)
+            if evaluator is not None:
+                engine.add_event_handler(Events.EPOCH_COMPLETED, lambda e: evaluator.run(e.state.epoch))
+                evaluator.run = lambda epoch: self.validate(engine, epoch)
 
         def step(self, engine):
             if engine.state.iteration == killed_in_step:
                 raise KilledError
             steps.append(engine.state.iteration)
+            rates.append(optimizer.param_groups[0]["lr"])
             noise.append((random.random(), float(np.random.rand())))
 
-        def __call__(self, engine):
-            if evaluator is not None:
-                evaluator.state.metrics["dice"] = torch.tensor(scores[engine.state.epoch - 1])
+        def stop(self, engine):
+            if engine.state.iteration == stopped_behind_step:
+                engine.terminate(skip_completed=True)  # as a signal does
+
+        def validate(self, engine, epoch):
+            if epoch == stopped_in_validation:
+                engine.terminate(skip_completed=True)
+            else:
+                evaluator.state.metrics["dice"] = torch.tensor(scores[epoch - 1])
 
     checkpoint = TrainingCheckpoint(
         folder=str(folder),
@@ -92,18 +108,19 @@ def train(
         lr_scheduler=lr_scheduler,
         sampler=sampler,
         encoder=record,
+        settings=settings or {"learning_rate": lr, "max_steps": epochs * EPOCH_LENGTH, "roi_size": (96, 96, 96)},
         **{"details": {"out_channels": 1}, "trained": {"preset": "cpu"}, "score": "dice", "resume": resume, **options},
         evaluator=evaluator,
     )
     trainer = SupervisedTrainer(
         device=torch.device("cpu"),
-        max_epochs=EPOCHS,
-        epoch_length=epoch_length,
+        max_epochs=epochs,
+        epoch_length=EPOCH_LENGTH,
         train_data_loader=DataLoader(Draws(), sampler=sampler, batch_size=BATCH),
         network=network,
         optimizer=optimizer,
         loss_function=torch.nn.MSELoss(),
-        train_handlers=[LrScheduleHandler(lr_scheduler, print_lr=False, epoch_level=False), Validate(), checkpoint],
+        train_handlers=[StepSchedule(lr_scheduler=lr_scheduler), *more, Validate(), checkpoint],
         decollate=False,
     )
     if killed_in_step is None:
@@ -111,7 +128,9 @@ def train(
     else:
         with pytest.raises(KilledError):
             trainer.run()
-    return SimpleNamespace(network=network, optimizer=optimizer, steps=steps, noise=noise, checkpoint=checkpoint)
+    return SimpleNamespace(
+        network=network, optimizer=optimizer, steps=steps, noise=noise, rates=rates, checkpoint=checkpoint
+    )
 
 
 def same(one, other):
@@ -213,9 +232,85 @@ def test_a_checkpoint_of_another_run_is_refused_with_both_values(tmp_path, recor
     before = load_checkpoint_file(tmp_path / "last.pt")
     with pytest.raises(InputError, match="last.pt belongs to another run.*'window_size': 4.*'window_size': 7"):
         train(tmp_path, record | {"window_size": 7}, resume=True)
-    with pytest.raises(InputError, match="with 3 steps between validations.* with 5.*--output_dir"):
-        train(tmp_path, record, resume=True, epoch_length=5)
+    with pytest.raises(InputError, match="learning_rate was 0.1, now 0.2; max_steps was 15, now 12.*--resume_changes"):
+        train(tmp_path, record, resume=True, lr=0.2, epochs=4)
+    with pytest.raises(InputError, match="settings: max_steps was 15, now 12"):  # allowed is what was named
+        train(tmp_path, record, resume=True, lr=0.2, epochs=4, resume_changes=["learning_rate"])
     assert same(load_checkpoint_file(tmp_path / "last.pt"), before)
+
+
+def test_a_change_that_is_no_setting_is_refused_with_the_settings(tmp_path, record):
+    with pytest.raises(InputError, match="--resume_changes names lr; .*learning_rate, max_steps, processes, roi_size"):
+        train(tmp_path, record, resume_changes=["lr"])
+
+
+def test_another_number_of_processes_is_another_run(tmp_path, record, monkeypatch):
+    train(tmp_path, record, killed_in_step=5)
+    monkeypatch.setattr("bundles.common.training_checkpoint.world_size", lambda: 2)
+    with pytest.raises(InputError, match="processes was 1, now 2"):
+        train(tmp_path, record, resume=True)
+
+
+def test_a_file_of_another_kind_is_no_checkpoint_to_resume_from(tmp_path, record):
+    save_atomically({"network": {}}, tmp_path / "last.pt")
+    with pytest.raises(InputError, match="last.pt is not a last.pt that this version wrote"):
+        train(tmp_path, record, resume=True)
+
+
+@pytest.mark.parametrize("stopped_behind_step", [1, 2, 6, 7, 14, 15])
+def test_a_run_stopped_in_the_middle_of_an_epoch_resumes_to_the_unbroken_one(tmp_path, record, stopped_behind_step):
+    unbroken = train(tmp_path / "unbroken", record)
+    stopped = train(tmp_path / "stopped", record, stopped_behind_step=stopped_behind_step)
+    assert not (tmp_path / "stopped" / "model.pt").exists()
+    assert load_checkpoint_file(tmp_path / "stopped" / "last.pt")["validated"] is False
+    resumed = train(tmp_path / "stopped", record, resume=True)
+    assert stopped.steps + resumed.steps == unbroken.steps
+    for name in ("last.pt", "best.pt", "model.pt"):
+        one, other = (load_checkpoint_file(tmp_path / run / name) for run in ("stopped", "unbroken"))
+        assert same(one, other), name
+
+
+@pytest.mark.parametrize("stopped_in_validation", [1, 2, EPOCHS])
+def test_a_validation_that_a_stop_cut_short_is_made_up_for(tmp_path, record, stopped_in_validation):
+    train(tmp_path / "unbroken", record)
+    stopped = train(tmp_path / "stopped", record, stopped_in_validation=stopped_in_validation)
+    assert stopped.steps[-1] == stopped_in_validation * EPOCH_LENGTH
+    resumed = train(tmp_path / "stopped", record, resume=True)
+    assert len(stopped.steps + resumed.steps) == EPOCHS * EPOCH_LENGTH
+    for name in ("last.pt", "best.pt", "model.pt"):
+        one, other = (load_checkpoint_file(tmp_path / run / name) for run in ("stopped", "unbroken"))
+        assert same(one, other), name
+
+
+def test_a_longer_run_follows_its_own_schedule_from_where_the_shorter_one_ended(tmp_path, record):
+    train(tmp_path, record, epochs=3)
+    longer = train(tmp_path, record, epochs=5, lr=0.2, resume=True, resume_changes=["max_steps", "learning_rate"])
+    assert longer.steps == list(range(10, 16))
+    assert (tmp_path / "previous_model.pt").exists()  # not to be taken for the longer run's while that is under way
+    network = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.2)
+    schedule = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=15)
+    expected = [0.2 * schedule.lr_lambda(step) for step in range(9, 15)]
+    assert longer.rates == pytest.approx(expected)
+
+
+def test_counts_of_the_engine_are_kept(tmp_path, record):
+    counted = {}
+
+    class Count:
+        def attach(self, engine):
+            engine.state.skipped_steps = 0
+            engine.state_dict_user_keys.append("skipped_steps")
+            engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+        def __call__(self, engine):
+            counted["before"] = engine.state.skipped_steps
+            engine.state.skipped_steps += 1
+
+    train(tmp_path, record, more=[Count()], killed_in_step=8)
+    train(tmp_path, record, more=[Count()], resume=True)
+    assert counted["before"] == 4
+    assert load_checkpoint_file(tmp_path / "last.pt")["counts"] == {"skipped_steps": 5}
 
 
 def test_only_rank_0_writes(tmp_path, record, monkeypatch):

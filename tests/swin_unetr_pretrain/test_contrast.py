@@ -113,9 +113,11 @@ def one_rank(rank, folder, ranks):
     loss.backward()
     with torch.no_grad():
         similarity, partner = NTXentLoss(0.5).logits(*network(own))
+        alone = NTXentLoss(0.5, across_ranks=False)(*network(own))
     gradient = {name: value.grad for name, value in network.named_parameters()}
     torch.save(
-        {"loss": loss.detach(), "gradient": gradient, "logits": similarity, "partner": partner}, f"{folder}/{rank}.pt"
+        {"alone": alone, "loss": loss.detach(), "gradient": gradient, "logits": similarity, "partner": partner},
+        f"{folder}/{rank}.pt",
     )
     dist.barrier()
     dist.destroy_process_group()
@@ -139,3 +141,7 @@ def test_two_processes_equal_one_with_the_joined_batch_in_value_and_gradient(tmp
         rows = own + [row + 2 * BATCH for row in own]
         torch.testing.assert_close(seen["logits"], full[rows].detach(), rtol=1e-5, atol=1e-6)
         assert seen["partner"].tolist() == rows[BATCH:] + rows[:BATCH]
+        # on request the other ranks are left alone, as in validation
+        first_crop = rank * BATCH
+        own_views = inputs(2)[:, first_crop : first_crop + BATCH]
+        torch.testing.assert_close(seen["alone"], NTXentLoss(0.5)(*network(own_views)).detach(), rtol=1e-5, atol=1e-6)

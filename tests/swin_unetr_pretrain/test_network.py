@@ -199,6 +199,11 @@ def test_heads_are_what_was_asked_for_else_those_of_the_checkpoint_else_the_offi
     assert resolve_heads(asked=nothing, checkpoint=None) == {"reconstruction_head": "vae", "pooling": "token"}
     assert resolve_heads(asked=nothing, checkpoint=path) == {"reconstruction_head": "deconv", "pooling": "mean"}
     assert resolve_heads(asked={"reconstruction_head": "deconv"}, checkpoint=path)["pooling"] == "mean"
+    preset = {"reconstruction_head": "deconv", "pooling": "mean", "max_steps": 5}
+    assert resolve_heads(asked=nothing, checkpoint=None, preset=preset) == {
+        **{"reconstruction_head": "deconv", "pooling": "mean"},
+    }
+    assert resolve_heads(asked={"pooling": "token"}, checkpoint=None, preset=preset)["pooling"] == "token"
     assert resolve_heads(asked={"pooling": "mean"}, checkpoint=None) == {
         "reconstruction_head": "vae",
         "pooling": "mean",

@@ -12,9 +12,10 @@ import torch
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator
 
+from bundles.swin_unetr_pretrain.scripts.common.input_error import InputError
 from bundles.swin_unetr_pretrain.scripts.losses import TASKS, ProxyTaskLoss
 from bundles.swin_unetr_pretrain.scripts.network import SwinPretrainer
-from bundles.swin_unetr_pretrain.scripts.proxy_report import ProxyInferer, ProxyReport, measure
+from bundles.swin_unetr_pretrain.scripts.proxy_report import ProxyInferer, ProxyReport, higher_is_better, measure
 
 
 def pair(right, error, hidden):
@@ -52,13 +53,13 @@ class Whole(torch.nn.Module):
         self.nothing = torch.nn.Parameter(torch.zeros(1))
 
 
-def evaluate(batches, loss, path=None):
+def evaluate(batches, loss, path=None, order=None):
     report = ProxyReport(loss=loss, path=path)
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
-        val_data_loader=DataLoader(range(len(batches)), batch_size=1),
+        val_data_loader=DataLoader([{"draw": draw} for draw in order or range(len(batches))], batch_size=1),
         network=Whole(),
-        prepare_batch=lambda index, *_, **__: batches[int(index)],
+        prepare_batch=lambda batch, *_, **__: batches[int(batch["draw"])],
         inferer=lambda outputs, network: outputs,
         val_handlers=[report],
         decollate=False,
@@ -138,9 +139,9 @@ def test_a_second_validation_starts_from_zero():
     which = []
     evaluator = SupervisedEvaluator(
         device=torch.device("cpu"),
-        val_data_loader=DataLoader(range(1), batch_size=1),
+        val_data_loader=DataLoader([{"draw": 0}], batch_size=1),
         network=Whole(),
-        prepare_batch=lambda index, *_, **__: batches[len(which)],
+        prepare_batch=lambda batch, *_, **__: batches[len(which)],
         inferer=lambda outputs, network: outputs,
         val_handlers=[report],
         decollate=False,
@@ -157,3 +158,26 @@ def test_the_inferer_runs_all_heads_in_eval_mode(record):
     with torch.no_grad():
         outputs = ProxyInferer()(torch.rand(1, 1, 64, 64, 32), network)
     assert set(outputs) == set(TASKS) and outputs["inpainting"].shape == (1, 1, 64, 64, 32)
+
+
+def test_a_batch_that_is_seen_twice_counts_once_and_the_order_does_not_matter():
+    loss = ProxyTaskLoss(tasks=["inpainting", "rotation"])
+    batches = [join(PAIRS[:2]), join(PAIRS[2:])]
+    once = evaluate(batches, loss).state.metrics
+    assert evaluate(batches, loss, order=[1, 0, 1]).state.metrics == once
+
+
+@pytest.mark.parametrize(
+    ("select_by", "higher"),
+    [("loss", False), ("loss_rotation", False), ("rotation_accuracy", True), ("masked_psnr", True)],
+)
+def test_losses_are_better_low_and_accuracies_high(select_by, higher):
+    assert higher_is_better(select_by, TASKS) is higher
+
+
+def test_a_metric_that_is_not_there_cannot_select():
+    with pytest.raises(InputError, match="--select_by 'dice' is not one of loss, .*masked_psnr"):
+        higher_is_better("dice", TASKS)
+    for name in ("contrast_top1", "loss_contrast"):
+        with pytest.raises(InputError, match=f"--select_by {name} belongs to contrast"):
+            higher_is_better(name, ["rotation"])

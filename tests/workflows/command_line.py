@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +26,13 @@ SMALL = {
 
 
 def _command(
-    bundle: str, configs: str | list[str], *, cwd: Path | None = None, processes: int = 1, **options: object
+    bundle: str,
+    configs: str | list[str],
+    *,
+    cwd: Path | None = None,
+    processes: int = 1,
+    launch: Sequence[str] = (),
+    **options: object,
 ) -> dict[str, object]:
     folder = BUNDLES / bundle
     prefix = "configs" if cwd is None else str(folder / "configs")
@@ -32,7 +40,9 @@ def _command(
     files = [f"{prefix}/{name}" for name in names]
     command = [sys.executable, "-W", "ignore"]
     if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        launch = ["--standalone", f"--nproc_per_node={processes}"]
+    if launch:
+        command += ["-m", "torch.distributed.run", *launch]
     command += ["-m", "monai.bundle", "run", "--config_file", files[0] if len(files) == 1 else repr(files)]
     if cwd is not None:
         command += ["--bundle_root", str(folder)]
@@ -47,7 +57,7 @@ def run_bundle(bundle: str, configs: str | list[str], **options: object) -> subp
     Args:
         bundle: folder name.
         configs: file names in its ``configs/``.
-        options: ``cwd``, another working folder; ``processes``, more than one starts them by ``torchrun``; and the overrides of the
+        options: ``cwd``, another working folder; ``processes``, more than one starts them by ``torchrun``; ``launch``, other options of ``torchrun``; and the overrides of the
             command line.
     """
     return subprocess.run(
@@ -69,6 +79,32 @@ def kill_when(bundle: str, configs: str | list[str], *, appears: Path, **options
         process.kill()
         process.wait()
     assert appears.exists(), f"the run ended with status {process.returncode} before it wrote {appears}"
+
+
+def start(bundle: str, configs: str | list[str], **options: object) -> subprocess.Popen:
+    """Start a workflow as `run_bundle` does, in a process group of its own, and leave it running."""
+    command = _command(bundle, configs, **options)
+    return subprocess.Popen(
+        **command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def signal_when(
+    bundle: str, configs: str | list[str], number: signal.Signals, *, says: str, **options: object
+) -> tuple[int, str]:
+    """Start a workflow as `run_bundle` does, signal its whole process group when its output says so, and wait.
+
+    Returns:
+        Exit status and output.
+    """
+    process = start(bundle, configs, **options)
+    lines, sent = [], False
+    for line in process.stdout:
+        lines.append(line)
+        if says in line and not sent:
+            os.killpg(process.pid, number)
+            sent = True
+    return process.wait(timeout=600), "".join(lines)
 
 
 def succeed(run: subprocess.CompletedProcess) -> str:

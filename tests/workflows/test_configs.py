@@ -60,6 +60,32 @@ def forget_scripts(monkeypatch) -> None:
         monkeypatch.delitem(sys.modules, module)
 
 
+@pytest.mark.parametrize(
+    ("preset", "plane", "fills", "head", "pooling", "encoder_parameters"),
+    [
+        ("official", "official", ["noise", "sample"], "Sequential", "token", 8_062_002),
+        ("paper", "axial", ["zero"], "ConvTranspose3d", "mean", 8_062_002),
+        ("cpu", "axial", ["noise"], "Sequential", "mean", None),
+    ],
+)
+def test_presets_of_the_pre_training_build_what_they_stand_for(
+    preset, plane, fills, head, pooling, encoder_parameters, monkeypatch
+):
+    folder = BUNDLES / "swin_unetr_pretrain"
+    monkeypatch.syspath_prepend(str(folder))
+    forget_scripts(monkeypatch)
+    parser = ConfigParser(ConfigParser.load_config_file(str(folder / "configs" / "train.yaml")))
+    parser.update({"bundle_root": str(folder), "preset": preset})
+    network, views = parser.get_parsed_content("network_def"), parser.get_parsed_content("views")
+    assert (views.plane, views.mask_fill) == (plane, fills)
+    assert (type(network.conv).__name__, network.pooling) == (head, pooling)
+    if encoder_parameters is not None:
+        assert sum(p.numel() for p in network.swinViT.parameters()) == encoder_parameters
+    plan = parser.get_parsed_content("plan")
+    assert plan["steps"] >= parser.get_parsed_content("max_steps")
+    forget_scripts(monkeypatch)
+
+
 @pytest.mark.parametrize("bundle", NAMES)
 def test_preprocessing_is_equal_in_train_evaluate_and_inference(bundle):
     train, evaluate, inference = (config(bundle, name) for name in ("train", "evaluate", "inference"))
@@ -81,12 +107,13 @@ def test_segmentation_bundles_differ_only_where_the_task_does(name):
         "roi_size",
         "nsd_tolerance",
     }
-    task |= {"in_channels", "preprocessing", "above_air", "encoder", "run", "train"}
+    task |= {"in_channels", "preprocessing", "above_air", "encoder", "run", "settings", "train"}
     differing = {key for key in btcv.keys() | msd.keys() if btcv.get(key) != msd.get(key)}
     assert differing <= task
     if name == "train":
-        details = msd["train"]["handlers"][-1]["details"]
-        assert details.pop("task") == "@task"
+        (checkpoint,) = [h for h in msd["train"]["handlers"] if h["_target_"].endswith("TrainingCheckpoint")]
+        assert checkpoint["details"].pop("task") == msd["settings"].pop("task") == "@task"
+        assert btcv["settings"] == msd["settings"]
         assert btcv["train"] == msd["train"]
 
 

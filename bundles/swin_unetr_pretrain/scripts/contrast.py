@@ -18,11 +18,13 @@ class NTXentLoss(torch.nn.Module):
 
     Args:
         temperature: divides the cosine similarities (official code: 0.5).
+        across_ranks: take negatives from all ranks; all of them must then call the loss together, with as many embeddings each.
     """
 
-    def __init__(self, temperature: float = 0.5) -> None:
+    def __init__(self, temperature: float = 0.5, *, across_ranks: bool = True) -> None:
         super().__init__()
         self.temperature = temperature
+        self.across_ranks = across_ranks
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         """Loss of two views (N, D) each; row i of one belongs to row i of the other."""
@@ -32,11 +34,13 @@ class NTXentLoss(torch.nn.Module):
         """Similarities (2N, 2N x ranks) over temperature, an embedding's own at -inf, and the column of each row's partner."""
         with torch.autocast(first.device.type, enabled=False):
             local = F.normalize(torch.stack([first, second]).float(), dim=-1)  # (2, N, D)
-            everyone = gather(local).transpose(0, 1).flatten(1, 2)  # (2, ranks x N, D)
+            everyone = (
+                (gather(local) if self.across_ranks else local[None]).transpose(0, 1).flatten(1, 2)
+            )  # (2, all N, D)
             number, total = local.shape[1], everyone.shape[1]
             # i: own embeddings, j: everyone's, d: features
             similarity = torch.einsum("id,jd->ij", local.flatten(0, 1), everyone.flatten(0, 1)) / self.temperature
-            own = torch.arange(number, device=first.device) + rank() * number
+            own = torch.arange(number, device=first.device) + (rank() * number if self.across_ranks else 0)
             itself = torch.cat([own, own + total])
             similarity = similarity.scatter(1, itself[:, None], float("-inf"))
             return similarity, torch.cat([own + total, own])

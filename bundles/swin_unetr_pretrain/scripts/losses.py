@@ -36,6 +36,7 @@ class ProxyTaskLoss(torch.nn.Module):
         weights: weight per task, 1 where not named (paper and official code: 1 each).
         temperature: of NT-Xent.
         masked_only: take the inpainting loss over the masked voxels alone; by default over the whole crop, as the official code.
+        across_ranks: see `NTXentLoss`; False in validation, so that its figures do not depend on the number of processes.
     """
 
     def __init__(
@@ -45,13 +46,14 @@ class ProxyTaskLoss(torch.nn.Module):
         weights: Mapping[str, float] | None = None,
         temperature: float = 0.5,
         masked_only: bool = False,
+        across_ranks: bool = True,
     ) -> None:
         super().__init__()
         self.tasks = check_tasks(tasks)
         self.weights = {task: float((weights or {}).get(task, 1.0)) for task in self.tasks}
         if unknown := sorted(set(weights or {}) - set(TASKS)):
             raise InputError(f"task_weights names {', '.join(unknown)}; the proxy tasks are {', '.join(TASKS)}.")
-        self.contrast = NTXentLoss(temperature)
+        self.contrast = NTXentLoss(temperature, across_ranks=across_ranks)
         self.masked_only = masked_only
         self.parts: dict[str, torch.Tensor] = {}
 

@@ -51,17 +51,24 @@ def _large_kernel_deconv_head(channels: int, out_channels: int) -> nn.Module:
 
 RECONSTRUCTION_HEADS = {"vae": _vae_head, "deconv": _deconv_head, "large_kernel_deconv": _large_kernel_deconv_head}
 POOLINGS = ("token", "mean")
-DEFAULT_HEADS = {"reconstruction_head": "vae", "pooling": "token"}
+OFFICIAL_HEADS = {"reconstruction_head": "vae", "pooling": "token"}
 
 
-def resolve_heads(*, asked: Mapping[str, Any], checkpoint: str | None, optional: bool = False) -> dict[str, str]:
-    """What the user asked for, else what the checkpoint was trained with, else the official code's choice.
+def resolve_heads(
+    *,
+    asked: Mapping[str, Any],
+    checkpoint: str | None,
+    preset: Mapping[str, Any] = OFFICIAL_HEADS,
+    optional: bool = False,
+) -> dict[str, str]:
+    """What the user asked for, else what the checkpoint was trained with, else the preset's choice.
 
     ``pooling`` leaves no trace in the weights, so a checkpoint read with another one would be wrong without a word.
 
     Args:
         asked: ``reconstruction_head`` and ``pooling``, None where left open.
         checkpoint: ``model.pt`` of this bundle, or None.
+        preset: values of the preset.
         optional: ignore a checkpoint file that does not exist (yet), as ``verify_net_in_out`` needs it.
 
     Raises:
@@ -73,7 +80,7 @@ def resolve_heads(*, asked: Mapping[str, Any], checkpoint: str | None, optional:
     for name, value in asked.items():
         if held.get(name, value) != value:
             raise InputError(f"{checkpoint} was trained with {name} {held[name]}, not {value}. Leave --{name} out.")
-    return {**DEFAULT_HEADS, **held, **asked}
+    return {name: str({**preset, **held, **asked}[name]) for name in OFFICIAL_HEADS}
 
 
 def read_model(checkpoint: str) -> dict[str, Any]:
@@ -112,7 +119,7 @@ class SwinPretrainer(nn.Module):
         *,
         encoder: Mapping[str, Any],
         tasks: Sequence[str],
-        heads: Mapping[str, str] = DEFAULT_HEADS,
+        heads: Mapping[str, str] = OFFICIAL_HEADS,
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,36 @@ from ignite.engine import Engine, Events
 from monai.inferers import SimpleInferer
 
 from .common.checkpoint_file import atomic_path
+from .common.choices import check_choice
 from .common.distributed import bare, is_distributed, rank
+from .common.input_error import InputError
 
 logger = logging.getLogger(__name__)
 
+HIGHER_IS_BETTER = {
+    "loss": False,
+    "loss_inpainting": False,
+    "loss_contrast": False,
+    "loss_rotation": False,
+    "rotation_accuracy": True,
+    "contrast_top1": True,
+    "masked_psnr": True,
+}
+TASK_OF = {"rotation_accuracy": "rotation", "contrast_top1": "contrast", "masked_psnr": "inpainting"}
 NOT_PER_VIEW = ("views", "squared_error", "masked_voxels")
+
+
+def higher_is_better(select_by: str, tasks: Sequence[str]) -> bool:
+    """Direction of a metric of the report.
+
+    Raises:
+        InputError: if there is no such metric, or its task is not in use.
+    """
+    check_choice(name="select_by", value=select_by, choices=list(HIGHER_IS_BETTER))
+    task = TASK_OF.get(select_by, select_by.removeprefix("loss_"))
+    if task != "loss" and task not in tasks:
+        raise InputError(f"--select_by {select_by} belongs to {task}, which is not among the --tasks {list(tasks)}.")
+    return HIGHER_IS_BETTER[select_by]
 
 
 class ProxyInferer(SimpleInferer):
@@ -67,7 +93,7 @@ class ProxyReport:
     def __init__(self, *, loss: torch.nn.Module, path: str | None = None) -> None:
         self.loss = loss
         self.path = path
-        self.sums: dict[str, float] = {}
+        self.batches: dict[int, dict[str, float]] = {}  # sums by first draw: a batch that two ranks saw counts once
 
     def attach(self, engine: Engine) -> None:
         """Sum over an epoch of the evaluator."""
@@ -77,22 +103,24 @@ class ProxyReport:
 
     def started(self, engine: Engine) -> None:
         """Start from zero."""
-        self.sums = {}
+        self.batches = {}
 
     def batch_completed(self, engine: Engine) -> None:
-        """Add a batch."""
+        """Measure a batch."""
         output = engine.state.output
         with torch.no_grad():
-            for name, value in measure(output["pred"], output["label"], self.loss).items():
-                self.sums[name] = self.sums.get(name, 0.0) + value
+            draw = int(engine.state.batch["draw"][0])
+            self.batches[draw] = measure(output["pred"], output["label"], self.loss)
 
     def completed(self, engine: Engine) -> None:
         """Divide, and report on rank 0."""
-        sums = self.sums
+        batches = self.batches
         if is_distributed():
-            gathered: list[dict[str, float]] = [{}] * dist.get_world_size()
-            dist.all_gather_object(gathered, sums)
-            sums = {name: sum(part[name] for part in gathered) for name in sums}
+            gathered: list[dict[int, dict[str, float]]] = [{}] * dist.get_world_size()
+            dist.all_gather_object(gathered, batches)
+            batches = {draw: sums for part in gathered for draw, sums in part.items()}
+        ordered = [batches[draw] for draw in sorted(batches)]
+        sums = {name: sum(batch[name] for batch in ordered) for name in ordered[0]}
         metrics = {name: value / sums["views"] for name, value in sums.items() if name not in NOT_PER_VIEW}
         if "squared_error" in sums:
             metrics["masked_psnr"] = -10 * math.log10(

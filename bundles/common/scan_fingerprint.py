@@ -1,0 +1,20 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Tell whether a resumed run reads the scans that it read before, wherever their folder lies now."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def fingerprint(scans: Sequence[dict]) -> dict[str, Any]:
+    """Number of scans, and a checksum of their names (file and folder) in order.
+
+    Args:
+        scans: ``{"image": path or list of paths}``.
+    """
+    files = [scan["image"] if isinstance(scan["image"], str) else scan["image"][0] for scan in scans]
+    names = "\n".join("/".join(Path(file).parts[-2:]) for file in files)
+    return {"number": len(files), "sha256": hashlib.sha256(names.encode()).hexdigest()[:16]}
