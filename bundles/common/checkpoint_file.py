@@ -11,12 +11,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import safetensors.torch
 import torch
 
 from .input_error import InputError
 
 GIT_LFS_POINTER = b"version https://git-lfs"
 HTML_STARTS = (b"<!doctype html", b"<html", b"<?xml")
+
+
+# Numbers of NumPy, such as the best score that many training scripts save beside the weights: plain data, which torch does not list as safe.
+_scalar = np.float64(0).__reduce__()[0]
+NUMPY_NUMBERS = [
+    _scalar,
+    (_scalar, "numpy.core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")),
+]
 
 
 @contextmanager
@@ -85,12 +97,24 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: str | torch.devi
             "Open the address in a browser to see it, and download the file again."
         )
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path, device=str(map_location))
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+            return torch.load(path, map_location=map_location, weights_only=True)
     except torch.OutOfMemoryError:
         raise
     # What torch raises for a broken file depends on where it breaks: a RuntimeError of the zip reader, an OSError of
     # its memory map, EOFError, or, as it takes any other bytes for an old pickle, KeyError and UnpicklingError.
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError) as error:
+    except (
+        pickle.UnpicklingError,
+        safetensors.SafetensorError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        LookupError,
+        ValueError,
+        TypeError,
+    ) as error:
         raise InputError(_why_unreadable(path, error, is_zip=head.startswith(b"PK"))) from error
 
 

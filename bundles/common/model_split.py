@@ -7,7 +7,6 @@ import logging
 from typing import Any
 
 from .checkpoint_file import load_checkpoint_file
-from .input_error import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -22,14 +21,15 @@ def model_split(checkpoint: str, *, fold: int | str | None, folds: int | None, s
     Args:
         checkpoint: ``model.pt``.
         fold, folds, seed: None to take the model's.
-
-    Raises:
-        InputError: if the file is not a ``model.pt``.
     """
     content = load_checkpoint_file(checkpoint)
-    if not isinstance(content, dict) or "model" not in content:
-        raise InputError(f"{checkpoint} is not a model.pt of these bundles: it has no 'model'.")
-    trained = DEFAULTS | {name: value for name, value in content.get("trained", {}).items() if name in DEFAULTS}
+    said = content.get("trained") if isinstance(content, dict) else None
+    if not isinstance(said, dict):
+        logger.warning(
+            "%s does not say which cases it was trained on: they may be among those that it is scored on", checkpoint
+        )
+        said = {}
+    trained = DEFAULTS | {name: value for name, value in said.items() if name in DEFAULTS}
     asked = {name: value for name, value in (("fold", fold), ("folds", folds), ("seed", seed)) if value is not None}
     for name, value in asked.items():
         if trained[name] != value:

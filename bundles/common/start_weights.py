@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -28,16 +30,24 @@ def start_checkpoint(pretrained_encoder: str | None, pretrained_model: str | Non
 
 
 def load_start_weights(
-    network: torch.nn.Module, *, pretrained_encoder: str | None, pretrained_model: str | None
-) -> None:
+    network: torch.nn.Module,
+    *,
+    pretrained_encoder: str | None,
+    pretrained_model: str | None,
+    patch_embed: str = "repeat",
+    allow_partial: Sequence[str] = (),
+) -> dict[str, Any] | None:
     """Load what was given, completely, or say that the network starts from scratch.
+
+    Returns:
+        The report of `weights.load_encoder` or `load_model`, to be kept with what is trained; None for a start from scratch.
 
     Raises:
         InputError: see `weights.load_encoder` and `weights.load_model`.
     """
     if pretrained_encoder:
-        load_encoder(network, pretrained_encoder)
-    elif pretrained_model:
-        load_model(network, pretrained_model)
-    else:
-        logger.info("no --pretrained_encoder and no --pretrained_model: the network starts from scratch")
+        return load_encoder(network, pretrained_encoder, patch_embed=patch_embed, allow_partial=allow_partial)
+    if pretrained_model:
+        return load_model(network, pretrained_model)
+    logger.info("no --pretrained_encoder and no --pretrained_model: the network starts from scratch")
+    return None

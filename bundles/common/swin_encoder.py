@@ -10,9 +10,10 @@ from typing import Any
 from monai.networks.nets import SwinUNETR
 from monai.networks.nets.swin_unetr import SwinTransformer
 
-from .checkpoint_file import load_checkpoint_file
+from .checkpoint_dialect import describe_encoder, find_weights
 from .input_error import InputError
 from .patch_merging import MERGING
+from .weights_merging import merging_of
 
 #: Fields of the record, in the order in which they are shown.
 FIELDS = ("in_channels", "feature_size", "depths", "num_heads", "window_size", "patch_size", "merging", "use_v2")
@@ -23,26 +24,39 @@ def _plain(value: Any) -> Any:
     return [int(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def read_record(path: str | None) -> dict[str, Any] | None:
-    """The encoder record inside ``encoder.pt`` or ``model.pt``, or None if there is no path.
+def read_record(path: str | None, *, merging: str | None = None) -> dict[str, Any] | None:
+    """The encoder record of a checkpoint of any origin, or None if there is no path.
+
+    Read off its tensors; the order of patch merging from the file's own record, the table of known files, or the user.
+
+    Args:
+        path: checkpoint file.
+        merging: what the user says of it, or None.
 
     Raises:
-        InputError: if the file is missing, broken, or holds no record.
+        InputError: if the file is missing, broken, holds no Swin encoder, or nobody knows its merging; or if its own record contradicts its tensors.
     """
     if path is None:
         return None
-    content = load_checkpoint_file(path)
-    record = content.get("encoder") if isinstance(content, Mapping) else None
-    if not isinstance(record, Mapping) or set(FIELDS) - set(record):
-        raise InputError(
-            f"{path} does not say which encoder its weights belong to (no complete 'encoder' record). "
-            "Give an encoder.pt or model.pt written by one of these bundles."
-        )
-    return {field: _plain(record[field]) for field in FIELDS}
+    found = find_weights(path)
+    record = describe_encoder(found) | {"merging": merging_of(found, merging)[0]}
+    own = found.content.get("encoder")
+    if isinstance(own, Mapping):
+        for field in FIELDS:
+            if field in own and _plain(own[field]) != record[field]:
+                raise InputError(
+                    f"{path} contradicts itself: its record says {field} {own[field]}, its tensors {record[field]}. It was put together wrongly: make it again."
+                )
+    return {field: record[field] for field in FIELDS}
 
 
 def resolve_encoder(
-    *, asked: Mapping[str, Any], preset: Mapping[str, Any], checkpoint: str | None, optional: bool = False
+    *,
+    asked: Mapping[str, Any],
+    preset: Mapping[str, Any],
+    checkpoint: str | None,
+    patch_embed: str | None = None,
+    optional: bool = False,
 ) -> dict[str, Any]:
     """Decide which encoder to build: what the user asked for, else what the checkpoint holds, else the preset.
 
@@ -50,6 +64,8 @@ def resolve_encoder(
         asked: values of the config's knobs, None where the user left the choice open.
         preset: the preset's values (other keys are ignored).
         checkpoint: file whose weights will be loaded, or None.
+        patch_embed: ``repeat`` lets a 1-channel checkpoint start a network with another number of channels, ``fresh`` any checkpoint (see
+            `weights.load_encoder`); None: the channels must be equal.
         optional: take the preset where the checkpoint file does not exist (yet), as `verify_net_in_out` needs it.
 
     Returns:
@@ -64,14 +80,17 @@ def resolve_encoder(
     default = {"in_channels": 1, "patch_size": 2, "merging": "monai", "use_v2": False}
     default |= {field: _plain(preset[field]) for field in FIELDS if field in preset}
     absent = optional and checkpoint is not None and not Path(checkpoint).exists()
-    record = None if absent else read_record(checkpoint)
+    record = None if absent else read_record(checkpoint, merging=asked.get("merging"))
     if record is not None:
+        if patch_embed == "fresh" or (patch_embed == "repeat" and record["in_channels"] == 1):
+            record["in_channels"] = asked.get("in_channels", record["in_channels"])
         different = [field for field in asked if asked[field] != record[field]]
         if different:
             said = "; ".join(f"{field} is {record[field]} there, {asked[field]} asked for" for field in different)
             raise InputError(
                 f"{checkpoint} does not fit this run: {said}. Leave those options out to build the network of the file, "
                 "or choose weights that were trained with them."
+                + (" --patch_embed fresh starts the patch embedding anew." if "in_channels" in different else "")
             )
         default = record
     resolved = {**default, **asked}

@@ -1,10 +1,11 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""A model is scored on what its training held out."""
+
 from __future__ import annotations
 
 import pytest
 
 from bundles.common.checkpoint_file import save_atomically
-from bundles.common.input_error import InputError
 from bundles.common.model_split import model_split
 
 
@@ -25,7 +26,8 @@ def test_another_split_is_warned_of(model, caplog):
     assert "trained with fold 2; scored with 0" in caplog.text
 
 
-def test_an_encoder_is_refused(tmp_path):
-    save_atomically({"state_dict": {}}, tmp_path / "encoder.pt")
-    with pytest.raises(InputError, match="encoder.pt is not a model.pt"):
-        model_split(str(tmp_path / "encoder.pt"), fold=None, folds=None, seed=None)
+def test_a_file_that_does_not_say_its_split_is_warned_of(tmp_path, caplog):
+    save_atomically({"state_dict": {}}, tmp_path / "published.pt")
+    split = model_split(str(tmp_path / "published.pt"), fold=None, folds=None, seed=None)
+    assert split == {"fold": None, "folds": 5, "seed": 0}
+    assert "published.pt does not say which cases it was trained on" in caplog.text

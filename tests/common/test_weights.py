@@ -10,15 +10,18 @@ import torch
 
 from bundles.common.checkpoint_file import save_atomically
 from bundles.common.input_error import InputError
-from bundles.common.swin_encoder import build_swin_unetr
-from bundles.common.weights import encoder_state, load_encoder, load_model
+from bundles.common.start_weights import load_start_weights, start_checkpoint
+from bundles.common.swin_encoder import build_encoder, build_swin_unetr, resolve_encoder
+from bundles.common.weights import encoder_state, fit_patch_embedding, load_encoder, load_model
 
 
-class TinyNetwork(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.swinViT = torch.nn.Linear(3, 2)
-        self.decoder = torch.nn.Linear(2, 1)
+@pytest.fixture
+def build(record):
+    def network(seed=0, **change):
+        torch.manual_seed(seed)
+        return build_swin_unetr(record | change, out_channels=3)
+
+    return network
 
 
 def copy_of(network):
@@ -34,15 +37,20 @@ def path(tmp_path):
     return str(tmp_path / "weights.pt")
 
 
-def test_all_tensors_of_a_model_are_loaded_and_the_rest_of_the_file_is_returned(path):
-    source, target = TinyNetwork(), TinyNetwork()
-    save_atomically({"model": source.state_dict(), "encoder": {"depths": [1]}, "trained": {"steps": 7}}, path)
-    assert load_model(target, path) == {"encoder": {"depths": [1]}, "trained": {"steps": 7}}
+def test_all_tensors_of_a_model_are_loaded(path, build):
+    source, target = build(1), build(2)
+    save_atomically({"model": source.state_dict(), "trained": {"steps": 7}}, path)
+    report = load_model(target, path)
     assert equal(target.state_dict(), source.state_dict())
+    buffers = [name for name in source.state_dict() if name.endswith("relative_position_index")]
+    assert report == {
+        **{"file": path, "dialect": ["in 'model'"], "missing": [], "left_over": []},
+        "loaded": len(source.state_dict()) - len(buffers),
+    }
 
 
 def without(state):
-    del state["decoder.bias"], state["swinViT.weight"]
+    del state["out.conv.conv.bias"], state["swinViT.layers1.0.blocks.0.norm1.weight"]
 
 
 def with_more(state):
@@ -50,78 +58,154 @@ def with_more(state):
 
 
 def with_another_shape(state):
-    state["decoder.weight"] = torch.zeros(4, 2)
+    state["out.conv.conv.weight"] = torch.zeros(4, 12, 1, 1, 1)
 
 
-def with_another_prefix(state):
-    for name in list(state):
-        state[f"module.{name}"] = state.pop(name)
+def with_another_window(state):
+    name = "swinViT.layers1.0.blocks.0.attn.relative_position_index"
+    state[name] = state[name].flip(0)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (without, "2 tensors missing .out.conv.conv.bias ... swinViT.layers1.0.blocks.0.norm1.weight"),
+        (with_more, "1 that the network does not have .head.weight"),
+        (with_another_shape, r"1 of another shape .*\(4, 12, 1, 1, 1\) in the file, \(3, 12, 1, 1, 1\) in the network"),
+        (with_another_window, "relative_position_index is that of another window"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_and_nothing_is_loaded(path, build, spoil, words):
+    state = copy_of(build(1))
+    spoil(state)
+    save_atomically({"model": state}, path)
+    network = build(2)
+    before = copy_of(network)
+    with pytest.raises(InputError, match=f"weights.pt does not fit the network: .*{words}.*Nothing was loaded"):
+        load_model(network, path)
+    assert equal(network.state_dict(), before)
+
+
+def test_an_encoder_is_loaded_and_the_decoder_stays(path, build):
+    source, target = build(1), build(2)
+    decoder = {name: tensor.clone() for name, tensor in target.state_dict().items() if not name.startswith("swinViT.")}
+    save_atomically({"state_dict": encoder_state(source)}, path)
+    report = load_encoder(target, path)
+    assert equal(encoder_state(target), encoder_state(source))
+    assert all(torch.equal(target.state_dict()[name], tensor) for name, tensor in decoder.items())
+    assert report["missing"] == report["left_over"] == []
+
+
+def test_the_encoder_of_a_whole_network_is_taken_and_its_decoder_reported(path, build):
+    source, target = build(1), build(2)
+    save_atomically({"state_dict": {f"module.{name}": tensor for name, tensor in source.state_dict().items()}}, path)
+    report = load_encoder(target, path)
+    assert equal(encoder_state(target), encoder_state(source))
+    assert "out.conv.conv.weight" in report["left_over"] and len(report["left_over"]) > 20
+    assert not torch.equal(target.out.conv.conv.weight, source.out.conv.conv.weight)
+
+
+def test_buffers_that_follow_from_the_window_may_be_left_out(path, build):
+    source, target = build(1), build(2)
+    state = {k: v for k, v in encoder_state(source).items() if not k.endswith("relative_position_index")}
+    save_atomically({"state_dict": state}, path)
+    load_encoder(target, path)
+    assert equal(encoder_state(target), encoder_state(source))
+
+
+def test_a_part_may_be_missing_only_where_it_is_named(path, build):
+    source, target = build(1), build(2)
+    state = {k: v for k, v in encoder_state(source).items() if not k.startswith("swinViT.layers4")}
+    save_atomically({"state_dict": state}, path)
+    before = copy_of(target)
+    with pytest.raises(InputError, match="tensors missing .swinViT.layers4"):
+        load_encoder(target, path)
+    with pytest.raises(InputError, match="tensors missing .swinViT.layers4"):
+        load_encoder(target, path, allow_partial=["layers3"])
+    assert equal(target.state_dict(), before)
+    report = load_encoder(target, path, allow_partial=["layers4"])
+    assert report["missing"] and all(name.startswith("swinViT.layers4.") for name in report["missing"])
+    assert torch.equal(
+        target.swinViT.layers1[0].blocks[0].norm1.weight, source.swinViT.layers1[0].blocks[0].norm1.weight
+    )
+    assert torch.equal(
+        target.state_dict()["swinViT.layers4.0.blocks.0.attn.qkv.weight"],
+        before["swinViT.layers4.0.blocks.0.attn.qkv.weight"],
+    )
+    with pytest.raises(InputError, match="--allow_partial 'layer4' is the beginning of no tensor's name"):
+        load_encoder(target, path, allow_partial=["layer4", "layers4"])
+
+
+def test_one_channel_repeated_keeps_the_response_to_equal_channels(path, record):
+    torch.manual_seed(1)
+    one, four = build_encoder(record).double().eval(), build_encoder(record | {"in_channels": 4}).double().eval()
+    save_atomically({"state_dict": {f"swinViT.{name}": tensor for name, tensor in one.state_dict().items()}}, path)
+    report = load_encoder(torch.nn.ModuleDict({"swinViT": four}), path)
+    assert report["patch_embed"] == "1 to 4 channels: repeat"
+    x = torch.rand(1, 1, 64, 64, 32, dtype=torch.float64)
+    for ours, theirs in zip(four(x.expand(-1, 4, -1, -1, -1).contiguous()), one(x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    weight = torch.rand(2, 1, 2, 2, 2)
+    assert torch.equal(fit_patch_embedding(weight, 4)[:, 3], weight[:, 0] / 4)
+
+
+def test_a_fresh_patch_embedding_is_left_as_it_is(path, build):
+    source, target = build(1, in_channels=2), build(2, in_channels=3)
+    save_atomically({"state_dict": encoder_state(source)}, path)
+    before = target.swinViT.patch_embed.proj.weight.clone()
+    with pytest.raises(InputError, match="1 of another shape .first: swinViT.patch_embed.proj.weight"):
+        load_encoder(target, path)  # two channels cannot be repeated for three
+    report = load_encoder(target, path, patch_embed="fresh")
+    assert torch.equal(target.swinViT.patch_embed.proj.weight, before)
+    assert report["missing"] == ["swinViT.patch_embed.proj.bias", "swinViT.patch_embed.proj.weight"]
+    with pytest.raises(InputError, match="--patch_embed 'mean' is not one of repeat, fresh"):
+        load_encoder(target, path, patch_embed="mean")
+
+
+def test_channels_are_resolved_before_the_network_is_built(path, build, record):
+    save_atomically({"state_dict": encoder_state(build()), "encoder": record}, path)
+    asked = {"in_channels": 4}
+    assert resolve_encoder(asked=asked, preset={}, checkpoint=path, patch_embed="repeat")["in_channels"] == 4
+    with pytest.raises(InputError, match="in_channels is 1 there, 4 asked for.*--patch_embed fresh"):
+        resolve_encoder(asked=asked, preset={}, checkpoint=path)
+    save_atomically({"state_dict": encoder_state(build(in_channels=2)), "encoder": record | {"in_channels": 2}}, path)
+    with pytest.raises(InputError, match="in_channels is 2 there, 4 asked for"):
+        resolve_encoder(asked=asked, preset={}, checkpoint=path, patch_embed="repeat")
+    assert resolve_encoder(asked=asked, preset={}, checkpoint=path, patch_embed="fresh")["in_channels"] == 4
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (without, ["2 tensors missing (first: decoder.bias)"]),
-        (with_more, ["1 that the network does not have (first: head.weight)"]),
-        (with_another_shape, ["1 of another shape (first: decoder.weight (4, 2) in the file, (1, 2) in the network)"]),
-        (with_another_prefix, ["4 tensors missing", "4 that the network does not have (first: module.decoder.bias)"]),
+        ({"feature_size": 24, "num_heads": [3, 6, 12, 24]}, "feature_size is 24 there, 12 asked for"),
+        ({"depths": [2, 1, 1, 1]}, r"depths is \[2, 1, 1, 1\] there, \[1, 1, 1, 1\] asked for"),
+        ({"window_size": 7}, "window_size is 7 there, 4 asked for"),
     ],
 )
-def test_a_model_that_does_not_fit_is_refused_whole_with_the_difference(path, change, words):
-    state = copy_of(TinyNetwork())
-    change(state)
-    save_atomically({"model": state}, path)
-    network = TinyNetwork()
-    before = copy_of(network)
-    with pytest.raises(InputError) as caught:
-        load_model(network, path)
-    assert all(word in str(caught.value) for word in [path, "Nothing was loaded", *words])
-    assert equal(network.state_dict(), before)
+def test_another_architecture_is_refused_with_the_difference(path, build, record, change, words):
+    save_atomically({"state_dict": encoder_state(build(**change))}, path)
+    asked = {name: record[name] for name in ("feature_size", "depths", "window_size")} | {"merging": "legacy"}
+    with pytest.raises(InputError, match=words):
+        resolve_encoder(asked=asked, preset=record, checkpoint=path)
 
 
-def test_files_of_another_kind_are_refused_by_name(path):
-    save_atomically({"w": torch.zeros(1)}, path)
-    with pytest.raises(InputError, match="weights.pt is not a model.pt .* no 'model'"):
-        load_model(TinyNetwork(), path)
-    with pytest.raises(InputError, match="weights.pt is not an encoder.pt .* no 'state_dict'"):
-        load_encoder(TinyNetwork(), path)
-
-
-def test_an_encoder_is_loaded_and_the_decoder_keeps_its_values(path, record):
-    source, target = (build_swin_unetr(record, out_channels=out) for out in (2, 5))
-    before = copy_of(target)
-    save_atomically({"state_dict": encoder_state(source), "encoder": record, "trained": {}}, path)
-    load_encoder(target, path)
-    after, wanted = target.state_dict(), source.state_dict()
-    encoder_names = [name for name in after if name.startswith("swinViT.")]
-    assert len(encoder_names) > 50
-    assert all(torch.equal(after[name], wanted[name]) for name in encoder_names)
-    assert all(torch.equal(after[name], before[name]) for name in after if name not in encoder_names)
-    assert any(not torch.equal(before[name], wanted[name]) for name in encoder_names)
-
-
-@pytest.mark.parametrize("change", ["decoder in the file", "tensor missing"])
-def test_an_encoder_file_holds_the_encoder_and_nothing_else(path, change):
-    state = copy_of(TinyNetwork())
-    if change == "tensor missing":
-        state = {"swinViT.weight": state["swinViT.weight"]}
-    save_atomically({"state_dict": state}, path)
-    with pytest.raises(InputError, match="swinViT.bias" if change == "tensor missing" else "decoder.bias"):
-        load_encoder(TinyNetwork(), path)
-
-
-def test_the_encoder_state_is_the_encoder_detached():
-    network = TinyNetwork()
-    state = encoder_state(network)
-    assert list(state) == ["swinViT.weight", "swinViT.bias"]
-    assert torch.equal(state["swinViT.weight"], network.swinViT.weight) and not state["swinViT.weight"].requires_grad
-
-
-def test_settings_that_differ_from_the_training_are_warned_of(path, caplog):
-    trained = {"spacing": [1.5, 1.5, 2.0], "roi_size": [96, 96, 96], "hu_window": [-175.0, 250.0]}
-    save_atomically({"model": TinyNetwork().state_dict(), "trained": trained}, path)
-    expected = {"spacing": [1.0, 1.0, 1.0], "roi_size": (96, 96, 96), "hu_window": [-175.0, 250.0], "unknown": 1}
+@pytest.mark.parametrize(
+    ("expected", "warned"),
+    [({"spacing": (1.5, 1.5, 2.0)}, False), ({"spacing": [1, 1, 1]}, True), ({"unknown": 3}, False)],
+)
+def test_a_difference_to_the_training_is_warned_of(path, build, caplog, expected, warned):
+    save_atomically({"model": build().state_dict(), "trained": {"spacing": [1.5, 1.5, 2.0]}}, path)
     with caplog.at_level(logging.WARNING):
-        load_model(TinyNetwork(), path, expected=expected)
-    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert warnings == [f"{path} was trained with spacing [1.5, 1.5, 2.0]; this run uses [1.0, 1.0, 1.0]"]
+        load_model(build(), path, expected=expected)
+    assert ("was trained with spacing [1.5, 1.5, 2.0]; this run uses [1, 1, 1]" in caplog.text) == warned
+
+
+def test_the_start_is_an_encoder_or_a_model_or_nothing(path, build):
+    assert load_start_weights(build(), pretrained_encoder=None, pretrained_model=None) is None
+    save_atomically({"model": build(1).state_dict()}, path)
+    target = build(2)
+    report = load_start_weights(target, pretrained_encoder=path, pretrained_model=None)
+    assert report["left_over"] and report["file"] == path
+    assert load_start_weights(target, pretrained_encoder=None, pretrained_model=path)["left_over"] == []
+    with pytest.raises(InputError, match="exclude each other"):
+        start_checkpoint("a.pt", "b.pt")

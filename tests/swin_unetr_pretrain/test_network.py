@@ -9,7 +9,7 @@ import torch
 from bundles.swin_unetr_pretrain.scripts.common.checkpoint_file import save_atomically
 from bundles.swin_unetr_pretrain.scripts.common.input_error import InputError
 from bundles.swin_unetr_pretrain.scripts.common.swin_encoder import build_swin_unetr
-from bundles.swin_unetr_pretrain.scripts.common.weights import encoder_state, load_encoder
+from bundles.swin_unetr_pretrain.scripts.common.weights import encoder_state, load_encoder, load_model
 from bundles.swin_unetr_pretrain.scripts.losses import TASKS
 from bundles.swin_unetr_pretrain.scripts.network import SwinPretrainer, resolve_heads
 
@@ -190,11 +190,11 @@ def test_unknown_tasks_are_refused(record):
         build(record, tasks=["jigsaw"])
 
 
-def test_heads_are_what_was_asked_for_else_those_of_the_checkpoint_else_the_official_ones(tmp_path):
+def test_heads_are_what_was_asked_for_else_those_of_the_checkpoint_else_the_official_ones(tmp_path, record):
     path = str(tmp_path / "model.pt")
-    save_atomically(
-        {"model": {}, "heads": {"reconstruction_head": "deconv", "pooling": "mean"}, "tasks": ["contrast"]}, path
-    )
+    heads = {"reconstruction_head": "deconv", "pooling": "mean"}
+    model = build(record, head="deconv", pooling="mean").state_dict()
+    save_atomically({"model": model, "heads": heads, "tasks": ["contrast"]}, path)
     nothing = {"reconstruction_head": None, "pooling": None}
     assert resolve_heads(asked=nothing, checkpoint=None) == {"reconstruction_head": "vae", "pooling": "token"}
     assert resolve_heads(asked=nothing, checkpoint=path) == {"reconstruction_head": "deconv", "pooling": "mean"}
@@ -217,3 +217,24 @@ def test_an_absent_checkpoint_is_refused_unless_it_is_optional(tmp_path):
     with pytest.raises(InputError, match="none.pt"):
         resolve_heads(asked={}, checkpoint=absent)
     assert resolve_heads(asked={}, checkpoint=absent, optional=True)["pooling"] == "token"
+
+
+@pytest.mark.parametrize("head", ["vae", "deconv", "large_kernel_deconv"])
+def test_an_official_checkpoint_with_its_heads_can_be_continued(tmp_path, record, head):
+    source = build(record, head=head)
+    state = {f"module.{name}": tensor + 1 for name, tensor in source.state_dict().items() if tensor.is_floating_point()}
+    save_atomically({"epoch": 3, "state_dict": state, "optimizer": {}}, tmp_path / "official.pt")
+    path = str(tmp_path / "official.pt")
+    heads = resolve_heads(asked={}, checkpoint=path)
+    assert heads == {"reconstruction_head": head, "pooling": "token"}
+    target = build(record, head=heads["reconstruction_head"], pooling=heads["pooling"])
+    load_model(target, path)
+    for name, tensor in target.state_dict().items():
+        expected = source.state_dict()[name]
+        torch.testing.assert_close(tensor, expected + 1 if expected.is_floating_point() else expected)
+
+
+def test_an_encoder_alone_is_no_whole_network(tmp_path, record):
+    save_atomically({"state_dict": encoder_state(build(record)), "encoder": record}, tmp_path / "encoder.pt")
+    with pytest.raises(InputError, match="encoder.pt is not a whole pre-training network.*--pretrained_encoder"):
+        resolve_heads(asked={}, checkpoint=str(tmp_path / "encoder.pt"))

@@ -265,3 +265,29 @@ def test_one_task_alone_trains(tmp_path, unlabelled):
     assert set(read_log(tmp_path / "training_log.csv")[0]) == {
         *("step", "loss", "loss_rotation", "gradient_norm", "learning_rate", "crops_per_second"),
     }
+
+
+def test_published_weights_go_through_convert_into_a_fine_tuning_and_its_model(tmp_path, pretrained, btcv):
+    """As model_swinvit.pt: known by its name to want the old merging, which the trained model keeps."""
+    source, official, encoder = pretrained / "models" / "encoder.pt", tmp_path / "x.pt", tmp_path / "model_swinvit.pt"
+    succeed(run_bundle("swin_unetr_pretrain", "convert.yaml", source=source, target=official, layout="official"))
+    content = torch.load(official, weights_only=True)
+    torch.save({"state_dict": content["state_dict"]}, encoder)
+    output = succeed(run_bundle("swin_unetr_pretrain", "convert.yaml", source=encoder, target=tmp_path / "e.pt"))
+    assert "mlp.fc1/fc2" in output and "legacy, says the table of known files" in output
+    options = {**SMALL, "depths": None, "roi_size": "[64,64,32]", "dataset_dir": btcv, "output_dir": tmp_path / "seg"}
+    succeed(run_bundle("swin_unetr_btcv_seg", "train.yaml", pretrained_encoder=encoder, **options))
+    model = torch.load(tmp_path / "seg" / "models" / "model.pt", weights_only=True)
+    assert model["encoder"]["merging"] == "legacy"
+    start = model["trained"]["start"]
+    assert start["file"] == str(encoder) and start["missing"] == start["left_over"] == []
+    # a file that nobody knows is refused until the user says what it is, by evaluation and inference too
+    unknown = tmp_path / "unknown.pt"
+    torch.save(model["model"], unknown)
+    for config in ("evaluate.yaml", "inference.yaml"):
+        scans = btcv if config == "evaluate.yaml" else btcv / "imagesTr"
+        options = {"dataset_dir": scans, "pretrained_model": unknown, "preset": "cpu", "roi_size": "[64,64,32]"}
+        run = run_bundle("swin_unetr_btcv_seg", config, output_dir=tmp_path / config, **options)
+        assert run.returncode == 1
+        assert "--merging legacy" in run.stderr[run.stderr.rindex("Stopped:") :]
+    succeed(run_bundle("swin_unetr_btcv_seg", config, output_dir=tmp_path / "masks", merging="legacy", **options))

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .common.checkpoint_file import load_checkpoint_file
+from .common.checkpoint_dialect import find_weights
 from .common.input_error import InputError
 from .common.swin_encoder import build_encoder
-from .losses import check_tasks
+from .losses import TASKS, check_tasks
 
 EMBEDDING = 512  # length of the contrastive embedding (paper.md: 512-d linear projection)
 
@@ -76,7 +76,7 @@ def resolve_heads(
     """
     asked = {name: value for name, value in asked.items() if value is not None}
     known = checkpoint is not None and (Path(checkpoint).exists() or not optional)
-    held = dict(read_model(checkpoint)["heads"]) if known else {}
+    held = dict(read_model(str(checkpoint))["heads"]) if known else {}
     for name, value in asked.items():
         if held.get(name, value) != value:
             raise InputError(f"{checkpoint} was trained with {name} {held[name]}, not {value}. Leave --{name} out.")
@@ -84,17 +84,28 @@ def resolve_heads(
 
 
 def read_model(checkpoint: str) -> dict[str, Any]:
-    """Content of a ``model.pt`` of this bundle, whose ``tasks`` and ``trained`` an evaluation goes by.
+    """What the file of a whole pre-training network says of itself: ``heads``, ``tasks`` and ``trained``, which an evaluation goes by.
+
+    An official checkpoint with its heads says it by the names of its tensors: all tasks, corner voxels, and one of three reconstruction heads.
 
     Raises:
         InputError: if the file is something else, such as an ``encoder.pt``, which has no heads.
     """
-    content = load_checkpoint_file(checkpoint)
-    if not isinstance(content, Mapping) or not {"model", "heads", "tasks"} <= set(content):
+    found = find_weights(checkpoint)
+    if {"heads", "tasks"} <= set(found.content):
+        return {"trained": {}, **found.content}
+    heads = {"conv.20.weight": "vae", "conv.4.weight": "deconv", "conv.weight": "large_kernel_deconv"}
+    reconstruction = next((head for name, head in heads.items() if name in found.rest), None)
+    if reconstruction is None or not {"rotation_head.weight", "contrastive_head.weight"} <= set(found.rest):
         raise InputError(
-            f"{checkpoint} is not a model.pt of swin_unetr_pretrain (encoder and heads). Give the one beside its encoder.pt."
+            f"{checkpoint} is not a whole pre-training network (encoder and heads). Give the model.pt beside its encoder.pt, or for a start "
+            "from an encoder alone --pretrained_encoder."
         )
-    return dict(content)
+    return {
+        "heads": {**OFFICIAL_HEADS, "reconstruction_head": reconstruction},
+        "tasks": list(TASKS),
+        "trained": {"seed": 0},
+    }
 
 
 class SwinPretrainer(nn.Module):
