@@ -127,8 +127,12 @@ def find_weights(path: str, *, prefix: str | None = None) -> FoundWeights:
     return FoundWeights(path, encoder, rest, tuple(dialect), beside)
 
 
-def describe_encoder(found: FoundWeights) -> dict[str, Any]:
+def describe_encoder(found: FoundWeights, *, otherwise: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Read the encoder record off names and shapes; only ``merging``, which leaves no trace in them, is missing.
+
+    Args:
+        found: the weights.
+        otherwise: ``depths`` and ``num_heads`` of stages that the file has not, where it may lack some; None: it must have all four.
 
     Raises:
         InputError: if tensors that say it are missing.
@@ -139,6 +143,10 @@ def describe_encoder(found: FoundWeights) -> dict[str, Any]:
     for stage in range(1, 5):
         blocks = {int(m[1]) for name in state if (m := re.match(rf"layers{stage}\.0\.blocks\.(\d+)\.", name))}
         table = state.get(f"layers{stage}.0.blocks.0.attn.relative_position_bias_table")
+        if table is None and not blocks and stage > 1 and otherwise is not None and proj.dim() == 5:
+            depths.append(otherwise["depths"][stage - 1])
+            heads.append(otherwise["num_heads"][stage - 1])
+            continue
         if table is None or proj.dim() != 5:
             raise InputError(
                 f"{found.path}: its encoder has no layers{stage}.0.blocks.0.attn.relative_position_bias_table of a 3D Swin: it is incomplete or of another kind."

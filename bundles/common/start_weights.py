@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from .checkpoint_dialect import find_weights
 from .input_error import InputError
 from .weights import load_encoder, load_model
+from .weights_merging import merging_of
 
 logger = logging.getLogger(__name__)
 
@@ -36,18 +38,25 @@ def load_start_weights(
     pretrained_model: str | None,
     patch_embed: str = "repeat",
     allow_partial: Sequence[str] = (),
+    merging: str | None = None,
 ) -> dict[str, Any] | None:
     """Load what was given, completely, or say that the network starts from scratch.
 
     Returns:
-        The report of `weights.load_encoder` or `load_model`, to be kept with what is trained; None for a start from scratch.
+        The report of `weights.load_encoder` or `load_model` and the order of patch merging with who says so, to be kept with what is trained;
+        None for a start from scratch.
 
     Raises:
         InputError: see `weights.load_encoder` and `weights.load_model`.
     """
+    path = start_checkpoint(pretrained_encoder, pretrained_model)
+    if path is None:
+        logger.info("no --pretrained_encoder and no --pretrained_model: the network starts from scratch")
+        return None
+    order, says = merging_of(find_weights(path), merging)
+    logger.info("%s: patch merging %s, says %s", path, order, says)
     if pretrained_encoder:
-        return load_encoder(network, pretrained_encoder, patch_embed=patch_embed, allow_partial=allow_partial)
-    if pretrained_model:
-        return load_model(network, pretrained_model)
-    logger.info("no --pretrained_encoder and no --pretrained_model: the network starts from scratch")
-    return None
+        report = load_encoder(network, path, patch_embed=patch_embed, allow_partial=allow_partial)
+    else:
+        report = load_model(network, path)
+    return {**report, "merging": order, "merging_said_by": says}

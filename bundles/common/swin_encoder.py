@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ def _plain(value: Any) -> Any:
     return [int(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def read_record(path: str | None, *, merging: str | None = None) -> dict[str, Any] | None:
+def read_record(
+    path: str | None, *, merging: str | None = None, otherwise: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
     """The encoder record of a checkpoint of any origin, or None if there is no path.
 
     Read off its tensors; the order of patch merging from the file's own record, the table of known files, or the user.
@@ -32,6 +34,7 @@ def read_record(path: str | None, *, merging: str | None = None) -> dict[str, An
     Args:
         path: checkpoint file.
         merging: what the user says of it, or None.
+        otherwise: see `describe_encoder`.
 
     Raises:
         InputError: if the file is missing, broken, holds no Swin encoder, or nobody knows its merging; or if its own record contradicts its tensors.
@@ -39,7 +42,7 @@ def read_record(path: str | None, *, merging: str | None = None) -> dict[str, An
     if path is None:
         return None
     found = find_weights(path)
-    record = describe_encoder(found) | {"merging": merging_of(found, merging)[0]}
+    record = describe_encoder(found, otherwise=otherwise) | {"merging": merging_of(found, merging)[0]}
     own = found.content.get("encoder")
     if isinstance(own, Mapping):
         for field in FIELDS:
@@ -56,6 +59,7 @@ def resolve_encoder(
     preset: Mapping[str, Any],
     checkpoint: str | None,
     patch_embed: str | None = None,
+    allow_partial: Sequence[str] = (),
     optional: bool = False,
 ) -> dict[str, Any]:
     """Decide which encoder to build: what the user asked for, else what the checkpoint holds, else the preset.
@@ -66,6 +70,7 @@ def resolve_encoder(
         checkpoint: file whose weights will be loaded, or None.
         patch_embed: ``repeat`` lets a 1-channel checkpoint start a network with another number of channels, ``fresh`` any checkpoint (see
             `weights.load_encoder`); None: the channels must be equal.
+        allow_partial: see `weights.load_encoder`: stages that the file lacks are then built as asked for, else as the preset has them.
         optional: take the preset where the checkpoint file does not exist (yet), as `verify_net_in_out` needs it.
 
     Returns:
@@ -80,7 +85,13 @@ def resolve_encoder(
     default = {"in_channels": 1, "patch_size": 2, "merging": "monai", "use_v2": False}
     default |= {field: _plain(preset[field]) for field in FIELDS if field in preset}
     absent = optional and checkpoint is not None and not Path(checkpoint).exists()
-    record = None if absent else read_record(checkpoint, merging=asked.get("merging"))
+    record = (
+        None
+        if absent
+        else read_record(
+            checkpoint, merging=asked.get("merging"), otherwise={**default, **asked} if allow_partial else None
+        )
+    )
     if record is not None:
         if patch_embed == "fresh" or (patch_embed == "repeat" and record["in_channels"] == 1):
             record["in_channels"] = asked.get("in_channels", record["in_channels"])

@@ -136,6 +136,17 @@ def test_a_part_may_be_missing_only_where_it_is_named(path, build):
         load_encoder(target, path, allow_partial=["layer4", "layers4"])
 
 
+def test_stages_that_may_be_missing_are_built_as_asked_for_or_as_the_preset_has_them(path, build, record):
+    state = {k: v for k, v in encoder_state(build(depths=[2, 1, 1, 1])).items() if not k.startswith("swinViT.layers4")}
+    save_atomically({"state_dict": state}, path)
+    preset, asked = record | {"depths": [1, 1, 1, 3], "num_heads": [1, 2, 4, 6]}, {"merging": "legacy"}
+    with pytest.raises(InputError, match="no layers4.0.blocks.0"):
+        resolve_encoder(asked=asked, preset=preset, checkpoint=path)
+    resolved = resolve_encoder(asked=asked, preset=preset, checkpoint=path, allow_partial=["layers4"])
+    assert resolved == record | {"merging": "legacy", "depths": [2, 1, 1, 3], "num_heads": [1, 2, 4, 6]}
+    load_encoder(build_swin_unetr(resolved, out_channels=2), path, allow_partial=["layers4"])
+
+
 def test_one_channel_repeated_keeps_the_response_to_equal_channels(path, record):
     torch.manual_seed(1)
     one, four = build_encoder(record).double().eval(), build_encoder(record | {"in_channels": 4}).double().eval()
@@ -200,12 +211,16 @@ def test_a_difference_to_the_training_is_warned_of(path, build, caplog, expected
     assert ("was trained with spacing [1.5, 1.5, 2.0]; this run uses [1, 1, 1]" in caplog.text) == warned
 
 
-def test_the_start_is_an_encoder_or_a_model_or_nothing(path, build):
+def test_the_start_is_an_encoder_or_a_model_or_nothing(path, build, record):
     assert load_start_weights(build(), pretrained_encoder=None, pretrained_model=None) is None
     save_atomically({"model": build(1).state_dict()}, path)
     target = build(2)
+    with pytest.raises(InputError, match="--merging legacy"):
+        load_start_weights(target, pretrained_encoder=path, pretrained_model=None)
+    save_atomically({"model": build(1).state_dict(), "encoder": record}, path)
     report = load_start_weights(target, pretrained_encoder=path, pretrained_model=None)
     assert report["left_over"] and report["file"] == path
+    assert (report["merging"], report["merging_said_by"]) == ("monai", "its own encoder record")
     assert load_start_weights(target, pretrained_encoder=None, pretrained_model=path)["left_over"] == []
     with pytest.raises(InputError, match="exclude each other"):
         start_checkpoint("a.pt", "b.pt")
