@@ -6,7 +6,7 @@ from __future__ import annotations
 from monai.utils import set_determinism
 
 from . import distributed as processes
-from .input_error import report_input_errors
+from .input_error import InputError, report_input_errors
 from .override_keys import refuse_unknown_options
 
 
@@ -18,5 +18,7 @@ def begin(*, seed: int, distributed: bool = False) -> None:
     """
     report_input_errors()
     refuse_unknown_options()
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise InputError(f"--seed {seed!r} must be a whole number from 0 to 2^32 - 1.")
     processes.start(distributed)
     set_determinism(seed=seed)

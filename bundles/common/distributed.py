@@ -46,6 +46,7 @@ def start(distributed: bool) -> None:
             "multi_gpu_*.yaml wants to be started by torchrun, for example: torchrun --standalone --nproc_per_node=2 -m monai.bundle run ..."
         )
     if not is_distributed():
+        local_device()  # before the first collective: NCCL works on the current GPU
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
@@ -54,6 +55,15 @@ def stop() -> None:
     if is_distributed():
         dist.barrier()
         dist.destroy_process_group()
+
+
+def everyones(part: list) -> list:
+    """The lists of all ranks, joined in the order of the ranks."""
+    if not is_distributed():
+        return part
+    parts: list[list] = [[]] * world_size()
+    dist.all_gather_object(parts, part)
+    return [item for each in parts for item in each]
 
 
 class _Gather(torch.autograd.Function):

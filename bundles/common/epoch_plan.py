@@ -66,6 +66,10 @@ def epoch_plan(
         )
     epochs = -(-max_steps // min(val_interval, max_steps))
     length = -(-max_steps // epochs)
+    if epochs * length != max_steps:
+        logger.info(
+            "%d steps become %d: %d stretches of %d between validations", max_steps, epochs * length, epochs, length
+        )
     return {
         "steps": epochs * length,
         "epochs": epochs,

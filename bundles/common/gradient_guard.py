@@ -81,8 +81,8 @@ class GradientGuard:
             )
         if in_a_row >= self.max_skipped_steps:
             raise InputError(
-                f"{in_a_row} steps in a row up to step {steps_done(engine)} had a loss or gradient that is not finite. The weights before them "
-                "are in models/last.pt or, before the first validation, lost. Lower --learning_rate or raise --warmup_steps, look for bad "
+                f"{in_a_row} steps in a row up to step {steps_done(engine)} had a loss or gradient that is not finite. models/last.pt holds the last "
+                "validated weights before them, if there were any. Lower --learning_rate or raise --warmup_steps, look for bad "
                 "voxels with --check_data full, or train without mixed precision (--amp false). To go on from last.pt: "
                 "--resume true --resume_changes \"['learning_rate']\"."
             )

@@ -29,6 +29,11 @@ def autocast_type(amp_type: str) -> torch.dtype:
     return TYPES[amp_type]
 
 
+def precision(*, amp: bool, amp_type: str) -> str:
+    """What a run computes in, in a word: ``fp32``, ``bf16`` or ``fp16``."""
+    return next(name for name, kind in TYPES.items() if kind is autocast_type(amp_type)) if amp else "fp32"
+
+
 class NoScalingOfBfloat16:
     """Handler for `SupervisedTrainer`: MONAI scales the gradient under any mixed precision; bfloat16 has float32's range and needs none.
 

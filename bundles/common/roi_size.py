@@ -36,8 +36,8 @@ def check_roi_size(roi_size: Sequence[int], *, square_plane: tuple[int, int] | N
         )
     if square_plane is not None and sizes[square_plane[0]] != sizes[square_plane[1]]:
         raise InputError(
-            f"roi_size {sizes}: axes {square_plane[0]} and {square_plane[1]} must have one size, because the rotation "
-            f"task turns the crop by 90 degrees in that plane; {advice}"
+            f"roi_size {sizes}: axes {square_plane[0]} and {square_plane[1]} must have one size, because views of "
+            f"a crop are turned by 90 degrees in that plane; {advice}"
         )
     if sizes == [STRIDE] * 3:
         raise InputError(

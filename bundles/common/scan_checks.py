@@ -14,13 +14,14 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from .distributed import rank
+from .distributed import everyones, rank, world_size
 from .input_error import InputError
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,9 @@ LISTED = 10  # bad scans that the message names
 MAX_ORIGIN_SHIFT = 0.1
 MAX_CORNER_SHIFT = 0.5
 MENDING = "Mend these files, or remove their entries from the data list, and start again."
+
+
+AT_ONCE = 32  # scans that a rank checks before it meets the others
 
 
 class _BadScan(Exception):
@@ -47,7 +51,7 @@ def check_scans(
     workers: int = 8,
     remember: str | os.PathLike | None = None,
 ) -> None:
-    """Open every image and label of ``items`` (on rank 0 of a distributed run) and stop if any of them is unfit to train on.
+    """Open every image and label of ``items`` (each rank of a distributed run its share) and stop if any of them is unfit to train on.
 
     Images must be NIfTI files that open, with positive spacing, a finite affine, finite voxels, and the shape
     (X, Y, Z) for one channel; (X, Y, Z, C), or a list of C files (X, Y, Z), for several. A label must be (X, Y, Z), lie
@@ -64,39 +68,46 @@ def check_scans(
     Raises:
         InputError: counts the bad scans, names the first `LISTED` with what is wrong, and says what to do.
     """
-    if rank() > 0:
-        return  # once is enough: if rank 0 stops, torchrun stops the others
     labels = None if labels is None else sorted(int(value) for value in labels)
     items = list(items)
     passed = _read_passed(remember)
     keys = [_key(item, channels, labels, voxels) for item in items]
     todo = [i for i, key in enumerate(keys) if key not in passed or passed[key] != _stamps(items[i])]
+    todo = everyones([todo])[0]  # as rank 0 sees it: the others may have another disk
+    shares = [todo[start : start + AT_ONCE * world_size()] for start in range(0, len(todo), AT_ONCE * world_size())]
     if not todo:
         logger.info("All %d scans have passed the checks before.", len(items))
         return
 
-    # Stamped before reading: a file that changes meanwhile is read again next time.
-    stamps = [_stamps(items[i]) for i in todo]
-    with ThreadPoolExecutor(workers) as pool:
-        results = pool.map(lambda i: _problem(items[i], channels, labels, voxels), todo)
-        problems = list(_with_progress(results, len(todo)))
-    passed.update(
-        {keys[i]: stamp for i, stamp, problem in zip(todo, stamps, problems, strict=True) if stamp and not problem}
-    )
-    _write_passed(remember, passed)
+    def check(i: int) -> tuple[int, Any, str | None]:
+        stamp = _stamps(items[i])  # before reading: a file that changes meanwhile is read again next time
+        return i, stamp, _problem(items[i], channels, labels, voxels)
 
-    bad = [problem for problem in problems if problem]
+    problems: dict[int, str | None] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        # The ranks meet after every share, so that none waits longer than a collective may take, and what has passed is kept.
+        for share in _with_progress(shares, len(todo)):
+            for i, stamp, problem in everyones(list(pool.map(check, share[rank() :: world_size()]))):
+                problems[i] = problem
+                if stamp and not problem:
+                    passed[keys[i]] = stamp
+            if rank() == 0:
+                _write_passed(remember, passed)
+
+    bad = [problems[i] for i in todo if problems[i]]
     if bad:
         lines = [f"  {problem}" for problem in bad[:LISTED]]
         lines += [f"  and {len(bad) - LISTED} more"] if len(bad) > LISTED else []
         raise InputError("\n".join([f"{len(bad)} of {len(items)} scans are bad:", *lines, MENDING]))
 
 
-def _with_progress(results: Iterable, count: int) -> Iterable:
-    if count > 20 and sys.stderr.isatty():
-        return track(results, "Checking scans", total=count, console=Console(stderr=True))
+def _with_progress(shares: list, count: int) -> Iterable:
+    if rank() > 0:
+        return shares
+    if len(shares) > 1 and sys.stderr.isatty():
+        return track(shares, f"Checking {count} scans", console=Console(stderr=True))
     logger.info("Checking %d scans.", count)
-    return results
+    return shares
 
 
 # ---- one scan ------------------------------------------------------------------------------------------------------

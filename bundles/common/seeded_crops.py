@@ -118,11 +118,13 @@ class BatchShare(Sampler[list[int]]):
 
     Args:
         number: size of the validation set.
-        batch_size: volumes per batch; the last one may be smaller.
+        batch_size: volumes per batch; the last one may be smaller, or larger by one: a single volume is no batch to compare crops in.
     """
 
     def __init__(self, *, number: int, batch_size: int) -> None:
         self.batches = [list(range(start, min(start + batch_size, number))) for start in range(0, number, batch_size)]
+        if len(self.batches) > 1 and len(self.batches[-1]) == 1:
+            self.batches[-2:] = [self.batches[-2] + self.batches[-1]]
 
     def __len__(self) -> int:
         return -(-len(self.batches) // world_size())

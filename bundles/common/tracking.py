@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mlflow.entities import Metric
 from monai.handlers import MLFlowHandler
 from torch.utils.tensorboard import SummaryWriter
 
+from .checkpoint_file import atomic_path
 from .distributed import rank
 from .optimizer_step import steps_done
 from .training_log import LogEvents
@@ -38,6 +40,7 @@ class Tracking:
         output_dir: event files go to its ``tensorboard/``; pictures are taken from it.
         tensorboard: whether to write event files.
         evaluator: validation engine whose metrics are tracked, or None.
+        resume: whether the run goes on from an earlier one, in MLflow too.
         pictures: names of PNG files in ``output_dir`` to keep of every validation, where they are there.
     """
 
@@ -47,21 +50,45 @@ class Tracking:
         output_dir: str,
         tensorboard: bool,
         evaluator: Engine | None = None,
+        resume: bool = False,
         pictures: Sequence[str] = (),
     ) -> None:
         self.folder = Path(output_dir)
         self.tensorboard = tensorboard
         self.evaluator = evaluator
+        self.resume = resume
         self.pictures = list(pictures)
         self.writer: SummaryWriter | None = None
 
     def attach(self, engine: Engine) -> None:
         """Write after each row and each validation."""
         if rank() == 0:
+            engine.add_event_handler(Events.STARTED, self.name_run)
             engine.add_event_handler(LogEvents.ROW, self.row_written)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
             for event in (Events.COMPLETED, Events.TERMINATE):
                 engine.add_event_handler(event, self.close)
+
+    def name_run(self, engine: Engine) -> None:
+        """Name the MLflow run before MONAI's handler looks for it: nameless, it goes on in the last run that somebody left unfinished."""
+        note = self.folder / ".mlflow_run_name"
+        trainer, validator = mlflow_handler(engine), self.evaluator and mlflow_handler(self.evaluator)
+        if trainer is None or trainer.run_name is not None:
+            return
+        if not (self.resume and note.exists()):
+            with atomic_path(note) as temporary:
+                temporary.write_text(
+                    f"{self.folder.resolve().name}_{time.strftime('%Y%m%d_%H%M%S')}_{uuid.uuid4().hex[:6]}"
+                )
+        for handler in (trainer, validator):
+            if handler is not None:
+                handler.run_name = note.read_text()
+
+    def _handler(self, engine: Engine) -> MLFlowHandler | None:
+        handler = mlflow_handler(engine)
+        if handler is not None and handler.cur_run is None:
+            handler.start(engine)  # a validation made up for on resume comes before MONAI's handler starts
+        return handler
 
     def _scalars(self, engine: Engine, group: str, values: Mapping[str, float]) -> None:
         step = steps_done(engine)
@@ -71,8 +98,8 @@ class Tracking:
                 self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
-        handler = mlflow_handler(engine)
-        if handler is not None and handler.cur_run is not None:
+        handler = self._handler(engine)
+        if handler is not None:
             now = int(1000 * time.time())
             metrics = [Metric(name, value, now, step) for name, value in values.items()]
             handler.client.log_batch(handler.cur_run.info.run_id, metrics=metrics)
@@ -87,12 +114,12 @@ class Tracking:
             return
         self._scalars(engine, "validation", self.evaluator.state.metrics)
         step = steps_done(engine)
-        handler = mlflow_handler(engine)
+        handler = self._handler(engine)
         for path in [self.folder / name for name in self.pictures if (self.folder / name).exists()]:
             if self.writer is not None:
                 picture = np.ascontiguousarray(matplotlib.image.imread(path)[..., :3])
                 self.writer.add_image(path.stem, picture, step, dataformats="HWC")
-            if handler is not None and handler.cur_run is not None:
+            if handler is not None:
                 handler.client.log_artifact(handler.cur_run.info.run_id, str(path), f"pictures/step_{step:06d}")
 
     def close(self, engine: Engine) -> None:

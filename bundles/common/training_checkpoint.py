@@ -17,7 +17,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from .checkpoint_file import load_checkpoint_file, save_atomically
-from .distributed import bare, rank, world_size
+from .distributed import bare, everyones, rank, world_size
 from .input_error import InputError
 from .optimizer_step import steps_done
 from .seeded_crops import DrawSampler
@@ -55,6 +55,13 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(part) for key, part in value.items()}
     return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
 
+
+# Settings whose change leaves the scores comparable, and those with which no state of this run fits.
+OF_THE_OPTIMISATION = {
+    *("max_steps", "val_interval", "learning_rate", "weight_decay", "warmup_steps", "betas", "max_gradient_norm"),
+    *("batch_size", "accumulation_steps", "processes", "precision"),
+}
+DECIDES_THE_NETWORK = {"tasks", "heads", "labels", "task"}
 
 # What of a schedule is set by the run's options, and not by how far the run has come.
 SCHEDULE_OPTIONS = ("base_lrs", "t_total", "warmup_steps")
@@ -154,6 +161,11 @@ class TrainingCheckpoint:
                 "Start it with the options of that run, or choose another --output_dir."
             )
         changed = [name for name in sorted({**theirs, **ours}) if theirs.get(name) != ours.get(name)]
+        if fixed := [name for name in changed if name in DECIDES_THE_NETWORK]:
+            said = "; ".join(f"{name} was {theirs.get(name)!r}, now {ours.get(name)!r}" for name in fixed)
+            raise InputError(
+                f"{path} belongs to another network: {said}. Start a new run in another --output_dir; --pretrained_model goes on from a model.pt."
+            )
         refused = [name for name in changed if name not in self.resume_changes]
         if refused:
             said = "; ".join(f"{name} was {theirs.get(name)!r}, now {ours.get(name)!r}" for name in refused)
@@ -168,10 +180,15 @@ class TrainingCheckpoint:
     def continue_from_last(self, engine: Engine) -> None:
         """Load ``last.pt`` and set the engine and the sampler to the step after it; make up for a validation that a stop cut short."""
         path = self.folder / "last.pt"
-        if not path.exists():
+        state = load_checkpoint_file(str(path)) if path.exists() else None
+        seen = everyones([None if state is None else state.get("step")])
+        if len(set(seen)) > 1:
+            raise InputError(
+                f"the processes do not see the same {path}: its step is {seen} there (None: not there). All nodes must share --output_dir."
+            )
+        if state is None:
             logger.info("--resume true: %s is not there, the run starts at step 0", path)
             return
-        state = load_checkpoint_file(str(path))
         if not isinstance(state, Mapping) or not {"settings", "step", "network"} <= set(state):
             raise InputError(f"{path} is not a last.pt that this version wrote: it cannot be resumed from.")
         changed = self._check_settings(state, path)
@@ -189,7 +206,8 @@ class TrainingCheckpoint:
             engine.scaler.load_state_dict(state["scaler"])
         for name, value in state["counts"].items():
             setattr(engine.state, name, value)
-        self.best = None if "select_by" in changed else state["best"]
+        engine.state.skipped_in_a_row = 0  # whoever resumes has changed something, or hopes
+        self.best = state["best"] if set(changed) <= OF_THE_OPTIMISATION else None  # else scores are of another kind
         engine.state.iteration = state["step"] * engine.accumulation_steps
         engine.state.epoch = engine.state.iteration // engine.state.epoch_length
         self.sampler.first = engine.state.iteration
@@ -198,9 +216,8 @@ class TrainingCheckpoint:
         logger.info("%s: the run goes on after step %d", path, state["step"])
         restore_random_states(state["random"])
         ends_epoch = engine.state.iteration % engine.state.epoch_length == 0
-        if self.evaluator is not None and ends_epoch and not state["validated"]:
-            self.evaluator.run(engine.state.epoch)
-            self.epoch_completed(engine)
+        if ends_epoch and not state["validated"]:
+            engine.fire_event(Events.EPOCH_COMPLETED)  # validate, track, save: what the stop cut short
         self.random = random_states()
 
     def continue_random(self, engine: Engine) -> None:
@@ -231,11 +248,14 @@ class TrainingCheckpoint:
             self.best = score
             if rank() == 0:
                 save_atomically(self._result(engine, score), self.folder / "best.pt")
-        self._save_last(engine, validated=True)
+        diverged = score is not None and score != score
+        if not diverged and not getattr(engine.state, "skipped_in_a_row", 0):  # else keep the last sound state
+            self._save_last(engine, validated=True)
 
     def terminated(self, engine: Engine) -> None:
         """Write ``last.pt`` in the middle of an epoch."""
-        self._save_last(engine, validated=False)
+        if not getattr(engine.state, "skipped_in_a_row", 0):
+            self._save_last(engine, validated=False)
 
     def _save_last(self, engine: Engine, *, validated: bool) -> None:
         if rank() != 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import time
 from pathlib import Path
 
@@ -55,7 +56,7 @@ class LogEvents(EventEnum):
 class TrainingLog:
     """Handler for `SupervisedTrainer`: every few steps the mean losses, learning rate, crops per second and the time left.
 
-    Losses stay on the device between two lines, so that logging does not make the GPU wait at every step. The parts of the
+    Losses stay on the device between two lines, so that logging does not wait for the GPU at every step. The parts of the
     loss are read from ``loss_function.parts`` (name to tensor) where the loss has them. Losses that are not finite are left out of the means.
 
     Args:
@@ -136,7 +137,9 @@ class TrainingLog:
             return
         now = time.monotonic()
         sums = torch.stack(list(self.sums.values())).tolist()  # one wait for the GPU
-        means = {name: total / max(number, 1) for name, (total, number) in zip(self.sums, sums, strict=True)}
+        means = {
+            name: total / number if number else math.nan for name, (total, number) in zip(self.sums, sums, strict=True)
+        }
         row = {"step": step, **means, "learning_rate": engine.optimizer.param_groups[-1]["lr"]}
         row["crops_per_second"] = round(self.crops / max(now - self.since, 1e-9), 3)
         if torch.cuda.is_available():

@@ -17,7 +17,7 @@ from bundles.common.tracking import Tracking, mlflow_handler
 from bundles.common.training_log import LogEvents
 
 
-def run(folder, *, tensorboard=True, uri=None, first=0, iterations=6, accumulation_steps=1):
+def run(folder, *, tensorboard=True, uri=None, first=0, iterations=6, accumulation_steps=1, resume=False):
     """A row per step with loss = step, a validation of accuracy = step / 10 every three steps, and one picture."""
     trainer = Engine(lambda engine, batch: [{"loss": torch.tensor(0.0)}])
     trainer.accumulation_steps = accumulation_steps
@@ -37,11 +37,15 @@ def run(folder, *, tensorboard=True, uri=None, first=0, iterations=6, accumulati
         imsave(folder / "panel.png", np.full((8, 12, 3), engine.state.iteration, np.uint8))
 
     @trainer.on(Events.STARTED)
-    def resume(engine):
+    def continue_from(engine):
         engine.state.iteration, engine.state.epoch = first, first // 3
 
     Tracking(
-        output_dir=str(folder), tensorboard=tensorboard, evaluator=evaluator, pictures=["panel.png", "absent.png"]
+        output_dir=str(folder),
+        tensorboard=tensorboard,
+        evaluator=evaluator,
+        pictures=["panel.png", "absent.png"],
+        resume=resume,
     ).attach(trainer)
     if uri:
         MLFlowHandler(tracking_uri=uri, experiment_name="e", epoch_log=False, iteration_log=False).attach(trainer)
@@ -105,3 +109,16 @@ def test_only_rank_0_writes(tmp_path, monkeypatch):
     monkeypatch.setattr("bundles.common.tracking.rank", lambda: 1)
     run(tmp_path)
     assert not (tmp_path / "tensorboard").exists()
+
+
+def test_a_fresh_run_has_a_run_of_its_own_and_a_resumed_one_goes_on(tmp_path):
+    uri = path_to_sqlite_uri(str(tmp_path / "mlruns.db"))
+
+    def run_id(**options):
+        return mlflow_handler(run(tmp_path, uri=uri, tensorboard=False, **options)).cur_run.info.run_id
+
+    first, second = run_id(), run_id()  # neither is marked as finished
+    assert first != second == run_id(first=3, iterations=9, resume=True)
+    client = mlflow.MlflowClient(uri)
+    assert [metric.step for metric in client.get_metric_history(first, "train/loss")] == list(range(1, 7))
+    assert sorted({metric.step for metric in client.get_metric_history(second, "train/loss")}) == list(range(1, 10))

@@ -349,3 +349,54 @@ def test_a_fresh_run_sets_an_earlier_one_aside_and_never_continues_it(tmp_path, 
     assert (tmp_path / "previous_last.pt").read_bytes() == earlier
     resumed = train(tmp_path, record, resume=True)
     assert resumed.steps[0] == 1  # from the start, not from where the earlier run was
+
+
+def skipping(from_step):
+    """Stands for a gradient guard that leaves out every step from one on."""
+
+    class Skip:
+        def attach(self, engine):
+            engine.state.skipped_in_a_row = 0
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+        def __call__(self, engine):
+            engine.state.skipped_in_a_row = max(0, engine.state.iteration - from_step + 1)
+
+    return Skip()
+
+
+def test_a_state_with_left_out_steps_at_its_end_does_not_replace_a_sound_one(tmp_path, record):
+    train(tmp_path, record, more=[skipping(from_step=8)], killed_in_step=13)
+    assert load_checkpoint_file(tmp_path / "last.pt")["step"] == 6
+    stopped = train(tmp_path / "stopped", record, more=[skipping(from_step=8)], stopped_behind_step=10)
+    assert stopped.steps[-1] == 10 and load_checkpoint_file(tmp_path / "stopped" / "last.pt")["step"] == 6
+
+
+def test_nor_does_one_whose_validation_is_not_a_number(tmp_path, record):
+    train(tmp_path, record, scores=(0.1, float("nan"), 0.2, 0.3, 0.4), killed_in_step=7)
+    assert load_checkpoint_file(tmp_path / "last.pt")["step"] == 3
+
+
+@pytest.mark.parametrize(("changed", "kept"), [("learning_rate", True), ("task_weights", False)])
+def test_the_best_score_is_forgotten_where_another_thing_is_measured(tmp_path, record, changed, kept):
+    settings = {"learning_rate": 0.1, "task_weights": 1}
+    scores = (0.9, 0.1, 0.2, 0.3, 0.4)
+    train(tmp_path, record, scores=scores, settings=settings, killed_in_step=5)
+    settings[changed] = 0.5
+    train(tmp_path, record, scores=scores, settings=settings, resume=True, resume_changes=[changed])
+    best = load_checkpoint_file(tmp_path / "model.pt")["trained"]
+    assert best["steps"] == (EPOCH_LENGTH if kept else 5 * EPOCH_LENGTH)
+
+
+@pytest.mark.parametrize("name", ["tasks", "heads", "labels", "task"])
+def test_another_network_cannot_be_allowed(tmp_path, record, name):
+    train(tmp_path, record, settings={name: ["a"]}, killed_in_step=5)
+    with pytest.raises(InputError, match=f"another network: {name} was .'a'., now .'b'..*--pretrained_model"):
+        train(tmp_path, record, settings={name: ["b"]}, resume=True, resume_changes=[name])
+
+
+def test_processes_that_see_different_files_are_refused(tmp_path, record, monkeypatch):
+    train(tmp_path, record, killed_in_step=5)
+    monkeypatch.setattr("bundles.common.training_checkpoint.everyones", lambda part: [*part, None])
+    with pytest.raises(InputError, match=r"do not see the same .*last.pt: its step is \[3, None\].*share --output_dir"):
+        train(tmp_path, record, resume=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 
 import pytest
 import torch
@@ -129,3 +130,22 @@ def test_the_table_is_plain_csv(tmp_path):
     with open(log.path, newline="") as file:
         header = next(csv.reader(file))
     assert header == ["step", "loss", "loss_inpainting", "loss_rotation", "learning_rate", "crops_per_second"]
+
+
+class SometimesNan(Loss):
+    def forward(self, output, target):
+        loss = super().forward(torch.nan_to_num(output), target)
+        bad = self.step in (2, 4, 5, 6)
+        self.parts["rotation"] = torch.tensor(float("nan")) if bad else self.parts["rotation"]
+        return loss * float("nan") if bad else loss
+
+
+def test_losses_that_are_not_finite_are_left_out_and_none_is_no_zero(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.common.test_training_log.Loss", SometimesNan)
+    train(tmp_path, steps=6, every=3)
+    first, second = read_log(tmp_path / "training_log.csv")
+    assert first["loss"] == pytest.approx((1 + 3) / 2)
+    assert first["loss_rotation"] == pytest.approx(3 / 4 * (1 + 3) / 2)
+    assert first["loss_inpainting"] == pytest.approx((1 + 2 + 3) / 3 / 4)
+    assert math.isnan(second["loss"]) and math.isnan(second["loss_rotation"])
+    assert second["loss_inpainting"] == pytest.approx((4 + 5 + 6) / 3 / 4)

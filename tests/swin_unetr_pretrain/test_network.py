@@ -11,7 +11,7 @@ from bundles.swin_unetr_pretrain.scripts.common.input_error import InputError
 from bundles.swin_unetr_pretrain.scripts.common.swin_encoder import build_swin_unetr
 from bundles.swin_unetr_pretrain.scripts.common.weights import encoder_state, load_encoder, load_model
 from bundles.swin_unetr_pretrain.scripts.losses import TASKS
-from bundles.swin_unetr_pretrain.scripts.network import SwinPretrainer, resolve_heads
+from bundles.swin_unetr_pretrain.scripts.network import SwinPretrainer, resolve_heads, values_of_training
 
 CROP = (64, 64, 32)  # bottleneck 2 x 2 x 1
 
@@ -238,3 +238,10 @@ def test_an_encoder_alone_is_no_whole_network(tmp_path, record):
     save_atomically({"state_dict": encoder_state(build(record)), "encoder": record}, tmp_path / "encoder.pt")
     with pytest.raises(InputError, match="encoder.pt is not a whole pre-training network.*--pretrained_encoder"):
         resolve_heads(asked={}, checkpoint=str(tmp_path / "encoder.pt"))
+
+
+def test_an_evaluation_goes_by_the_training_then_the_preset_then_train_yaml():
+    trained = {"trained": {"mask_ratio": [0.1, 0.2], "temperature": 0.1}}
+    values = values_of_training(trained=trained, preset={"mask_ratio": [0.3, 0.3], "batch_size": 2})
+    assert (values["mask_ratio"], values["batch_size"], values["temperature"]) == ([0.1, 0.2], 2, 0.1)
+    assert values["min_body"] == 0.01

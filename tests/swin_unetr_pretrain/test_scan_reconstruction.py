@@ -109,13 +109,14 @@ def test_a_picture_per_scan_shows_masked_scan_and_reconstruction_in_true_proport
     )
     item = case("a")
     volumes = {
-        name: MetaTensor(torch.rand(1, 4, 6, 8), affine=item["image"].affine) for name in ("masked", "reconstruction")
+        name: MetaTensor(torch.rand(1, 4, 6, 8), affine=item["image"].affine)
+        for name in ("scan", "masked", "reconstruction")
     }
     SaveReconstructionPictures(folder=str(tmp_path), hu_window=[-100.0, 300.0])(engine_with(item | volumes))
     assert [path.name for path in tmp_path.iterdir()] == ["a_reconstruction.png"]
     (figure,) = figures
-    assert len(figure.axes) == 6
-    for row, name in enumerate(("masked", "reconstruction")):
+    assert len(figure.axes) == 9
+    for row, name in enumerate(("scan", "masked", "reconstruction")):
         volume = volumes[name].numpy()[0]
         for column, picture in enumerate((volume[2].T, volume[:, 3].T, volume[:, :, 4].T)):
             axes = figure.axes[3 * row + column]

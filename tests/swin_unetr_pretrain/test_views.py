@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bundles.swin_unetr_pretrain.scripts.common.input_error import InputError
-from bundles.swin_unetr_pretrain.scripts.views import TwoViews
+from bundles.swin_unetr_pretrain.scripts.views import TwoViews, check_crops
 
 CROPS = 3
 
@@ -110,3 +110,32 @@ def test_bounds_that_are_one_number_are_refused(name):
 def test_an_unknown_plane_is_refused_when_the_views_are_made_up():
     with pytest.raises(InputError, match="rotation_plane 'coronal'"):
         two_views(plane="coronal")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mask_fill": ["black"]}, "--mask_fill 'black' is not one of noise, zero, sample"),
+        ({"mask_fill": []}, r"--mask_fill \[\] hides nothing"),
+        ({"mask_ratio": [0.5, 0.2]}, r"mask_ratio \[0.5, 0.2\] must be"),
+        ({"mask_block": [0.0, 0.2]}, r"mask_block \[0.0, 0.2\] must be"),
+    ],
+)
+def test_masks_that_cannot_be_drawn_are_refused_when_the_views_are_made_up(change, words):
+    options = {"mask_fill": ["noise"], "mask_ratio": [0.0, 0.3], "mask_block": [0.05, 0.25]} | change
+    with pytest.raises(InputError, match=words):
+        TwoViews(seed=0, plane="axial", **options)
+
+
+def test_a_batch_of_one_crop_is_refused_or_warned_of_before_the_run(caplog):
+    one = {"crops": 1, "where": "validation"}
+    with pytest.raises(
+        InputError, match="'sample' takes voxels of another crop, but a batch of the validation has one"
+    ):
+        check_crops(tasks=["inpainting"], mask_fill=["noise", "sample"], **one)
+    check_crops(tasks=["inpainting"], mask_fill=["noise"], **one)
+    assert not caplog.records
+    check_crops(tasks=["inpainting", "contrast"], mask_fill=["noise"], **one)
+    assert "a batch of the validation has one crop" in caplog.text
+    check_crops(tasks=["inpainting", "contrast"], mask_fill=["sample"], crops=2, where="training")
+    assert len(caplog.records) == 1

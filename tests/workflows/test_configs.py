@@ -9,6 +9,8 @@ import pytest
 import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from bundles.swin_unetr_pretrain.scripts.network import UNTOLD
+
 from .command_line import BUNDLES
 
 pytestmark = pytest.mark.xdist_group("configs")
@@ -86,11 +88,23 @@ def test_presets_of_the_pre_training_build_what_they_stand_for(
     forget_scripts(monkeypatch)
 
 
+def test_what_an_evaluation_takes_for_untold_is_what_train_yaml_has():
+    train = config("swin_unetr_pretrain", "train")
+    for name, value in UNTOLD.items():
+        if name == "task_weights":
+            assert value == {} and set(train[name].values()) == {1.0}  # 1 where not named
+        else:
+            assert train[name] == value
+
+
 @pytest.mark.parametrize("bundle", NAMES)
 def test_preprocessing_is_equal_in_train_evaluate_and_inference(bundle):
     train, evaluate, inference = (config(bundle, name) for name in ("train", "evaluate", "inference"))
     assert train["preprocessing"] == evaluate["preprocessing"] == inference["preprocessing"]
-    assert train["hu_window"] == evaluate["hu_window"] == inference["hu_window"]
+    # the evaluation of a pre-training takes the window that stands in the model file, which is the one of its training
+    evaluated = evaluate["hu_window"] if bundle != "swin_unetr_pretrain" else UNTOLD["hu_window"]
+    assert bundle != "swin_unetr_pretrain" or evaluate["hu_window"] == "$@values['hu_window']"
+    assert train["hu_window"] == evaluated == inference["hu_window"]
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)

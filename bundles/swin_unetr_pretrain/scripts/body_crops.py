@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.transforms import MapTransform, Randomizable, RandSpatialCrop, SpatialPad
 
-from .common.distributed import rank
+from .common.distributed import is_distributed, rank
 from .common.optimizer_step import ends_step, steps_done
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,9 @@ class RandBodyCropsd(Randomizable, MapTransform):
         return crops
 
 
+COUNTS = ("padded", "redrawn", "airy")
+
+
 class CropCounts:
     """Handler for `SupervisedTrainer`: says once that volumes are padded, and when a log is due how many crops were drawn anew.
 
@@ -80,26 +84,34 @@ class CropCounts:
     """
 
     def __init__(self, *, every: int) -> None:
-        self.every = every
+        self.every = max(1, every)
         self.said: dict[str, int] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Count in ``engine.state.crops``, which is kept with the state of the engine, the crops of this rank."""
-        engine.state.crops = {"padded": 0, "redrawn": 0, "airy": 0}
+        """Count in ``engine.state.crops``, which is kept with the state of the engine, the crops of all ranks."""
+        engine.state.crops = dict.fromkeys(COUNTS, 0)
         engine.state_dict_user_keys.append("crops")
-        if rank() == 0:
-            engine.add_event_handler(Events.STARTED, self.started)
-            engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.STARTED, self.started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def started(self, engine: Engine) -> None:
         """Nothing was said yet."""
-        self.said = {"padded": 0, "redrawn": 0, "airy": 0}
+        self.said = dict.fromkeys(COUNTS, 0)
+        self.own = torch.zeros(len(COUNTS), dtype=torch.int64)
 
     def __call__(self, engine: Engine) -> None:
-        counts = engine.state.crops
-        for name in counts:
-            counts[name] += int(engine.state.batch[name].sum())
-        if not ends_step(engine) or steps_done(engine) % self.every:
+        self.own += torch.stack([engine.state.batch[name].sum() for name in COUNTS]).cpu()
+        ends_epoch = engine.state.iteration % engine.state.epoch_length == 0
+        if not ends_step(engine) or (steps_done(engine) % self.every and not ends_epoch):
+            return
+        new = self.own.clone().to(getattr(engine.state, "device", "cpu"))
+        if is_distributed():
+            dist.all_reduce(new)
+        self.own.zero_()
+        engine.state.crops = counts = {
+            name: engine.state.crops[name] + int(number) for name, number in zip(COUNTS, new, strict=True)
+        }
+        if rank() > 0:
             return
         if counts["padded"] and not self.said["padded"]:
             logger.warning("some volumes are smaller than the ROI and are padded with air (said once)")

@@ -73,6 +73,18 @@ def _enough_boxes(shape: tuple[int, ...], ratio: float, block: tuple[float, floa
     return math.ceil(1.5 * number) + 16
 
 
+def check_bounds(ratio: tuple[float, float], block: tuple[float, float]) -> None:
+    """Refuse bounds that are out of order or out of range.
+
+    Raises:
+        InputError: names them.
+    """
+    if not 0 <= ratio[0] <= ratio[1] < 1:
+        raise InputError(f"mask_ratio {list(ratio)} must be [low, high] with 0 <= low <= high < 1.")
+    if not 0 < block[0] <= block[1] <= 1:
+        raise InputError(f"mask_block {list(block)} must be [low, high] with 0 < low <= high <= 1.")
+
+
 def draw_boxes(
     batch: int,
     shape: Sequence[int],
@@ -96,10 +108,7 @@ def draw_boxes(
     Raises:
         InputError: if a bound is out of order or out of range.
     """
-    if not 0 <= ratio[0] <= ratio[1] < 1:
-        raise InputError(f"mask_ratio {list(ratio)} must be [low, high] with 0 <= low <= high < 1.")
-    if not 0 < block[0] <= block[1] <= 1:
-        raise InputError(f"mask_block {list(block)} must be [low, high] with 0 < low <= high <= 1.")
+    check_bounds(ratio, block)
     device = generator.device
     target = ratio[0] + (ratio[1] - ratio[0]) * torch.rand(batch, generator=generator, device=device)
     sides = torch.tensor(shape, device=device)

@@ -108,6 +108,29 @@ def read_model(checkpoint: str) -> dict[str, Any]:
     }
 
 
+# Of a file that does not say it: what train.yaml has unless told otherwise.
+UNTOLD = {
+    "foreground_hu": -500.0,
+    "hu_window": [-1000.0, 1000.0],
+    "crops_per_volume": 2,
+    "min_body": 0.01,
+    "mask_block": [0.05, 0.25],
+    "temperature": 0.5,
+    "masked_only": False,
+    "task_weights": {},
+}
+
+
+def values_of_training(*, trained: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings for an evaluation: those of the training where the file says them, else the preset's, else those of train.yaml.
+
+    Args:
+        trained: from `read_model`.
+        preset: values of the preset.
+    """
+    return {**UNTOLD, **preset, **trained["trained"]}
+
+
 class SwinPretrainer(nn.Module):
     """Swin encoder with heads for rotation, contrast and reconstruction.
 

@@ -123,8 +123,9 @@ class ProxyReport:
         sums = {name: sum(batch[name] for batch in ordered) for name in ordered[0]}
         metrics = {name: value / sums["views"] for name, value in sums.items() if name not in NOT_PER_VIEW}
         if "squared_error" in sums:
-            metrics["masked_psnr"] = -10 * math.log10(
-                max(sums["squared_error"] / max(sums["masked_voxels"], 1.0), 1e-12)
+            voxels = sums["masked_voxels"]  # none where nothing is masked
+            metrics["masked_psnr"] = (
+                -10 * math.log10(max(sums["squared_error"] / voxels, 1e-12)) if voxels else math.nan
             )
         engine.state.metrics.update(metrics)
         if rank() == 0:

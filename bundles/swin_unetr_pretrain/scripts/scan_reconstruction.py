@@ -79,7 +79,7 @@ class SaveEmbeddings:
 
 
 class SaveReconstructionPictures:
-    """Handler for `SupervisedEvaluator`: ``<scan>_reconstruction.png`` with the masked scan and its reconstruction in three planes.
+    """Handler for `SupervisedEvaluator`: ``<scan>_reconstruction.png`` with the scan, the masked scan and the reconstruction in three planes.
 
     Args:
         folder: where the pictures go.
@@ -96,13 +96,13 @@ class SaveReconstructionPictures:
 
     def __call__(self, engine: Engine) -> None:
         for item in engine.state.output:
-            figure = Figure(figsize=(9, 6), layout="constrained")
-            for row, key in enumerate(("masked", "reconstruction")):
+            figure = Figure(figsize=(9, 9), layout="constrained")
+            for row, key in enumerate(("scan", "masked", "reconstruction")):
                 volume, spacing = item[key], item[key].pixdim.tolist()
                 for column, plane in enumerate(("x", "y", "z")):
                     picture = volume[0].select(column, volume.shape[column + 1] // 2).cpu().numpy().T
                     wide, high = (spacing[axis] for axis in range(3) if axis != column)
-                    axes = figure.add_subplot(2, 3, 3 * row + column + 1)
+                    axes = figure.add_subplot(3, 3, 3 * row + column + 1)
                     low, up = self.hu_window
                     axes.imshow(picture, cmap="gray", origin="lower", vmin=low, vmax=up, aspect=high / wide)
                     axes.set_axis_off()

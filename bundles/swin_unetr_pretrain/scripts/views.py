@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from .common.choices import check_choice
 from .common.input_error import InputError
-from .masking import box_mask, draw_boxes, fill_mask
+from .masking import FILLS, box_mask, check_bounds, draw_boxes, fill_mask
 from .rotation import draw_turns, plane_axes, rotate
+
+logger = logging.getLogger(__name__)
 
 
 class TwoViews:
@@ -41,6 +45,13 @@ class TwoViews:
         for name, bounds in (("mask_ratio", mask_ratio), ("mask_block", mask_block)):
             if not isinstance(bounds, (list, tuple)) or len(bounds) != 2:
                 raise InputError(f"--{name} {bounds!r} must be two numbers [low, high]; equal ones fix it.")
+        for fill in self.mask_fill:
+            check_choice(name="mask_fill", value=fill, choices=FILLS)
+        if not self.mask_fill:
+            raise InputError(
+                "--mask_fill [] hides nothing: name at least one fill. To leave inpainting out, use --tasks."
+            )
+        check_bounds(tuple(mask_ratio), tuple(mask_block))
         self.mask_ratio = tuple(mask_ratio)
         self.mask_block = tuple(mask_block)
 
@@ -77,3 +88,28 @@ class TwoViews:
         target = rotate(both, turns, plane=self.plane)
         views, hidden = self.mask(target, generator)
         return views, {"crop": target, "mask": hidden, "turns": turns}
+
+
+def check_crops(*, tasks: Sequence[str], mask_fill: Sequence[str], crops: int, where: str) -> None:
+    """Before a run: whether the crops of a batch suffice for what is done between them.
+
+    Args:
+        tasks: proxy tasks in use.
+        mask_fill: fills of the masks.
+        crops: crops of the smallest batch.
+        where: ``training`` or ``validation``.
+
+    Raises:
+        InputError: if masks are to be filled from another crop and there is none.
+    """
+    if crops > 1:
+        return
+    if "sample" in mask_fill:
+        raise InputError(
+            f"mask_fill 'sample' takes voxels of another crop, but a batch of the {where} has one. Use \"['noise']\" or \"['zero']\", or a larger "
+            "batch_size or crops_per_volume."
+        )
+    if "contrast" in tasks:
+        logger.warning(
+            "a batch of the %s has one crop on each process: contrast has nothing to tell it from there", where
+        )
