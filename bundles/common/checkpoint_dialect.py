@@ -20,7 +20,6 @@ from .input_error import InputError
 
 ENCODER = "swinViT."
 ANCHOR = "patch_embed.proj.weight"
-WRAPPINGS = ("state_dict", "model_state_dict", "model", "network", "net")
 # Names of the encoder's tensors without a prefix; what else stands beside bare names (heads, decoders) is no encoder's.
 ENCODER_NAMES = re.compile(r"(patch_embed|pos_drop|layers[1-4]c?)\.")
 ENCODER_PREFIXES = ("swinViT.", "swin_vit.", "swinvit.", "backbone.", "encoder.")
@@ -44,48 +43,55 @@ class FoundWeights:
     dialect: tuple[str, ...]
     content: Mapping[str, Any]
 
-    @property
-    def is_segmentation(self) -> bool:
-        """Whether the file holds a whole `SwinUNETR`."""
-        return "out.conv.conv.weight" in self.rest
+
+def _state_dicts(content: Any, where: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    """Mappings that hold a Swin encoder, with the keys that lead to them."""
+    if not isinstance(content, Mapping) or len(where) > 3:
+        return []
+    if any(
+        isinstance(key, str) and isinstance(value, torch.Tensor) and _is_anchor(key) for key, value in content.items()
+    ):
+        return [(where, content)]
+    return [found for key, value in content.items() for found in _state_dicts(value, (*where, str(key)))]
 
 
-def _is_state_dict(content: Any) -> bool:
-    return (
-        isinstance(content, Mapping)
-        and len(content) > 0
-        and any(isinstance(value, torch.Tensor) for value in content.values())
-        and all(isinstance(key, str) for key in content)
-    )
+def _is_anchor(name: str) -> bool:
+    return name == ANCHOR or name.endswith("." + ANCHOR)
 
 
 def _unwrap(content: Any, path: str) -> tuple[dict[str, torch.Tensor], list[str], dict[str, Any]]:
     """The state dict, what it was wrapped in, and the entries beside it."""
-    dialect: list[str] = []
-    beside: dict[str, Any] = {}
-    while inside := [
-        name for name in WRAPPINGS if isinstance(content, Mapping) and isinstance(content.get(name), Mapping)
-    ]:
-        dialect.append(f"in '{inside[0]}'")
-        beside = {key: value for key, value in content.items() if key != inside[0]} | beside
-        content = content[inside[0]]
-    if not _is_state_dict(content):
-        held = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
-        raise InputError(
-            f"{path} holds no state dict that is known: looked for tensors at the top and in {', '.join(WRAPPINGS)}, found {held or 'nothing'}. "
-            "Save it as {'state_dict': network.state_dict()}."
+    states = _state_dicts(content)
+    if not states:
+        names = list(content) if isinstance(content, Mapping) else []
+        nested = (
+            next((value for value in content.values() if isinstance(value, Mapping) and value), {}) if names else {}
         )
-    state = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
-    return state, dialect, beside
+        held = ", ".join(map(str, [*names[:6], *list(nested)[:4]])) or type(content).__name__
+        raise InputError(
+            f"{path} has no tensor {ANCHOR!r}, under any prefix and in whatever wrapping: it holds no Swin encoder of MONAI's. Found: {held}."
+        )
+    if len(states) > 1:  # as one state dict with a prefix for each, for the user to choose from
+        return (
+            {
+                f"{'.'.join(where)}.{k}": v
+                for where, state in states
+                for k, v in state.items()
+                if isinstance(v, torch.Tensor)
+            },
+            [],
+            {},
+        )
+    (where, state), beside = states[0], {}
+    for key in where:
+        beside = {str(k): v for k, v in content.items() if k != key} | beside
+        content = content[key]
+    return {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}, [f"in '{key}'" for key in where], beside
 
 
 def _prefix(state: Mapping[str, torch.Tensor], path: str, asked: str | None) -> str:
     """What stands before the encoder's names."""
-    prefixes = sorted(name.removesuffix(ANCHOR) for name in state if name == ANCHOR or name.endswith("." + ANCHOR))
-    if not prefixes:
-        raise InputError(
-            f"{path} has no tensor {ANCHOR!r} under any prefix: no Swin encoder of MONAI's. It holds {len(state)} tensors, such as {', '.join(list(state)[:4])}."
-        )
+    prefixes = sorted(name.removesuffix(ANCHOR) for name in state if _is_anchor(name))
     if asked is not None:
         if asked not in prefixes:
             raise InputError(
@@ -121,6 +127,9 @@ def find_weights(path: str, *, prefix: str | None = None) -> FoundWeights:
     for name, tensor in state.items():
         bare = name.removeprefix(prefix)
         if name.startswith(prefix) and ENCODER_NAMES.match(bare):
+            bare = re.sub(
+                r"^(layers[1-4]c?)\.0\.0\.", r"\1.0.", bare
+            )  # the weights that MONAI's filter_swinunetr is for
             encoder[ENCODER + re.sub(r"\.mlp\.fc([12])\.", r".mlp.linear\1.", bare)] = tensor
         else:
             rest[name.removeprefix(outer)] = tensor

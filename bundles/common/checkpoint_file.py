@@ -21,13 +21,30 @@ GIT_LFS_POINTER = b"version https://git-lfs"
 HTML_STARTS = (b"<!doctype html", b"<html", b"<?xml")
 
 
-# Numbers of NumPy, such as the best score that many training scripts save beside the weights: plain data, which torch does not list as safe.
-_scalar = np.float64(0).__reduce__()[0]
+class _NumberKind:
+    """Stands for ``numpy.dtype`` in a file: numbers alone, and no more of its state than the order of bytes."""
+
+    def __init__(self, kind: str, *_: object) -> None:
+        if kind not in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"):
+            raise pickle.UnpicklingError(f"GLOBAL numpy.dtype({kind!r}) is no kind of number")
+        self.kind, self.order = kind, "|"
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = state[1]
+        if self.order not in ("<", ">", "|", "=") or any(part not in (None, -1, 0) for part in state[2:]):
+            raise pickle.UnpicklingError("GLOBAL numpy.dtype with a state that no number has")
+
+
+def _number(kind: _NumberKind, data: bytes) -> float | int | bool:
+    """Stands for NumPy's maker of scalars."""
+    return np.frombuffer(data, dtype=np.dtype(kind.order.replace("|", "=") + kind.kind), count=1)[0].item()
+
+
+# Numbers of NumPy, such as the best score that many training scripts save beside the weights, read without NumPy's own unpickling.
 NUMPY_NUMBERS = [
-    _scalar,
-    (_scalar, "numpy.core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")),
+    (_NumberKind, "numpy.dtype"),
+    (_number, "numpy.core.multiarray.scalar"),
+    (_number, "numpy._core.multiarray.scalar"),
 ]
 
 

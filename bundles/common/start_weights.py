@@ -54,7 +54,6 @@ def load_start_weights(
         logger.info("no --pretrained_encoder and no --pretrained_model: the network starts from scratch")
         return None
     order, says = merging_of(find_weights(path), merging)
-    logger.info("%s: patch merging %s, says %s", path, order, says)
     if pretrained_encoder:
         report = load_encoder(network, path, patch_embed=patch_embed, allow_partial=allow_partial)
     else:

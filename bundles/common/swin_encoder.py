@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from .checkpoint_dialect import describe_encoder, find_weights
 from .input_error import InputError
 from .patch_merging import MERGING
 from .weights_merging import merging_of
+
+logger = logging.getLogger(__name__)
 
 #: Fields of the record, in the order in which they are shown.
 FIELDS = ("in_channels", "feature_size", "depths", "num_heads", "window_size", "patch_size", "merging", "use_v2")
@@ -42,8 +45,13 @@ def read_record(
     if path is None:
         return None
     found = find_weights(path)
-    record = describe_encoder(found, otherwise=otherwise) | {"merging": merging_of(found, merging)[0]}
     own = found.content.get("encoder")
+    if otherwise is not None and isinstance(own, Mapping):
+        otherwise = {**otherwise, **own}
+    order, says = merging_of(found, merging)
+    record = describe_encoder(found, otherwise=otherwise) | {"merging": order}
+    if not isinstance(own, Mapping):
+        logger.info("%s: patch merging %s, says %s", path, order, says)
     if isinstance(own, Mapping):
         for field in FIELDS:
             if field in own and _plain(own[field]) != record[field]:
@@ -85,13 +93,16 @@ def resolve_encoder(
     default = {"in_channels": 1, "patch_size": 2, "merging": "monai", "use_v2": False}
     default |= {field: _plain(preset[field]) for field in FIELDS if field in preset}
     absent = optional and checkpoint is not None and not Path(checkpoint).exists()
-    record = (
-        None
-        if absent
-        else read_record(
-            checkpoint, merging=asked.get("merging"), otherwise={**default, **asked} if allow_partial else None
+    record = None
+    if absent:
+        logger.warning(
+            "%s is not there: the network is built as the preset says, with patch merging %s",
+            checkpoint,
+            asked.get("merging", "monai"),
         )
-    )
+    else:
+        otherwise = {**default, **asked} if allow_partial else None
+        record = read_record(checkpoint, merging=asked.get("merging"), otherwise=otherwise)
     if record is not None:
         if patch_embed == "fresh" or (patch_embed == "repeat" and record["in_channels"] == 1):
             record["in_channels"] = asked.get("in_channels", record["in_channels"])
@@ -101,8 +112,17 @@ def resolve_encoder(
             raise InputError(
                 f"{checkpoint} does not fit this run: {said}. Leave those options out to build the network of the file, "
                 "or choose weights that were trained with them."
-                + (" --patch_embed fresh starts the patch embedding anew." if "in_channels" in different else "")
+                + (
+                    " --patch_embed fresh starts the patch embedding anew."
+                    if patch_embed and "in_channels" in different
+                    else ""
+                )
             )
+        for field in ("feature_size", "depths", "num_heads", "window_size", "use_v2"):
+            if field in default and default[field] != record[field]:
+                logger.info(
+                    "%s: %s %s, as in the file (the preset has %s)", checkpoint, field, record[field], default[field]
+                )
         default = record
     resolved = {**default, **asked}
     if missing := [field for field in FIELDS if field not in resolved]:

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from .checkpoint_dialect import ANCHOR, ENCODER, find_weights
+from .checkpoint_dialect import ANCHOR, ENCODER, FoundWeights, find_weights
 from .choices import check_choice
 from .input_error import InputError
+from .patch_merging import MERGING
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +48,8 @@ def _load(
         check_choice(name="patch_embed", value=patch_embed, choices=("repeat", "fresh"))
     report: dict[str, Any] = {}
     fresh: set[str] = set()
-    if (
-        PATCH_EMBED in state
-        and PATCH_EMBED in own
-        and state[PATCH_EMBED].shape != own[PATCH_EMBED].shape
-        and patch_embed
-    ):
+    differs = PATCH_EMBED in wanted and PATCH_EMBED in state and state[PATCH_EMBED].shape != own[PATCH_EMBED].shape
+    if PATCH_EMBED in state and (patch_embed == "fresh" or (patch_embed and differs)):
         theirs, ours = state[PATCH_EMBED].shape[1], own[PATCH_EMBED].shape[1]
         if patch_embed == "repeat" and theirs == 1 and state[PATCH_EMBED].shape[2:] == own[PATCH_EMBED].shape[2:]:
             state[PATCH_EMBED] = fit_patch_embedding(state[PATCH_EMBED], ours)
@@ -79,6 +76,8 @@ def _load(
     said += [f"{len(shapes)} of another shape (first: {shapes[0]})"] if shapes else []
     if not said and any(name in state and not torch.equal(state[name], own[name].to(state[name])) for name in derived):
         said = ["relative_position_index is that of another window"]
+    broken = [name for name in sorted(wanted & set(state)) if not torch.isfinite(state[name]).all()]
+    said += [f"{len(broken)} with values that are not finite ({_first(broken)})"] if broken else []
     if said:
         raise InputError(f"{path} does not fit the network: {'; '.join(said)}. Nothing was loaded.")
     for entry in allow_partial:
@@ -90,6 +89,21 @@ def _load(
     network.load_state_dict(taken, strict=False)
     logger.info("%s: loaded %d of %d tensors of the network", path, len(taken), len(own))
     return {"loaded": len(taken), "missing": allowed + sorted(fresh), **report}
+
+
+def _check_merging(network: torch.nn.Module, found: FoundWeights) -> None:
+    """A file that says which merging it wants is not loaded into a network with the other one."""
+    record = found.content.get("encoder")
+    wanted = record.get("merging") if isinstance(record, Mapping) else None
+    built = (
+        type(network.swinViT.layers1[0].downsample)
+        if hasattr(network, "swinViT")
+        else type(network["swinViT"].layers1[0].downsample)
+    )
+    if wanted in MERGING and built is not MERGING[wanted]:
+        raise InputError(
+            f"{found.path} wants patch merging {wanted}, but the network was built with {built.__name__}. Nothing was loaded."
+        )
 
 
 def _say(report: Mapping[str, Any]) -> None:
@@ -117,6 +131,7 @@ def load_encoder(
         InputError: unless the whole encoder, as far as it was asked for, is in the file with the right shapes; then nothing is loaded.
     """
     found = find_weights(path)
+    _check_merging(network, found)
     wanted = {name for name in network.state_dict() if name.startswith(ENCODER)}
     allow_partial = [allow_partial] if isinstance(allow_partial, str) else list(allow_partial)
     loaded = _load(network, found.encoder, wanted, path, patch_embed=patch_embed, allow_partial=allow_partial)
@@ -141,6 +156,7 @@ def load_model(network: torch.nn.Module, path: str, *, expected: Mapping[str, An
         InputError: unless the file has exactly the tensors of the network.
     """
     found = find_weights(path)
+    _check_merging(network, found)
     loaded = _load(network, {**found.encoder, **found.rest}, set(network.state_dict()), path)
     trained = found.content.get("trained") or {}
     for name, value in (expected or {}).items():

@@ -7,6 +7,7 @@ import os
 import pickle
 import stat
 
+import numpy as np
 import pytest
 import torch
 
@@ -149,3 +150,31 @@ def test_web_page_is_recognised(tmp_path, page):
     (tmp_path / "model.pt").write_text(page)
     message = message_of(tmp_path / "model.pt")
     assert "web page" in message and "download" in message
+
+
+def test_numbers_of_numpy_come_back_as_numbers(tmp_path):
+    numbers = {"f": np.float64(0.1), "h": np.float32(0.5), "i": np.int64(-7), "b": np.bool_(True), "u": np.uint8(200)}
+    torch.save(numbers, tmp_path / "n.pt")
+    assert load_checkpoint_file(tmp_path / "n.pt") == numbers
+    torch.save(numbers, tmp_path / "n.pt", _use_new_zipfile_serialization=False)
+    assert load_checkpoint_file(tmp_path / "n.pt") == numbers
+
+
+@pytest.mark.parametrize("forged", [np.dtype("O"), np.dtype("i4,i4"), np.array([1.0]), np.datetime64("2020-01-01")])
+def test_other_things_of_numpy_are_refused(tmp_path, forged):
+    torch.save({"x": forged}, tmp_path / "n.pt")
+    with pytest.raises(InputError, match="n.pt was refused: it carries"):
+        load_checkpoint_file(tmp_path / "n.pt")
+
+
+class ForgedKind:
+    """Pickles as a float64's dtype with flags that only kinds with objects have."""
+
+    def __reduce__(self):
+        return np.dtype, ("f8", False, True), (3, "<", None, None, None, -1, -1, 63)
+
+
+def test_a_forged_kind_of_number_is_refused(tmp_path):
+    torch.save({"x": ForgedKind()}, tmp_path / "n.pt")
+    with pytest.raises(InputError, match="n.pt was refused"):
+        load_checkpoint_file(tmp_path / "n.pt")

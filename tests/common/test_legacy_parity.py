@@ -49,7 +49,7 @@ def test_features_and_logits_in_every_layout(tmp_path, published, layout):
     with torch.no_grad():
         for ours, theirs in zip(encoder["swinViT"](image), features, strict=True):
             assert difference(ours, theirs) < TOLERANCE
-    if has_decoder:
+    if has_decoder is True:
         network = build_swin_unetr(record, out_channels=3).double().eval()
         load_model(network, path)
         with torch.no_grad():

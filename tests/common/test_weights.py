@@ -169,6 +169,9 @@ def test_a_fresh_patch_embedding_is_left_as_it_is(path, build):
     report = load_encoder(target, path, patch_embed="fresh")
     assert torch.equal(target.swinViT.patch_embed.proj.weight, before)
     assert report["missing"] == ["swinViT.patch_embed.proj.bias", "swinViT.patch_embed.proj.weight"]
+    save_atomically({"state_dict": encoder_state(build(1, in_channels=3))}, path)
+    load_encoder(target, path, patch_embed="fresh")  # asked for, though the channels are equal
+    assert torch.equal(target.swinViT.patch_embed.proj.weight, before)
     with pytest.raises(InputError, match="--patch_embed 'mean' is not one of repeat, fresh"):
         load_encoder(target, path, patch_embed="mean")
 
@@ -177,12 +180,45 @@ def test_channels_are_resolved_before_the_network_is_built(path, build, record):
     save_atomically({"state_dict": encoder_state(build()), "encoder": record}, path)
     asked = {"in_channels": 4}
     assert resolve_encoder(asked=asked, preset={}, checkpoint=path, patch_embed="repeat")["in_channels"] == 4
-    with pytest.raises(InputError, match="in_channels is 1 there, 4 asked for.*--patch_embed fresh"):
+    with pytest.raises(InputError, match="in_channels is 1 there, 4 asked for") as refused:
         resolve_encoder(asked=asked, preset={}, checkpoint=path)
+    assert "patch_embed" not in str(refused.value)  # no option of an evaluation
     save_atomically({"state_dict": encoder_state(build(in_channels=2)), "encoder": record | {"in_channels": 2}}, path)
-    with pytest.raises(InputError, match="in_channels is 2 there, 4 asked for"):
+    with pytest.raises(InputError, match="in_channels is 2 there, 4 asked for.*--patch_embed fresh"):
         resolve_encoder(asked=asked, preset={}, checkpoint=path, patch_embed="repeat")
     assert resolve_encoder(asked=asked, preset={}, checkpoint=path, patch_embed="fresh")["in_channels"] == 4
+
+
+def test_a_file_that_says_its_merging_goes_into_no_other_network(path, build, record):
+    save_atomically({"model": build().state_dict(), "encoder": record | {"merging": "legacy"}}, path)
+    for load in (load_model, load_encoder):
+        with pytest.raises(InputError, match="wants patch merging legacy, but the network was built with PatchMerging"):
+            load(build(), path)
+        load(build(merging="legacy"), path)
+
+
+def test_weights_that_are_not_finite_are_refused(path, build):
+    state = copy_of(build())
+    state["swinViT.layers1.0.blocks.0.norm1.weight"][3] = float("nan")
+    save_atomically({"model": state}, path)
+    with pytest.raises(InputError, match="1 with values that are not finite .swinViT.layers1.0.blocks.0.norm1.weight"):
+        load_model(build(), path)
+
+
+def test_what_the_file_has_and_the_preset_has_not_is_said(path, build, record, caplog):
+    save_atomically({"state_dict": encoder_state(build()), "encoder": record}, path)
+    with caplog.at_level(logging.INFO):
+        resolve_encoder(asked={}, preset=record | {"feature_size": 48}, checkpoint=path)
+    assert "feature_size 12, as in the file (the preset has 48)" in caplog.text
+
+
+def test_missing_stages_are_those_of_the_files_own_record_first(path, build, record):
+    state = {k: v for k, v in encoder_state(build()).items() if not k.startswith("swinViT.layers4")}
+    save_atomically({"state_dict": state, "encoder": record}, path)
+    resolved = resolve_encoder(
+        asked={}, preset=record | {"depths": [2, 2, 2, 2]}, checkpoint=path, allow_partial=["layers4"]
+    )
+    assert resolved == record
 
 
 @pytest.mark.parametrize(

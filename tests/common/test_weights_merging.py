@@ -39,23 +39,31 @@ def test_the_files_own_record_comes_first(save, record):
         merging_of(found, "legacy")
 
 
-@pytest.mark.parametrize(
-    "name", ["model_swinvit.pt", "swin_unetr.tiny_5000ep_f12_lr2e-4_pretrained.pt", "VoCo_B_SSL_head.pt"]
-)
-def test_published_files_are_known_by_name(save, name):
+@pytest.mark.parametrize("name", ["VoComni_B.pt", "supervised_suprem_swinunetr_2100.pth"])
+def test_published_files_are_known_by_name_which_the_user_may_contradict(save, name, caplog):
     merging, says = merging_of(save(name), None)
-    assert merging == "legacy" and "table of known files" in says
-    with pytest.raises(InputError, match="wants --merging legacy"):
-        merging_of(save(name), "monai")
+    assert merging == "legacy" and "table of known files" in says and says.endswith("by name")
+    assert merging_of(save(name), "monai") == ("monai", "--merging")
+    assert f"{name}: files of this name want merging legacy" in caplog.text
 
 
-def test_and_by_checksum_under_any_name(save, monkeypatch):
+def test_a_known_file_without_its_last_block_is_refused(save):
+    with pytest.raises(
+        InputError, match="model_swinvit.pt is not what files of its name are.*feature_size is 12, not 48"
+    ):
+        merging_of(save("model_swinvit.pt"), None)
+    assert merging_of(save("model_swinvit.pt"), "legacy")[0] == "legacy"  # another file of that name
+
+
+def test_and_by_checksum_under_any_name_which_the_user_may_not_contradict(save, monkeypatch):
     found = save("renamed.pt")
-    rows = ConfigParser.load_config_file(CATALOGUE)
     with open(found.path, "rb") as file:
-        rows[0]["md5"] = hashlib.md5(file.read()).hexdigest()
+        md5 = {"x.pt": hashlib.md5(file.read()).hexdigest()}
+    rows = [{"names": ["x.pt"], "md5": md5, "merging": "legacy", "what": "x"}]
     monkeypatch.setattr(ConfigParser, "load_config_file", lambda file: rows)
-    assert merging_of(found, None)[0] == "legacy"
+    assert merging_of(found, None) == ("legacy", "the table of known files (x), by MD5")
+    with pytest.raises(InputError, match="renamed.pt wants --merging legacy, as the table of known files"):
+        merging_of(found, "monai")
 
 
 def test_the_table_names_files_once_and_says_what_they_are():
@@ -63,8 +71,9 @@ def test_the_table_names_files_once_and_says_what_they_are():
     names = [name for row in rows for name in row["names"]]
     assert len(names) == len(set(names)) >= 12
     assert all(row["merging"] in MERGING and row["what"] for row in rows)
-    zoo = next(row for row in rows if "model_swin_unetr_btcv_segmentation_v1.pt" in row["names"])
-    assert zoo["md5"] == "50dd67a01b28a1d5487fd9ac27e682fb"
+    assert all(set(row.get("md5") or {}) <= set(row["names"]) for row in rows)
+    zoo = "model_swin_unetr_btcv_segmentation_v1.pt"
+    assert next(row for row in rows if zoo in row["names"])["md5"] == {zoo: "50dd67a01b28a1d5487fd9ac27e682fb"}
 
 
 def test_else_the_user_is_asked_with_the_reason(save):

@@ -42,9 +42,9 @@ def test_logits_and_features_are_those_of_monai_1_4(saved, tmp_path, feature_siz
     network = build_swin_unetr(record, out_channels=3).eval()
     load_model(network, path)
     # and the encoder alone, in the layout of the released one
-    torch.save({"state_dict": official_layout(encoder_state(network))}, tmp_path / "model_swinvit.pt")
-    encoder = torch.nn.ModuleDict({"swinViT": build_encoder(read_record(str(tmp_path / "model_swinvit.pt")))}).eval()
-    load_encoder(encoder, str(tmp_path / "model_swinvit.pt"))
+    torch.save({"state_dict": official_layout(encoder_state(network))}, tmp_path / "VoComni_B.pt")
+    encoder = torch.nn.ModuleDict({"swinViT": build_encoder(read_record(str(tmp_path / "VoComni_B.pt")))}).eval()
+    load_encoder(encoder, str(tmp_path / "VoComni_B.pt"))
     newer = build_swin_unetr(record | {"merging": "monai"}, out_channels=3).eval()
     newer.load_state_dict(content["state_dict"])
     with torch.no_grad():

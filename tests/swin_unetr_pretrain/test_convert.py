@@ -85,3 +85,12 @@ def test_the_source_is_never_overwritten(tmp_path, record, encoder):
         convert(source=str(tmp_path / "encoder.pt"), target=f"{tmp_path}/../{tmp_path.name}/encoder.pt")
     with pytest.raises(InputError, match="--layout 'nnunet' is not one of encoder, official"):
         convert(source=str(tmp_path / "encoder.pt"), target=str(tmp_path / "x.pt"), layout="nnunet")
+
+
+def test_an_encoder_with_use_v2_has_no_official_layout(tmp_path, record):
+    record = record | {"use_v2": True}
+    state = encoder_state(build_swin_unetr(record, out_channels=2))
+    save_atomically({"state_dict": state, "encoder": record}, tmp_path / "encoder.pt")
+    with pytest.raises(InputError, match="use_v2: SwinUNETR.load_from would leave out its layers1c"):
+        convert(source=str(tmp_path / "encoder.pt"), target=str(tmp_path / "x.pt"), layout="official")
+    convert(source=str(tmp_path / "encoder.pt"), target=str(tmp_path / "x.pt"))

@@ -105,3 +105,12 @@ def test_two_processes_train_together(tmp_path, spleen):
     options = {**SMALL, "batch_size": 1, "dataset_dir": spleen, "output_dir": tmp_path}
     succeed(run_bundle("swin_unetr_msd", ["train.yaml", "multi_gpu_train.yaml"], processes=2, **options))
     assert (tmp_path / "models" / "model.pt").exists()
+
+
+def test_an_encoder_of_one_channel_starts_a_task_of_four(tmp_path, brain, pretrained):
+    options = {**SMALL, "depths": None, "roi_size": "[64,64,32]", "task": "Task01_BrainTumour", "dataset_dir": brain}
+    encoder = pretrained / "models" / "encoder.pt"
+    succeed(run_bundle("swin_unetr_msd", "train.yaml", pretrained_encoder=encoder, output_dir=tmp_path, **options))
+    model = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert model["encoder"]["in_channels"] == 4
+    assert model["trained"]["start"]["patch_embed"] == "1 to 4 channels: repeat"

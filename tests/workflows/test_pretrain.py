@@ -19,7 +19,9 @@ import pytest
 import torch
 from monai.utils import path_to_sqlite_uri
 
+from bundles.common.swin_encoder import build_swin_unetr
 from bundles.common.training_log import read_log
+from bundles.common.weights import load_model
 
 from .command_line import BUNDLES, SMALL, kill_when, run_bundle, signal_when, start, succeed
 
@@ -268,8 +270,8 @@ def test_one_task_alone_trains(tmp_path, unlabelled):
 
 
 def test_published_weights_go_through_convert_into_a_fine_tuning_and_its_model(tmp_path, pretrained, btcv):
-    """As model_swinvit.pt: known by its name to want the old merging, which the trained model keeps."""
-    source, official, encoder = pretrained / "models" / "encoder.pt", tmp_path / "x.pt", tmp_path / "model_swinvit.pt"
+    """A file in the layout of model_swinvit.pt, known by its name to want the old merging, which the trained model keeps."""
+    source, official, encoder = pretrained / "models" / "encoder.pt", tmp_path / "x.pt", tmp_path / "VoComni_B.pt"
     succeed(run_bundle("swin_unetr_pretrain", "convert.yaml", source=source, target=official, layout="official"))
     content = torch.load(official, weights_only=True)
     torch.save({"state_dict": content["state_dict"]}, encoder)
@@ -281,6 +283,29 @@ def test_published_weights_go_through_convert_into_a_fine_tuning_and_its_model(t
     assert model["encoder"]["merging"] == "legacy"
     start = model["trained"]["start"]
     assert start["file"] == str(encoder) and start["missing"] == start["left_over"] == []
+    # exported as docs/how-to/weights.md says, it computes what the network computes
+    trained = tmp_path / "seg" / "models" / "model.pt"
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "monai.bundle",
+        "ckpt_export",
+        "network_def",
+        "--use_trace",
+        "true",
+    ]
+    command += ["--ckpt_file", str(trained), "--pretrained_model", str(trained), "--key_in_ckpt", "model"]
+    command += ["--filepath", str(tmp_path / "model.ts"), "--input_shape", "[1,1,64,64,32]", "--bundle_root", "."]
+    command += ["--meta_file", "configs/metadata.json", "--config_file", "configs/inference.yaml"]
+    folder = BUNDLES / "swin_unetr_btcv_seg"
+    subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": "."}, check=True, timeout=300)
+    network = build_swin_unetr(model["encoder"], out_channels=14).eval()
+    load_model(network, str(trained))
+    image = torch.rand(1, 1, 64, 64, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), network(image), rtol=1e-4, atol=1e-4)
     # a file that nobody knows is refused until the user says what it is, by evaluation and inference too
     unknown = tmp_path / "unknown.pt"
     torch.save(model["model"], unknown)

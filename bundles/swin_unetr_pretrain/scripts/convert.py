@@ -32,8 +32,8 @@ def convert(
     Args:
         source: checkpoint of any origin (`common.checkpoint_dialect.find_weights`).
         target: file to write.
-        layout: ``encoder``: ``encoder.pt`` of these bundles. ``official``: that of the released ``model_swinvit.pt``, which the official code and
-            ``SwinUNETR.load_from`` read; our encoder record stands beside the weights, where they do not look.
+        layout: ``encoder``: ``encoder.pt`` of these bundles. ``official``: that of the released ``model_swinvit.pt``, which
+            ``SwinUNETR.load_from`` reads; our encoder record stands beside the weights, where they do not look.
         merging: see `common.weights_merging.merging_of`.
         prefix: see `find_weights`.
 
@@ -50,6 +50,10 @@ def convert(
     order, says = merging_of(found, merging)
     described = describe_encoder(found) | {"merging": order}
     record = {field: described[field] for field in FIELDS}
+    if layout == "official" and record["use_v2"]:
+        raise InputError(
+            f"{source} has use_v2: SwinUNETR.load_from would leave out its layers1c to layers4c. Give users of it the encoder layout, which load_state_dict reads."
+        )
     network = torch.nn.ModuleDict({"swinViT": build_encoder(record)})
     missing = sorted(set(network.state_dict()) - set(found.encoder))
     derived = [name for name in missing if name.endswith("relative_position_index")]
