@@ -63,11 +63,9 @@ def _unwrap(content: Any, path: str) -> tuple[dict[str, torch.Tensor], list[str]
     """The state dict, what it was wrapped in, and the entries beside it."""
     states = _state_dicts(content)
     if not states:
-        names = list(content) if isinstance(content, Mapping) else []
-        nested = (
-            next((value for value in content.values() if isinstance(value, Mapping) and value), {}) if names else {}
-        )
-        held = ", ".join(map(str, [*names[:6], *list(nested)[:4]])) or type(content).__name__
+        names, inside = (list(content), content.values()) if isinstance(content, Mapping) else ([], [])
+        nested = next((list(value) for value in inside if isinstance(value, Mapping) and value), [])
+        held = ", ".join(map(str, names[:6] + nested[:4])) or type(content).__name__
         raise InputError(
             f"{path} has no tensor {ANCHOR!r}, under any prefix and in whatever wrapping: it holds no Swin encoder of MONAI's. Found: {held}."
         )
@@ -127,9 +125,8 @@ def find_weights(path: str, *, prefix: str | None = None) -> FoundWeights:
     for name, tensor in state.items():
         bare = name.removeprefix(prefix)
         if name.startswith(prefix) and ENCODER_NAMES.match(bare):
-            bare = re.sub(
-                r"^(layers[1-4]c?)\.0\.0\.", r"\1.0.", bare
-            )  # the weights that MONAI's filter_swinunetr is for
+            # One level more: the weights that MONAI's filter_swinunetr is for.
+            bare = re.sub(r"^(layers[1-4]c?)\.0\.0\.", r"\1.0.", bare)
             encoder[ENCODER + re.sub(r"\.mlp\.fc([12])\.", r".mlp.linear\1.", bare)] = tensor
         else:
             rest[name.removeprefix(outer)] = tensor

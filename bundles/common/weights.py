@@ -95,11 +95,7 @@ def _check_merging(network: torch.nn.Module, found: FoundWeights) -> None:
     """A file that says which merging it wants is not loaded into a network with the other one."""
     record = found.content.get("encoder")
     wanted = record.get("merging") if isinstance(record, Mapping) else None
-    built = (
-        type(network.swinViT.layers1[0].downsample)
-        if hasattr(network, "swinViT")
-        else type(network["swinViT"].layers1[0].downsample)
-    )
+    built = type(network.swinViT.layers1[0].downsample)
     if wanted in MERGING and built is not MERGING[wanted]:
         raise InputError(
             f"{found.path} wants patch merging {wanted}, but the network was built with {built.__name__}. Nothing was loaded."

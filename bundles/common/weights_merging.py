@@ -45,7 +45,7 @@ def _compare(found: FoundWeights, known: dict[str, Any]) -> None:
         if described[field] != value:
             raise InputError(
                 f"{found.path} is not what files of its name are ({known['what']}): its {field} is {described[field]}, not {value}. Is a part of it missing? "
-                "If it is another file, rename it and give --merging."
+                "If it is another file of that name, give --merging."
             )
 
 
