@@ -22,6 +22,7 @@ from monai.utils import ImageMetaKey, convert_to_numpy
 from scipy import ndimage
 
 from .checkpoint_file import atomic_path
+from .distributed import everyones, rank
 from .input_error import InputError
 
 METRICS = ("dice", "nsd")
@@ -247,7 +248,7 @@ class CaseScores:
         for organ, moments in summary["labels"].items():
             engine.state.metrics["dice_" + re.sub(r"\W+", "_", organ)] = moments["dice"]["mean"]
 
-        if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        if rank() == 0:
             summary |= {"tolerance": self.tolerance, "cases": sorted({row["case"] for row in rows})}
             self._write(rows, summary)
             logger.info("%s", format_summary(summary))
@@ -325,11 +326,7 @@ def _check_geometry(file: str, prediction: MetaTensor, truth: MetaTensor) -> Non
 
 def _gather(scores: dict[str, Any]) -> dict[str, Any]:
     """Return the scores of all processes; a file that several of them scored comes once."""
-    if not torch.distributed.is_initialized():
-        return scores
-    of_ranks: list[dict[str, Any]] = [{} for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(of_ranks, scores)
-    return {file: score for of_rank in of_ranks for file, score in of_rank.items()}
+    return dict(everyones(list(scores.items())))
 
 
 def _by_case_name(scores: Mapping[str, Any]) -> dict[str, Any]:

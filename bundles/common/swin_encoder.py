@@ -52,7 +52,7 @@ def read_record(
     record = describe_encoder(found, otherwise=otherwise) | {"merging": order}
     if not isinstance(own, Mapping):
         logger.info("%s: patch merging %s, says %s", path, order, says)
-    if isinstance(own, Mapping):
+    else:
         for field in FIELDS:
             if field in own and _plain(own[field]) != record[field]:
                 raise InputError(

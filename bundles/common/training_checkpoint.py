@@ -181,7 +181,7 @@ class TrainingCheckpoint:
         """Load ``last.pt`` and set the engine and the sampler to the step after it; make up for a validation that a stop cut short."""
         path = self.folder / "last.pt"
         state = load_checkpoint_file(str(path)) if path.exists() else None
-        seen = everyones([None if state is None else state.get("step")])
+        seen = everyones([state.get("step") if isinstance(state, Mapping) else None])
         if len(set(seen)) > 1:
             raise InputError(
                 f"the processes do not see the same {path}: its step is {seen} there (None: not there). All nodes must share --output_dir."
@@ -248,17 +248,17 @@ class TrainingCheckpoint:
             self.best = score
             if rank() == 0:
                 save_atomically(self._result(engine, score), self.folder / "best.pt")
-        diverged = score is not None and score != score
-        if not diverged and not getattr(engine.state, "skipped_in_a_row", 0):  # else keep the last sound state
+        if score is None or score == score:  # else keep the last sound state
             self._save_last(engine, validated=True)
 
     def terminated(self, engine: Engine) -> None:
         """Write ``last.pt`` in the middle of an epoch."""
-        if not getattr(engine.state, "skipped_in_a_row", 0):
-            self._save_last(engine, validated=False)
+        self._save_last(engine, validated=False)
 
     def _save_last(self, engine: Engine, *, validated: bool) -> None:
-        if rank() != 0:
+        if rank() != 0 or getattr(
+            engine.state, "skipped_in_a_row", 0
+        ):  # steps left out at its end: the last sound state stays
             return
         state = {name: target.state_dict() for name, target in self.stateful.items()}
         state |= {

@@ -252,9 +252,10 @@ def test_another_number_of_processes_is_another_run(tmp_path, record, monkeypatc
 
 
 def test_a_file_of_another_kind_is_no_checkpoint_to_resume_from(tmp_path, record):
-    save_atomically({"network": {}}, tmp_path / "last.pt")
-    with pytest.raises(InputError, match="last.pt is not a last.pt that this version wrote"):
-        train(tmp_path, record, resume=True)
+    for content in ({"network": {}}, [1, 2]):
+        save_atomically(content, tmp_path / "last.pt")
+        with pytest.raises(InputError, match="last.pt is not a last.pt that this version wrote"):
+            train(tmp_path, record, resume=True)
 
 
 @pytest.mark.parametrize("stopped_behind_step", [1, 2, 6, 7, 14, 15])

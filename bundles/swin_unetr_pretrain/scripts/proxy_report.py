@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.inferers import SimpleInferer
 
 from .common.checkpoint_file import atomic_path
 from .common.choices import check_choice
-from .common.distributed import bare, is_distributed, rank
+from .common.distributed import bare, everyones, rank
 from .common.input_error import InputError
 
 logger = logging.getLogger(__name__)
@@ -114,11 +113,7 @@ class ProxyReport:
 
     def completed(self, engine: Engine) -> None:
         """Divide, and report on rank 0."""
-        batches = self.batches
-        if is_distributed():
-            gathered: list[dict[int, dict[str, float]]] = [{}] * dist.get_world_size()
-            dist.all_gather_object(gathered, batches)
-            batches = {draw: sums for part in gathered for draw, sums in part.items()}
+        batches = dict(everyones(list(self.batches.items())))
         ordered = [batches[draw] for draw in sorted(batches)]
         sums = {name: sum(batch[name] for batch in ordered) for name in ordered[0]}
         metrics = {name: value / sums["views"] for name, value in sums.items() if name not in NOT_PER_VIEW}
