@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Dice and surface Dice (NSD) of label maps in the scan's own geometry, per case and organ, and the table of them."""
+"""Dice, surface Dice (NSD) and HD95 of label maps in the scan's own geometry, per case and organ, and their table."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import csv
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -17,15 +18,19 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
-from monai.metrics import compute_dice, compute_surface_dice
-from monai.utils import ImageMetaKey, convert_to_numpy
+from monai.metrics import compute_dice, compute_surface_dice, get_mask_edges, get_surface_distance
+from monai.utils import ImageMetaKey, convert_to_numpy, ensure_tuple
 from scipy import ndimage
 
+from .bootstrap import LEVEL, mean_interval
 from .checkpoint_file import atomic_path
 from .distributed import everyones, rank
 from .input_error import InputError
+from .score_plots import score_figure
 
-METRICS = ("dice", "nsd")
+METRICS = ("dice", "nsd", "hd95")
+STATISTICS = {"mean": np.mean, "std": np.std, "median": np.median}
+RECORDS = "cases"  # folder in the output folder of what was scored, a file for each case
 
 logger = logging.getLogger(__name__)
 
@@ -38,17 +43,23 @@ def score_case(
     spacing: Sequence[float],
     tolerance: float | Mapping[str, float],
 ) -> dict[str, dict[str, float]]:
-    """Return Dice and NSD of each organ of one case.
+    """Return Dice, NSD and HD95 of each organ of one case.
 
-    NSD is the share of the surface voxels of both masks that lie within the tolerance of the other mask's surface
-    (Nikolov et al., arXiv 1809.04430), every surface voxel counted alike, as `monai.metrics.compute_surface_dice` does
-    by default. DeepMind's surface-distance weights them by area: close, but not equal. A mask that touches the border
-    of the volume has a surface there.
+    - NSD (Nikolov et al., arXiv 1809.04430) is the share of the surfaces of both masks, by area, that lies within the tolerance of the other. Surface
+      elements sit at the corners of the voxels, as in DeepMind's surface-distance, from which the Medical Segmentation Decathlon (MSD) has its NSD;
+      the two are equal. (MONAI's default counts surface voxels instead; on random blobs that read up to 0.1 lower at a tolerance of a voxel.)
+    - HD95 is the 95th percentile of the distances from one mask to the other or back, whichever is larger, over surface voxels (those with a face to
+      the outside), centre to centre, as `monai.metrics.compute_hausdorff_distance(percentile=95)` has it. MedPy, and so nnU-Net v1, takes one
+      percentile over the distances of both directions, which lies between the two.
 
-    An organ in neither mask has the score NaN, to be left out of every mean; an organ in only one of them has 0. That
-    is what MONAI's surface Dice does, and DeepMind's surface-distance, from which the Medical Segmentation Decathlon
-    (MSD) has its NSD. MONAI's Dice differs: an organ that only the prediction has is NaN with ``ignore_empty=True``,
-    which forgives false positives, and one in neither is 1 with ``ignore_empty=False``, which rewards absence.
+    Where a mask touches the border of the volume it has a surface.
+
+    An organ in neither mask has the score NaN, to be left out of every mean. An organ in only one of them has Dice 0
+    and NSD 0, and no HD95 (NaN), since nothing is near: nnU-Net v1 has NaN too, where MONAI and surface-distance have
+    infinity, which no mean survives. `summarise` counts such cases, as a mean of HD95 is flattered by their absence.
+    For NSD that is what MONAI and surface-distance do. MONAI's Dice differs: an organ that only the prediction has is
+    NaN with ``ignore_empty=True``, which forgives false positives, and one in neither is 1 with ``ignore_empty=False``,
+    which rewards absence.
 
     Each organ is scored in the bounding box of its two masks, so that memory goes with the organ, not the scan.
 
@@ -60,7 +71,7 @@ def score_case(
         tolerance: NSD tolerance in mm, one for all organs or one for each organ name.
 
     Returns:
-        ``{organ: {"dice": float, "nsd": float}}`` in the order of ``labels``.
+        ``{organ: {"dice": float, "nsd": float, "hd95": float}}`` in the order of ``labels``.
 
     Raises:
         InputError: if the shapes differ, the maps are not 3D label maps, or a label, spacing or tolerance is unusable.
@@ -83,45 +94,93 @@ def score_case(
         boxes = [box for box in (boxes_of_prediction[value - 1], boxes_of_truth[value - 1]) if box is not None]
         if len(boxes) < 2:
             score = 0.0 if boxes else math.nan
-            scores[organ] = {"dice": score, "nsd": score}
+            scores[organ] = {"dice": score, "nsd": score, "hd95": math.nan}
             continue
-        # No margin is needed: compute_surface_dice takes what lies outside for background, here as at the volume's end.
         joint = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(*boxes, strict=True))
-        pair = [torch.from_numpy(array[joint] == value)[None, None] for array in (prediction, truth)]
-        dice = compute_dice(*pair)
+        masks = [array[joint] == value for array in (prediction, truth)]
+        # The margin closes the surface where the box, or the volume, ends.
+        tensors = [torch.from_numpy(np.pad(mask, 1))[None, None] for mask in masks]
         nsd = compute_surface_dice(
-            *pair, class_thresholds=[limit], include_background=True, spacing=[float(s) for s in spacing]
+            *tensors,
+            class_thresholds=[limit],
+            include_background=True,
+            spacing=[float(size) for size in spacing],
+            use_subvoxels=True,
         )
-        scores[organ] = {"dice": dice.item(), "nsd": nsd.item()}
+        # Not compute_hausdorff_distance: it fails beyond 2^24 surface voxels (torch.quantile).
+        edges = get_mask_edges(*masks)
+        distances = (get_surface_distance(*pair, spacing=spacing) for pair in (edges, edges[::-1]))
+        scores[organ] = {
+            "dice": compute_dice(*tensors).item(),
+            "nsd": nsd.item(),
+            "hd95": float(max(np.percentile(one_way, 95) for one_way in distances)),
+        }
     return scores
 
 
 def summarise(rows: Iterable[Mapping[str, Any]], *, organs: Iterable[str]) -> dict[str, Any]:
-    """Return mean, standard deviation (divisor n) and number n of the scores of each organ, NaN left out.
+    """Return what the scores of the cases come to for each organ and over all organs, NaN left out.
 
     Args:
-        rows: dictionaries with the keys ``label``, ``dice`` and ``nsd``, one for each case and organ.
+        rows: dictionaries with the keys ``case``, ``label`` and those of `METRICS`, one for each case and organ.
         organs: the organ names.
 
     Returns:
-        ``{"labels": {organ: {"dice": {"mean", "std", "n"}, "nsd": {...}}}, "mean_dice": float, "mean_nsd": float}``,
-        where the last two are the means over organs of the organs' means. A mean of nothing is NaN.
+        ``{"labels": {organ: {"dice": {...}, "nsd": {...}, "hd95": {...}}}, "mean_dice", "mean_nsd", "mean_hd95",
+        "intervals": {"mean_dice", "mean_nsd", "mean_hd95"}}``. Of each organ and metric: ``mean``, ``std`` (divisor n),
+        ``median``, ``n``, and ``interval``, the 95% bootstrap interval of the mean; of HD95 also ``missed``, the number
+        of cases left out since only one mask has the organ. The ``mean_...`` are the means over organs of the organs'
+        means, with their intervals (see `mean_interval`). A mean of nothing is NaN, an interval of less than two cases
+        None.
     """
-    rows = list(rows)
+    rows, organs = list(rows), list(organs)
+    places = {case: place for place, case in enumerate(dict.fromkeys(row["case"] for row in rows))}
+    tables = {metric: np.full((len(places), len(organs)), math.nan) for metric in METRICS}
+    for row in rows:
+        if row["label"] in organs:
+            for metric, table in tables.items():
+                table[places[row["case"]], organs.index(row["label"])] = row[metric]
+
     per_organ = {
-        organ: {metric: _moments([row[metric] for row in rows if row["label"] == organ]) for metric in METRICS}
-        for organ in organs
+        organ: {metric: _moments(table[:, column]) for metric, table in tables.items()}
+        for column, organ in enumerate(organs)
     }
-    overall = {
-        f"mean_{metric}": _moments([moments[metric]["mean"] for moments in per_organ.values()])["mean"]
-        for metric in METRICS
+    for moments in per_organ.values():
+        moments["hd95"]["missed"] = moments["dice"]["n"] - moments["hd95"]["n"]
+    means = {metric: [moments[metric]["mean"] for moments in per_organ.values()] for metric in METRICS}
+    overall = {f"mean_{metric}": _moments(np.array(of_organs))["mean"] for metric, of_organs in means.items()}
+    return {
+        "labels": per_organ,
+        **overall,
+        "intervals": {f"mean_{metric}": _interval(table) for metric, table in tables.items()},
     }
-    return {"labels": per_organ, **overall}
 
 
 def case_name(image_file: str | PurePath) -> str:
     """Return the file name of an image without its folder and without ``.nii`` or ``.nii.gz``."""
     return re.sub(r"\.nii(\.gz)?$", "", PurePath(image_file).name)
+
+
+def case_names(image_files: Iterable[str]) -> dict[str, str]:
+    """Return a name of its own for each image: its `case_name`, with as many of its folders as tell equal names apart.
+
+    So ``s01/ct.nii.gz`` and ``s02/ct.nii.gz`` become ``s01/ct`` and ``s02/ct``. The names depend on the list alone, so
+    they are equal in all processes that have it, and they never lead out of a folder: files may be called by them.
+    """
+    alike: dict[str, dict[str, Path]] = {}
+    for file in image_files:
+        alike.setdefault(case_name(file), {})[file] = Path(os.path.abspath(file))
+    names = {}
+    for name, paths in alike.items():
+        count = len(set(paths.values()))
+        tails = {file: (*path.parts[1:-1], name) for file, path in paths.items()}
+        if len(set(tails.values())) < count:  # ct.nii beside ct.nii.gz
+            tails = {file: path.parts[1:] for file, path in paths.items()}
+        depth = 1
+        while len({tail[-depth:] for tail in tails.values()}) < count:
+            depth += 1
+        names |= {file: "/".join(tail[-depth:]) for file, tail in tails.items()}
+    return names
 
 
 def items_of(engine: Engine) -> list[dict[str, Any]]:
@@ -169,24 +228,37 @@ class CaseScores:
     At the end of the epoch the rows of all processes are gathered, cases that the distributed sampler repeated are
     dropped, and the first process writes to ``output_dir``
 
-    - ``scores.csv``: ``case,label,dice,nsd``, one row for each case and organ, an empty field for NaN;
-    - ``summary.json``: see `summarise`, with the tolerance in mm and the names of the cases; null for NaN.
+    - ``scores.csv``: ``case,label,dice,nsd,hd95``, one row for each case and organ, an empty field for NaN;
+    - ``summary.json``: see `summarise`, with the tolerance in mm and the names of the cases; null for NaN;
+    - ``scores.png``: see `score_figure`.
 
-    Every process has ``mean_dice``, ``mean_nsd`` and ``dice_<organ>`` in ``engine.state.metrics``. That is at
-    ``EPOCH_COMPLETED``, since the loggers (MLflow, StatsHandler) read the metrics at this event: list them after it.
+    Every process has ``mean_dice``, ``mean_nsd``, ``mean_hd95`` and ``dice_<organ>`` in ``engine.state.metrics``. That
+    is at ``EPOCH_COMPLETED``, since the loggers (MLflow, StatsHandler) read the metrics at this event: list them after
+    it.
+
+    With ``items`` an evaluation that was stopped goes on where it was: what a case scored is written to
+    ``cases/<case>.json`` at once, with all that decides it. With ``resume`` the evaluator's dataset is `unscored`, and
+    where nothing is left `finish` takes the place of its run, as MONAI's engines skip an empty loader with all events.
+    A handler that writes something else for each case stands before this one: what is recorded is not done again.
 
     Args:
         labels: organ name of each label value; text keys, as in a JSON file, are taken as numbers, and a name for the
             background 0 is left out.
         tolerance: NSD tolerance in mm, one for all organs or one for each organ name.
-        output_dir: the folder of the two files.
+        output_dir: the folder of the files.
         pred_key: key of the predicted label map, a MetaTensor (1, X, Y, Z) in the geometry of the scan.
         label_key: key of the true label map, a MetaTensor (1, X, Y, Z) of the label file's own voxels.
         image_key: key of the image, which gives the case its name.
+        items: all cases of the evaluation, equal in all processes: dictionaries with the files of ``image_key`` and
+            ``label_key``. None: no case is recorded, and none can be resumed.
+        settings: whatever else decides the scores, such as spacing and overlap, of types that JSON knows.
+        model: file of the network, or files of an ensemble. Path, size and time of change say whether it is the one that scored.
+        resume: whether cases that were scored under equal settings, with the same model and files, are kept.
 
     Raises:
-        InputError: here if a label or tolerance is unusable; during the run if a case's prediction and truth differ in
-            shape or orientation, or an item lacks a key.
+        InputError: here if a label or tolerance is unusable or the model's file is missing; during the run if a case's
+            prediction and truth differ in shape or orientation, or an item lacks a key.
+        ValueError: if ``resume`` is asked for without ``items``.
     """
 
     def __init__(
@@ -197,7 +269,13 @@ class CaseScores:
         pred_key: str = "pred",
         label_key: str = "reference",
         image_key: str = "image",
+        items: Sequence[Mapping[str, Any]] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        model: str | Path | Sequence[str | Path] | None = None,
+        resume: bool = False,
     ) -> None:
+        if resume and items is None:
+            raise ValueError("resume needs items, the list of all cases.")
         self.labels = {int(value): str(organ) for value, organ in labels.items() if int(value) != 0}
         self.tolerance = {organ: _tolerance_of(organ, tolerance) for organ in self.labels.values()}
         self.output_dir = Path(output_dir)
@@ -205,16 +283,53 @@ class CaseScores:
         self.label_key = label_key
         self.image_key = image_key
         # By image file and not by case name: two folders may hold files of the same name.
+        self.items = None if items is None else {image_file(item[image_key]): item for item in items}
+        self.names = case_names(self.items or ())
+        decisive = {"labels": self.labels, "tolerance": self.tolerance, "metrics": METRICS}
+        decisive |= {"model": None if model is None else _stamps(ensure_tuple(model))} | dict(settings or {})
+        self.settings = json.loads(json.dumps(decisive, default=str))  # as it comes back from a record
+        self.resume = resume
+        self.kept: dict[str, dict[str, dict[str, float]]] = {}
         self.scores: dict[str, dict[str, dict[str, float]]] = {}
 
     def attach(self, engine: Engine) -> None:
         """Register the handler at an evaluator."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._clear)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._score)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
+
+    def unscored(self) -> list[Mapping[str, Any]]:
+        """Return the items that are still to be scored, and keep the scores of the others.
+
+        In a distributed run every process must call it: the first one decides, as another may have begun to write by
+        the time that a late one looks.
+        """
+        if self.resume:
+            self.kept = everyones([self._recorded()] if rank() == 0 else [])[0]
+            self.scores = dict(self.kept)
+        return [item for file, item in self.items.items() if file not in self.kept]
+
+    def finish(self, engine: Engine) -> None:
+        """Gather the scores of all processes, put the means into ``engine.state.metrics`` and write the files."""
+        scores = dict(everyones(list(self.scores.items())))  # a file that several processes scored comes once
+        names = self.names or case_names(scores)
+        rows = [
+            {"case": names[file], "label": organ, **score}
+            for file in sorted(scores, key=names.__getitem__)
+            for organ, score in scores[file].items()
+        ]
+        summary = summarise(rows, organs=self.labels.values())
+        engine.state.metrics |= {f"mean_{metric}": summary[f"mean_{metric}"] for metric in METRICS}
+        for organ, moments in summary["labels"].items():
+            engine.state.metrics["dice_" + re.sub(r"\W+", "_", organ)] = moments["dice"]["mean"]
+
+        if rank() == 0:
+            summary |= {"tolerance": self.tolerance, "cases": sorted({row["case"] for row in rows})}
+            self._write(rows, summary)
+            logger.info("%s", format_summary(summary))
 
     def _clear(self, engine: Engine) -> None:
-        self.scores = {}
+        self.scores = dict(self.kept)
 
     def _score(self, engine: Engine) -> None:
         for item in items_of(engine):
@@ -224,6 +339,43 @@ class CaseScores:
             self.scores[file] = score_case(
                 prediction[0], truth[0], labels=self.labels, spacing=truth.pixdim.tolist(), tolerance=self.tolerance
             )
+            if self.items is not None:
+                self._record(file)
+
+    def _record(self, file: str) -> None:
+        if file not in self.items:
+            raise InputError(f"The case {file} is none of the {len(self.items)} items of the evaluation: give it all.")
+        record = {"files": self._files(file), "settings": self.settings, "scores": _nan_to_none(self.scores[file])}
+        _write_json(self._record_path(file), record)
+
+    def _recorded(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Return the scores of all cases that were recorded under these settings, from these files."""
+        kept, others = {}, []
+        for file in self.items:
+            try:
+                record = json.loads(self._record_path(file).read_text(encoding="utf-8"))
+            except (FileNotFoundError, json.JSONDecodeError):
+                continue
+            if record["settings"] == self.settings and record["files"] == self._files(file):
+                kept[file] = {organ: _none_to_nan(score) for organ, score in record["scores"].items()}
+            else:
+                others.append((file, record))
+        logger.info("%d of %d cases are scored already (%s)", len(kept), len(self.items), self.output_dir / RECORDS)
+        if others:
+            file, record = others[0]
+            keys = sorted(record["settings"].keys() | self.settings.keys())
+            changed = [key for key in keys if record["settings"].get(key) != self.settings.get(key)]
+            reason = f"with another {', '.join(changed)}" if changed else "before its image or label file changed"
+            logger.info("%d cases are scored again, such as %s: it was scored %s", len(others), file, reason)
+        return kept
+
+    def _record_path(self, file: str) -> Path:
+        return self.output_dir / RECORDS / f"{self.names[file]}.json"
+
+    def _files(self, file: str) -> dict[str, list[int]]:
+        """Return what tells whether the case's files are the ones that were scored."""
+        item = self.items[file]
+        return _stamps(path for key in (self.image_key, self.label_key) for path in ensure_tuple(item.get(key, ())))
 
     def _volume(self, item: Mapping[str, Any], key: str, file: str) -> MetaTensor:
         volume = item.get(key)
@@ -235,32 +387,15 @@ class CaseScores:
             )
         return volume
 
-    def _finish(self, engine: Engine) -> None:
-        scores = _gather(self.scores)
-        rows = [
-            {"case": case, "label": organ, **score}
-            for case, of_organs in _by_case_name(scores).items()
-            for organ, score in of_organs.items()
-        ]
-        summary = summarise(rows, organs=self.labels.values())
-        engine.state.metrics["mean_dice"] = summary["mean_dice"]
-        engine.state.metrics["mean_nsd"] = summary["mean_nsd"]
-        for organ, moments in summary["labels"].items():
-            engine.state.metrics["dice_" + re.sub(r"\W+", "_", organ)] = moments["dice"]["mean"]
-
-        if rank() == 0:
-            summary |= {"tolerance": self.tolerance, "cases": sorted({row["case"] for row in rows})}
-            self._write(rows, summary)
-            logger.info("%s", format_summary(summary))
-
     def _write(self, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
         with atomic_path(self.output_dir / "scores.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=["case", "label", *METRICS], lineterminator="\n")
             writer.writeheader()
             for row in rows:
                 writer.writerow(row | {m: "" if math.isnan(row[m]) else f"{row[m]:.6f}" for m in METRICS})
-        with atomic_path(self.output_dir / "summary.json") as path:
-            path.write_text(json.dumps(_nan_to_none(summary), indent=4, allow_nan=False) + "\n", encoding="utf-8")
+        _write_json(self.output_dir / "summary.json", _nan_to_none(summary))
+        with atomic_path(self.output_dir / "scores.png") as path:
+            score_figure(rows, organs=self.labels.values()).savefig(path, format="png", dpi=100)
 
 
 def format_summary(summary: Mapping[str, Any]) -> str:
@@ -272,14 +407,31 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     organs = summary["labels"]
     width = max(len("organ"), *(len(organ) for organ in organs))
     lines = [
-        f"Scores of {len(summary['cases'])} cases (mean and standard deviation over n cases; NSD tolerance in mm):",
-        f"{'organ':<{width}}  {'Dice':>6}  {'std':>6}  {'n':>4}  {'NSD':>6}  {'std':>6}  {'n':>4}  {'tol.':>5}",
+        f"Scores of {len(summary['cases'])} cases (mean and standard deviation over n cases; {LEVEL:.0%} bootstrap "
+        "interval of the mean Dice; NSD tolerance and HD95 in mm):",
+        f"{'organ':<{width}}  {'Dice':>6}  {'std':>6}  {'n':>4}  {'interval':<16}  {'NSD':>6}  {'std':>6}  {'tol.':>5}"
+        f"  {'HD95':>6}  {'std':>6}  {'missed':>6}",
     ]
     for organ, moments in organs.items():
-        cells = [f"{m['mean']:6.4f}  {m['std']:6.4f}  {m['n']:4d}" for m in (moments["dice"], moments["nsd"])]
-        lines.append(f"{organ:<{width}}  {cells[0]}  {cells[1]}  {summary['tolerance'][organ]:5.2f}")
-    lines.append(f"{'mean':<{width}}  {summary['mean_dice']:6.4f}  {'':6}  {'':4}  {summary['mean_nsd']:6.4f}")
+        dice, nsd, hd95 = (moments[metric] for metric in METRICS)
+        lines.append(
+            f"{organ:<{width}}  {dice['mean']:6.4f}  {dice['std']:6.4f}  {dice['n']:4d}  {_brackets(dice['interval'])}"
+            f"  {nsd['mean']:6.4f}  {nsd['std']:6.4f}  {summary['tolerance'][organ]:5.2f}"
+            f"  {hd95['mean']:6.2f}  {hd95['std']:6.2f}  {hd95['missed']:6d}"
+        )
+    interval = _brackets(summary["intervals"]["mean_dice"])
+    lines.append(
+        f"{'mean':<{width}}  {summary['mean_dice']:6.4f}  {'':6}  {'':4}  {interval}"
+        f"  {summary['mean_nsd']:6.4f}  {'':6}  {'':5}  {summary['mean_hd95']:6.2f}"
+    )
+    lines.append("An organ that neither mask of a case has is left out of n. One that only one mask has counts with")
+    lines.append("Dice 0 and NSD 0, and has no HD95: as many cases (missed) are left out of that.")
     return "\n".join(lines)
+
+
+def image_file(image: str | Sequence[str]) -> str:
+    """Return the file by which an item's image is known: the first of several, as LoadImaged has it in the metadata."""
+    return str(Path(ensure_tuple(image)[0]).expanduser())
 
 
 def _label_map(array: np.ndarray | torch.Tensor, role: str) -> np.ndarray:
@@ -324,29 +476,43 @@ def _check_geometry(file: str, prediction: MetaTensor, truth: MetaTensor) -> Non
         )
 
 
-def _gather(scores: dict[str, Any]) -> dict[str, Any]:
-    """Return the scores of all processes; a file that several of them scored comes once."""
-    return dict(everyones(list(scores.items())))
+def _moments(values: np.ndarray) -> dict[str, Any]:
+    present = values[~np.isnan(values)]
+    moments = {name: float(f(present)) if len(present) else math.nan for name, f in STATISTICS.items()}
+    return {**moments, "n": len(present), "interval": _interval(present)}
 
 
-def _by_case_name(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Sort by case name; cases of one name in several folders keep their folders."""
-    names = [case_name(file) for file in scores]
-    unique = {
-        file: name if names.count(name) == 1 else str(PurePath(file).with_name(name))
-        for file, name in zip(scores, names, strict=True)
-    }
-    return {unique[file]: scores[file] for file in sorted(scores, key=lambda file: unique[file])}
+def _interval(scores: np.ndarray) -> list[float] | None:
+    interval = mean_interval(scores)
+    return None if interval is None else list(interval)
 
 
-def _moments(values: Iterable[float]) -> dict[str, float | int]:
-    present = [value for value in values if not math.isnan(value)]
-    if not present:
-        return {"mean": math.nan, "std": math.nan, "n": 0}
-    return {"mean": float(np.mean(present)), "std": float(np.std(present)), "n": len(present)}
+def _brackets(interval: Sequence[float] | None) -> str:
+    return f"{'-':<16}" if interval is None else f"[{interval[0]:.4f}, {interval[1]:.4f}]"
+
+
+def _stamps(files: Iterable[str | Path]) -> dict[str, list[int]]:
+    """Return size and time of change of each file, by its path."""
+    stamps = {}
+    for file in files:
+        try:
+            status = os.stat(file)
+        except OSError as error:
+            raise InputError(f"The file {file} cannot be read: {error.strerror}. Check the path.") from error
+        stamps[os.path.abspath(file)] = [status.st_size, status.st_mtime_ns]
+    return stamps
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=4, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _nan_to_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _nan_to_none(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _none_to_nan(score: Mapping[str, float | None]) -> dict[str, float]:
+    return {metric: math.nan if value is None else value for metric, value in score.items()}

@@ -4,18 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
-import nibabel as nib
 import numpy as np
 import torch
 
-
-def _volumes(label_file: str, classes: int) -> np.ndarray:
-    """Volume of each class in one label map, in mm^3."""
-    label = nib.load(label_file)
-    counts = np.bincount(np.asarray(label.dataobj).astype(np.int64).ravel(), minlength=classes)
-    return counts[:classes] * float(np.prod(label.header.get_zooms()[:3]))
+from .label_presence import label_volumes
 
 
 def class_weights(
@@ -34,8 +27,7 @@ def class_weights(
     """
     weights = np.ones(classes)
     if balance > 0:
-        with ThreadPoolExecutor() as pool:
-            volumes = sum(pool.map(lambda item: _volumes(item["label"], classes), scans))[1:]
+        volumes = label_volumes(scans, classes=classes).sum(axis=0)[1:]
         present = volumes > 0
         weights[1:][present] = (volumes[present] / volumes.max()) ** -balance
     weights[0] = background

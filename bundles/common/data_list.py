@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .btcv_folder import btcv_data_list
 from .choices import check_choice
 from .input_error import InputError
 
@@ -51,7 +52,7 @@ def read_data_list(path: StrPath) -> dict:
         InputError: the list is not there, is no JSON, has no entries, or names files that do not exist.
     """
     path = Path(path).expanduser().absolute()
-    content = _parse(path)
+    content = parse_data_list(path)
     for section in SECTIONS:
         _check_files(content.get(section, []), section, path, keys=("image", "label"))
     return content
@@ -104,7 +105,7 @@ def segmentation_scans(
             f"dataset_dir {dataset_dir!r} must be one folder here: labelled scans come from one data list."
         )
     path = _list_path(dataset_dir, data_list)
-    content = _parse(path)
+    content = parse_data_list(path)
     if section == "test":
         scans = content.get("test", [])
     elif section == "all":
@@ -230,13 +231,13 @@ def inference_scans(source: StrPath | Sequence[StrPath]) -> list[dict]:
 def _inference_scans(source: StrPath) -> list[dict]:
     source = Path(source).expanduser().absolute()
     if source.is_dir():
-        direct = sorted(str(path) for path in source.iterdir() if _is_scan(path.name) and path.is_file())
+        direct = sorted(str(path) for path in source.iterdir() if is_scan(path.name) and path.is_file())
         if direct or not (source / "dataset.json").is_file():
             return [{"image": image} for image in direct or _nifti_below(source)]
         source = source / "dataset.json"
-    if _is_nifti(source.name):
+    if is_nifti(source.name):
         return [{"image": image} for image in _one_nifti(source)]
-    content = _parse(source)
+    content = parse_data_list(source)
     scans = content.get("test", [])
     if not scans:
         raise InputError(
@@ -254,7 +255,7 @@ def data_list_labels(dataset_dir: StrPath, data_list: StrPath | None = None) -> 
         InputError: see `read_data_list`; or ``labels`` is not a mapping of whole numbers to names.
     """
     path = _list_path(dataset_dir, data_list)
-    labels = _parse(path).get("labels") or {}
+    labels = parse_data_list(path).get("labels") or {}
     try:
         return {int(number): str(name) for number, name in labels.items()}
     except (AttributeError, ValueError):
@@ -274,12 +275,16 @@ def _list_path(dataset_dir: StrPath, data_list: StrPath | None) -> Path:
     return folder if folder.is_file() else folder / "dataset.json"
 
 
-def _parse(path: Path) -> dict:
-    """Read a data list and make its paths absolute, without looking for the files."""
-    if not path.is_file():
-        raise InputError(f"Data list {path} not found. {_content(path.parent)}")
+def parse_data_list(path: Path) -> dict:
+    """Read a data list, or make that of a folder in BTCV's layout, with absolute paths, without looking for the files."""
+    content = btcv_data_list(path.parent) if path.name == "dataset.json" and not path.is_file() else None
+    if content is None and not path.is_file():
+        raise InputError(
+            f"Data list {path} not found. {_content(path.parent)} (Without a data list, a folder with labels must be laid out like BTCV: "
+            "imagesTr and labelsTr, or RawData/Training/img and label.)"
+        )
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = content or json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from None
     except UnicodeDecodeError:
@@ -366,7 +371,7 @@ def _split(content: dict, path: Path, *, fold: int | str | None, folds: int, see
     if carried:
         fold_of = [scan["fold"] for scan in pool]
     else:
-        fold_of = _draw_folds([_patient(scan, path) for scan in pool], path, folds=folds, seed=seed)
+        fold_of = draw_folds([_patient(scan, path) for scan in pool], path, folds=folds, seed=seed)
     known = sorted(set(fold_of), key=str)
     if isinstance(fold, bool) or fold not in known:
         raise InputError(f"fold must be one of {known} or 'all', got {fold!r} ({path})")
@@ -385,7 +390,7 @@ def _patient(scan: dict, path: Path) -> str:
     return os.path.relpath(image, path.parent)  # relative: the split must not change when the data move
 
 
-def _draw_folds(patients: list[str], path: Path, *, folds: int, seed: int) -> list[int]:
+def draw_folds(patients: list[str], path: Path, *, folds: int, seed: int) -> list[int]:
     """Draw a fold for each patient; returns one number per entry of ``patients`` (which may repeat)."""
     distinct = sorted(set(patients))
     if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
@@ -406,14 +411,14 @@ def _draw_folds(patients: list[str], path: Path, *, folds: int, seed: int) -> li
 
 def _unlabelled_source(source: Path, data_list: StrPath | None) -> tuple[list, list]:
     """Return the training and the validation images of one source of `unlabelled_scans`."""
-    if _is_nifti(source.name) and not source.is_dir():
+    if is_nifti(source.name) and not source.is_dir():
         return _one_nifti(source), []
     path = _list_path(source, data_list if source.is_dir() else None)
     if source.is_dir() and data_list is None and not path.is_file():
         return _nifti_below(source), []
     if not source.exists():
         raise InputError(f"{source} not found. {_content(source.parent)}")
-    content = _parse(path)
+    content = parse_data_list(path)
     training = [scan for name in ("training", *UNLABELLED_SECTIONS) for scan in content.get(name, [])]
     validation = content.get("validation", [])
     if not training and not validation:
@@ -423,12 +428,13 @@ def _unlabelled_source(source: Path, data_list: StrPath | None) -> tuple[list, l
     return [scan["image"] for scan in training], [scan["image"] for scan in validation]
 
 
-def _is_scan(name: str) -> bool:
+def is_scan(name: str) -> bool:
     """A NIfTI file that is not, by its name, a mask or another result of these bundles."""
-    return _is_nifti(name) and not re.search(RESULT_NAMES, name.lower())
+    return is_nifti(name) and not re.search(RESULT_NAMES, name.lower())
 
 
-def _is_nifti(name: str) -> bool:
+def is_nifti(name: str) -> bool:
+    """A visible file named as NIfTI."""
     return name.lower().endswith(NIFTI_SUFFIXES) and not name.startswith(".")
 
 
@@ -456,7 +462,7 @@ def _walk_nifti(folder: Path) -> Iterator[str]:
         left = [] if real in seen else [name for name in folders if not name.lower().startswith(MASK_FOLDERS)]
         folders[:] = sorted(left)
         if real not in seen:
-            yield from (os.path.join(parent, name) for name in files if _is_scan(name))
+            yield from (os.path.join(parent, name) for name in files if is_scan(name))
         seen.add(real)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from monai.data import MetaTensor
 
-from .case_scores import case_name, image_file_of, items_of
+from .case_scores import case_name, case_names, image_file, image_file_of, items_of
 from .checkpoint_file import atomic_path
 from .input_error import InputError
 
@@ -154,6 +155,8 @@ class SaveOverlays:
         label_key: key of the true label map, a MetaTensor alike; None draws the prediction alone.
         image_key: key of the image, whose metadata names the file of the scan.
         window: the HU shown black and white; see `overlay_figure`.
+        items: all cases, equal in all processes, as dictionaries with the file of ``image_key``: those of one name in
+            several folders get names of their own (see `case_names`). Without it one picture overwrites the other.
 
     Raises:
         InputError: during the run, if the scan cannot be read or a label map is missing or has another shape.
@@ -167,6 +170,7 @@ class SaveOverlays:
         label_key: str | None = None,
         image_key: str = "image",
         window: Sequence[float] | None = ABDOMEN_WINDOW,
+        items: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         self.labels = {int(value): str(organ) for value, organ in labels.items() if int(value) != 0}
         self.output_dir = Path(output_dir)
@@ -174,6 +178,7 @@ class SaveOverlays:
         self.label_key = label_key
         self.image_key = image_key
         self.window = window
+        self.names = case_names(image_file(item[image_key]) for item in items or ())
 
     def attach(self, engine: Engine) -> None:
         """Register the handler at an evaluator."""
@@ -182,6 +187,7 @@ class SaveOverlays:
     def _draw(self, engine: Engine) -> None:
         for item in items_of(engine):
             file = image_file_of(item, self.image_key, self.pred_key)
+            name = self.names.get(file, case_name(file))
             missing = {self.pred_key, self.label_key} - {None, *item}
             if missing:
                 raise InputError(
@@ -197,11 +203,11 @@ class SaveOverlays:
                     spacing=spacing,
                     labels=self.labels,
                     window=self.window,
-                    title=case_name(file),
+                    title=name,
                 )
             except InputError as error:
-                raise InputError(f"No picture of the case {case_name(file)} ({file}): {error}") from error
-            save_figure(figure, self.output_dir / f"{case_name(file)}_overlay.png")
+                raise InputError(f"No picture of the case {name} ({file}): {error}") from error
+            save_figure(figure, self.output_dir / f"{name}_overlay.png")
 
 
 def _to_ras(label_map: MetaTensor) -> np.ndarray:

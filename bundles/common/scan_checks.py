@@ -22,7 +22,9 @@ from rich.console import Console
 from rich.progress import track
 
 from .distributed import everyones, rank, world_size
+from .hounsfield import doubt_of_hounsfield
 from .input_error import InputError
+from .refused_scan import RefusedScan
 
 logger = logging.getLogger(__name__)
 
@@ -38,16 +40,13 @@ MENDING = "Mend these files, or remove their entries from the data list, and sta
 AT_ONCE = 32  # scans that a rank checks before it meets the others
 
 
-class _BadScan(Exception):
-    """What is wrong with one file."""
-
-
 def check_scans(
     items: Sequence[dict],
     *,
     channels: int = 1,
     labels: Iterable[int] | None = None,
     voxels: bool = True,
+    hounsfield: bool = False,
     workers: int = 8,
     remember: str | os.PathLike | None = None,
 ) -> None:
@@ -62,6 +61,7 @@ def check_scans(
         channels: number of image channels that the network takes.
         labels: values that a label may hold; None: any.
         voxels: read the voxels too, not the headers alone. This costs the time of decompressing every file once.
+        hounsfield: the images should be CT in HU: warn of those whose values say otherwise (only where voxels are read).
         workers: number of threads.
         remember: JSON file that keeps which scans have passed, with size and time, so that the next run skips them.
 
@@ -79,21 +79,29 @@ def check_scans(
         logger.info("All %d scans have passed the checks before.", len(items))
         return
 
-    def check(i: int) -> tuple[int, Any, str | None]:
+    def check(i: int) -> tuple[int, Any, str | None, list[str]]:
         stamp = _stamps(items[i])  # before reading: a file that changes meanwhile is read again next time
-        return i, stamp, _problem(items[i], channels, labels, voxels)
+        doubts: list[str] = []
+        return i, stamp, _problem(items[i], channels, labels, voxels, doubts if hounsfield else None), doubts
 
     problems: dict[int, str | None] = {}
+    doubtful: list[str] = []
     with ThreadPoolExecutor(workers) as pool:
         # The ranks meet after every share, so that none waits longer than a collective may take, and what has passed is kept.
         for share in _with_progress(shares, len(todo)):
-            for i, stamp, problem in everyones(list(pool.map(check, share[rank() :: world_size()]))):
+            for i, stamp, problem, doubts in everyones(list(pool.map(check, share[rank() :: world_size()]))):
                 problems[i] = problem
+                doubtful += doubts
                 if stamp and not problem:
                     passed[keys[i]] = stamp
             if rank() == 0:
                 _write_passed(remember, passed)
 
+    if doubtful and rank() == 0:
+        logger.warning(
+            "%d of %d scans do not look like CT in HU, which the network expects; their masks may be nonsense:%s",
+            *(len(doubtful), len(items), "".join(f"\n  {doubt}" for doubt in doubtful[:LISTED])),
+        )
     bad = [problems[i] for i in todo if problems[i]]
     if bad:
         lines = [f"  {problem}" for problem in bad[:LISTED]]
@@ -118,8 +126,8 @@ def _files(item: dict) -> list[str]:
     return [os.fspath(file) for file in images + ([item["label"]] if "label" in item else [])]
 
 
-def _problem(item: dict, channels: int, labels: list[int] | None, voxels: bool) -> str | None:
-    """Return "file: what is wrong" for the first fault of a scan, None for a good one."""
+def _problem(item: dict, channels: int, labels: list[int] | None, voxels: bool, doubts: list[str] | None) -> str | None:
+    """Return "file: what is wrong" for the first fault of a scan, None for a good one; ``doubts`` gets why it may not be HU."""
     files = _files(item)
     image_files = files[:-1] if "label" in item else files
     if len(image_files) > 1 and len(image_files) != channels:
@@ -130,34 +138,41 @@ def _problem(item: dict, channels: int, labels: list[int] | None, voxels: bool) 
     first = None
     for number, file in enumerate(files):
         try:
-            scan = _open(file)
+            scan = open_scan(file)
             if number < len(image_files):
-                _check_image_shape(scan.shape, channels if len(image_files) == 1 else 1)
+                check_image_shape(scan.shape, channels if len(image_files) == 1 else 1)
                 if first is not None:
                     _check_grid(scan, first, f"first channel {image_files[0]}")
                 if voxels:
-                    _check_finite(scan)
+                    low, high = check_finite(*stored_voxels(scan))
+                    if doubts is not None and (doubt := doubt_of_hounsfield(low, high)):
+                        doubts.append(f"{file}: {doubt}")
                 first = first or scan
             else:
                 _check_label_shape(scan.shape)
                 _check_grid(scan, first, f"image {image_files[0]}")
                 if voxels:
                     _check_label_values(scan, labels)
-        except _BadScan as error:
+        except RefusedScan as error:
             return f"{file}: {error}"
         except Exception as error:  # nibabel, gzip, zlib and numpy have a dozen ways to say that a file is broken
             return f"{file}: cannot be read, perhaps damaged or cut short ({type(error).__name__}: {error})"
     return None
 
 
-def _open(file: str) -> nib.spatialimages.SpatialImage:
+def open_scan(file: str) -> nib.spatialimages.SpatialImage:
+    """Open a NIfTI file, its voxels unread.
+
+    Raises:
+        RefusedScan: it is missing or empty, or its header has no voxels, no positive spacing, or no usable affine.
+    """
     if not os.path.isfile(file):
-        raise _BadScan("does not exist")
+        raise RefusedScan("does not exist")
     if os.path.getsize(file) == 0:
-        raise _BadScan("is empty (0 bytes)")
+        raise RefusedScan("is empty (0 bytes)")
     scan = nib.load(file)
     if 0 in scan.shape:
-        raise _BadScan(f"has no voxels: its shape is {scan.shape}")
+        raise RefusedScan(f"has no voxels: its shape is {scan.shape}")
     spacing = np.asarray(scan.header.get_zooms()[:3], dtype=float)
     if isinstance(scan, nib.Nifti1Image):
         # nibabel mends a spacing of 0 to 1 and drops a minus while it loads: look at what the file really says.
@@ -165,16 +180,17 @@ def _open(file: str) -> nib.spatialimages.SpatialImage:
             spacing = type(scan.header).from_fileobj(stream, check=False)["pixdim"][1:4].astype(float)
     spacing = spacing[: len(scan.shape)]
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
-        raise _BadScan(f"has spacing {spacing.tolist()} mm; every spacing must be above 0")
+        raise RefusedScan(f"has spacing {spacing.tolist()} mm; every spacing must be above 0")
     if not np.isfinite(scan.affine).all():
-        raise _BadScan(f"has an affine that is not finite: {scan.affine.tolist()}")
+        raise RefusedScan(f"has an affine that is not finite: {scan.affine.tolist()}")
     lengths = np.linalg.norm(scan.affine[:3, :3], axis=0)
     if len(scan.shape) > 2 and abs(np.linalg.det(scan.affine[:3, :3])) <= 1e-3 * lengths.prod():
-        raise _BadScan(f"has an affine whose axes are zero or lie in one plane: {scan.affine.tolist()}")
+        raise RefusedScan(f"has an affine whose axes are zero or lie in one plane: {scan.affine.tolist()}")
     return scan
 
 
-def _check_image_shape(shape: tuple[int, ...], channels: int) -> None:
+def check_image_shape(shape: tuple[int, ...], channels: int) -> None:
+    """Raise `RefusedScan` unless the shape is (X, Y, Z) for one channel, or (X, Y, Z, channels)."""
     spatial = _without_trailing_ones(shape)
     if channels == 1 and len(spatial) == 3:
         return
@@ -191,12 +207,14 @@ def _check_image_shape(shape: tuple[int, ...], channels: int) -> None:
         advice = f"but {channels} input channel(s) are asked for; set their number to what the file holds, or "
         advice += f"list {channels} 3D files as the image" if channels > 1 else "write one 3D volume per file"
     wanted = "(X, Y, Z)" if channels == 1 else f"(X, Y, Z, {channels})"
-    raise _BadScan(f"has shape {shape}, not {wanted}: {advice}")
+    raise RefusedScan(f"has shape {shape}, not {wanted}: {advice}")
 
 
 def _check_label_shape(shape: tuple[int, ...]) -> None:
     if len(_without_trailing_ones(shape)) != 3:
-        raise _BadScan(f"is a label of shape {shape}; it must be one 3D volume of label values (no one-hot channels)")
+        raise RefusedScan(
+            f"is a label of shape {shape}; it must be one 3D volume of label values (no one-hot channels)"
+        )
 
 
 def _without_trailing_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -208,12 +226,12 @@ def _without_trailing_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _check_grid(scan: nib.spatialimages.SpatialImage, other: nib.spatialimages.SpatialImage, name: str) -> None:
     shape = scan.shape[:3]
     if shape != other.shape[:3]:
-        raise _BadScan(f"has shape {shape}, but its {name} has {other.shape[:3]}; both must lie on one grid")
+        raise RefusedScan(f"has shape {shape}, but its {name} has {other.shape[:3]}; both must lie on one grid")
     # Where the other grid sees the corners of this one, minus where they should be, in voxels.
     corners = np.array([[*corner, 1] for corner in product(*((0, size - 1) for size in shape))]).T
     shift = np.abs(((np.linalg.inv(other.affine) @ scan.affine - np.eye(4)) @ corners)[:3]).max(axis=0)
     if shift[0] > MAX_ORIGIN_SHIFT or shift.max() > MAX_CORNER_SHIFT:
-        raise _BadScan(
+        raise RefusedScan(
             f"does not lie where its {name} lies: the affines differ by up to {shift.max():.3g} voxels (origin "
             f"{_numbers(scan.affine[:3, 3])} against {_numbers(other.affine[:3, 3])}, spacing "
             f"{_numbers(nib.affines.voxel_sizes(scan.affine))} against "
@@ -225,28 +243,33 @@ def _numbers(values: np.ndarray) -> str:
     return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
 
 
-def _stored(scan: nib.spatialimages.SpatialImage) -> tuple[np.ndarray, float, float]:
-    """Read the voxels as the file stores them, with slope and intercept: scaled they would need 8 bytes each."""
+def stored_voxels(scan: nib.spatialimages.SpatialImage) -> tuple[np.ndarray, float, float]:
+    """Read the voxels as the file stores them, with slope and intercept: scaled they would need 8 bytes each.
+
+    Raises:
+        RefusedScan: they are no plain numbers (colour, complex).
+    """
     proxy = scan.dataobj
     if not hasattr(proxy, "get_unscaled"):
         return np.asanyarray(proxy), 1.0, 0.0
     raw = proxy.get_unscaled()
     if raw.dtype.kind not in "iufb":
-        raise _BadScan(f"has voxels of type {raw.dtype}; they must be plain numbers")
+        raise RefusedScan(f"has voxels of type {raw.dtype}; they must be plain numbers")
     return raw, float(proxy.slope), float(proxy.inter)
 
 
-def _check_finite(scan: nib.spatialimages.SpatialImage) -> None:
-    raw, slope, inter = _stored(scan)
+def check_finite(raw: np.ndarray, slope: float, inter: float) -> tuple[float, float]:
+    """Least and greatest value of `stored_voxels`; raise `RefusedScan` if any is NaN or infinite."""
     # NaN wins min and max, so two numbers tell about all voxels without a copy of them.
     low, high = float(raw.min()) * slope + inter, float(raw.max()) * slope + inter
     if not np.isfinite([low, high]).all():
         count = raw.size - int(np.isfinite(raw).sum())
-        raise _BadScan(f"has {count} of {raw.size} voxels that are NaN or infinite; set them to a number")
+        raise RefusedScan(f"has {count} of {raw.size} voxels that are NaN or infinite; set them to a number")
+    return min(low, high), max(low, high)
 
 
 def _check_label_values(scan: nib.spatialimages.SpatialImage, labels: list[int] | None) -> None:
-    raw, slope, inter = _stored(scan)
+    raw, slope, inter = stored_voxels(scan)
     wrong = set()
     for plane in np.moveaxis(raw, 2, 0):  # planes are mostly of few values: sorting each is faster than sorting all
         values = [value * slope + inter for value in np.unique(plane).tolist()]
@@ -259,7 +282,7 @@ def _check_label_values(scan: nib.spatialimages.SpatialImage, labels: list[int] 
     if wrong:
         shown = ", ".join(f"{value:g}" for value in sorted(wrong)[:10]) + (" ..." if len(wrong) > 10 else "")
         allowed = "whole numbers from 0" if labels is None else f"the declared {labels}"
-        raise _BadScan(f"holds label value(s) {shown}; allowed are {allowed}")
+        raise RefusedScan(f"holds label value(s) {shown}; allowed are {allowed}")
 
 
 # ---- what has passed -----------------------------------------------------------------------------------------------

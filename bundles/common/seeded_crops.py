@@ -9,6 +9,7 @@ distributed run share the draws out among themselves without a sampler that has 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,32 @@ def _plain(crop: dict[str, Any]) -> dict[str, Any]:
     return {
         k: v.as_tensor() if isinstance(v, MetaTensor) else v for k, v in crop.items() if not k.endswith("_transforms")
     }
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What the number of a draw decides: the volume that is read, and the seed of all that is random about it.
+
+    Attributes:
+        volumes: how many there are.
+        seed: seed of the run.
+        shuffle: visit the volumes in a new random order in every pass; False: volume ``i`` at draw ``i``.
+    """
+
+    volumes: int
+    seed: int
+    shuffle: bool
+
+    def volume_of(self, draw: int) -> int:
+        """Index of the volume that a draw reads."""
+        if not self.shuffle:
+            return draw % self.volumes
+        order = np.random.default_rng([self.seed, draw // self.volumes]).permutation(self.volumes)
+        return int(order[draw % self.volumes])
+
+    def seed_of(self, draw: int) -> int:
+        """Seed of the random transforms of a draw."""
+        return int(np.random.SeedSequence([self.seed, draw]).generate_state(1)[0])
 
 
 class SeededCrops(Dataset):
@@ -59,8 +86,7 @@ class SeededCrops(Dataset):
         self.data = data
         self.volumes = CacheDataset(data, preprocessing, cache_num=cache_num, num_workers=2, progress=len(data) > 20)
         self.augmentation = augmentation
-        self.seed = seed
-        self.shuffle = shuffle
+        self.draws = Draws(volumes=len(data), seed=seed, shuffle=shuffle)
 
     def __len__(self) -> int:
         """Number of volumes, so one pass; draws go on beyond it."""
@@ -68,15 +94,10 @@ class SeededCrops(Dataset):
 
     def volume_of(self, draw: int) -> int:
         """Index of the volume that a draw reads."""
-        number = len(self.volumes)
-        if not self.shuffle:
-            return draw % number
-        order = np.random.default_rng([self.seed, draw // number]).permutation(number)
-        return int(order[draw % number])
+        return self.draws.volume_of(draw)
 
     def __getitem__(self, draw: int) -> list[dict[str, Any]]:
-        seed = int(np.random.SeedSequence([self.seed, draw]).generate_state(1)[0])
-        self.augmentation.set_random_state(seed=seed)
+        self.augmentation.set_random_state(seed=self.draws.seed_of(draw))
         volume = self.volume_of(draw)
         crops = self.augmentation(self.volumes[volume])
         crops = [{**_plain(crop), "draw": draw} for crop in (crops if isinstance(crops, list) else [crops])]

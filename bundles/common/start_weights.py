@@ -39,6 +39,7 @@ def load_start_weights(
     patch_embed: str = "repeat",
     allow_partial: Sequence[str] = (),
     merging: str | None = None,
+    freeze_encoder: bool = False,
 ) -> dict[str, Any] | None:
     """Load what was given, completely, or say that the network starts from scratch.
 
@@ -47,10 +48,14 @@ def load_start_weights(
         None for a start from scratch.
 
     Raises:
-        InputError: see `weights.load_encoder` and `weights.load_model`.
+        InputError: see `weights.load_encoder` and `weights.load_model`; or random weights were to be frozen (``freeze_encoder``).
     """
     path = start_checkpoint(pretrained_encoder, pretrained_model)
     if path is None:
+        if freeze_encoder:
+            raise InputError(
+                "--freeze_encoder true would freeze random weights: give --pretrained_encoder or --pretrained_model, or leave it out."
+            )
         logger.info("no --pretrained_encoder and no --pretrained_model: the network starts from scratch")
         return None
     order, says = merging_of(find_weights(path), merging)

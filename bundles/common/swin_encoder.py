@@ -161,7 +161,12 @@ def build_encoder(record: Mapping[str, Any], *, use_checkpoint: bool = False) ->
 
 
 def build_swin_unetr(
-    record: Mapping[str, Any], *, out_channels: int, use_checkpoint: bool = False, drop_path: float = 0.0
+    record: Mapping[str, Any],
+    *,
+    out_channels: int,
+    use_checkpoint: bool = False,
+    drop_path: float = 0.0,
+    freeze_encoder: bool = False,
 ) -> SwinUNETR:
     """MONAI's Swin UNETR around the encoder of the record.
 
@@ -169,9 +174,15 @@ def build_swin_unetr(
         record: from `resolve_encoder`.
         out_channels: number of classes, background included.
         use_checkpoint: gradient checkpointing: less activation memory for about a third more arithmetic (docs/explanation/measured.md).
-        drop_path: stochastic depth rate of the Swin blocks.
+        drop_path: stochastic depth rate of the last Swin block; it grows linearly from 0 at the first (Huang et al., arXiv 1603.09382).
+        freeze_encoder: its weights need no gradient, and stay what is loaded into them.
+
+    Raises:
+        InputError: ``drop_path`` lies outside [0, 1).
     """
-    return SwinUNETR(
+    if isinstance(drop_path, bool) or not 0 <= drop_path < 1:
+        raise InputError(f"--drop_path {drop_path!r} must be a probability, at least 0 and below 1.")
+    network = SwinUNETR(
         in_channels=record["in_channels"],
         out_channels=out_channels,
         feature_size=record["feature_size"],
@@ -184,3 +195,5 @@ def build_swin_unetr(
         downsample=MERGING[record["merging"]],
         use_v2=record["use_v2"],
     )
+    network.swinViT.requires_grad_(not freeze_encoder)
+    return network

@@ -88,6 +88,10 @@ class TrainingCheckpoint:
         resume: continue from ``last.pt`` if it is there.
         resume_changes: names of settings that may differ from those of the run that is resumed.
         encoder_file: also write ``encoder.pt``.
+        early_stopping: validations in a row without a better score after which the run is complete; None never ends it early.
+
+    Raises:
+        InputError: ``resume_changes`` names no setting; ``early_stopping`` is no number of validations, or there is no validation.
     """
 
     def __init__(
@@ -108,6 +112,7 @@ class TrainingCheckpoint:
         resume: bool = False,
         resume_changes: Sequence[str] = (),
         encoder_file: bool = False,
+        early_stopping: int | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -128,7 +133,18 @@ class TrainingCheckpoint:
                 f"--resume_changes names {', '.join(unknown)}; the settings of a run are {', '.join(sorted(self.settings))}."
             )
         self.encoder_file = encoder_file
+        if early_stopping is not None:
+            if isinstance(early_stopping, bool) or not isinstance(early_stopping, int) or early_stopping < 1:
+                raise InputError(
+                    f"--early_stopping {early_stopping!r} must be a number of validations above 0, or None never to stop early."
+                )
+            if evaluator is None:
+                raise InputError(
+                    f"--early_stopping {early_stopping} judges by the validation, and with --fold all there is none. Leave one of the two out."
+                )
+        self.early_stopping = early_stopping
         self.best: float | None = None
+        self.best_epoch = 0
         self.random: dict[str, Any] | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -207,10 +223,13 @@ class TrainingCheckpoint:
         for name, value in state["counts"].items():
             setattr(engine.state, name, value)
         engine.state.skipped_in_a_row = 0  # whoever resumes has changed something, or hopes
-        self.best = state["best"] if set(changed) <= OF_THE_OPTIMISATION else None  # else scores are of another kind
         engine.state.iteration = state["step"] * engine.accumulation_steps
         engine.state.epoch = engine.state.iteration // engine.state.epoch_length
         self.sampler.first = engine.state.iteration
+        comparable = set(changed) <= OF_THE_OPTIMISATION  # else scores are of another kind
+        self.best = state["best"] if comparable else None
+        self.best_epoch = state["best_epoch"] if not changed else engine.state.epoch
+        self._end_if_stale(engine)
         if rank() == 0 and engine.state.epoch < engine.state.max_epochs:
             self._set_aside("model.pt", "encoder.pt")  # results of the same run when it was to be shorter
         logger.info("%s: the run goes on after step %d", path, state["step"])
@@ -245,11 +264,21 @@ class TrainingCheckpoint:
         score = None if self.evaluator is None else float(self.evaluator.state.metrics[self.score])
         # without a validation every epoch is the best so far; a score that is not a number is never one
         if score is None or (score == score and (self.best is None or self.sign * score > self.sign * self.best)):
-            self.best = score
+            self.best, self.best_epoch = score, engine.state.epoch
             if rank() == 0:
                 save_atomically(self._result(engine, score), self.folder / "best.pt")
         if score is None or score == score:  # else keep the last sound state
             self._save_last(engine, validated=True)
+        self._end_if_stale(engine)
+
+    def _end_if_stale(self, engine: Engine) -> None:
+        """Make this epoch the last one: ignite's own handler terminates the engine, which here means that a run was cut off."""
+        since = engine.state.epoch - self.best_epoch
+        if self.early_stopping is None or since < self.early_stopping or engine.state.epoch >= engine.state.max_epochs:
+            return
+        if rank() == 0:
+            logger.info("no better %s in %d validations: the run ends here (--early_stopping)", self.score, since)
+        engine.state.max_epochs = engine.state.epoch
 
     def terminated(self, engine: Engine) -> None:
         """Write ``last.pt`` in the middle of an epoch."""
@@ -268,6 +297,7 @@ class TrainingCheckpoint:
             "validated": validated,
             "random": random_states(),
             "best": self.best,
+            "best_epoch": self.best_epoch,
             "encoder": self.encoder,
             "settings": self.settings,
         }

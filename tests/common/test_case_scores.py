@@ -9,18 +9,23 @@ import logging
 import math
 import os
 import time
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import surface_distance as deepmind
 import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
+from monai.metrics import compute_hausdorff_distance
 from monai.transforms import AsDiscreted, Compose, Invertd, LoadImaged, Orientationd
 from scipy import ndimage
+from scipy.spatial.distance import cdist
 
-from bundles.common.case_scores import CaseScores, case_name, score_case
+from bundles.common.bootstrap import mean_interval
+from bundles.common.case_scores import CaseScores, case_name, case_names, format_summary, score_case, summarise
 from bundles.common.input_error import InputError
 
 SPACING = (0.8, 1.1, 3.0)
@@ -31,18 +36,27 @@ def slow_dice(prediction: np.ndarray, truth: np.ndarray) -> float:
     return 2 * both / (np.count_nonzero(prediction) + np.count_nonzero(truth))
 
 
-def slow_surface_dice(prediction: np.ndarray, truth: np.ndarray, spacing, tolerance: float) -> float:
-    """On the whole volume, by distance maps: no crop and no search tree."""
-    surfaces = []
-    for mask in (prediction, truth):
-        inside = np.pad(mask, 1)
-        six_neighbours = [np.roll(inside, shift, axis) for axis in range(3) for shift in (-1, 1)]
-        surfaces.append((inside & ~np.logical_and.reduce(six_neighbours))[1:-1, 1:-1, 1:-1])
-    near = 0
-    for surface, other in (surfaces, surfaces[::-1]):
-        distance = ndimage.distance_transform_edt(~other, sampling=spacing)
-        near += np.count_nonzero(distance[surface] <= tolerance + 1e-5)
-    return near / (np.count_nonzero(surfaces[0]) + np.count_nonzero(surfaces[1]))
+def surface_of(mask: np.ndarray) -> np.ndarray:
+    """Voxels with a face to the outside, the outside of the volume too."""
+    inside = np.pad(mask, 1)
+    six_neighbours = [np.roll(inside, shift, axis) for axis in range(3) for shift in (-1, 1)]
+    return (inside & ~np.logical_and.reduce(six_neighbours))[1:-1, 1:-1, 1:-1]
+
+
+def all_pairs(prediction: np.ndarray, truth: np.ndarray, spacing) -> np.ndarray:
+    """Distances in mm of all surface voxels of the one to all of the other."""
+    return cdist(*(np.argwhere(surface_of(mask)) * np.array(spacing) for mask in (prediction, truth)))
+
+
+def slow_hd95(prediction: np.ndarray, truth: np.ndarray, spacing) -> float:
+    pairs = all_pairs(prediction, truth, spacing)
+    return max(np.percentile(pairs.min(axis=axis), 95) for axis in (0, 1))
+
+
+def deepminds_surface_dice(prediction: np.ndarray, truth: np.ndarray, spacing, tolerance: float) -> float:
+    """The surface-distance package, on the whole volume."""
+    distances = deepmind.compute_surface_distances(truth, prediction, spacing)
+    return deepmind.compute_surface_dice_at_tolerance(distances, tolerance)
 
 
 def blobs(seed: int, shape=(26, 22, 14), classes: int = 3) -> np.ndarray:
@@ -60,7 +74,7 @@ def cube(start, stop, shape=(20, 20, 20), value: int = 1) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("tolerance", [0.0, 1.0, 2.5])
-def test_scores_equal_the_slow_formula_on_blobs_that_touch_the_border(seed, tolerance):
+def test_scores_equal_slow_formulas_and_deepminds_nsd_on_blobs_that_touch_the_border(seed, tolerance):
     truth, prediction = blobs(seed), blobs(seed)
     # A prediction that is shifted, and noisy in one part.
     prediction = np.roll(prediction, 1, axis=seed % 3)
@@ -70,8 +84,9 @@ def test_scores_equal_the_slow_formula_on_blobs_that_touch_the_border(seed, tole
     assert list(scores) == ["one", "two", "three"]
     for value, organ in labels.items():
         assert (truth == value)[0].any() or (truth == value)[-1].any()
-        expected = slow_surface_dice(prediction == value, truth == value, SPACING, tolerance)
+        expected = deepminds_surface_dice(prediction == value, truth == value, SPACING, tolerance)
         assert scores[organ]["nsd"] == pytest.approx(expected, abs=1e-6)
+        assert scores[organ]["hd95"] == pytest.approx(slow_hd95(prediction == value, truth == value, SPACING), abs=1e-4)
         assert scores[organ]["dice"] == pytest.approx(slow_dice(prediction == value, truth == value), abs=1e-6)
         assert 0 < scores[organ]["dice"] < 1
 
@@ -84,36 +99,100 @@ def test_the_crop_does_not_alter_the_surface(start):
     tight = score_case(prediction, truth, labels={1: "liver"}, spacing=SPACING, tolerance=1.0)["liver"]
     padded = score_case(np.pad(prediction, 9), np.pad(truth, 9), labels={1: "liver"}, spacing=SPACING, tolerance=1.0)
     assert tight == padded["liver"]
-    assert tight["nsd"] == pytest.approx(slow_surface_dice(prediction > 0, truth > 0, SPACING, 1.0), abs=1e-6)
+    assert tight["hd95"] == pytest.approx(slow_hd95(prediction > 0, truth > 0, SPACING), abs=1e-5)
+    assert tight["nsd"] == pytest.approx(deepminds_surface_dice(prediction > 0, truth > 0, SPACING, 1.0), abs=1e-6)
 
 
 def test_a_mask_that_fills_the_volume_has_its_surface_at_the_border():
-    """Truth 4x4x4 all ones: 56 of 64 voxels are surface. Prediction lacks the voxel at one corner.
-
-    Its three face neighbours are surface already, so it has 55 surface voxels, all on the truth's surface. The
-    missing corner is 1 mm from the prediction's surface, beyond a tolerance of 0.5 mm.
-    """
+    """Truth 4x4x4 all ones; the prediction lacks the voxel at one corner, which only the surface around it shows."""
     truth = np.ones((4, 4, 4), dtype=np.uint8)
     prediction = truth.copy()
     prediction[0, 0, 0] = 0
     scores = score_case(prediction, truth, labels={1: "a"}, spacing=(1, 1, 1), tolerance=0.5)["a"]
-    assert scores["nsd"] == pytest.approx((55 + 55) / (55 + 56))
+    around = [np.pad(mask > 0, 5) for mask in (prediction, truth)]
+    assert scores["nsd"] == pytest.approx(deepminds_surface_dice(*around, (1, 1, 1), 0.5), abs=1e-6)
+    assert 0.9 < scores["nsd"] < 1
     assert scores["dice"] == pytest.approx(2 * 63 / (63 + 64))
 
 
 def test_hand_made_dice_and_tolerance_in_mm():
-    """Two voxels, 2 apart along Z where voxels are 3 mm: 6 mm."""
-    truth, prediction = cube((5, 5, 5), (6, 6, 6)), cube((5, 5, 7), (6, 6, 8))
-    for tolerance, expected in [(5.9, 0.0), (6.0, 1.0)]:
-        scores = score_case(prediction, truth, labels={1: "a"}, spacing=SPACING, tolerance=tolerance)
-        assert scores == {"a": {"dice": 0.0, "nsd": expected}}
+    """Two plates of one voxel, 2 apart along Z where voxels are 3 mm: 6 mm, wherever an element of the surface lies."""
+    truth, prediction = cube((0, 0, 5), (20, 20, 6)), cube((0, 0, 7), (20, 20, 8))
+    for tolerance, expected in [(2.9, 0.0), (6.01, 1.0)]:
+        scores = score_case(prediction, truth, labels={1: "a"}, spacing=SPACING, tolerance=tolerance)["a"]
+        assert (scores["dice"], scores["nsd"]) == (0.0, expected)
+        assert scores["hd95"] == pytest.approx(6.0)
+
+
+@pytest.mark.parametrize(("size", "expected"), [((1, 1), 0.0), ((4, 10), 45.0)])
+def test_hd95_is_the_percentile_of_the_direction_that_is_worse(size, expected):
+    """Truth: a plate of 400 voxels. Prediction: the plate and a spot 15 voxels of 3 mm off, of 1 voxel or of 40.
+
+    The spot is 1 of 401 or 40 of 440 voxels of the prediction, below and above 5 percent. One percentile over both
+    directions together would see neither, 40 of 840.
+    """
+    truth = cube((0, 0, 2), (20, 20, 3))
+    prediction = truth + cube((0, 0, 17), (*size, 18))
+    pairs = all_pairs(prediction > 0, truth > 0, SPACING)
+    assert np.percentile(np.concatenate([pairs.min(axis=0), pairs.min(axis=1)]), 95) == 0.0
+    for maps in [(prediction, truth), (truth, prediction)]:
+        assert score_case(*maps, labels={1: "a"}, spacing=SPACING, tolerance=1.0)["a"]["hd95"] == expected
+
+
+def random_pair(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A random region, and one that is moved by two voxels and deformed."""
+    fields = [
+        ndimage.gaussian_filter(np.random.default_rng(s).normal(size=(36, 32, 20)), (4, 4, 2))
+        for s in (seed, seed + 50)
+    ]
+    threshold = np.quantile(fields[0], 0.7)
+    return np.roll(fields[0], 2, axis=0) + 0.4 * fields[1] > threshold, fields[0] > threshold
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), SPACING, (2.0, 0.7, 1.0)])
+@pytest.mark.parametrize("seed", range(3))
+def test_nsd_is_deepminds_and_hd95_within_a_voxel_of_it(seed, spacing):
+    """The surface elements of its HD95 lie at voxel corners: distances differ by up to a voxel's diagonal."""
+    prediction, truth = random_pair(seed)
+    scores = score_case(prediction, truth, labels={1: "a"}, spacing=spacing, tolerance=2.0)["a"]
+    distances = deepmind.compute_surface_distances(truth, prediction, spacing)
+    hd95 = deepmind.compute_robust_hausdorff(distances, 95)
+    assert abs(scores["hd95"] - hd95) < np.linalg.norm(spacing) < hd95 + 0.8
+    nsd = deepmind.compute_surface_dice_at_tolerance(distances, 2.0)
+    assert scores["nsd"] == pytest.approx(nsd, abs=1e-6) and nsd < 0.95
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_surface_scores_of_parallel_plates_equal_those_of_deepmind(axis):
+    """Plates of one voxel, seven apart: all distances between them are equal, wherever a surface element lies."""
+    plates = []
+    for place in (4, 11):
+        start, stop = [1, 1, 1], [19, 19, 19]
+        start[axis], stop[axis] = place, place + 1
+        plates.append(cube(start, stop))
+    apart = 7 * SPACING[axis]
+    distances = deepmind.compute_surface_distances(*(plate > 0 for plate in plates), SPACING)
+    for tolerance in (0.8 * apart, 1.001 * apart):
+        scores = score_case(*plates, labels={1: "a"}, spacing=SPACING, tolerance=tolerance)["a"]
+        assert scores["nsd"] == pytest.approx(
+            deepmind.compute_surface_dice_at_tolerance(distances, tolerance), abs=1e-6
+        )
+        assert scores["hd95"] == pytest.approx(deepmind.compute_robust_hausdorff(distances, 95)) == pytest.approx(apart)
+
+
+def test_hd95_is_what_monai_gives():
+    prediction, truth = random_pair(0)
+    pair = [torch.from_numpy(mask)[None, None] for mask in (prediction, truth)]
+    scores = score_case(prediction, truth, labels={1: "a"}, spacing=SPACING, tolerance=1.0)["a"]
+    asked = {"percentile": 95, "include_background": True, "spacing": list(SPACING)}
+    assert scores["hd95"] == pytest.approx(compute_hausdorff_distance(*pair, **asked).item())
 
 
 def test_equal_masks_score_one_and_other_values_are_ignored():
     truth = cube((2, 3, 4), (9, 9, 9), value=4)
     prediction = truth + cube((15, 15, 15), (18, 18, 18), value=7)
     scores = score_case(prediction, truth, labels={4: "spleen"}, spacing=SPACING, tolerance=0)
-    assert scores == {"spleen": {"dice": 1.0, "nsd": 1.0}}
+    assert scores == {"spleen": {"dice": 1.0, "nsd": 1.0, "hd95": 0.0}}
 
 
 def test_absent_in_both_is_nan_and_in_one_only_is_zero():
@@ -122,9 +201,10 @@ def test_absent_in_both_is_nan_and_in_one_only_is_zero():
     scores = score_case(
         prediction, truth, labels={1: "missed", 2: "invented", 3: "absent"}, spacing=SPACING, tolerance=1
     )
-    assert scores["missed"] == {"dice": 0.0, "nsd": 0.0}
-    assert scores["invented"] == {"dice": 0.0, "nsd": 0.0}
-    assert math.isnan(scores["absent"]["dice"]) and math.isnan(scores["absent"]["nsd"])
+    for organ in ("missed", "invented"):
+        assert scores[organ]["dice"] == scores[organ]["nsd"] == 0.0
+        assert math.isnan(scores[organ]["hd95"])
+    assert all(math.isnan(score) for score in scores["absent"].values())
 
 
 def test_tolerance_may_differ_by_organ():
@@ -173,6 +253,90 @@ def test_case_name_is_the_file_name(file, name):
     assert case_name(file) == name
 
 
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["d/a.nii.gz", "d/b.nii", "e/c.nii"], ["a", "b", "c"]),
+        (["/d/s1/ct.nii.gz", "/d/s2/ct.nii.gz", "/d/s3/mr.nii.gz"], ["s1/ct", "s2/ct", "mr"]),
+        (["/d/s1/scans/ct.nii.gz", "/d/s2/scans/ct.nii.gz"], ["s1/scans/ct", "s2/scans/ct"]),
+        (["/a/ct.nii", "/b/a/ct.nii", "/b/c/ct.nii"], ["a/ct", "b/a/ct", "b/c/ct"]),
+        (["/d/ct.nii", "/d/ct.nii.gz"], ["ct.nii", "ct.nii.gz"]),
+        (["/d/ct.nii", "/d/ct.nii"], ["ct", "ct"]),
+        (["../x/ct.nii", "../y/ct.nii"], ["x/ct", "y/ct"]),
+    ],
+)
+def test_equal_names_get_as_much_of_the_folder_as_tells_them_apart(files, names):
+    assert [case_names(files)[file] for file in files] == names
+    assert [case_names(files[::-1])[file] for file in files] == names
+
+
+# The table
+
+
+def rows_from(dice: dict[str, list[float]], hd95: dict[str, list[float]] | None = None) -> list[dict]:
+    """Rows of cases c0, c1, ... with the Dice of each organ, half of it as NSD."""
+    hd95 = hd95 or dice
+    return [
+        {"case": f"c{case}", "label": organ, "dice": score, "nsd": score / 2, "hd95": hd95[organ][case]}
+        for organ, scores in dice.items()
+        for case, score in enumerate(scores)
+    ]
+
+
+def test_summary_of_each_organ_and_of_all():
+    nan = math.nan
+    rows = rows_from({"a": [0.9, 0.6, 0.0], "b": [0.5, nan, 0.7]}, {"a": [2.0, 4.0, nan], "b": [1.0, nan, 3.0]})
+    summary = summarise(rows, organs=["a", "b", "c"])
+    a, b, c = (summary["labels"][organ] for organ in "abc")
+    assert a["dice"] == {
+        "mean": pytest.approx(0.5),
+        "std": pytest.approx(math.sqrt(0.14)),
+        "median": 0.6,
+        "n": 3,
+        "interval": [pytest.approx(0.0), pytest.approx(0.9)],  # of three cases one draw in 27 has the worst alone
+    }
+    assert a["nsd"]["mean"] == pytest.approx(0.25)
+    assert (a["hd95"]["mean"], a["hd95"]["n"], a["hd95"]["missed"]) == (3.0, 2, 1)
+    assert (b["hd95"]["mean"], b["hd95"]["n"], b["hd95"]["missed"]) == (2.0, 2, 0)
+    assert c["dice"]["n"] == c["hd95"]["n"] == c["hd95"]["missed"] == 0 and math.isnan(c["dice"]["median"])
+    assert c["dice"]["interval"] is None
+    assert summary["mean_dice"] == pytest.approx((0.5 + 0.6) / 2)
+    assert summary["mean_hd95"] == pytest.approx((3.0 + 2.0) / 2)
+    table = [[0.9, 0.5], [0.6, nan], [0.0, 0.7]]
+    assert summary["intervals"]["mean_dice"] == pytest.approx(mean_interval(table))
+    assert set(summary["intervals"]) == {"mean_dice", "mean_nsd", "mean_hd95"}
+
+
+def test_organs_of_one_patient_are_drawn_together():
+    """Ten patients, good or bad in all organs: the interval of the mean over twenty organs is that of one organ."""
+    dice = [0.9, 0.4] * 5
+    one, twenty = (
+        summarise(rows_from({f"organ {i}": dice for i in range(count)}), organs=[f"organ {i}" for i in range(count)])
+        for count in (1, 20)
+    )
+    assert twenty["intervals"]["mean_dice"] == pytest.approx(one["labels"]["organ 0"]["dice"]["interval"])
+    assert one["intervals"]["mean_dice"][1] - one["intervals"]["mean_dice"][0] > 0.2
+
+
+def test_one_case_has_no_interval():
+    summary = summarise(rows_from({"a": [0.9]}), organs=["a"])
+    assert summary["labels"]["a"]["dice"]["interval"] is None
+    assert summary["intervals"] == {"mean_dice": None, "mean_nsd": None, "mean_hd95": None}
+    text = format_summary(summary | {"cases": ["c0"], "tolerance": {"a": 1.0}})
+    assert text.splitlines()[2].split() == "a 0.9000 0.0000 1 - 0.4500 0.0000 1.00 0.90 0.00 0".split()
+
+
+def test_the_table_says_what_became_of_absent_organs():
+    summary = summarise(rows_from({"a": [0.9, 0.0]}, {"a": [2.0, math.nan]}), organs=["a"])
+    lines = format_summary(summary | {"cases": ["c0", "c1"], "tolerance": {"a": 1.0}}).splitlines()
+    assert "95% bootstrap interval" in lines[0]
+    assert lines[1].split()[-3:] == ["HD95", "std", "missed"]
+    assert lines[2].split()[-3:] == ["2.00", "0.00", "1"]
+    assert lines[2].split()[4:6] == ["[0.0000,", "0.9000]"]
+    assert "no HD95" in lines[-1] and "left out of n" in lines[-2]
+    assert max(map(len, lines)) <= 140
+
+
 # The handler
 
 
@@ -216,33 +380,43 @@ def test_handler_writes_rows_summary_and_metrics(tmp_path, caplog):
     by_key = {(r["case"], r["label"]): r for r in rows}
     assert float(by_key["c0", "liver"]["dice"]) == 1.0
     assert float(by_key["c1", "liver"]["dice"]) == pytest.approx(2 / 3, abs=1e-6)
-    assert by_key["c2", "liver"]["dice"] == by_key["c2", "liver"]["nsd"] == ""
+    assert [by_key["c2", "liver"][metric] for metric in ("dice", "nsd", "hd95")] == ["", "", ""]
     assert float(by_key["c2", "left kidney"]["dice"]) == 0.0
+    assert by_key["c2", "left kidney"]["hd95"] == ""
+    assert (by_key["c0", "liver"]["hd95"], by_key["c1", "liver"]["hd95"]) == ("0.000000", "6.000000")
 
     summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
     liver = summary["labels"]["liver"]["dice"]
-    assert liver == {"mean": pytest.approx(5 / 6), "std": pytest.approx(1 / 6), "n": 2}
-    assert summary["labels"]["never there"]["nsd"] == {"mean": None, "std": None, "n": 0}
+    assert liver == {
+        **{"mean": pytest.approx(5 / 6), "median": pytest.approx(5 / 6), "std": pytest.approx(1 / 6), "n": 2},
+        "interval": pytest.approx([2 / 3, 1]),
+    }
+    absent = {"mean": None, "median": None, "std": None, "n": 0, "interval": None}
+    assert summary["labels"]["never there"]["nsd"] == absent
+    assert summary["labels"]["never there"]["hd95"] == {**absent, "missed": 0}
+    assert summary["labels"]["left kidney"]["hd95"] == {**absent, "missed": 1}
     assert summary["mean_dice"] == pytest.approx((5 / 6 + 0) / 2)
     assert summary["cases"] == ["c0", "c1", "c2"]
     assert summary["tolerance"] == dict.fromkeys(LABELS.values(), 3.0)
 
     metrics = engine.state.metrics
-    assert metrics["mean_dice"] == summary["mean_dice"] and metrics["mean_nsd"] == summary["mean_nsd"]
+    assert all(metrics[f"mean_{metric}"] == summary[f"mean_{metric}"] for metric in ("dice", "nsd", "hd95"))
     assert metrics["dice_liver"] == pytest.approx(5 / 6) and metrics["dice_left_kidney"] == 0.0
     assert math.isnan(metrics["dice_never_there"])
 
     assert "Scores of 3 cases" in caplog.text
     assert any(line.split()[:4] == ["liver", "0.8333", "0.1667", "2"] for line in caplog.text.splitlines())
-    assert sorted(os.listdir(tmp_path / "eval")) == ["scores.csv", "summary.json"]
+    assert sorted(os.listdir(tmp_path / "eval")) == ["scores.csv", "scores.png", "summary.json"]
+    assert (tmp_path / "eval" / "scores.csv").read_text().splitlines()[0] == "case,label,dice,nsd,hd95"
 
 
 def test_spacing_comes_from_the_reference(tmp_path):
-    """One voxel moved by one along Z: 1 mm or 3 mm, at a tolerance of 2 mm."""
+    """One voxel moved by one along Z: 1 mm or 3 mm, of which half of its surface is nearer than 2 mm."""
     pair = cube((5, 5, 5), (6, 6, 6)), cube((5, 5, 6), (6, 6, 7))
-    for spacing, expected in [((1, 1, 1), 1.0), ((1, 1, 3), 0.0)]:
+    for spacing, nsd, hd95 in [((1, 1, 1), 1.0, 1.0), ((1, 1, 3), 0.5, 3.0)]:
         engine = run(CaseScores({1: "a"}, 2.0, tmp_path), [[item_of(*pair, "x.nii.gz", spacing=spacing)]])
-        assert engine.state.metrics["mean_nsd"] == expected
+        assert engine.state.metrics["mean_nsd"] == pytest.approx(nsd)
+        assert engine.state.metrics["mean_hd95"] == hd95
 
 
 def test_a_second_run_starts_afresh(tmp_path):
@@ -322,7 +496,7 @@ def test_monai_evaluator_scores_in_the_geometry_of_the_label_file(tmp_path):
         val_handlers=[CaseScores({1: "liver"}, 1.0, tmp_path)],
     )
     evaluator.run()
-    expected = slow_surface_dice(image > 0, truth > 0, (3.0, 0.8, 1.1), 1.0)
+    expected = deepminds_surface_dice(image > 0, truth > 0, (3.0, 0.8, 1.1), 1.0)
     assert 0.3 < expected < 0.95
     assert evaluator.state.metrics["mean_dice"] == pytest.approx(2 * 240 / (240 + 288))
     assert evaluator.state.metrics["mean_nsd"] == pytest.approx(expected)
@@ -336,9 +510,209 @@ def test_an_evaluator_that_does_not_decollate_is_told_so(tmp_path):
         engine.run([hand_made_batches()[0][0]])
 
 
-def evaluate_on_one_rank(rank: int, folder: str) -> None:
+# Going on with an evaluation that was stopped
+
+
+MAPS = {  # of each case in its folder: prediction and truth
+    "s1/ct.nii.gz": (cube((0, 0, 0), (4, 4, 2)), cube((0, 0, 0), (4, 4, 4))),
+    "s2/ct.nii.gz": (cube((2, 2, 2), (9, 9, 9)), cube((2, 2, 2), (9, 9, 9))),
+    "s3/other.nii": (np.zeros((20, 20, 20), np.uint8), cube((8, 8, 8), (9, 9, 9), value=2)),
+}
+SETTINGS = {"spacing": (1.5, 1.5, 2.0), "overlap": 0.5}
+
+
+def items_in(folder) -> list[dict]:
+    """Files of each case, which nobody reads (what is scored stands in `MAPS`), and of the model; made once."""
+    items = [{"image": str(folder / file), "reference": str((folder / file).with_name("label.nii"))} for file in MAPS]
+    for file in [*(Path(file) for item in items for file in item.values()), folder / "model.pt"]:
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(file.name)
+    return items
+
+
+def handler_for(folder, **changes) -> CaseScores:
+    asked = {
+        **{"labels": LABELS, "tolerance": 3.0, "output_dir": folder / "eval", "items": items_in(folder)},
+        **{"settings": SETTINGS, "model": folder / "model.pt", "resume": True},
+    }
+    return CaseScores(**(asked | changes))
+
+
+def evaluate(handler: CaseScores, stop_after: int | None = None) -> tuple[list[str], Engine]:
+    """Score what is left, as the configs do; return which cases that were, and the engine."""
+
+    def network(engine: Engine, batch: list[dict]) -> list[dict]:
+        if stop_after is not None and engine.state.iteration > stop_after:
+            raise KeyboardInterrupt
+        return batch
+
+    engine = Engine(network)
+    handler.attach(engine)
+    left = {"/".join(Path(item["image"]).parts[-2:]): item["image"] for item in handler.unscored()}
+    if left:
+        engine.run([[item_of(*MAPS[name], file)] for name, file in left.items()])
+    else:
+        handler.finish(engine)
+    return list(left), engine
+
+
+def test_a_stopped_evaluation_goes_on_and_ends_as_an_unbroken_one(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    whole = handler_for(tmp_path, output_dir=tmp_path / "whole", resume=False)
+    assert evaluate(whole)[0] == list(MAPS)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(handler_for(tmp_path), stop_after=1)
+    assert sorted(path.name for path in (tmp_path / "eval").iterdir()) == ["cases"]
+
+    assert evaluate(handler_for(tmp_path))[0] == ["s2/ct.nii.gz", "s3/other.nii"]
+    assert "1 of 3 cases are scored already" in caplog.text
+    for name in ("scores.csv", "summary.json"):
+        assert (tmp_path / "eval" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    files = sorted(str(path.relative_to(tmp_path / "eval")) for path in (tmp_path / "eval").rglob("*.*"))
+    assert files == [
+        *("cases/other.json", "cases/s1/ct.json", "cases/s2/ct.json"),
+        *("scores.csv", "scores.png", "summary.json"),
+    ]
+
+
+def test_with_nothing_left_the_table_is_written_again(tmp_path, caplog):
+    first = evaluate(handler_for(tmp_path))[1]
+    table = (tmp_path / "eval" / "scores.csv").read_text()
+    (tmp_path / "eval" / "scores.csv").unlink()
+    caplog.set_level(logging.INFO)
+    left, engine = evaluate(handler_for(tmp_path))
+    assert left == [] and "3 of 3 cases are scored already" in caplog.text
+    assert (tmp_path / "eval" / "scores.csv").read_text() == table
+    np.testing.assert_equal(engine.state.metrics, first.state.metrics)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"tolerance": 2.0}, "another tolerance"),
+        ({"labels": {1: "liver"}}, "another labels, tolerance"),
+        ({"settings": SETTINGS | {"overlap": 0.7}}, "another overlap"),
+        ({"settings": SETTINGS | {"amp": True}}, "another amp"),
+        ({"model": None}, "another model"),
+    ],
+)
+def test_cases_scored_under_other_settings_are_scored_again(tmp_path, caplog, change, reason):
+    evaluate(handler_for(tmp_path))
+    caplog.set_level(logging.INFO)
+    assert evaluate(handler_for(tmp_path, **change))[0] == list(MAPS)
+    assert "0 of 3 cases are scored already" in caplog.text
+    assert f"3 cases are scored again, such as {tmp_path}/s1/ct.nii.gz: it was scored with {reason}\n" in caplog.text
+    assert evaluate(handler_for(tmp_path, **change))[0] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "left"),
+    [
+        ("s2/ct.nii.gz", ["s2/ct.nii.gz"]),
+        ("s2/label.nii", ["s2/ct.nii.gz"]),
+        ("model.pt", list(MAPS)),
+    ],
+)
+@pytest.mark.parametrize("change", ["size", "time"])
+def test_a_changed_file_is_noticed(tmp_path, caplog, file, left, change):
+    evaluate(handler_for(tmp_path))
+    status = (tmp_path / file).stat()
+    if change == "size":
+        (tmp_path / file).write_text("other content")
+    os.utime(tmp_path / file, ns=(status.st_atime_ns, status.st_mtime_ns + (change == "time")))
+    caplog.set_level(logging.INFO)
+    assert evaluate(handler_for(tmp_path))[0] == left
+    assert ("with another model" if file == "model.pt" else "before its image or label file changed") in caplog.text
+
+
+def test_without_resume_everything_is_scored_again(tmp_path):
+    evaluate(handler_for(tmp_path))
+    assert evaluate(handler_for(tmp_path, resume=False))[0] == list(MAPS)
+
+
+def test_an_evaluation_of_other_cases_keeps_those_that_it_shares(tmp_path):
+    items = items_in(tmp_path)
+    evaluate(handler_for(tmp_path, items=items[1:]))
+    left, engine = evaluate(handler_for(tmp_path, items=items[:1] + items[2:]))
+    assert left == ["s1/ct.nii.gz"]  # the record of the other ct, cases/ct.json, is not taken for it
+    assert [row["case"] for row in rows_of(tmp_path / "eval")] == ["ct"] * 3 + ["other"] * 3
+    assert engine.state.metrics["dice_liver"] == pytest.approx(2 / 3)
+
+
+def test_a_damaged_record_is_scored_again(tmp_path):
+    evaluate(handler_for(tmp_path))
+    (tmp_path / "eval" / "cases" / "other.json").write_text('{"files":')
+    assert evaluate(handler_for(tmp_path))[0] == ["s3/other.nii"]
+
+
+def test_a_missing_model_is_named(tmp_path):
+    with pytest.raises(InputError, match="none.pt cannot be read: No such file"):
+        handler_for(tmp_path, model=tmp_path / "none.pt")
+
+
+def test_a_case_that_the_list_lacks_is_named(tmp_path):
+    handler = handler_for(tmp_path, items=items_in(tmp_path)[1:])
+    with pytest.raises(InputError, match="s1/ct.nii.gz is none of the 2 items"):
+        run(handler, [[item_of(*MAPS["s1/ct.nii.gz"], str(tmp_path / "s1/ct.nii.gz"))]])
+
+
+def test_the_first_file_of_several_sequences_is_the_case_and_all_of_them_are_watched(tmp_path):
+    for name in ("t1.nii", "t2.nii", "label.nii"):
+        (tmp_path / name).write_text(name)
+    item = {"image": [str(tmp_path / "t1.nii"), str(tmp_path / "t2.nii")], "reference": str(tmp_path / "label.nii")}
+    asked = {"labels": LABELS, "tolerance": 3.0, "output_dir": tmp_path / "eval", "items": [item], "resume": True}
+    run(CaseScores(**asked), [[item_of(*MAPS["s1/ct.nii.gz"], str(tmp_path / "t1.nii"))]])
+    assert CaseScores(**asked).unscored() == []
+    (tmp_path / "t2.nii").write_text("another")
+    assert CaseScores(**asked).unscored() == [item]
+
+
+def test_monai_skips_an_empty_evaluation_and_finish_takes_its_place(tmp_path):
+    image = cube((3, 4, 2), (9, 12, 7), shape=(12, 16, 10))
+    for name in ("ct1.nii.gz", "label1.nii.gz"):
+        nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / name)
+    items = [{"image": str(tmp_path / "ct1.nii.gz"), "reference": str(tmp_path / "label1.nii.gz")}]
+    tables = []
+    for left in (1, 0):
+        scores = CaseScores({1: "liver"}, 1.0, tmp_path / "eval", items=items, resume=True)
+        data = Dataset(scores.unscored(), LoadImaged(["image", "reference"], ensure_channel_first=True))
+        assert len(data) == left
+        evaluator = SupervisedEvaluator(
+            device=torch.device("cpu"),
+            val_data_loader=DataLoader(data, batch_size=1),
+            network=BrightIsLiver(),
+            prepare_batch=lambda batch, device, non_blocking, **_: (batch["image"].to(device), None),
+            postprocessing=AsDiscreted("pred", argmax=True),
+            val_handlers=[scores],
+        )
+        if left:
+            evaluator.run()
+        else:
+            with pytest.warns(UserWarning, match="empty"):
+                evaluator.run()
+            assert evaluator.state.metrics == {}
+            scores.finish(evaluator)
+        assert evaluator.state.metrics["mean_dice"] == 1.0
+        tables.append((tmp_path / "eval" / "scores.csv").read_text())
+    assert tables[0] == tables[1]
+
+
+def start_two_processes(target, *arguments) -> None:
+    # Forked, since importing MONAI anew in each process takes longer than all else in this file.
+    processes = torch.multiprocessing.start_processes(target, arguments, nprocs=2, join=False, start_method="fork")
+    deadline = time.monotonic() + 60
+    while not processes.join(timeout=1):
+        assert time.monotonic() < deadline, "the two processes wait for each other"
+
+
+def join_processes(rank: int, folder: str) -> None:
     torch.set_num_threads(1)  # the parent's thread pool does not survive the fork
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+
+
+def evaluate_on_one_rank(rank: int, folder: str) -> None:
+    join_processes(rank, folder)
     half, equal, missed = [item for batch in hand_made_batches() for item in batch]
     # The sampler of a distributed run repeats a case to make both shares equal.
     share = [[half], [equal]] if rank == 0 else [[missed], [half]]
@@ -350,15 +724,38 @@ def evaluate_on_one_rank(rank: int, folder: str) -> None:
 
 def test_two_processes_write_one_table_of_all_cases(tmp_path):
     run(CaseScores(LABELS, 3.0, tmp_path / "alone"), hand_made_batches())
-    # Forked, since importing MONAI anew in each process takes longer than all else in this file.
-    processes = torch.multiprocessing.start_processes(
-        evaluate_on_one_rank, (str(tmp_path),), nprocs=2, join=False, start_method="fork"
-    )
-    deadline = time.monotonic() + 60
-    while not processes.join(timeout=1):
-        assert time.monotonic() < deadline, "the two processes wait for each other"
+    start_two_processes(evaluate_on_one_rank, str(tmp_path))
     for name in ("scores.csv", "summary.json"):
         assert (tmp_path / "rank0" / name).read_text() == (tmp_path / "alone" / name).read_text()
     assert not (tmp_path / "rank1").exists()
     metrics = [json.loads((tmp_path / f"metrics{rank}.json").read_text()) for rank in (0, 1)]
     assert metrics[0]["mean_dice"] == metrics[1]["mean_dice"] == pytest.approx(5 / 12)
+
+
+def go_on_on_one_rank(rank: int, folder: str) -> None:
+    join_processes(rank, folder)
+    handler = handler_for(Path(folder))
+    # The second process comes late: the first would have written its case by now, if it went ahead alone.
+    late = time.monotonic() + 0.7
+    while rank == 1 and time.monotonic() < late and not Path(folder, "eval", "cases", "s2", "ct.json").exists():
+        time.sleep(0.01)
+    left = handler.unscored()
+    engine = Engine(lambda engine, batch: batch)
+    handler.attach(engine)
+    file = left[rank]["image"]
+    engine.run([[item_of(*MAPS["/".join(Path(file).parts[-2:])], file)]])
+    Path(folder, f"left{rank}.json").write_text(json.dumps([[item["image"] for item in left], engine.state.metrics]))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_go_on_with_the_same_cases_and_write_all(tmp_path):
+    alone = evaluate(handler_for(tmp_path, output_dir=tmp_path / "alone"))[1]
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(handler_for(tmp_path), stop_after=1)
+    start_two_processes(go_on_on_one_rank, str(tmp_path))
+    for name in ("scores.csv", "summary.json"):
+        assert (tmp_path / "eval" / name).read_text() == (tmp_path / "alone" / name).read_text()
+    for rank in (0, 1):
+        left, metrics = json.loads((tmp_path / f"left{rank}.json").read_text())
+        assert [Path(file).parent.name for file in left] == ["s2", "s3"]
+        np.testing.assert_equal(metrics, alone.state.metrics)

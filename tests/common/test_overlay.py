@@ -247,6 +247,20 @@ def test_handler_draws_each_case_from_its_own_file(tmp_path, monkeypatch):
     assert place[:3] == place[3:] == [[[11 - 1 - 3, 9 - 1 - 2]], [[13 - 1 - 4, 9 - 1 - 2]], [[13 - 1 - 4, 11 - 1 - 3]]]
 
 
+def test_equal_names_in_two_folders_get_pictures_of_their_own(tmp_path):
+    items = []
+    for name in ("s1", "s2"):
+        (tmp_path / name).mkdir()
+        items.append(item_of(tmp_path / name, name="ct.nii.gz"))
+    items.append(item_of(tmp_path, name="mr.nii.gz"))
+    files = [{"image": item["image"].meta["filename_or_obj"]} for item in items]
+    # Each process of a distributed run has its share of the scans, and the whole list.
+    for share in (items[:1], items[1:]):
+        run(SaveOverlays(LABELS, tmp_path / "out", items=files), share)
+    pictures = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png"))
+    assert pictures == ["mr_overlay.png", "s1/ct_overlay.png", "s2/ct_overlay.png"]
+
+
 def test_handler_without_label_draws_the_prediction_alone_even_if_empty(tmp_path):
     run(SaveOverlays(LABELS, tmp_path / "out"), [item_of(tmp_path, prediction=voxels())])
     assert os.listdir(tmp_path / "out") == ["ct1_overlay.png"]

@@ -217,8 +217,8 @@ def test_all_bad_scans_are_counted_and_ten_are_listed(tmp_path):
 @pytest.fixture
 def opened(monkeypatch):
     """The files that were opened since the list was last cleared."""
-    files, real = [], scan_checks._open
-    monkeypatch.setattr(scan_checks, "_open", lambda file: (files.append(Path(file).name), real(file))[1])
+    files, real = [], scan_checks.open_scan
+    monkeypatch.setattr(scan_checks, "open_scan", lambda file: (files.append(Path(file).name), real(file))[1])
     return files
 
 
@@ -273,3 +273,22 @@ def test_a_memory_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     check_scans([{"image": write(tmp_path / "a.nii")}], remember=tmp_path / "file" / "r.json")
     assert "Cannot remember the checked scans" in caplog.text
+
+
+def test_scans_that_do_not_look_like_hu_are_named_once_and_let_pass(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    ranges = {"ct": (-1024, 1500), "mr": (0, 900), "windowed": (-175, 250), "scaled": (0, 1)}
+    items = []
+    for name, (low, high) in ranges.items():
+        voxels = rng.uniform(low, high, (20, 20, 20)).astype(np.float32)
+        voxels.flat[:2] = low, high
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / f"{name}.nii.gz")
+        items.append({"image": str(tmp_path / f"{name}.nii.gz")})
+    check_scans(items, hounsfield=True)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("3 of 4 scans do not look like CT in HU")
+    assert all(f"{name}.nii.gz" in warning for name in ("mr", "windowed", "scaled")) and "ct.nii.gz" not in warning
+    caplog.clear()
+    check_scans(items)
+    check_scans(items, hounsfield=True, voxels=False)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]

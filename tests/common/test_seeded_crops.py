@@ -98,6 +98,11 @@ def test_a_resumed_sampler_gives_the_tail_of_the_unbroken_sequence():
     assert equal(unbroken[3:], batches(crops(), steps=7, first_step=3))
 
 
+def test_the_seed_changes_the_crops_and_not_only_the_order_of_the_volumes():
+    one, other = crops(shuffle=False)[3], crops(shuffle=False, seed=1)[3]
+    assert not torch.equal(one[0]["image"], other[0]["image"])
+
+
 def test_every_pass_visits_every_volume_once_in_a_new_order():
     dataset = crops()
     passes = [[dataset.volume_of(draw) for draw in range(p * VOLUMES, (p + 1) * VOLUMES)] for p in range(20)]

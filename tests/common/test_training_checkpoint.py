@@ -401,3 +401,38 @@ def test_processes_that_see_different_files_are_refused(tmp_path, record, monkey
     monkeypatch.setattr("bundles.common.training_checkpoint.everyones", lambda part: [*part, None])
     with pytest.raises(InputError, match=r"do not see the same .*last.pt: its step is \[3, None\].*share --output_dir"):
         train(tmp_path, record, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("scores", "epochs_run", "best_epoch"),
+    [((0.1, 0.5, 0.3, 0.5, 0.9), 4, 2), ((0.1, 0.5, 0.3, 0.6, 0.2), 5, 4), ((0.1, 0.5, 0.3, float("nan"), 0.9), 4, 2)],
+)
+@pytest.mark.parametrize("killed_in_step", [None, 8, 11, 12])
+def test_early_stopping_ends_the_run_as_complete_resumed_or_not(
+    tmp_path, record, scores, epochs_run, best_epoch, killed_in_step
+):
+    options = {"scores": scores, "early_stopping": 2}
+    if killed_in_step is not None:
+        train(tmp_path, record, **options, killed_in_step=killed_in_step)
+    run = train(tmp_path, record, **options, resume=killed_in_step is not None)
+    assert run.steps[-1] == epochs_run * EPOCH_LENGTH
+    assert load_checkpoint_file(tmp_path / "model.pt")["trained"]["steps"] == best_epoch * EPOCH_LENGTH
+
+
+def test_resuming_a_run_that_stopped_early_makes_no_step(tmp_path, record):
+    options = {"scores": (0.5, 0.1, 0.2, 0.9, 0.9), "early_stopping": 2}
+    assert train(tmp_path, record, **options).steps == list(range(1, 3 * EPOCH_LENGTH + 1))
+    before = load_checkpoint_file(tmp_path / "model.pt")
+    assert train(tmp_path, record, **options, resume=True).steps == []
+    assert same(load_checkpoint_file(tmp_path / "model.pt"), before)
+
+
+@pytest.mark.parametrize("patience", [0, -1, 2.5, True, "3"])
+def test_a_patience_that_is_no_number_of_validations_is_refused(tmp_path, record, patience):
+    with pytest.raises(InputError, match=r"--early_stopping .* number of validations above 0"):
+        train(tmp_path, record, early_stopping=patience)
+
+
+def test_early_stopping_without_a_validation_is_refused(tmp_path, record):
+    with pytest.raises(InputError, match=r"--early_stopping 3 judges by the validation"):
+        train(tmp_path, record, scores=None, early_stopping=3)

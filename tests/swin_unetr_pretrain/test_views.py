@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from monai.transforms import ScaleIntensityRange
 
 from bundles.swin_unetr_pretrain.scripts.common.input_error import InputError
 from bundles.swin_unetr_pretrain.scripts.views import TwoViews, check_crops
@@ -125,6 +126,20 @@ def test_masks_that_cannot_be_drawn_are_refused_when_the_views_are_made_up(chang
     options = {"mask_fill": ["noise"], "mask_ratio": [0.0, 0.3], "mask_block": [0.05, 0.25]} | change
     with pytest.raises(InputError, match=words):
         TwoViews(seed=0, plane="axial", **options)
+
+
+def test_crops_in_hu_give_the_views_of_the_same_crops_in_the_window():
+    hu = torch.randint(-1500, 1500, (CROPS, 1, 12, 16, 16), generator=torch.Generator().manual_seed(1)).short()
+    scaled = ScaleIntensityRange(-175.3, 250.7, 0.0, 1.0, clip=True)(hu.float()).as_tensor()
+    draw = torch.tensor([5, 5, 5])
+    in_hu = two_views(hu_window=[-175.3, 250.7])({"image": hu, "draw": draw}, "cpu")
+    assert same(in_hu, two_views()({"image": scaled, "draw": draw}, "cpu"))
+    assert in_hu[1]["crop"].dtype == torch.float32 and hu.dtype == torch.int16
+
+
+def test_a_window_that_is_none_is_refused_when_the_views_are_made_up():
+    with pytest.raises(InputError, match=r"--hu_window \[1000, -1000\] must be two numbers"):
+        two_views(hu_window=[1000, -1000])
 
 
 def test_a_batch_of_one_crop_is_refused_or_warned_of_before_the_run(caplog):

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
-from monai.transforms import MapTransform, Randomizable, RandSpatialCrop, SpatialPad
+from monai.data.utils import get_random_patch
+from monai.transforms import MapTransform, Randomizable, SpatialCrop, SpatialPad
 
 from .common.distributed import is_distributed, rank
 from .common.optimizer_step import ends_step, steps_done
@@ -45,32 +45,52 @@ class RandBodyCropsd(Randomizable, MapTransform):
         tries: int = 20,
     ) -> None:
         MapTransform.__init__(self, keys)
-        self.pad = SpatialPad(roi_size)
-        self.crop = RandSpatialCrop(roi_size, random_size=False)
+        self.roi_size = tuple(roi_size)
+        self.pad = SpatialPad(self.roi_size)
         self.num_samples = num_samples
         self.threshold = threshold
         self.min_body = min_body
         self.tries = tries
 
-    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandBodyCropsd:
-        super().set_random_state(seed, state)
-        self.crop.set_random_state(state=self.R)
-        return self
-
     def _is_air(self, crop: torch.Tensor) -> bool:
         return bool((crop > self.threshold).float().mean() < self.min_body)
+
+    def draw(
+        self,
+        shape: Sequence[int],
+        read: Callable[[tuple[slice, ...]], torch.Tensor],
+        *,
+        intensities: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> list[tuple[torch.Tensor, dict[str, int]]]:
+        """Draw where the crops lie, and read no more of the volume than that.
+
+        Args:
+            shape: (X, Y, Z) of the padded volume.
+            read: gives the box of three slices of the padded volume, (1, *roi_size).
+            intensities: from what was read to [0, 1], to tell air from body; None if it is in [0, 1] already.
+
+        Returns:
+            Each crop as it was read, and its ``redrawn`` and ``airy``.
+        """
+
+        def draw_one() -> tuple[torch.Tensor, bool]:
+            crop = read(get_random_patch(shape, self.roi_size, self.R))
+            return crop, self._is_air(intensities(crop) if intensities else crop)
+
+        crops = []
+        for _ in range(self.num_samples):
+            redrawn, (crop, airy) = 0, draw_one()
+            while airy and redrawn < self.tries - 1:
+                redrawn, (crop, airy) = redrawn + 1, draw_one()
+            crops.append((crop, {"redrawn": redrawn, "airy": int(airy)}))
+        return crops
 
     def __call__(self, data: dict[str, Any]) -> list[dict[str, Any]]:
         key = self.keys[0]
         volume = self.pad(data[key])
         padded = int(volume.shape != data[key].shape)
-        crops = []
-        for _ in range(self.num_samples):
-            redrawn, crop = 0, self.crop(volume)
-            while (airy := self._is_air(crop)) and redrawn < self.tries - 1:
-                redrawn, crop = redrawn + 1, self.crop(volume)
-            crops.append({**data, key: crop, "padded": padded, "redrawn": redrawn, "airy": int(airy)})
-        return crops
+        drawn = self.draw(volume.shape[1:], lambda box: SpatialCrop(roi_slices=box)(volume))
+        return [{**data, key: crop, "padded": padded, **counts} for crop, counts in drawn]
 
 
 COUNTS = ("padded", "redrawn", "airy")

@@ -12,6 +12,7 @@ import torch
 
 from .common.choices import check_choice
 from .common.input_error import InputError
+from .hu_window import check_window, intensities
 from .masking import FILLS, box_mask, check_bounds, draw_boxes, fill_mask
 from .rotation import draw_turns, plane_axes, rotate
 
@@ -27,6 +28,7 @@ class TwoViews:
         plane: plane of the rotation.
         mask_fill: fills of one masking pass each, in order.
         mask_ratio, mask_block: see `masking.draw_boxes`.
+        hu_window: ``[low, high]`` that becomes [0, 1], for crops in HU (`stored_crops`); None: they are in [0, 1] already.
     """
 
     def __init__(
@@ -37,8 +39,10 @@ class TwoViews:
         mask_fill: Sequence[str],
         mask_ratio: Sequence[float],
         mask_block: Sequence[float],
+        hu_window: Sequence[float] | None = None,
     ) -> None:
         self.seed = seed
+        self.hu_window = None if hu_window is None else check_window(hu_window)
         self.plane = plane
         plane_axes(plane)
         self.mask_fill = [mask_fill] if isinstance(mask_fill, str) else list(mask_fill)
@@ -77,6 +81,8 @@ class TwoViews:
         """Views (2B, C, X, Y, Z), first views before second ones, and the targets of `losses.ProxyTaskLoss`."""
         device = torch.device(device)
         crops = batch["image"].to(device, non_blocking=non_blocking, **kwargs)
+        if self.hu_window is not None:
+            crops = intensities(crops, self.hu_window)
         if "sample" in self.mask_fill and len(crops) < 2:
             raise InputError(
                 "mask_fill 'sample' takes voxels of another crop, but each step has one: its own other view would give the answer away. "

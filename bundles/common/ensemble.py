@@ -1,0 +1,118 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Several trained models as one: the files that a pattern names, and the networks in them."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .checkpoint_file import load_checkpoint_file
+from .input_error import InputError
+from .label_names import model_labels
+from .model_split import DEFAULTS
+from .swin_encoder import build_swin_unetr, resolve_encoder
+from .weights import load_model
+
+logger = logging.getLogger(__name__)
+
+
+def model_files(pretrained_model: str | Sequence[str], *, optional: bool = False) -> list[str]:
+    """The model files that were meant, each once; the first decides labels and split of the run.
+
+    Args:
+        pretrained_model: a file, a pattern such as ``runs/fold*/models/model.pt``, or a list of files and patterns.
+        optional: let a single file be missing (see `swin_encoder.resolve_encoder`).
+
+    Raises:
+        InputError: if a file does not exist, a pattern fits none, or none is named.
+    """
+    names = [pretrained_model] if isinstance(pretrained_model, (str, os.PathLike)) else list(pretrained_model)
+    files: list[str] = []
+    for name in map(str, names):
+        is_pattern = not os.path.exists(name) and glob.has_magic(name)
+        found = sorted(glob.glob(name)) if is_pattern else [name]
+        if is_pattern and not found:
+            raise InputError(f"--pretrained_model {name!r} fits no file: check the pattern.")
+        if not os.path.exists(found[0]) and not (optional and len(names) == 1):
+            raise InputError(f"--pretrained_model {name} does not exist: check the path, or make or download the file.")
+        files += found
+    if not files:
+        raise InputError(f"--pretrained_model {pretrained_model!r} names no file.")
+    files = list(dict.fromkeys(files))
+    if len(files) > 1:
+        logger.info("ensemble of %d models: %s", len(files), ", ".join(files))
+    return files
+
+
+def load_ensemble(
+    paths: Sequence[str],
+    *,
+    labels: Mapping[str, str],
+    asked: Mapping[str, Any],
+    preset: Mapping[str, Any],
+    expected: Mapping[str, Any] | None = None,
+) -> list[torch.nn.Module]:
+    """The networks of all models but the first, on the CPU; the first is the one that the config builds itself.
+
+    Each is built as its own file says. A training with another spacing or intensity window is logged as a warning.
+
+    Args:
+        paths: of all models; see `model_files`.
+        labels: value to name, of the first model.
+        asked, preset: see `swin_encoder.resolve_encoder`. With ``in_channels`` in ``asked``, that of the first, a model
+            for other channels is refused.
+        expected: see `weights.load_model`.
+
+    Raises:
+        InputError: if a model has other labels, or what `resolve_encoder` and `load_model` refuse.
+    """
+    networks = []
+    for path in paths[1:]:
+        theirs = model_labels(path, otherwise=labels)
+        if _by_value(theirs) != _by_value(labels):
+            raise InputError(
+                f"{path} has the labels {_by_value(theirs)}, {paths[0]} {_by_value(labels)}: an ensemble needs models "
+                "of the same classes. Leave one of them out of --pretrained_model."
+            )
+        record = resolve_encoder(asked=asked, preset=preset, checkpoint=path)
+        network = build_swin_unetr(record, out_channels=len(labels))
+        load_model(network, path, expected=expected)
+        networks.append(network.eval())
+    return networks
+
+
+def warn_of_seen_cases(paths: Sequence[str], *, section: str) -> None:
+    """Log a warning where some members of an ensemble were trained on what the ensemble is to be scored on.
+
+    The validation cases of one fold are training cases of all others. A single model is `model_split.model_split`'s.
+
+    Args:
+        paths: of all models.
+        section: of the data list, which is scored.
+    """
+    if len(paths) < 2 or section == "test":
+        return
+    splits = {path: _split_of(path) for path in paths}
+    silent = [path for path, split in splits.items() if split is None]
+    if silent or any(split != splits[paths[0]] for split in splits.values()):
+        said = "; ".join(f"{path}: {'not said' if split is None else split}" for path, split in splits.items())
+        logger.warning(
+            "the models of this ensemble were trained on different cases (%s): cases of section '%s' were training "
+            "cases of some, and the scores flatter. Only --section test scores what none of them has seen",
+            *(said, section),
+        )
+
+
+def _split_of(path: str) -> dict[str, Any] | None:
+    content = load_checkpoint_file(path)
+    trained = content.get("trained") if isinstance(content, Mapping) else None
+    return {name: trained.get(name, DEFAULTS[name]) for name in DEFAULTS} if isinstance(trained, Mapping) else None
+
+
+def _by_value(labels: Mapping[str, str]) -> dict[int, str]:
+    return {value: name for value, name in sorted((int(value), name) for value, name in labels.items())}

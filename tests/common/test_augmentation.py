@@ -1,0 +1,25 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+from __future__ import annotations
+
+import pytest
+
+from bundles.common.augmentation import KINDS, chances
+from bundles.common.input_error import InputError
+
+
+def test_what_is_not_named_does_not_happen():
+    assert chances({"flip": 0.5, "noise": 1}) == {kind: {"flip": 0.5, "noise": 1.0}.get(kind, 0.0) for kind in KINDS}
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "words"),
+    [
+        ({"flips": 0.5}, "names flips; what there is: flip, rot90"),
+        ({"flip": 1.5}, r"flip 1\.5 must be a probability"),
+        ({"flip": True}, "flip True must be a probability"),
+        (0.5, r"--augmentation 0\.5 must name probabilities"),
+    ],
+)
+def test_what_is_no_probability_is_refused(augmentation, words):
+    with pytest.raises(InputError, match=words):
+        chances(augmentation)
