@@ -23,7 +23,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from bundles.common.case_scores import case_name
+from bundles.common.case_names import case_name
 from bundles.common.checkpoint_file import atomic_path
 from bundles.common.input_error import InputError
 from bundles.common.overlay import load_ras, overlay_figure

@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -19,17 +19,16 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.metrics import compute_dice, compute_surface_dice, get_mask_edges, get_surface_distance
-from monai.utils import ImageMetaKey, convert_to_numpy, ensure_tuple
+from monai.utils import convert_to_numpy, ensure_tuple
 from scipy import ndimage
 
-from .bootstrap import LEVEL, mean_interval
+from .case_names import case_name, case_names, image_file, image_file_of, items_of
 from .checkpoint_file import atomic_path
 from .distributed import everyones, rank
 from .input_error import InputError
 from .score_plots import score_figure
+from .score_summary import METRICS, format_summary, summarise
 
-METRICS = ("dice", "nsd", "hd95")
-STATISTICS = {"mean": np.mean, "std": np.std, "median": np.median}
 RECORDS = "cases"  # folder in the output folder of what was scored, a file for each case
 
 logger = logging.getLogger(__name__)
@@ -116,107 +115,6 @@ def score_case(
             "hd95": float(max(np.percentile(one_way, 95) for one_way in distances)),
         }
     return scores
-
-
-def summarise(rows: Iterable[Mapping[str, Any]], *, organs: Iterable[str]) -> dict[str, Any]:
-    """Return what the scores of the cases come to for each organ and over all organs, NaN left out.
-
-    Args:
-        rows: dictionaries with the keys ``case``, ``label`` and those of `METRICS`, one for each case and organ.
-        organs: the organ names.
-
-    Returns:
-        ``{"labels": {organ: {"dice": {...}, "nsd": {...}, "hd95": {...}}}, "mean_dice", "mean_nsd", "mean_hd95",
-        "intervals": {"mean_dice", "mean_nsd", "mean_hd95"}}``. Of each organ and metric: ``mean``, ``std`` (divisor n),
-        ``median``, ``n``, and ``interval``, the 95% bootstrap interval of the mean; of HD95 also ``missed``, the number
-        of cases left out since only one mask has the organ. The ``mean_...`` are the means over organs of the organs'
-        means, with their intervals (see `mean_interval`). A mean of nothing is NaN, an interval of less than two cases
-        None.
-    """
-    rows, organs = list(rows), list(organs)
-    places = {case: place for place, case in enumerate(dict.fromkeys(row["case"] for row in rows))}
-    tables = {metric: np.full((len(places), len(organs)), math.nan) for metric in METRICS}
-    for row in rows:
-        if row["label"] in organs:
-            for metric, table in tables.items():
-                table[places[row["case"]], organs.index(row["label"])] = row[metric]
-
-    per_organ = {
-        organ: {metric: _moments(table[:, column]) for metric, table in tables.items()}
-        for column, organ in enumerate(organs)
-    }
-    for moments in per_organ.values():
-        moments["hd95"]["missed"] = moments["dice"]["n"] - moments["hd95"]["n"]
-    means = {metric: [moments[metric]["mean"] for moments in per_organ.values()] for metric in METRICS}
-    overall = {f"mean_{metric}": _moments(np.array(of_organs))["mean"] for metric, of_organs in means.items()}
-    return {
-        "labels": per_organ,
-        **overall,
-        "intervals": {f"mean_{metric}": _interval(table) for metric, table in tables.items()},
-    }
-
-
-def case_name(image_file: str | PurePath) -> str:
-    """Return the file name of an image without its folder and without ``.nii`` or ``.nii.gz``."""
-    return re.sub(r"\.nii(\.gz)?$", "", PurePath(image_file).name)
-
-
-def case_names(image_files: Iterable[str]) -> dict[str, str]:
-    """Return a name of its own for each image: its `case_name`, with as many of its folders as tell equal names apart.
-
-    So ``s01/ct.nii.gz`` and ``s02/ct.nii.gz`` become ``s01/ct`` and ``s02/ct``. The names depend on the list alone, so
-    they are equal in all processes that have it, and they never lead out of a folder: files may be called by them.
-    """
-    alike: dict[str, dict[str, Path]] = {}
-    for file in image_files:
-        alike.setdefault(case_name(file), {})[file] = Path(os.path.abspath(file))
-    names = {}
-    for name, paths in alike.items():
-        count = len(set(paths.values()))
-        tails = {file: (*path.parts[1:-1], name) for file, path in paths.items()}
-        if len(set(tails.values())) < count:  # ct.nii beside ct.nii.gz
-            tails = {file: path.parts[1:] for file, path in paths.items()}
-        depth = 1
-        while len({tail[-depth:] for tail in tails.values()}) < count:
-            depth += 1
-        names |= {file: "/".join(tail[-depth:]) for file, tail in tails.items()}
-    return names
-
-
-def items_of(engine: Engine) -> list[dict[str, Any]]:
-    """Return all that an evaluator has of each case of this iteration: one dictionary for each, output over batch.
-
-    MONAI keeps image, label and prediction in ``engine.state.output`` and all other keys, such as a second label, in
-    ``engine.state.batch``; both are lists of dictionaries after its decollating.
-
-    Raises:
-        InputError: if they are not, since the evaluator was made with ``decollate: false``.
-    """
-    batch, output = engine.state.batch, engine.state.output
-    if not isinstance(batch, list) or not isinstance(output, list):
-        raise InputError(
-            f"The evaluator's batch is a {type(batch).__name__} and its output a {type(output).__name__}; both must be "
-            "lists of one dictionary for each case: leave its 'decollate' true."
-        )
-    # An evaluator whose prepare_batch gives no target puts None for the label: the batch's is meant then.
-    outputs = [{key: value for key, value in item.items() if value is not None} for item in output]
-    return [{**from_batch, **item} for from_batch, item in zip(batch, outputs, strict=True)]
-
-
-def image_file_of(item: Mapping[str, Any], *keys: str | None) -> str:
-    """Return the file that the first of ``keys`` in a decollated item was read from (``filename_or_obj``).
-
-    Raises:
-        InputError: if none of them is a MetaTensor that knows its file.
-    """
-    for key in keys:
-        meta = getattr(item.get(key), "meta", {})
-        if meta.get(ImageMetaKey.FILENAME_OR_OBJ):
-            return str(meta[ImageMetaKey.FILENAME_OR_OBJ])
-    raise InputError(
-        f"None of the keys {[key for key in keys if key]} of the item names its file (filename_or_obj): load them with "
-        f"LoadImaged, and keep their metadata. The item's keys: {sorted(item)}."
-    )
 
 
 class CaseScores:
@@ -398,42 +296,6 @@ class CaseScores:
             score_figure(rows, organs=self.labels.values()).savefig(path, format="png", dpi=100)
 
 
-def format_summary(summary: Mapping[str, Any]) -> str:
-    """Return the summary of an evaluation as a table of plain lines, which a log file keeps readable.
-
-    Args:
-        summary: what `summarise` returns, with ``cases`` and ``tolerance`` (mm for each organ) beside.
-    """
-    organs = summary["labels"]
-    width = max(len("organ"), *(len(organ) for organ in organs))
-    lines = [
-        f"Scores of {len(summary['cases'])} cases (mean and standard deviation over n cases; {LEVEL:.0%} bootstrap "
-        "interval of the mean Dice; NSD tolerance and HD95 in mm):",
-        f"{'organ':<{width}}  {'Dice':>6}  {'std':>6}  {'n':>4}  {'interval':<16}  {'NSD':>6}  {'std':>6}  {'tol.':>5}"
-        f"  {'HD95':>6}  {'std':>6}  {'missed':>6}",
-    ]
-    for organ, moments in organs.items():
-        dice, nsd, hd95 = (moments[metric] for metric in METRICS)
-        lines.append(
-            f"{organ:<{width}}  {dice['mean']:6.4f}  {dice['std']:6.4f}  {dice['n']:4d}  {_brackets(dice['interval'])}"
-            f"  {nsd['mean']:6.4f}  {nsd['std']:6.4f}  {summary['tolerance'][organ]:5.2f}"
-            f"  {hd95['mean']:6.2f}  {hd95['std']:6.2f}  {hd95['missed']:6d}"
-        )
-    interval = _brackets(summary["intervals"]["mean_dice"])
-    lines.append(
-        f"{'mean':<{width}}  {summary['mean_dice']:6.4f}  {'':6}  {'':4}  {interval}"
-        f"  {summary['mean_nsd']:6.4f}  {'':6}  {'':5}  {summary['mean_hd95']:6.2f}"
-    )
-    lines.append("An organ that neither mask of a case has is left out of n. One that only one mask has counts with")
-    lines.append("Dice 0 and NSD 0, and has no HD95: as many cases (missed) are left out of that.")
-    return "\n".join(lines)
-
-
-def image_file(image: str | Sequence[str]) -> str:
-    """Return the file by which an item's image is known: the first of several, as LoadImaged has it in the metadata."""
-    return str(Path(ensure_tuple(image)[0]).expanduser())
-
-
 def _label_map(array: np.ndarray | torch.Tensor, role: str) -> np.ndarray:
     array = convert_to_numpy(array)
     if array.ndim != 3:
@@ -474,21 +336,6 @@ def _check_geometry(file: str, prediction: MetaTensor, truth: MetaTensor) -> Non
             f"The prediction of case {case_name(file)} lies in {axes[0]} orientation, its label file in {axes[1]}: the "
             f"voxels do not correspond. Both must be in the orientation of the scan {file}."
         )
-
-
-def _moments(values: np.ndarray) -> dict[str, Any]:
-    present = values[~np.isnan(values)]
-    moments = {name: float(f(present)) if len(present) else math.nan for name, f in STATISTICS.items()}
-    return {**moments, "n": len(present), "interval": _interval(present)}
-
-
-def _interval(scores: np.ndarray) -> list[float] | None:
-    interval = mean_interval(scores)
-    return None if interval is None else list(interval)
-
-
-def _brackets(interval: Sequence[float] | None) -> str:
-    return f"{'-':<16}" if interval is None else f"[{interval[0]:.4f}, {interval[1]:.4f}]"
 
 
 def _stamps(files: Iterable[str | Path]) -> dict[str, list[int]]:

@@ -143,6 +143,7 @@ def unlabelled_scans(
     section: str,
     validation_share: float = 0.05,
     seed: int = 0,
+    stored: bool = False,
 ) -> list[dict]:
     """List the scans of one section for pre-training: images alone.
 
@@ -157,11 +158,13 @@ def unlabelled_scans(
         section: ``training``, ``validation``, or ``all`` for both.
         validation_share: between 0 and 1.
         seed: of the draw.
+        stored: give the file of the patch store instead of the image (``store`` of an entry, see `prepare`).
 
     Returns:
         Items ``{"image": path or list of paths}``, sorted by path.
 
     Raises:
+        InputError: ``stored``, and a source is no data list of stored scans.
         InputError: a source does not exist or has no scans; fewer than two scans in all; no scan left to train on.
     """
     check_choice(name="section", value=section, choices=("training", "validation", "all"))
@@ -175,7 +178,7 @@ def unlabelled_scans(
         raise InputError(f"validation_share must lie between 0 and 1, got {validation_share}")
     training, validation = {}, {}
     for source in sources:
-        listed, held_out = _unlabelled_source(Path(source).expanduser().absolute(), data_list)
+        listed, held_out = _unlabelled_source(Path(source).expanduser().absolute(), data_list, stored=stored)
         training |= {_identity(image): image for image in listed}
         validation |= {_identity(image): image for image in held_out}
     pool = training | validation
@@ -321,6 +324,8 @@ def _entry(entry: str | dict, where: str, path: Path) -> dict:
         entry.pop("label", None)
     elif isinstance(entry["label"], str):
         entry["label"] = _resolve(entry["label"], path)
+    if isinstance(entry.get("store"), str):
+        entry["store"] = _resolve(entry["store"], path)
     return entry
 
 
@@ -409,11 +414,16 @@ def draw_folds(patients: list[str], path: Path, *, folds: int, seed: int) -> lis
 # ---- folders and files ---------------------------------------------------------------------------------------------
 
 
-def _unlabelled_source(source: Path, data_list: StrPath | None) -> tuple[list, list]:
+def _unlabelled_source(source: Path, data_list: StrPath | None, *, stored: bool) -> tuple[list, list]:
     """Return the training and the validation images of one source of `unlabelled_scans`."""
+    path = _list_path(source, data_list if source.is_dir() else None)
+    if stored and (is_nifti(path.name) or not path.is_file()):
+        raise InputError(
+            f"{source} holds no patch store: {path.name if is_nifti(path.name) else path} is no data list of stored scans. "
+            "Make one by configs/prepare.yaml and name its folder, or read the scans themselves by --data nifti."
+        )
     if is_nifti(source.name) and not source.is_dir():
         return _one_nifti(source), []
-    path = _list_path(source, data_list if source.is_dir() else None)
     if source.is_dir() and data_list is None and not path.is_file():
         return _nifti_below(source), []
     if not source.exists():
@@ -423,9 +433,16 @@ def _unlabelled_source(source: Path, data_list: StrPath | None) -> tuple[list, l
     validation = content.get("validation", [])
     if not training and not validation:
         raise InputError(f"{path} has no 'training' section to pre-train on. {_sections_of(content)}")
-    _check_files(training, "training", path, keys=("image",))
-    _check_files(validation, "validation", path, keys=("image",))
-    return [scan["image"] for scan in training], [scan["image"] for scan in validation]
+    key = "store" if stored else "image"
+    without = [scan for scan in training + validation if key not in scan]
+    if without:
+        raise InputError(
+            f"{path}: {len(without)} scans have no 'store', such as {without[0]['image']}. Run configs/prepare.yaml with --write_store true, or "
+            "read the scans themselves by --data nifti."
+        )
+    _check_files(training, "training", path, keys=(key,))
+    _check_files(validation, "validation", path, keys=(key,))
+    return [scan[key] for scan in training], [scan[key] for scan in validation]
 
 
 def is_scan(name: str) -> bool:

@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from .case_scores import case_name, image_file_of, items_of
+from .case_names import case_name, image_file_of, items_of
 from .checkpoint_file import atomic_path
 from .dicom_series import read_headers
 from .input_error import InputError

@@ -16,7 +16,7 @@ from monai.transforms import MapTransform
 from monai.utils import MetaKeys, convert_to_numpy
 from torch.nn import functional as F
 
-from .case_scores import image_file_of
+from .case_names import image_file_of
 from .choices import check_choice
 from .input_error import InputError
 

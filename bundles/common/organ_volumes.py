@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.utils import convert_to_numpy
 
-from .case_scores import case_name, image_file_of, items_of
+from .case_names import case_name, image_file_of, items_of
 from .checkpoint_file import atomic_path
 from .distributed import everyones, rank
 from .input_error import InputError

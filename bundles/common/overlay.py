@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from monai.data import MetaTensor
 
-from .case_scores import case_name, case_names, image_file, image_file_of, items_of
+from .case_names import case_name, case_names, image_file, image_file_of, items_of
 from .checkpoint_file import atomic_path
 from .input_error import InputError
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import torch
 from monai.networks.nets import SwinUNETR
+
+from tests.common.dicom_files import write_series
 
 from .command_line import SMALL, run_bundle, succeed
 
@@ -29,23 +34,137 @@ def test_fine_tuning_builds_the_network_of_the_encoder(segmenter, pretrained):
     network.load_state_dict(model["model"], strict=True)
 
 
-def test_evaluation_scores_every_organ_in_the_scans_geometry(tmp_path, segmenter, btcv):
-    run = run_bundle(
-        "swin_unetr_btcv_seg",
-        "evaluate.yaml",
-        dataset_dir=btcv,
-        pretrained_model=segmenter / "models" / "model.pt",
-        output_dir=tmp_path,
-        **WINDOW,
-    )
-    succeed(run)
-    with open(tmp_path / "scores.csv", newline="") as file:
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, segmenter, btcv):
+    """Output folder of an evaluation of the validation case, and what it printed."""
+    output = tmp_path_factory.mktemp("evaluated")
+    options = {"dataset_dir": btcv, "pretrained_model": segmenter / "models" / "model.pt", "output_dir": output}
+    return output, succeed(run_bundle("swin_unetr_btcv_seg", "evaluate.yaml", **options, **WINDOW))
+
+
+def test_evaluation_scores_every_organ_in_the_scans_geometry(evaluated):
+    output, _ = evaluated
+    with open(output / "scores.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 13
     assert {row["case"] for row in rows} == {"img0002"}
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((output / "summary.json").read_text())
     assert summary["mean_dice"] == pytest.approx(np.mean([float(row["dice"]) for row in rows]), abs=1e-5)
-    assert (tmp_path / "img0002_overlay.png").exists()
+    assert (output / "img0002_overlay.png").exists() and (output / "scores.png").exists()
+
+
+def test_an_ensemble_of_equal_models_scores_as_the_one_and_a_second_run_scores_nothing_again(
+    tmp_path, evaluated, segmenter, btcv
+):
+    for member in ("fold0", "fold1"):
+        (tmp_path / member).mkdir()
+        shutil.copy(segmenter / "models" / "model.pt", tmp_path / member / "model.pt")
+    options = {"dataset_dir": btcv, "pretrained_model": f"{tmp_path}/fold*/model.pt", "output_dir": tmp_path / "out"}
+    output = succeed(run_bundle("swin_unetr_btcv_seg", "evaluate.yaml", **options, **WINDOW))
+    assert "ensemble of 2 models" in output and "0 of 1 cases are scored already" in output
+    scores = (tmp_path / "out" / "scores.csv").read_bytes()
+    assert scores == (evaluated[0] / "scores.csv").read_bytes()
+    (tmp_path / "out" / "scores.csv").unlink()
+    assert "1 of 1 cases are scored already" in succeed(
+        run_bundle("swin_unetr_btcv_seg", "evaluate.yaml", **options, **WINDOW)
+    )
+    assert (tmp_path / "out" / "scores.csv").read_bytes() == scores
+
+
+def test_a_dicom_series_is_segmented_measured_and_written_as_dicom(tmp_path, segmenter, patients):
+    image, _, affine = patients[2]
+    sizes = nib.affines.voxel_sizes(affine)
+    study = tmp_path / "study 1"
+    slices = write_series(study / "CT", np.asarray(image, np.int16), spacing=sizes, intercept=0.0)
+    write_series(study / "scout", np.zeros((40, 40, 1), np.int16), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    options = {
+        "dataset_dir": study,
+        "pretrained_model": segmenter / "models" / "model.pt",
+        "output_dir": tmp_path / "out",
+    }
+    output = succeed(run_bundle("swin_unetr_btcv_seg", "inference.yaml", **options, mirror_axes="[0]", **WINDOW))
+    assert "scout" in output and "is left out" in output
+    (mask_file,) = (tmp_path / "out").glob("*_seg.nii.gz")
+    name = mask_file.name.removesuffix("_seg.nii.gz")
+    mask, made = nib.load(mask_file), nib.load(tmp_path / "out" / "dicom" / f"{name}.nii.gz")
+    np.testing.assert_array_equal(np.asarray(made.dataobj), image)  # axial slices: only the axes' signs differ
+    np.testing.assert_allclose(mask.affine, made.affine, atol=1e-4)
+    with open(tmp_path / "out" / "volumes.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    labels = np.asarray(mask.dataobj)
+    counts = [np.count_nonzero(labels == value) for value in range(1, 14)]
+    assert [int(row["voxels"]) for row in rows] == counts
+    assert [float(row["ml"]) for row in rows] == pytest.approx(
+        np.array(counts) * np.prod(sizes) / 1000, rel=1e-3, abs=1e-3
+    )
+    if any(counts):
+        segmentation = pydicom.dcmread(tmp_path / "out" / f"{name}_seg.dcm")
+        assert segmentation.Modality == "SEG"
+        assert segmentation.StudyInstanceUID == pydicom.dcmread(slices[0]).StudyInstanceUID
+        assert len(segmentation.SegmentSequence) == np.count_nonzero(counts)
+    again = succeed(run_bundle("swin_unetr_btcv_seg", "inference.yaml", **options, resume=True, **WINDOW))
+    assert "1 scans are segmented already" in again
+
+
+def test_scans_that_are_hardly_ct_are_warned_of_and_segmented_nevertheless(tmp_path, segmenter):
+    """MR, a scan smaller than the window, and air alone, whose mask is said to be empty if it is."""
+    rng = np.random.default_rng(0)
+    scans = {
+        "mr": (rng.integers(0, 900, (60, 60, 30)), (2.0, 2.0, 3.0)),
+        "small": (rng.integers(-1000, 1000, (20, 20, 10)), (2.0, 2.0, 5.0)),
+        "air": (rng.integers(-1024, -950, (40, 40, 40)), (3.0, 3.0, 3.0)),
+    }
+    (tmp_path / "scans").mkdir()
+    for name, (voxels, spacing) in scans.items():
+        nib.save(
+            nib.Nifti1Image(voxels.astype(np.int16), np.diag([*spacing, 1])), tmp_path / "scans" / f"{name}.nii.gz"
+        )
+    run = run_bundle(
+        "swin_unetr_btcv_seg",
+        "inference.yaml",
+        dataset_dir=tmp_path / "scans",
+        pretrained_model=segmenter / "models" / "model.pt",
+        output_dir=tmp_path / "out",
+        mask_interpolation="nearest",
+        **WINDOW,
+    )
+    output = succeed(run)
+    assert "do not look like CT in HU" in output
+    assert all(f"{name}.nii.gz: " in output for name in ("mr", "air")) and "small.nii.gz: " not in output
+    for name, (voxels, _) in scans.items():
+        mask = nib.load(tmp_path / "out" / f"{name}_seg.nii.gz")
+        assert mask.shape == voxels.shape
+        empty = not np.asarray(mask.dataobj).any()
+        assert (f"{name}.nii.gz: the mask is all background" in output) == empty
+
+
+def test_few_label_recipe_in_the_folders_of_the_download(tmp_path, btcv, pretrained):
+    """No data list: BTCV's own folders, split into three folds; the recipe's own augmentation and learning rates."""
+    raw = tmp_path / "RawData" / "Training"
+    (raw / "img").mkdir(parents=True)
+    (raw / "label").mkdir()
+    for number in range(3):
+        os.link(btcv / "imagesTr" / f"img{number:04d}.nii.gz", raw / "img" / f"img{number:04d}.nii.gz")
+        os.link(btcv / "labelsTr" / f"label{number:04d}.nii.gz", raw / "label" / f"label{number:04d}.nii.gz")
+    options = {"spacing": "[4.0,4.0,5.0]", "num_workers": 0, "crops_per_volume": 1, "folds": 3, "fold": 2}
+    options |= {"max_steps": 6, "val_interval": 1, "early_stopping": 1, "learning_rate": 1e-9, "warmup_steps": 1}
+    run = run_bundle(
+        "swin_unetr_btcv_seg",
+        "train.yaml",
+        preset="few_label",
+        dataset_dir=tmp_path,
+        output_dir=tmp_path / "out",
+        pretrained_encoder=pretrained / "models" / "encoder.pt",
+        roi_size="[32,32,64]",
+        **options,
+    )
+    assert "the run ends here (--early_stopping)" in succeed(run)
+    trained = torch.load(tmp_path / "out" / "models" / "model.pt", weights_only=True)["trained"]
+    assert (trained["encoder_lr_decay"], trained["drop_path"], trained["scans"]["number"]) == (0.75, 0.1, 2)
+    assert trained["augmentation"]["affine"] == 0.5 and trained["augmentation"]["flip"] == 0
+    last = torch.load(tmp_path / "out" / "models" / "last.pt", weights_only=True)
+    rates = [group["initial_lr"] for group in last["optimizer"]["param_groups"]]
+    assert rates == pytest.approx([1e-9 * 0.75**stages for stages in (5, 4, 3, 2, 1, 0)])
 
 
 def test_a_mask_has_the_geometry_of_its_scan_and_declared_labels(tmp_path, segmenter, btcv):

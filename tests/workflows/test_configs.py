@@ -30,8 +30,9 @@ def test_every_config_is_known_to_these_tests():
         for bundle in NAMES
         for name in [*WORKFLOWS, "multi_gpu_train", "multi_gpu_evaluate", "presets"]
     }
-    assert found == expected | {"swin_unetr_msd/configs/tasks.yaml", "swin_unetr_pretrain/configs/convert.yaml"}
-    assert len(found) == 20
+    pretrain = {f"swin_unetr_pretrain/configs/{name}.yaml" for name in ("convert", "prepare", "collections")}
+    assert found == expected | pretrain | {"swin_unetr_msd/configs/tasks.yaml"}
+    assert len(found) == 22
 
 
 @pytest.mark.parametrize("bundle", NAMES)

@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
 from monai.inferers import SlidingWindowInferer
 
-from .common.case_scores import case_name, image_file_of
+from .common.case_names import case_name, image_file_of
 from .common.checkpoint_file import atomic_path
 from .common.distributed import bare
 from .views import TwoViews

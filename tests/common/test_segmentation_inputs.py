@@ -1,0 +1,90 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bundles.common.input_error import InputError
+from bundles.common.organ_volumes import COLUMNS
+from bundles.common.segmentation_inputs import segmentation_inputs
+
+from .dicom_files import POSITION, SPACING, write_series
+
+VOXELS = np.random.default_rng(0).integers(-1000, 1500, (12, 10, 9)).astype(np.int16)
+
+
+def nifti(path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), path)
+    return str(path)
+
+
+def already_segmented(output_dir: Path, *images: str) -> None:
+    output_dir.mkdir(exist_ok=True)
+    rows = [",".join(COLUMNS)] + [f"x,liver,1,1.0,{image}" for image in images]
+    (output_dir / "volumes.csv").write_text("\n".join(rows) + "\n")
+
+
+def test_nifti_files_are_taken_as_they_are(tmp_path):
+    files = [nifti(tmp_path / "scans" / name) for name in ("a.nii.gz", "b.nii")]
+    inputs = segmentation_inputs(tmp_path / "scans", output_dir=tmp_path / "out")
+    assert (inputs.scans, inputs.series) == ([{"image": file} for file in files], {})
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_ct_series_of_a_study_is_written_on_its_own_grid(tmp_path, caplog):
+    study = tmp_path / "study"
+    order = write_series(study / "ct 1", VOXELS + 1024)
+    write_series(study / "ct 2", VOXELS[:, :, ::-1] + 1024)
+    write_series(study / "scout", VOXELS[:, :, :1], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    inputs = segmentation_inputs(study, output_dir=tmp_path / "out")
+    assert [Path(scan["image"]).name for scan in inputs.scans] == ["study__ct_1.nii.gz", "study__ct_2.nii.gz"]
+    first = nib.load(inputs.scans[0]["image"])
+    np.testing.assert_array_equal(np.asarray(first.dataobj), VOXELS)
+    x, y, z = POSITION
+    np.testing.assert_allclose(first.affine, np.diag([-1, -1, 1, 1]) @ np.diag([*SPACING, 1]) + _column(-x, -y, z))
+    assert [Path(file).name for file in inputs.series[inputs.scans[0]["image"]]] == [path.name for path in order]
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "scout" in warning and "left out" in warning and "localizer" in warning
+
+
+def _column(*origin: float) -> np.ndarray:
+    column = np.zeros((4, 4))
+    column[:3, 3] = origin
+    return column
+
+
+def test_a_study_without_a_usable_series_is_refused(tmp_path):
+    write_series(tmp_path / "study", VOXELS, Modality="MR")
+    with pytest.raises(InputError, match="none of its 1 DICOM series can be segmented"):
+        segmentation_inputs(tmp_path / "study", output_dir=tmp_path / "out")
+
+
+def test_resuming_leaves_out_what_the_table_names(tmp_path, caplog):
+    caplog.set_level("INFO")
+    done, left = (nifti(tmp_path / "scans" / name) for name in ("a.nii.gz", "b.nii.gz"))
+    write_series(tmp_path / "study", VOXELS)
+    sources = [tmp_path / "scans", tmp_path / "study"]
+    (_, _, of_series) = (scan["image"] for scan in segmentation_inputs(sources, output_dir=tmp_path / "out").scans)
+    already_segmented(tmp_path / "out", done, of_series)
+    inputs = segmentation_inputs(sources, output_dir=tmp_path / "out", resume=True)
+    assert (inputs.scans, inputs.series) == ([{"image": left}], {})
+    assert "2 scans are segmented already" in caplog.text
+    assert len(segmentation_inputs(sources, output_dir=tmp_path / "out").scans) == 3
+    already_segmented(tmp_path / "out", done, left, of_series)
+    assert segmentation_inputs(sources, output_dir=tmp_path / "out", resume=True).scans == []
+
+
+def test_an_output_among_the_sources_is_not_segmented(tmp_path):
+    write_series(tmp_path / "study", VOXELS)
+    first = segmentation_inputs(tmp_path / "study", output_dir=tmp_path / "study" / "masks").scans
+    assert segmentation_inputs(tmp_path / "study", output_dir=tmp_path / "study" / "masks").scans == first
+
+
+def test_a_folder_of_neither_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("no scan")
+    with pytest.raises(InputError, match="No scans in"):
+        segmentation_inputs(tmp_path, output_dir=tmp_path / "out")
