@@ -16,7 +16,14 @@ from bundles.common.patch_store import StoredScan
 from tests.common.raw_scans import contents, ras, read_list
 from tests.workflows.command_line import run_bundle
 
-from .test_real_scans import DATA, pytestmark  # noqa: F401  the same marks
+from .test_real_scans import DATA
+
+pytestmark = [
+    pytest.mark.realdata,
+    pytest.mark.slow,
+    pytest.mark.xdist_group("realdata"),
+    pytest.mark.skipif(not (DATA / "openkbp").is_dir(), reason="no real scans here: set REALDATA"),
+]
 
 
 @pytest.fixture(scope="module")
