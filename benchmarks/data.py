@@ -5,16 +5,16 @@
     python -m benchmarks.data DATA --cold                   scans of yours, read from the disk for every draw
     python -m benchmarks.data --list_lengths 10 100         and the store's memory for longer lists
 
-A draw is what a worker makes of one volume: a batch of ``--crops`` crops, float32 in [0, 1]. The ways to it:
+A draw is what a worker makes of one volume: a batch of ``--crops`` crops. The ways to it:
 
 - *official chain*: the transforms of the released code over MONAI's ``Dataset``, its default: load, RAS, window, pad to
   the crop, box around what is not air in multiples of the crop, random crops. Every draw decodes a scan.
 - *PersistentDataset*: the same transforms; MONAI keeps what comes before the random crops as tensors on the disk.
 - *NIfTI*: `SeededCrops` with the preprocessing of train.yaml, nothing cached; *NIfTI, all cached* keeps every
   preprocessed volume in memory (left out if that would take more than half of what is free).
-- *store*: `StoredCrops` on what `prepare` writes. In training the window is applied on the device; here it is in the
-  time, so that all ways end with the same. Before anything is timed, its crops are compared with those of NIfTI, to the
-  bit.
+- *store*: `StoredCrops` on what `prepare` writes, in HU as it is handed to the device, where training applies the
+  window; *store, window here* applies it too, so that it ends with what the other ways give: float32 in [0, 1]. Before
+  anything is timed, the crops of the store in the window are compared with those of NIfTI, to the bit.
 
 Each way is a process of its own with one thread, as a worker of a DataLoader. They take turns: in each round each way
 draws once from every scan, while the others wait. Times are wall-clock; the hand-over from a worker to the training
@@ -25,7 +25,7 @@ Warm: every file was read before and stays in the system's page cache, as far as
 draw the way's files are dropped from the page cache (``POSIX_FADV_DONTNEED``, which needs no root). A cache below the
 system, of a virtual machine's host or a RAID controller, cannot be emptied from here.
 
-All files that are made lie in a temporary folder (``TMPDIR`` chooses where).
+All files that are made lie in a temporary folder (``TMPDIR`` chooses where). Runs on Linux.
 """
 
 from __future__ import annotations
@@ -84,9 +84,11 @@ from bundles.swin_unetr_pretrain.scripts.hu_window import intensities
 from bundles.swin_unetr_pretrain.scripts.stored_crops import StoredCrops
 
 OFFICIAL = "official chain"
-PERSISTENT, NIFTI, CACHED, STORE = "PersistentDataset", "NIfTI", "NIfTI, all cached", "store"
-WAYS = (OFFICIAL, PERSISTENT, NIFTI, CACHED, STORE)
-EQUAL = (NIFTI, CACHED, STORE)  # give the same crops for the same draw
+PERSISTENT = "PersistentDataset"
+NIFTI, CACHED = "NIfTI", "NIfTI, all cached"
+STORE, WINDOWED = "store", "store, window here"
+EQUAL = (NIFTI, CACHED, STORE, WINDOWED)  # the bundle's: the same crops for the same draw
+WAYS = (OFFICIAL, PERSISTENT, *EQUAL)
 HU_WINDOW, FOREGROUND_HU, MIN_BODY = (-1000.0, 1000.0), -500.0, 0.01  # of train.yaml
 SEED = 0
 MIB, GIB = 2**20, 2**30
@@ -121,7 +123,7 @@ class Job:
         """The files that a way draws from."""
         if way == PERSISTENT:
             return sorted(map(str, Path(self.cache).glob("*.pt")))
-        return list(self.stored if way == STORE else self.scans)
+        return list(self.stored if way in (STORE, WINDOWED) else self.scans)
 
 
 def official_transforms(roi_size: Sequence[int], crops: int) -> Compose:
@@ -174,7 +176,7 @@ def bundle_dataset(way: str, job: Job) -> SeededCrops | StoredCrops:
         min_body=MIN_BODY,
     )
     data = [{"image": file} for file in job.files(way)]
-    if way == STORE:
+    if way in (STORE, WINDOWED):
         return StoredCrops(data=data, cropping=cropping, hu_window=list(HU_WINDOW), seed=SEED, shuffle=False)
     return SeededCrops(
         data=data,
@@ -203,13 +205,13 @@ class Loader:
             self.dataset.transform.set_random_state(seed=SEED)
 
     def draw(self, number: int) -> torch.Tensor:
-        """The crops of a draw, (crops, 1, *roi_size), float32 in [0, 1]."""
+        """The crops of a draw, (crops, 1, *roi_size): float32 in [0, 1], of `STORE` HU."""
         seeded = self.way in EQUAL  # by the number of the draw, which goes on beyond the number of scans
         crops = list_data_collate([self.dataset[number if seeded else number % len(self.dataset)]])["image"]
-        return intensities(crops, HU_WINDOW) if self.way == STORE else crops
+        return intensities(crops, HU_WINDOW) if self.way == WINDOWED else crops
 
     def draw_all(self, draws: range, *, cold: bool, hashes: bool) -> tuple[float, list[str]]:
-        """Draw one after the other; return the seconds that took, and hashes of the crops if asked for."""
+        """Draw one after the other; return the seconds that took, and hashes of the crops in the window if asked for."""
         seconds, digests = 0.0, []
         for number in draws:
             if cold:
@@ -219,6 +221,7 @@ class Loader:
             crops = self.draw(number)
             seconds += time.perf_counter() - begin
             if hashes:
+                crops = intensities(crops, HU_WINDOW) if self.way == STORE else crops
                 shown = f"{tuple(crops.shape)} {crops.dtype} ".encode()
                 digests.append(hashlib.sha256(shown + crops.numpy().tobytes()).hexdigest())
         return seconds, digests
@@ -377,10 +380,14 @@ def compare(
         list_lengths: how many times over to list the scans for the memory of the store.
 
     Returns:
-        ``machine``, ``versions``, the options, ``scans`` (file, shape, bytes), ``made`` (``{"store", "cache"}``: seconds and
-        bytes), ``not_dropped`` (files that stayed in the page cache), ``draws_compared``, ``ways`` (``{way: {"seconds": per
-        round, "crops_per_second": median, "ratio" to the official chain, "peak", "above", "bytes" on the disk}}``, or
-        ``{"left_out": reason}``) and ``list_lengths`` (``{"draws", "lengths": {length: {"listed", "peak", "above"}}}`` or None).
+        The options, ``machine``, ``versions``, and
+
+        - ``scans``: file, shape and bytes of each;
+        - ``made``: seconds and bytes of ``store`` and ``cache``;
+        - ``not_dropped``: files that stayed in the page cache; ``draws_compared``: of NIfTI and store;
+        - ``ways``: ``{way: {"seconds": per round, "crops_per_second": median, "ratio" to the official chain, "peak",
+          "above", "bytes" on the disk}}``, or ``{"left_out": reason}``;
+        - ``list_lengths``: of `memory_of_lists`, or None.
 
     Raises:
         InputError: from `find_scans` or `store_scans`.
@@ -530,12 +537,13 @@ def _rows(ways: dict[str, dict[str, Any]], crops: int) -> list[dict[str, str]]:
     rows = []
     for name, way in ways.items():
         if "left_out" in way:
-            rows.append({"way": name, "crops/s": "–", "least – most": way["left_out"]})
+            rows.append({"way": name, "crops/s": "left out"})
             continue
         speeds = [crops / seconds for seconds in (max(way["seconds"]), min(way["seconds"]))]
         row = {"way": name, "crops/s": f"{way['crops_per_second']:.4g}"}
         row["least – most"] = " – ".join(f"{speed:.4g}" for speed in speeds)
-        row["ratio"] = f"{way['ratio']:.4g}" if "ratio" in way else ""
+        if "ratio" in way:
+            row["ratio"] = f"{way['ratio']:.4g}"
         row["ms a crop"] = f"{1000 / way['crops_per_second']:.4g}"
         row |= {f"{part}\nMiB": f"{way[part] / MIB:.0f}" for part in ("peak", "above")}
         row["on disk\nMiB"] = f"{way['bytes'] / MIB:.0f}"
@@ -625,14 +633,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if name != "cold" and min(value if isinstance(value, list) else [value], default=1) <= 0:
                 raise InputError(f"--{name} {value}: give numbers above 0.")
         results = compare(sources=given.data, **options)
-    except InputError as error:
+    except (InputError, OSError) as error:  # of the latter mostly: no room in the temporary folder
         print(f"Stopped: {error}", file=sys.stderr)
         return 1
     console = Console()
     for line in _heading(results, generated=not given.data):
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print()
     _print_table(_rows(results["ways"], len(results["scans"]) * given.crops))
+    for name, way in results["ways"].items():
+        if "left_out" in way:
+            console.print(f"{name}: {way['left_out']}", highlight=False)
     if results["list_lengths"]:
         console.print("\nMemory of the store's loader by the length of the list", style="bold")
         _print_table(_length_rows(results["list_lengths"]))

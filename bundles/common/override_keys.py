@@ -1,7 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Refuse a misspelt ``--option`` of ``python -m monai.bundle run``.
+"""Refuse what ``python -m monai.bundle run`` would take without a word: a misspelt ``--option``, and ``--option None``.
 
-MONAI adds an unknown top-level key to the config and runs on, so ``--max_step 10`` would train for all the default steps.
+MONAI adds an unknown top-level key to the config and runs on, so ``--max_step 10`` would train for all the default steps. And it drops an
+option whose value is None, so ``--early_stopping None`` would leave what the preset says. An expression works: ``--early_stopping '$None'``.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def refuse_unknown_options(argv: Sequence[str] | None = None) -> None:
         argv: the words of the command line, ``sys.argv`` by default.
 
     Raises:
-        InputError: names the option, the nearest known ones and the config files looked in.
+        InputError: names the option, the nearest known ones and the config files looked in; or the way to write null.
     """
     argv = sys.argv if argv is None else argv
     if len(argv) < 2 or not argv[0].replace("\\", "/").endswith("monai/bundle/__main__.py") or argv[1] != "run":
@@ -68,7 +69,11 @@ def refuse_unknown_options(argv: Sequence[str] | None = None) -> None:
     if tracking in DEFAULT_EXP_MGMT_SETTINGS:
         known |= set(DEFAULT_EXP_MGMT_SETTINGS[tracking]["configs"])
 
-    for option in arguments:
+    for option, value in arguments.items():
+        if (value is None or value in ("None", "null")) and option not in inspect.signature(run).parameters:
+            raise InputError(
+                f"--{option} {value} would be dropped by MONAI. Write --{option} '$None', in single quotes."
+            )
         key = option.replace("#", "::").split("::")[0].lstrip("+")
         if key not in known and not key.startswith("_"):
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)

@@ -136,7 +136,7 @@ class TrainingCheckpoint:
         if early_stopping is not None:
             if isinstance(early_stopping, bool) or not isinstance(early_stopping, int) or early_stopping < 1:
                 raise InputError(
-                    f"--early_stopping {early_stopping!r} must be a number of validations above 0, or None never to stop early."
+                    f"--early_stopping {early_stopping!r} must be a number of validations above 0, or '$None' never to stop early."
                 )
             if evaluator is None:
                 raise InputError(

@@ -112,3 +112,15 @@ def test_the_command_line_of_the_process_is_the_default(config, monkeypatch):
     monkeypatch.setattr("sys.argv", [MAIN, "run", "--config_file", config, "--max_step", "1"])
     with pytest.raises(InputError, match="--max_steps"):
         refuse_unknown_options()
+
+
+def test_none_is_refused_since_monai_would_drop_it(config, tmp_path):
+    for value in ("None", "null"):
+        with pytest.raises(InputError, match=r"--max_steps \w+ would be dropped by MONAI. Write --max_steps '\$None'"):
+            check(config, "--max_steps", value)
+    file = tmp_path / "args.json"
+    file.write_text(json.dumps({"config_file": config, "max_steps": None}))
+    with pytest.raises(InputError, match="would be dropped"):
+        refuse_unknown_options([MAIN, "run", "--args_file", str(file)])
+    check(config, "--max_steps", "$None")
+    check(config, "--tracking", "None")

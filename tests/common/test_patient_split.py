@@ -18,7 +18,7 @@ def scan(name: str, patient="", section="", sha256="", label="", series_uid="") 
     return {"name": name, "sha256": sha256 or name, **known}
 
 
-def split(scans, share=0.2, folds=None, seed=0):
+def split(scans, share=0.2, folds=0, seed=0):
     return split_by_patient(scans, validation_share=share, folds=folds, seed=seed)
 
 
@@ -72,6 +72,12 @@ def test_no_validation_if_none_is_asked_for():
 def test_share_out_of_range(share):
     with pytest.raises(InputError, match="validation_share"):
         split(COHORT, share=share)
+
+
+@pytest.mark.parametrize("folds", [1, -1, 2.5, True, None])
+def test_folds_out_of_range(folds):
+    with pytest.raises(InputError, match="--folds"):
+        split(COHORT, folds=folds)
 
 
 # ---- sections of the lists -----------------------------------------------------------------------------------------

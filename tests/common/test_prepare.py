@@ -18,8 +18,8 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Spacing
 
-from bundles.common import prepare as module
 from bundles.common import prepare_scan as one_scan
+from bundles.common import prepared_results
 from bundles.common.data_list import segmentation_scans, unlabelled_scans
 from bundles.common.input_error import InputError
 from bundles.common.patch_store import StoredScan
@@ -387,7 +387,7 @@ def test_a_disk_that_is_full_at_the_end_is_told_too(tmp_path, good, monkeypatch)
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(module, "write_sheets", full)
+    monkeypatch.setattr(prepared_results, "write_sheets", full)
     with pytest.raises(InputError, match="No space left on device"):
         run(good, tmp_path / "out")
 
@@ -450,6 +450,13 @@ def test_luna16_and_lidc_in_one_run(tmp_path, caplog):
     assert "lies in 2 sections" in caplog.text
     assert "LIDC: 4 scans used, the authors' lists hold 450 + 24 (-470)" in caplog.text
     assert "4 of 6 scans used, 2 left out" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{"folds": 1}, {"validation_share": 1.5}])
+def test_impossible_splits_are_refused_before_the_work(tmp_path, good, read, options):
+    with pytest.raises(InputError, match=f"--{next(iter(options))}"):
+        run(good, tmp_path / "out", **options)
+    assert read == [] and not (tmp_path / "out").exists()
 
 
 def test_an_unknown_collection_is_refused_before_the_work(tmp_path, good, read):

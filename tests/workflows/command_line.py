@@ -47,7 +47,7 @@ def _command(
     if cwd is not None:
         command += ["--bundle_root", str(folder)]
     for name, value in options.items():
-        command += [f"--{name}", str(value)]
+        command += [f"--{name}", "$None" if value is None else str(value)]
     return {"args": command, "cwd": cwd or folder, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
 
 

@@ -108,7 +108,7 @@ def pretrained(tmp_path_factory, unlabelled) -> Path:
 def segmenter(tmp_path_factory, btcv, pretrained) -> Path:
     """Output folder of a small BTCV fine-tuning from the encoder."""
     output = tmp_path_factory.mktemp("segmenter")
-    options = {**SMALL, "depths": None, "roi_size": "[64,64,32]"}
+    options = {**SMALL, "depths": None, "roi_size": "[64,64,32]"}  # null: those of the encoder
     succeed(
         run_bundle(
             "swin_unetr_btcv_seg",

@@ -202,3 +202,23 @@ def test_published_weights_go_through_convert_into_a_fine_tuning_and_its_model(t
         assert run.returncode == 1
         assert "--merging legacy" in run.stderr[run.stderr.rindex("Stopped:") :]
     succeed(run_bundle("swin_unetr_btcv_seg", config, output_dir=tmp_path / "masks", merging="legacy", **options))
+
+
+def test_a_store_gives_the_weights_that_the_scans_give(tmp_path, unlabelled):
+    """Prepared once, read both ways: the same draws, crops, validation and weights, to the bit."""
+    prepared = tmp_path / "prepared"
+    options = {"source": unlabelled, "dataset_dir": prepared, "min_body": 100, "validation_share": 0.3}
+    succeed(run_bundle("swin_unetr_pretrain", "prepare.yaml", **options))
+    models = {}
+    for data in ("nifti", "store"):
+        output = tmp_path / data
+        options = {**SMALL, "roi_size": "[64,64,32]", "spacing": None, "dataset_dir": prepared, "output_dir": output}
+        options["data"] = data
+        succeed(run_bundle("swin_unetr_pretrain", "train.yaml", **options))
+        models[data] = torch.load(output / "models" / "model.pt", weights_only=True)
+    one, other = models["nifti"]["model"], models["store"]["model"]
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert models["nifti"]["trained"]["score"] == models["store"]["trained"]["score"]
+    refused = run_bundle("swin_unetr_pretrain", "train.yaml", **{**options, "foreground_hu": -400.0})
+    assert refused.returncode == 1
+    assert "was prepared with foreground_hu -500.0, this run has -400.0" in refused.stderr.splitlines()[-1]

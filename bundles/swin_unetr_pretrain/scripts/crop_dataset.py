@@ -58,8 +58,9 @@ def crop_dataset(
     for scan, item in zip(crops.scans, scans, strict=True):
         for name, value in asked.items():
             if scan.details.get(name) != value:
+                theirs, ours = ("'$None'" if one is None else one for one in (scan.details.get(name), value))
                 raise InputError(
-                    f"{item['image']} was prepared with {name} {scan.details.get(name)}, this run has {value}. Give --{name} "
-                    f"{scan.details.get(name)}, or run configs/prepare.yaml with --{name} {value}."
+                    f"{item['image']} was prepared with {name} {scan.details.get(name)}, this run has {value}. Give --{name} {theirs}, or run "
+                    f"configs/prepare.yaml with --{name} {ours}."
                 )
     return crops

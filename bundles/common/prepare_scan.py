@@ -1,0 +1,238 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""All that `prepare` does for one scan: its row, its files, and the record that says they are done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from .checkpoint_file import atomic_path
+from .input_error import InputError
+from .patch_store import write_scan
+from .patient_split import pseudonym
+from .refused_scan import RefusedScan
+from .scan_audit import LEFT_OUT, USED, audit_scan, body_box
+from .scan_reading import Volume, read_scan
+from .scan_sources import PREPARED, Candidate
+from .scan_thumbnail import thumbnail
+
+VERSION = 1  # of what is written; records of another are not taken
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The options that decide what is written for a scan; see prepare.yaml."""
+
+    spacing: tuple[float, float, float] | None = None
+    foreground_hu: float = -500.0
+    min_body: int = 10_000
+    min_slices: int = 8
+    max_spacing: float = 8.0
+    keep_suspect: bool = False
+    write_store: bool = True
+    write_nifti: bool = True
+    keep_patient_ids: bool = False
+    sheet_window: tuple[float, float] = (-400.0, 600.0)
+
+    def __post_init__(self) -> None:
+        spacing = [self.spacing] * 3 if isinstance(self.spacing, (int, float)) else self.spacing
+        if spacing is not None and (len(spacing) != 3 or not all(size > 0 for size in spacing)):
+            raise InputError(f"--spacing {self.spacing!r} must be three sizes in mm above 0, such as [1.5,1.5,2.0].")
+        if len(self.sheet_window) != 2 or self.sheet_window[0] >= self.sheet_window[1]:
+            raise InputError(f"--sheet_window {self.sheet_window!r} must be two values in HU, the lower one first.")
+        object.__setattr__(self, "spacing", spacing and tuple(map(float, spacing)))
+        object.__setattr__(self, "sheet_window", tuple(map(float, self.sheet_window)))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One scan to prepare; pickled to the process that does it."""
+
+    candidate: Candidate
+    recipe: Recipe
+    folder: str  # the output
+
+
+class Outputs:
+    """The files of one scan in the output folder."""
+
+    def __init__(self, folder: str | os.PathLike, name: str) -> None:
+        self.store = Path(folder, "store", f"{name}.b2nd")
+        self.nifti = Path(folder, "nifti", f"{name}.nii.gz")
+        self.thumbnail = Path(folder, PREPARED, f"{name}.npy")
+        self.record = Path(folder, PREPARED, f"{name}.json")
+
+    def wanted(self, candidate: Candidate, recipe: Recipe) -> list[Path]:
+        """The files that a used scan must have beside its record."""
+        return (
+            [self.store] * recipe.write_store
+            + [self.nifti] * (recipe.write_nifti and candidate.kind != "nifti")
+            + [self.thumbnail]
+        )
+
+    def remove_data(self) -> None:
+        """Delete store and NIfTI of a scan that is not used."""
+        for path in (self.store, self.nifti):
+            path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Delete everything of a scan that is no more."""
+        self.remove_data()
+        for path in (self.thumbnail, self.record):
+            path.unlink(missing_ok=True)
+
+
+def read_record(task: Task) -> dict[str, Any] | None:
+    """The row of a scan that was prepared before, from these files and by this recipe; else None."""
+    try:
+        record = json.loads(Outputs(task.folder, task.candidate.name).record.read_text(encoding="utf-8"))
+        return record["row"] if record["made_from"] == _made_from(task) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there, or not ours
+
+
+def prepare_scan(task: Task) -> dict[str, Any]:
+    """Read, audit and store one scan; its record is written last.
+
+    Returns:
+        The row of `audit_scan`, with ``patient`` and ``series_uid``; of a scan that cannot be read the verdict and reason alone. The
+        record of such a scan is not kept, as what is at fault may be a permission or the network: the next run tries again.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    candidate, recipe = task.candidate, task.recipe
+    patient = candidate.patient or (candidate.series.patient_id if candidate.series else "")
+    row = {
+        "patient": patient if recipe.keep_patient_ids else pseudonym(patient),
+        "series_uid": candidate.series_uid,
+    }
+    try:
+        return _prepared(task, row)
+    except RefusedScan as error:
+        reason = str(error)
+    except InputError:
+        raise
+    except MemoryError:
+        reason = "is too large for the memory: use fewer --workers, or a machine with more"
+    except Exception as error:  # one odd scan must not stop the others
+        reason = f"cannot be prepared ({type(error).__name__}: {error})"
+    with writing(task.folder):
+        Outputs(task.folder, candidate.name).remove()
+    return row | refused(reason)
+
+
+def _prepared(task: Task, row: dict[str, Any]) -> dict[str, Any]:
+    candidate, recipe = task.candidate, task.recipe
+    made_from = _made_from(task)  # before reading: a file that changes meanwhile is read again next time
+    outputs = Outputs(task.folder, candidate.name)
+    volume = read_scan(candidate)
+    row |= audit_scan(
+        volume,
+        foreground_hu=recipe.foreground_hu,
+        min_body=recipe.min_body,
+        min_slices=recipe.min_slices,
+        max_spacing=recipe.max_spacing,
+        keep_suspect=recipe.keep_suspect,
+    )
+    used = row["verdict"] == USED
+    ras = volume.to_ras()
+    window = recipe.sheet_window if used else None
+    picture = thumbnail(ras.voxels, spacing=ras.spacing, box=row["body_box"], window=window)
+    stored, box = ras, row["body_box"]
+    if used and recipe.write_store and recipe.spacing is not None:
+        stored = _resampled(ras, recipe.spacing)
+        box = body_box(stored.voxels > recipe.foreground_hu)
+    with writing(task.folder):
+        if used and recipe.write_nifti and candidate.kind != "nifti":
+            _write_nifti(outputs.nifti, volume)
+        if used and recipe.write_store:
+            details = _details(row, recipe)
+            write_scan(outputs.store, voxels=stored.voxels, affine=stored.affine, body_box=box, details=details)
+        if not used:
+            outputs.remove_data()
+        with atomic_path(outputs.thumbnail) as temporary, open(temporary, "wb") as file:
+            np.save(file, picture)
+        write_text(outputs.record, json.dumps({"made_from": made_from, "row": row}, indent=1, ensure_ascii=False))
+    return row
+
+
+def refused(reason: str) -> dict[str, Any]:
+    """Verdict and reason of a scan that could not be read."""
+    return {"verdict": LEFT_OUT, "reason": reason}
+
+
+@contextmanager
+def writing(folder: str | os.PathLike) -> Iterator[None]:
+    """Report a file that cannot be written: the disk is full, mostly, and no other scan would fare better."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # blosc2 raises the latter
+        free = shutil.disk_usage(folder).free / 1e9
+        raise InputError(
+            f"Cannot write in {folder}: {getattr(error, 'strerror', None) or error} ({free:.1f} GB free there). What was finished is kept. Make "
+            "room (or choose another --dataset_dir) and start the same command again: it goes on with the rest."
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def _made_from(task: Task) -> dict[str, Any]:
+    """What the record of a scan is compared by: sizes and times of its files, and the recipe."""
+    try:
+        stats = [os.stat(file) for file in task.candidate.files]
+        stamps = json.dumps([[stat.st_size, stat.st_mtime_ns] for stat in stats])
+    except OSError:
+        stamps = ""
+    made_from = {
+        "version": VERSION,
+        "files": hashlib.sha256(stamps.encode()).hexdigest()[:16],
+        "patient": pseudonym(task.candidate.patient),
+        "recipe": vars(task.recipe),
+    }
+    return json.loads(json.dumps(made_from))  # tuples become lists, as in the file
+
+
+def _write_nifti(path: Path, volume: Volume) -> None:
+    image = nib.Nifti1Image(volume.voxels, volume.affine)
+    image.set_sform(volume.affine, code=1)
+    image.set_qform(volume.affine, code=1)
+    image.header.set_xyzt_units("mm")
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)
+
+
+def _details(row: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """What the store tells of a scan beside its voxels."""
+    return {
+        "sha256": row["sha256"],
+        "foreground_hu": recipe.foreground_hu,
+        "spacing": recipe.spacing,
+        "quantiles": {name: value for name, value in row.items() if name.startswith("hu_")},
+    }
+
+
+def _resampled(ras: Volume, spacing: tuple[float, float, float]) -> Volume:
+    """As train.yaml resamples; whole HU stay whole, at half the size of fractions."""
+    from monai.data import MetaTensor  # seconds to import, and most runs do without
+    from monai.transforms import Spacing
+
+    image = Spacing(spacing, mode="bilinear")(MetaTensor(ras.voxels[None].astype(np.float32), affine=ras.affine))
+    voxels = image[0].numpy()
+    if ras.voxels.dtype == np.int16:
+        voxels = np.rint(voxels).astype(np.int16)
+    return Volume(voxels, image.affine.numpy())
