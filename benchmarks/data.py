@@ -211,7 +211,7 @@ class Loader:
         return intensities(crops, HU_WINDOW) if self.way == WINDOWED else crops
 
     def draw_all(self, draws: range, *, cold: bool, hashes: bool) -> tuple[float, list[str]]:
-        """Draw one after the other; return the seconds that took, and hashes of the crops in the window if asked for."""
+        """Draw one after the other; return the seconds, and if asked for hashes of the crops in the window."""
         seconds, digests = 0.0, []
         for number in draws:
             if cold:
@@ -568,11 +568,11 @@ def _heading(results: dict[str, Any], generated: bool) -> list[str]:
     """What was measured, on what, and what was warm or cold."""
     scans, made, here = results["scans"], results["made"], results["machine"]
     shapes = ", ".join("x".join(map(str, scan["shape"])) for scan in scans)
-    kind = "generated scans" if generated else "scans"
+    kind = "generated " * generated + "scan" + "s" * (len(scans) > 1)
     each = f"{results['crops']} crops of {' x '.join(map(str, results['roi_size']))}"
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     lines = [
-        f"{len(scans)} {kind} ({shapes}), {each} a draw, {results['repeats']} rounds, one process and thread a way",
+        f"{len(scans)} {kind} ({shapes}), {each} a draw; rounds: {results['repeats']}; one process and thread a way",
         f"{here['cpu']}, {here['cores']} cores, {here['memory'] / GIB:.0f} GiB, load {here['load']:.1f}",
         versions,
     ]

@@ -77,7 +77,7 @@ def test_command_measures_every_way_and_writes_the_numbers(folder, tmp_path, cap
     options = ["--roi_size", *map(str, ROI), "--repeats", "3", "--list_lengths", "2", "6"]
     assert main([str(folder), *options, "--json", str(tmp_path / "out/data.json")]) == 0
     table = capsys.readouterr().out
-    assert "2 scans (48x40x36, 48x40x36), 2 crops of 32 x 32 x 32 a draw, 3 rounds" in table
+    assert "2 scans (48x40x36, 48x40x36), 2 crops of 32 x 32 x 32 a draw; rounds: 3;" in table
     assert "warm: every file was read before" in table and "cold" not in table
     assert "equal to the bit in 2 draws" in table
     assert all(way in table for way in WAYS) and "6 times" in table
@@ -276,7 +276,7 @@ def test_heading_says_what_was_cold_and_what_would_not_be():
         "draws_compared": 1,
     }
     lines = _heading(results, generated=True)
-    assert lines[0].startswith("1 generated scans (512x512x41), 2 crops of 96 x 96 x 96 a draw")
+    assert lines[0].startswith("1 generated scan (512x512x41), 2 crops of 96 x 96 x 96 a draw")
     assert lines[1] == "A CPU, 2 cores, 24 GiB, load 1.2" and lines[2] == "python 3.11, torch 2"
     assert lines[3] == "cold: each way's files are dropped from the page cache before each draw"
     assert lines[4] == "store, prepared in 1.5 s: 9 MiB"

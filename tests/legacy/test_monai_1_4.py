@@ -17,7 +17,6 @@ from bundles.common.weights import encoder_state, load_encoder, load_model
 PYTHON = os.environ.get("LEGACY_PYTHON")
 pytestmark = [
     pytest.mark.legacy,
-    pytest.mark.xdist_group("legacy"),
     pytest.mark.skipif(not PYTHON, reason="needs a Python with MONAI 1.4.0: make test-legacy"),
 ]
 

@@ -21,7 +21,6 @@ from .test_real_scans import DATA
 pytestmark = [
     pytest.mark.realdata,
     pytest.mark.slow,
-    pytest.mark.xdist_group("realdata"),
     pytest.mark.skipif(not (DATA / "openkbp").is_dir(), reason="no real scans here: set REALDATA"),
 ]
 

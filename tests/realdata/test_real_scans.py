@@ -26,7 +26,6 @@ DATA = Path(os.environ.get("REALDATA", ROOT.parent / "shared" / "data"))
 pytestmark = [
     pytest.mark.realdata,
     pytest.mark.slow,
-    pytest.mark.xdist_group("realdata"),
     pytest.mark.skipif(not (DATA / "openkbp").is_dir(), reason="no real scans here: set REALDATA"),
 ]
 QUICK = {"preset": "cpu", "log_every": 1}

@@ -14,8 +14,6 @@ import pytest
 
 from .command_line import BUNDLES, SMALL, run_bundle
 
-pytestmark = pytest.mark.xdist_group("bad_input")
-
 
 def refused(tmp_path, dataset_dir, **options) -> str:
     """The message of a training that must not start."""

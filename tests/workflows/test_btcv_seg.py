@@ -19,7 +19,6 @@ from tests.common.dicom_files import write_series
 
 from .command_line import SMALL, run_bundle, succeed
 
-pytestmark = pytest.mark.xdist_group("btcv")
 WINDOW = {"preset": "cpu", "roi_size": "[64,64,32]"}
 
 

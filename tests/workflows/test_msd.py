@@ -12,7 +12,6 @@ import torch
 
 from .command_line import SMALL, run_bundle, succeed
 
-pytestmark = pytest.mark.xdist_group("msd")
 WINDOW = {"preset": "cpu", "roi_size": "[64,64,32]"}
 
 

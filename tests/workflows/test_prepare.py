@@ -18,7 +18,6 @@ from bundles.common.patch_store import StoredScan
 from ..common.raw_scans import MIN_BODY, contents, phantom, read_list, write_bad, write_good, write_nifti
 from .command_line import SMALL, _command, kill_when, run_bundle, start, succeed
 
-pytestmark = pytest.mark.xdist_group("prepare")
 BUNDLE = "swin_unetr_pretrain"
 
 

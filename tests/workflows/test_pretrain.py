@@ -22,7 +22,6 @@ from bundles.common.weights import load_model
 
 from .command_line import BUNDLES, SMALL, run_bundle, succeed
 
-pytestmark = pytest.mark.xdist_group("pretrain")
 SMALL = {**SMALL, "roi_size": "[64,64,32]"}
 
 

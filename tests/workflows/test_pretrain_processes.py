@@ -18,7 +18,6 @@ from bundles.common.training_log import read_log
 
 from .command_line import BUNDLES, SMALL, kill_when, run_bundle, signal_when, start, succeed
 
-pytestmark = pytest.mark.xdist_group("pretrain_processes")
 SMALL = {**SMALL, "roi_size": "[64,64,32]"}
 
 
