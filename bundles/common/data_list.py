@@ -466,7 +466,7 @@ def _nifti_below(folder: Path) -> list[str]:
     if not images:
         raise InputError(
             f"No scans in {folder}: looked there and below it for dataset.json, *.nii and *.nii.gz, leaving "
-            f"out hidden files, folders of masks (label..., seg..., mask...) and files named like a result (..._seg.nii.gz). {_content(folder)} (Convert DICOM to NIfTI first.)"
+            f"out hidden files, folders of masks (label..., seg..., mask...) and files named like a result (..._seg.nii.gz). {_content(folder)} (DICOM is made a data list of by configs/prepare.yaml of swin_unetr_pretrain.)"
         )
     return images
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import logging
 
-import nibabel as nib
-import numpy as np
 from monai.config import PathLike
 from monai.data import NibabelWriter
 
@@ -33,19 +31,3 @@ class AtomicNibabelWriter(NibabelWriter):
             super().write(temporary, verbose=False, **obj_kwargs)
         if verbose:
             logger.info("wrote %s", filename)
-
-
-def write_nifti(path: PathLike, *, voxels: np.ndarray, affine: np.ndarray) -> None:
-    """Write a scan with its grid, in mm, as scanner coordinates (sform and qform).
-
-    Args:
-        path: the file, ending in ``.nii`` or ``.nii.gz``.
-        voxels: (X, Y, Z).
-        affine: (4, 4), voxel indices to RAS mm.
-    """
-    image = nib.Nifti1Image(voxels, affine)
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
-    image.header.set_xyzt_units("mm")
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)

@@ -49,6 +49,8 @@ def _as_stored(voxels: np.ndarray) -> np.ndarray:
     Raises:
         RefusedScan: if a value is NaN or infinite.
     """
+    if voxels.dtype == np.int16:
+        return np.ascontiguousarray(voxels)
     with np.errstate(invalid="ignore"):
         whole = voxels.astype(np.int16)
         if np.array_equal(whole, voxels):

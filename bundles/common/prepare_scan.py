@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from .checkpoint_file import atomic_path
 from .input_error import InputError
+from .nifti_file import write_nifti
 from .patch_store import write_scan
 from .patient_split import pseudonym
 from .refused_scan import RefusedScan
@@ -155,7 +155,7 @@ def _prepared(task: Task, row: dict[str, Any]) -> dict[str, Any]:
         box = body_box(stored.voxels > recipe.foreground_hu)
     with writing(task.folder):
         if used and recipe.write_nifti and candidate.kind != "nifti":
-            _write_nifti(outputs.nifti, volume)
+            write_nifti(outputs.nifti, voxels=volume.voxels, affine=volume.affine)
         if used and recipe.write_store:
             details = _details(row, recipe)
             write_scan(outputs.store, voxels=stored.voxels, affine=stored.affine, body_box=box, details=details)
@@ -205,15 +205,6 @@ def _made_from(task: Task) -> dict[str, Any]:
         "recipe": vars(task.recipe),
     }
     return json.loads(json.dumps(made_from))  # tuples become lists, as in the file
-
-
-def _write_nifti(path: Path, volume: Volume) -> None:
-    image = nib.Nifti1Image(volume.voxels, volume.affine)
-    image.set_sform(volume.affine, code=1)
-    image.set_qform(volume.affine, code=1)
-    image.header.set_xyzt_units("mm")
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
 
 
 def _details(row: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:

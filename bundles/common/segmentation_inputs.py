@@ -13,7 +13,7 @@ from typing import Any
 from .data_list import StrPath, inference_scans, is_scan
 from .dicom_series import read_series
 from .input_error import InputError
-from .nifti_writer import write_nifti
+from .nifti_file import write_nifti
 from .organ_volumes import TABLE, read_volumes
 from .refused_scan import RefusedScan
 from .scan_sources import Candidate, find_candidates
