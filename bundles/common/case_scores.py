@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from .input_error import InputError
 from .score_plots import score_figure
 from .score_summary import METRICS, format_summary, summarise
 
+DEFAULT_TOLERANCE = 1.0  # mm
+OTHERWISE = "otherwise"  # key of the tolerance of organs that are not named
 RECORDS = "cases"  # folder in the output folder of what was scored, a file for each case
 
 logger = logging.getLogger(__name__)
@@ -67,7 +70,7 @@ def score_case(
         truth: label map of the same shape and geometry.
         labels: organ name of each label value; other values are ignored. The background, 0, cannot be scored.
         spacing: voxel size along X, Y, Z in mm.
-        tolerance: NSD tolerance in mm, one for all organs or one for each organ name.
+        tolerance: NSD tolerance in mm, one for all organs or by organ name; what is not named takes that of ``otherwise``, else 1 mm.
 
     Returns:
         ``{organ: {"dice": float, "nsd": float, "hd95": float}}`` in the order of ``labels``.
@@ -127,7 +130,8 @@ class CaseScores:
     dropped, and the first process writes to ``output_dir``
 
     - ``scores.csv``: ``case,label,dice,nsd,hd95``, one row for each case and organ, an empty field for NaN;
-    - ``summary.json``: see `summarise`, with the tolerance in mm and the names of the cases; null for NaN;
+    - ``summary.json``: see `summarise`, with the tolerance in mm, the names of the cases, and ``details`` under
+      ``evaluated``; null for NaN;
     - ``scores.png``: see `score_figure`.
 
     Every process has ``mean_dice``, ``mean_nsd``, ``mean_hd95`` and ``dice_<organ>`` in ``engine.state.metrics``. That
@@ -152,6 +156,8 @@ class CaseScores:
         settings: whatever else decides the scores, such as spacing and overlap, of types that JSON knows.
         model: file of the network, or files of an ensemble. Path, size and time of change say whether it is the one that scored.
         resume: whether cases that were scored under equal settings, with the same model and files, are kept.
+        details: what was evaluated, to be read by whoever gathers several evaluations: task, split, training of the
+            model. It decides no score, so cases that were scored before are kept when it changes.
 
     Raises:
         InputError: here if a label or tolerance is unusable or the model's file is missing; during the run if a case's
@@ -171,10 +177,16 @@ class CaseScores:
         settings: Mapping[str, Any] | None = None,
         model: str | Path | Sequence[str | Path] | None = None,
         resume: bool = False,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         if resume and items is None:
             raise ValueError("resume needs items, the list of all cases.")
         self.labels = {int(value): str(organ) for value, organ in labels.items() if int(value) != 0}
+        unknown = sorted(set(tolerance) - {OTHERWISE, *self.labels.values()}) if isinstance(tolerance, Mapping) else []
+        if unknown:
+            raise InputError(
+                f"--nsd_tolerance names {', '.join(unknown)}; the organs are {', '.join(self.labels.values())}."
+            )
         self.tolerance = {organ: _tolerance_of(organ, tolerance) for organ in self.labels.values()}
         self.output_dir = Path(output_dir)
         self.pred_key = pred_key
@@ -187,6 +199,7 @@ class CaseScores:
         decisive |= {"model": None if model is None else _stamps(ensure_tuple(model))} | dict(settings or {})
         self.settings = json.loads(json.dumps(decisive, default=str))  # as it comes back from a record
         self.resume = resume
+        self.details = json.loads(json.dumps(dict(details or {}), default=str))
         self.kept: dict[str, dict[str, dict[str, float]]] = {}
         self.scores: dict[str, dict[str, dict[str, float]]] = {}
 
@@ -223,6 +236,7 @@ class CaseScores:
 
         if rank() == 0:
             summary |= {"tolerance": self.tolerance, "cases": sorted({row["case"] for row in rows})}
+            summary |= {"evaluated": self.details}
             self._write(rows, summary)
             logger.info("%s", format_summary(summary))
 
@@ -312,10 +326,8 @@ def _label_map(array: np.ndarray | torch.Tensor, role: str) -> np.ndarray:
 
 def _tolerance_of(organ: str, tolerance: float | Mapping[str, float]) -> float:
     if isinstance(tolerance, Mapping):
-        if organ not in tolerance:
-            raise InputError(f"tolerance names no value for '{organ}', only for {sorted(tolerance)}: add it, in mm.")
-        tolerance = tolerance[organ]
-    if not math.isfinite(tolerance) or tolerance < 0:
+        tolerance = tolerance.get(organ, tolerance.get(OTHERWISE, DEFAULT_TOLERANCE))
+    if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not math.isfinite(tolerance) or tolerance < 0:
         raise InputError(f"The NSD tolerance of '{organ}' is {tolerance}: it must be a number of mm, 0 or above.")
     return float(tolerance)
 

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 UNLABELLED_SECTIONS = ("unlabeled", "unlabelled")
 SECTIONS = ("training", "validation", "test", *UNLABELLED_SECTIONS)
+FOLDS = 5  # paper: five-fold cross-validation
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 # What a search for scans leaves out: folders of masks (BTCV's labelsTr, TotalSegmentator's segmentations), and the results
 # of these bundles, which lie beside the scans where somebody chose their folder as output_dir.
@@ -64,7 +65,7 @@ def segmentation_scans(
     data_list: StrPath | None = None,
     section: str,
     fold: int | str | None = 0,
-    folds: int = 5,
+    folds: int | None = None,
     seed: int = 0,
     label: str = "required",
     may_be_empty: bool = False,
@@ -85,7 +86,7 @@ def segmentation_scans(
         data_list: another JSON file instead, absolute or relative to ``dataset_dir``.
         section: ``training``, ``validation``, ``test``, or ``all`` (training and validation, whatever the fold).
         fold: see above.
-        folds: number of folds that rule 4 makes.
+        folds: number of folds that rule 4 makes; None: `FOLDS`, or one for each patient where there are fewer.
         seed: of the draw of rule 4.
         label: ``required`` or ``optional``.
         may_be_empty: let ``fold="all"`` give an empty validation, for a training without one.
@@ -233,6 +234,8 @@ def inference_scans(source: StrPath | Sequence[StrPath]) -> list[dict]:
 
 def _inference_scans(source: StrPath) -> list[dict]:
     source = Path(source).expanduser().absolute()
+    if not source.exists():
+        raise InputError(f"{source} not found. {_content(source.parent)}")
     if source.is_dir():
         direct = sorted(str(path) for path in source.iterdir() if is_scan(path.name) and path.is_file())
         if direct or not (source / "dataset.json").is_file():
@@ -358,7 +361,7 @@ def _sections_of(content: dict) -> str:
 # ---- training and validation ---------------------------------------------------------------------------------------
 
 
-def _split(content: dict, path: Path, *, fold: int | str | None, folds: int, seed: int) -> tuple[list, list]:
+def _split(content: dict, path: Path, *, fold: int | str | None, folds: int | None, seed: int) -> tuple[list, list]:
     """Return the training and the validation entries, by the rules of `segmentation_scans`."""
     training, validation = content.get("training", []), content.get("validation", [])
     pool = training + validation
@@ -395,9 +398,11 @@ def _patient(scan: dict, path: Path) -> str:
     return os.path.relpath(image, path.parent)  # relative: the split must not change when the data move
 
 
-def draw_folds(patients: list[str], path: Path, *, folds: int, seed: int) -> list[int]:
+def draw_folds(patients: list[str], path: Path, *, folds: int | None, seed: int) -> list[int]:
     """Draw a fold for each patient; returns one number per entry of ``patients`` (which may repeat)."""
     distinct = sorted(set(patients))
+    if folds is None:
+        folds = FOLDS if len(distinct) < 2 else min(FOLDS, len(distinct))
     if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
         raise InputError(f"folds must be a whole number of at least 2, got {folds!r}")
     if len(distinct) < folds:

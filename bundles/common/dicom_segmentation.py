@@ -26,6 +26,7 @@ from .overlay import organ_colours
 from .slice_grid import MAX_SHIFT, grid_affine, sort_slices
 
 logger = logging.getLogger(__name__)
+logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells of every attribute that it copies
 
 # SNOMED CT, as pydicom has it from the standard; right and left are modifiers. The joined veins have no code of their
 # own, so theirs says no more than is true.

@@ -14,7 +14,7 @@ import torch
 from .checkpoint_file import load_checkpoint_file
 from .input_error import InputError
 from .label_names import model_labels
-from .model_split import DEFAULTS
+from .scan_fingerprint import fingerprint
 from .swin_encoder import build_swin_unetr, resolve_encoder
 from .weights import load_model
 
@@ -86,32 +86,43 @@ def load_ensemble(
     return networks
 
 
-def warn_of_seen_cases(paths: Sequence[str], *, section: str) -> None:
-    """Log a warning where some members of an ensemble were trained on what the ensemble is to be scored on.
+def warn_of_seen_cases(paths: Sequence[str], *, section: str, scans: Sequence[dict]) -> None:
+    """Log a warning where a model may have been trained on what it is to be scored on.
 
-    The validation cases of one fold are training cases of all others. A single model is `model_split.model_split`'s.
+    A model's file names the cases that its training held out, by their checksum. With another list, split or ensemble of folds, cases that are scored
+    may be cases of the training. Files of others do not say; `model_split` warns of these.
 
     Args:
         paths: of all models.
         section: of the data list, which is scored.
+        scans: what is scored.
     """
-    if len(paths) < 2 or section == "test":
+    if section == "test":
         return
-    splits = {path: _split_of(path) for path in paths}
-    silent = [path for path, split in splits.items() if split is None]
-    if silent or any(split != splits[paths[0]] for split in splits.values()):
-        said = "; ".join(f"{path}: {'not said' if split is None else split}" for path, split in splits.items())
-        logger.warning(
-            "the models of this ensemble were trained on different cases (%s): cases of section '%s' were training "
-            "cases of some, and the scores flatter. Only --section test scores what none of them has seen",
-            *(said, section),
-        )
+    scored = fingerprint(scans)
+    for path in paths:
+        content = load_checkpoint_file(path)
+        trained = content.get("trained") if isinstance(content, Mapping) else None
+        held_out = trained.get("validation_scans") if isinstance(trained, Mapping) else None
+        if held_out != scored and (held_out or len(paths) > 1):
+            logger.warning(
+                "%s held out other cases in its training (%s) than the %d of section '%s' that are scored: it may have been trained on some of them, "
+                "and the scores flatter. A test section scores what no model has seen.",
+                *(path, f"{held_out['number']}" if held_out else "not said", scored["number"], section),
+            )
 
 
-def _split_of(path: str) -> dict[str, Any] | None:
-    content = load_checkpoint_file(path)
-    trained = content.get("trained") if isinstance(content, Mapping) else None
-    return {name: trained.get(name, DEFAULTS[name]) for name in DEFAULTS} if isinstance(trained, Mapping) else None
+def warn_of_unseen_mirrors(paths: Sequence[str], *, mirror_axes: Sequence[int]) -> None:
+    """Log a warning where scans are to be mirrored that the training never mirrored: sides would be confused."""
+    for path in paths if mirror_axes else ():
+        content = load_checkpoint_file(path)
+        trained = content.get("trained") if isinstance(content, Mapping) else None
+        augmentation = trained.get("augmentation") if isinstance(trained, Mapping) else None
+        if isinstance(augmentation, Mapping) and not augmentation.get("flip"):
+            logger.warning(
+                "%s was trained without flips: --mirror_axes %s shows it scans that it has never seen the like of, and will cost Dice",
+                *(path, list(mirror_axes)),
+            )
 
 
 def _by_value(labels: Mapping[str, str]) -> dict[int, str]:

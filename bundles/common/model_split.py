@@ -10,7 +10,7 @@ from .checkpoint_file import load_checkpoint_file
 
 logger = logging.getLogger(__name__)
 
-DEFAULTS = {"fold": None, "folds": 5, "seed": 0}
+DEFAULTS = {"fold": None, "folds": None, "seed": 0}
 
 
 def model_split(checkpoint: str, *, fold: int | str | None, folds: int | None, seed: int | None) -> dict[str, Any]:

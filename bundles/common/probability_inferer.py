@@ -52,7 +52,7 @@ class ProbabilityInferer(Inferer):
             classes not.
 
     Raises:
-        InputError: here for unusable arguments; when called, if the scan did not fit into memory in any way.
+        InputError: here for unusable arguments; when called, if the scan holds NaN, or did not fit into memory in any way.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class ProbabilityInferer(Inferer):
         They lie on the device of the input, or on the CPU where the GPU is too small.
         """
         images = (inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs).float()
+        _check_finite(inputs)
         probabilities = None
         while probabilities is None:
             try:
@@ -142,6 +143,15 @@ class ProbabilityInferer(Inferer):
         else:
             now = f"From now on {_windows(plan)} at a time; --sw_batch_size {plan.windows} avoids the failed try"
         logger.warning("The GPU's memory is too small (%s): %s. %s.", tried, reason, now)
+
+
+def _check_finite(inputs: torch.Tensor) -> None:
+    if not torch.isfinite(inputs).all():
+        file = inputs.meta.get("filename_or_obj", "the scan") if isinstance(inputs, MetaTensor) else "the scan"
+        raise InputError(
+            f"{file} has voxels that are not numbers (NaN or infinite), which would spoil the mask far around. Mend or remove it; "
+            "--check_data full finds all such files before the run."
+        )
 
 
 def _windows(plan: _Plan) -> str:

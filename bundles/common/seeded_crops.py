@@ -99,7 +99,14 @@ class SeededCrops(Dataset):
     def __getitem__(self, draw: int) -> list[dict[str, Any]]:
         self.augmentation.set_random_state(seed=self.draws.seed_of(draw))
         volume = self.volume_of(draw)
-        crops = self.augmentation(self.volumes[volume])
+        try:
+            crops = self.augmentation(self.volumes[volume])
+        except (RuntimeError, ValueError) as error:  # MONAI wraps what a transform raises
+            if "sampling location" not in f"{error} {error.__cause__}":
+                raise
+            raise InputError(
+                f"{self.data[volume]['image']} has no place to draw a crop from: it is air alone. Remove it from the data list."
+            ) from error
         crops = [{**_plain(crop), "draw": draw} for crop in (crops if isinstance(crops, list) else [crops])]
         if not all(torch.isfinite(crop["image"]).all() for crop in crops):
             raise InputError(

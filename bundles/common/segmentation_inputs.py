@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .case_names import case_name
 from .data_list import StrPath, inference_scans, is_scan
 from .dicom_series import read_series
 from .input_error import InputError
 from .nifti_file import write_nifti
 from .organ_volumes import TABLE, read_volumes
 from .refused_scan import RefusedScan
-from .scan_sources import Candidate, find_candidates
+from .scan_reading import read_scan
+from .scan_sources import FOREIGN, Candidate, find_candidates
 
 logger = logging.getLogger(__name__)
 
@@ -39,38 +41,47 @@ def segmentation_inputs(
 ) -> SegmentationInputs:
     """Find what is to be segmented.
 
-    A folder that holds NIfTI files or a ``dataset.json`` is taken as `data_list.inference_scans` does. Of any other folder every CT series of
-    DICOM at any depth is taken, written to ``output_dir/dicom/NAME.nii.gz`` on the series' own grid; series that are no CT volume are left
-    out, with a warning that says why.
+    A folder that holds NIfTI files or a ``dataset.json`` is taken as `data_list.inference_scans` does. Of any other folder every scan at any depth
+    is taken; CT series of DICOM (and MetaImage) are written to ``output_dir/dicom/NAME.nii.gz`` on their own grid. Series that are no CT volume,
+    or may be incomplete, and files that cannot be read are left out, each with a warning that says why.
 
     Args:
         source: a NIfTI file, a data list, a folder, or several of them.
         output_dir: where the masks go.
-        resume: leave out scans that an earlier run into ``output_dir`` has segmented: those in its table of volumes.
+        resume: leave out scans that an earlier run into ``output_dir`` has segmented: those in its table of volumes whose mask is there and no
+            older than the scan.
 
     Raises:
         InputError: see `inference_scans`; or every series was left out.
     """
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     folder = Path(output_dir).expanduser().absolute() / "dicom"
-    done = set(read_volumes(Path(output_dir) / TABLE)) if resume else set()
-    listed, series, skipped = [], {}, 0
+    done = _segmented(Path(output_dir)) if resume else set()
+    listed: list[StrPath] = []
+    series: dict[str, tuple[str, ...]] = {}
+    skipped = refused = 0
     for one in sources:
-        found = (
-            []
-            if _is_listed(one)
-            else [c for c in find_candidates(one, skip=output_dir).candidates if c.kind == "dicom"]
-        )
-        if not found:
+        found = None if _is_listed(one) else find_candidates(one, skip=output_dir)
+        if found is None or all(candidate.kind == "nifti" for candidate in found.candidates):
             listed.append(one)
             continue
-        todo = {_file(folder, candidate): candidate for candidate in found}
-        skipped += len(done & todo.keys())
-        made = {file: _converted(candidate, file) for file, candidate in todo.items() if file not in done}
-        if made and not any(made.values()):
-            raise InputError(f"{one}: none of its {len(made)} DICOM series can be segmented; the reasons stand above.")
-        series |= {file: files for file, files in made.items() if files}
-    scans = inference_scans([*listed, *series]) if listed or series else []
+        for file, reason in found.refused.items():
+            logger.warning("%s is left out: %s", file, reason)
+        broken = {os.path.dirname(file) for file in found.refused if not file.lower().endswith(FOREIGN)}
+        for candidate in found.candidates:
+            file = candidate.source if candidate.kind == "nifti" else str(folder / f"{candidate.name}.nii.gz")
+            if file in done:
+                skipped += 1
+            elif candidate.kind == "nifti":
+                listed.append(file)
+            elif (files := _converted(candidate, file, broken)) is None:
+                refused += 1
+            else:
+                listed.append(file)
+                series |= {file: files} if files else {}
+    if refused and not listed and not skipped:
+        raise InputError(f"{source}: none of its {refused} series can be segmented; the reasons stand above.")
+    scans = inference_scans(listed) if listed else []
     todo = [scan for scan in scans if _first_file(scan) not in done]
     if resume:
         logger.info("%d scans are segmented already (%s)", skipped + len(scans) - len(todo), Path(output_dir) / TABLE)
@@ -83,20 +94,37 @@ def _is_listed(source: StrPath) -> bool:
     return not path.is_dir() or any(is_scan(name) or name == "dataset.json" for name in os.listdir(path))
 
 
-def _file(folder: Path, candidate: Candidate) -> str:
-    return str(folder / f"{candidate.name}.nii.gz")
+def _segmented(output_dir: Path) -> set[str]:
+    """Images that an earlier run has segmented: in its table, the mask there and no older than the image."""
+    images = set()
+    for image in read_volumes(output_dir / TABLE):
+        mask = output_dir / f"{case_name(image)}_seg.nii.gz"
+        if mask.exists() and os.path.exists(image) and os.path.getmtime(mask) >= os.path.getmtime(image):
+            images.add(image)
+    return images
 
 
-def _converted(candidate: Candidate, file: str) -> tuple[str, ...]:
-    """Write a series as NIfTI; returns its files in the order of the slices, none where it is refused."""
+def _converted(candidate: Candidate, file: str, broken: set[str]) -> tuple[str, ...] | None:
+    """Write a series, or a scan of another format, as NIfTI.
+
+    Args:
+        candidate: the scan.
+        file: the NIfTI file.
+        broken: folders with files that cannot be read: a series in one of them may lack its first or last slices, which no gap shows.
+
+    Returns:
+        The DICOM files in the order of the slices, () of another format, None where it is refused.
+    """
     try:
-        volume = read_series(candidate.series)
+        if here := {os.path.dirname(one) for one in candidate.files} & broken:
+            raise RefusedScan(f"{min(here)} holds files that cannot be read, perhaps slices of it: copy or remove them")
+        volume = read_series(candidate.series) if candidate.series else read_scan(candidate)
     except RefusedScan as reason:
         logger.warning("%s (%s) is left out: %s", candidate.source, candidate.name, reason)
-        return ()
+        return None
     write_nifti(file, voxels=volume.voxels, affine=volume.affine)
-    logger.info("%s: series of %d slices, as %s", candidate.source, volume.voxels.shape[2], file)
-    return volume.files
+    logger.info("%s: %d slices, as %s", candidate.source, volume.voxels.shape[2], file)
+    return volume.files if candidate.series else ()
 
 
 def _first_file(scan: dict[str, Any]) -> str:

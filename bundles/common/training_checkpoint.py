@@ -59,9 +59,10 @@ def _plain(value: Any) -> Any:
 # Settings whose change leaves the scores comparable, and those with which no state of this run fits.
 OF_THE_OPTIMISATION = {
     *("max_steps", "val_interval", "learning_rate", "weight_decay", "warmup_steps", "betas", "max_gradient_norm"),
-    *("batch_size", "accumulation_steps", "processes", "precision"),
+    *("batch_size", "accumulation_steps", "processes", "precision", "early_stopping", "encoder_lr_decay", "drop_path"),
+    *("augmentation", "crop_sampling", "class_balance", "background_weight", "background_in_dice", "batch_dice"),
 }
-DECIDES_THE_NETWORK = {"tasks", "heads", "labels", "task"}
+DECIDES_THE_NETWORK = {"tasks", "heads", "labels", "task", "freeze_encoder"}
 
 # What of a schedule is set by the run's options, and not by how far the run has come.
 SCHEDULE_OPTIONS = ("base_lrs", "t_total", "warmup_steps")
@@ -88,10 +89,10 @@ class TrainingCheckpoint:
         resume: continue from ``last.pt`` if it is there.
         resume_changes: names of settings that may differ from those of the run that is resumed.
         encoder_file: also write ``encoder.pt``.
-        early_stopping: validations in a row without a better score after which the run is complete; None never ends it early.
+        early_stopping: validations in a row without a better score after which the run is complete; None, or no evaluator, never ends it early.
 
     Raises:
-        InputError: ``resume_changes`` names no setting; ``early_stopping`` is no number of validations, or there is no validation.
+        InputError: ``resume_changes`` names no setting; ``early_stopping`` is no number of validations.
     """
 
     def __init__(
@@ -139,9 +140,8 @@ class TrainingCheckpoint:
                     f"--early_stopping {early_stopping!r} must be a number of validations above 0, or '$None' never to stop early."
                 )
             if evaluator is None:
-                raise InputError(
-                    f"--early_stopping {early_stopping} judges by the validation, and with --fold all there is none. Leave one of the two out."
-                )
+                logger.info("no validation, so no early stopping: the run makes all its steps")
+                early_stopping = None
         self.early_stopping = early_stopping
         self.best: float | None = None
         self.best_epoch = 0
@@ -228,6 +228,8 @@ class TrainingCheckpoint:
         self.sampler.first = engine.state.iteration
         comparable = set(changed) <= OF_THE_OPTIMISATION  # else scores are of another kind
         self.best = state["best"] if comparable else None
+        if not comparable:
+            logger.warning("the best %s so far (%s) is forgotten: it was measured otherwise", self.score, state["best"])
         self.best_epoch = state["best_epoch"] if not changed else engine.state.epoch
         self._end_if_stale(engine)
         if rank() == 0 and engine.state.epoch < engine.state.max_epochs:

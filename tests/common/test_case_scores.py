@@ -216,6 +216,14 @@ def test_tolerance_may_differ_by_organ():
     assert scores["a"]["dice"] == scores["b"]["dice"] == 0.75
 
 
+def test_organs_without_a_tolerance_take_that_of_the_others_and_unknown_ones_are_refused(tmp_path):
+    labels = {1: "a", 2: "b"}
+    assert CaseScores(labels, {"b": 3}, tmp_path).tolerance == {"a": 1.0, "b": 3.0}
+    assert CaseScores(labels, {"b": 3, "otherwise": 2}, tmp_path).tolerance == {"a": 2.0, "b": 3.0}
+    with pytest.raises(InputError, match="--nsd_tolerance names c; the organs are a, b"):
+        CaseScores(labels, {"c": 3}, tmp_path)
+
+
 @pytest.mark.parametrize(
     "convert", [torch.from_numpy, lambda a: torch.from_numpy(a).float(), lambda a: a.astype(np.int64)]
 )
@@ -233,7 +241,7 @@ def test_tensors_and_whole_floats_score_as_integers_do(convert):
         ({"truth": np.full((4, 4, 4), 0.5)}, "truth is no label map.*0.5"),
         ({"spacing": (1.0, 0.0, 1.0)}, r"spacing is \[1.0, 0.0, 1.0\]"),
         ({"tolerance": -1.0}, "liver.*-1.0"),
-        ({"tolerance": {"spleen": 1.0}}, "liver.*spleen"),
+        ({"tolerance": {"liver": "far"}}, "liver.*far"),
         ({"labels": {0: "background", 1: "liver"}}, "background.*from 1 up"),
     ],
 )

@@ -196,7 +196,21 @@ def test_fold_all_trains_on_everything_and_validates_on_nothing(tmp_path):
 def test_fewer_patients_than_folds_names_the_three_ways_out(tmp_path):
     write_list(tmp_path, training=[entry(f"c{i}", patient=str(i % 2)) for i in range(10)])
     with pytest.raises(InputError, match=r'2 patient.* 5 folds.*"validation" section.*--folds.*--fold all'):
-        split(tmp_path, fold=0)
+        split(tmp_path, fold=0, folds=5)
+
+
+def test_without_a_number_of_folds_few_patients_are_held_out_one_by_one(tmp_path):
+    write_list(tmp_path, training=[entry(f"c{i}", patient=str(i % 3)) for i in range(9)])
+    held_out = [split(tmp_path, fold=fold, folds=None)[1] for fold in range(3)]
+    assert sorted(sum(held_out, [])) == [f"c{i}" for i in range(9)] and all(len(part) == 3 for part in held_out)
+    with pytest.raises(InputError, match=r"fold must be one of \[0, 1, 2\]"):
+        split(tmp_path, fold=3, folds=None)
+    write_list(tmp_path / "many", training=[entry(f"c{i}") for i in range(8)])
+    with pytest.raises(InputError, match=r"fold must be one of \[0, 1, 2, 3, 4\]"):
+        split(tmp_path / "many", fold=5, folds=None)
+    write_list(tmp_path / "one", training=[entry("c")])
+    with pytest.raises(InputError, match=r"1 patient.*--fold all"):
+        split(tmp_path / "one", fold=0, folds=None)
 
 
 @pytest.mark.parametrize("fold", [5, -1, "0", True, 1.5])

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from bundles.common.checkpoint_file import save_atomically
-from bundles.common.ensemble import load_ensemble, model_files, warn_of_seen_cases
+from bundles.common.ensemble import load_ensemble, model_files, warn_of_seen_cases, warn_of_unseen_mirrors
 from bundles.common.input_error import InputError
+from bundles.common.scan_fingerprint import fingerprint
 from bundles.common.swin_encoder import build_swin_unetr
 
 LABELS = {"0": "background", "1": "liver", "2": "spleen"}
@@ -109,36 +110,46 @@ def test_a_training_with_other_settings_is_warned_of(save, caplog):
     ]
 
 
-def split(fold, seed=0) -> dict:
-    return {"fold": fold, "folds": 5, "seed": seed, "steps": 7}
+SCORED = [{"image": "/data/imagesTr/a.nii.gz"}, {"image": "/data/imagesTr/b.nii.gz"}]
+HELD_OUT = {"validation_scans": fingerprint(SCORED)}
+OTHERS = {"validation_scans": fingerprint(SCORED[:1])}
 
 
 @pytest.mark.parametrize(
-    ("splits", "section", "warned"),
+    ("trainings", "section", "warned"),
     [
-        ([split(0), split(1), split(2)], "validation", True),
-        ([split(0), split(1)], "all", True),
-        ([split(0), split(1)], "test", False),
-        ([split(0), split(0)], "validation", False),
-        ([split(0), split(0, seed=1)], "validation", True),  # the seed draws the folds
-        ([split(None), {"steps": 7}], "validation", False),  # the list's own sections
-        ([split(0)], "validation", False),
+        ([HELD_OUT], "validation", 0),
+        ([HELD_OUT, HELD_OUT], "validation", 0),
+        ([OTHERS], "validation", 1),  # another list or split than the training's
+        ([HELD_OUT, OTHERS], "validation", 1),  # folds
+        ([OTHERS, OTHERS], "all", 2),
+        ([HELD_OUT, OTHERS], "test", 0),
+        ([{}], "validation", 0),  # model_split warns of it
+        ([HELD_OUT, None], "validation", 1),
     ],
 )
-def test_scores_on_training_cases_of_members_are_warned_of(tmp_path, caplog, splits, section, warned):
-    paths = [str(tmp_path / f"fold{number}.pt") for number in range(len(splits))]
-    for path, trained in zip(paths, splits, strict=True):
-        save_atomically({"model": {}, "trained": trained}, path)
-    warn_of_seen_cases(paths, section=section)
-    assert bool(caplog.records) == warned
-    if warned:
-        assert all(path in caplog.text for path in paths)
-        assert f"section '{section}'" in caplog.text and "--section test" in caplog.text
+def test_scores_on_cases_that_a_model_did_not_hold_out_are_warned_of(tmp_path, caplog, trainings, section, warned):
+    paths = [str(tmp_path / f"fold{number}.pt") for number in range(len(trainings))]
+    for path, trained in zip(paths, trainings, strict=True):
+        save_atomically({"model": {}} | ({} if trained is None else {"trained": trained}), path)
+    warn_of_seen_cases(paths, section=section, scans=SCORED)
+    assert len(caplog.records) == warned
+    for path, trained in zip(paths, trainings, strict=True):
+        assert (f"{path} held out other cases" in caplog.text) == (warned > 0 and trained != HELD_OUT)
 
 
-@pytest.mark.parametrize("first", [{"model": {}, "trained": split(0)}, {"state_dict": {}}])
-def test_a_member_that_does_not_say_its_split_is_warned_of(tmp_path, caplog, first):
-    save_atomically(first, tmp_path / "first.pt")
-    save_atomically({"state_dict": {}}, tmp_path / "published.pt")
-    warn_of_seen_cases([str(tmp_path / "first.pt"), str(tmp_path / "published.pt")], section="validation")
-    assert "published.pt: not said" in caplog.text
+@pytest.mark.parametrize(
+    ("augmentation", "axes", "warned"),
+    [
+        ({"flip": 0.0}, [0], True),
+        ({}, [0], True),
+        ({"flip": 0.2}, [0], False),
+        ({"flip": 0.0}, [], False),
+        (None, [0], False),
+    ],
+)
+def test_mirrors_that_the_training_never_saw_are_warned_of(tmp_path, caplog, augmentation, axes, warned):
+    path = tmp_path / "model.pt"
+    save_atomically({"model": {}, "trained": {} if augmentation is None else {"augmentation": augmentation}}, path)
+    warn_of_unseen_mirrors([str(path)], mirror_axes=axes)
+    assert ("was trained without flips" in caplog.text) == warned

@@ -29,5 +29,5 @@ def test_another_split_is_warned_of(model, caplog):
 def test_a_file_that_does_not_say_its_split_is_warned_of(tmp_path, caplog):
     save_atomically({"state_dict": {}}, tmp_path / "published.pt")
     split = model_split(str(tmp_path / "published.pt"), fold=None, folds=None, seed=None)
-    assert split == {"fold": None, "folds": 5, "seed": 0}
+    assert split == {"fold": None, "folds": None, "seed": 0}
     assert "published.pt does not say which cases it was trained on" in caplog.text

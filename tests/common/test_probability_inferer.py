@@ -174,6 +174,7 @@ def test_each_step_keeps_more_off_the_gpu(monkeypatch):
         return torch.zeros((1, CLASSES, *images.shape[2:]), device=device)
 
     monkeypatch.setattr(probability_inferer, "sliding_window_inference", windows)
+    monkeypatch.setattr(probability_inferer, "_check_finite", lambda inputs: None)  # there are no values
     first, second = Travelling(), Travelling()
     infer = inferer(sw_batch_size=2, others=[second])
     result = infer(torch.empty((1, 1, 20, 16, 8), device="meta"), first)
@@ -228,3 +229,10 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(caplog):
 def test_unusable_arguments_are_named(change, words):
     with pytest.raises(InputError, match=words):
         inferer(**change)
+
+
+def test_a_scan_with_nan_is_refused_by_name():
+    image = MetaTensor(torch.zeros(1, 1, 32, 32, 32), meta={"filename_or_obj": ["ct.nii.gz"]})
+    image[0, 0, 3, 4, 5] = float("nan")
+    with pytest.raises(InputError, match=r"ct\.nii\.gz.* not numbers"):
+        inferer()(image, torch.nn.Identity())

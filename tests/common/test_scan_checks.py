@@ -277,17 +277,17 @@ def test_a_memory_that_cannot_be_written_is_a_warning(tmp_path, caplog):
 
 def test_scans_that_do_not_look_like_hu_are_named_once_and_let_pass(tmp_path, caplog):
     rng = np.random.default_rng(0)
-    ranges = {"ct": (-1024, 1500), "mr": (0, 900), "windowed": (-175, 250), "scaled": (0, 1)}
+    ranges = {"ct": (-1024, 1500), "mr": (0, 900), "windowed": (-175, 250), "scaled": (0, 1), "bone_cut": (-1000, 400)}
     items = []
     for name, (low, high) in ranges.items():
-        voxels = rng.uniform(low, high, (20, 20, 20)).astype(np.float32)
+        voxels = np.clip(rng.normal(0, 300, (20, 20, 20)), low, high).astype(np.float32)
         voxels.flat[:2] = low, high
         nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / f"{name}.nii.gz")
         items.append({"image": str(tmp_path / f"{name}.nii.gz")})
     check_scans(items, hounsfield=True)
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warning.startswith("3 of 4 scans do not look like CT in HU")
-    assert all(f"{name}.nii.gz" in warning for name in ("mr", "windowed", "scaled")) and "ct.nii.gz" not in warning
+    assert warning.startswith("4 of 5 scans do not look like CT in HU")
+    assert all(f"/{name}.nii.gz" in warning for name in set(ranges) - {"ct"}) and "/ct.nii.gz" not in warning
     caplog.clear()
     check_scans(items)
     check_scans(items, hounsfield=True, voxels=False)

@@ -433,6 +433,5 @@ def test_a_patience_that_is_no_number_of_validations_is_refused(tmp_path, record
         train(tmp_path, record, early_stopping=patience)
 
 
-def test_early_stopping_without_a_validation_is_refused(tmp_path, record):
-    with pytest.raises(InputError, match=r"--early_stopping 3 judges by the validation"):
-        train(tmp_path, record, scores=None, early_stopping=3)
+def test_without_a_validation_nothing_stops_early(tmp_path, record):
+    assert train(tmp_path, record, scores=None, early_stopping=1).steps == list(range(1, 16))

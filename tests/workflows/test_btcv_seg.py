@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
 
 import nibabel as nib
 import numpy as np
@@ -52,21 +51,24 @@ def test_evaluation_scores_every_organ_in_the_scans_geometry(evaluated):
     assert (output / "img0002_overlay.png").exists() and (output / "scores.png").exists()
 
 
-def test_an_ensemble_of_equal_models_scores_as_the_one_and_a_second_run_scores_nothing_again(
-    tmp_path, evaluated, segmenter, btcv
-):
-    for member in ("fold0", "fold1"):
-        (tmp_path / member).mkdir()
-        shutil.copy(segmenter / "models" / "model.pt", tmp_path / member / "model.pt")
+def test_an_ensemble_is_another_model_and_a_second_run_scores_nothing_again(tmp_path, evaluated, segmenter, btcv):
+    content = torch.load(segmenter / "models" / "model.pt", weights_only=True)
+    (tmp_path / "fold0").mkdir()
+    (tmp_path / "fold1").mkdir()
+    torch.save(content, tmp_path / "fold0" / "model.pt")
+    generator = torch.Generator().manual_seed(0)
+    weights = content["model"]["out.conv.conv.weight"]
+    weights += torch.randn(weights.shape, generator=generator)
+    torch.save(content, tmp_path / "fold1" / "model.pt")
     options = {"dataset_dir": btcv, "pretrained_model": f"{tmp_path}/fold*/model.pt", "output_dir": tmp_path / "out"}
-    output = succeed(run_bundle("swin_unetr_btcv_seg", "evaluate.yaml", **options, **WINDOW))
+    output = succeed(run_bundle("swin_unetr_btcv_seg", "evaluate.yaml", **options, mirror_axes="[1]", **WINDOW))
     assert "ensemble of 2 models" in output and "0 of 1 cases are scored already" in output
+    assert "was trained without flips" in output
     scores = (tmp_path / "out" / "scores.csv").read_bytes()
-    assert scores == (evaluated[0] / "scores.csv").read_bytes()
+    assert scores != (evaluated[0] / "scores.csv").read_bytes()
     (tmp_path / "out" / "scores.csv").unlink()
-    assert "1 of 1 cases are scored already" in succeed(
-        run_bundle("swin_unetr_btcv_seg", "evaluate.yaml", **options, **WINDOW)
-    )
+    again = run_bundle("swin_unetr_btcv_seg", "evaluate.yaml", **options, mirror_axes="[1]", **WINDOW)
+    assert "1 of 1 cases are scored already" in succeed(again)
     assert (tmp_path / "out" / "scores.csv").read_bytes() == scores
 
 
@@ -96,13 +98,16 @@ def test_a_dicom_series_is_segmented_measured_and_written_as_dicom(tmp_path, seg
     assert [float(row["ml"]) for row in rows] == pytest.approx(
         np.array(counts) * np.prod(sizes) / 1000, rel=1e-3, abs=1e-3
     )
-    if any(counts):
-        segmentation = pydicom.dcmread(tmp_path / "out" / f"{name}_seg.dcm")
-        assert segmentation.Modality == "SEG"
-        assert segmentation.StudyInstanceUID == pydicom.dcmread(slices[0]).StudyInstanceUID
-        assert len(segmentation.SegmentSequence) == np.count_nonzero(counts)
-    again = succeed(run_bundle("swin_unetr_btcv_seg", "inference.yaml", **options, resume=True, **WINDOW))
+    assert any(counts)
+    segmentation = pydicom.dcmread(tmp_path / "out" / f"{name}_seg.dcm")
+    assert segmentation.Modality == "SEG"
+    assert segmentation.StudyInstanceUID == pydicom.dcmread(slices[0]).StudyInstanceUID
+    assert len(segmentation.SegmentSequence) == np.count_nonzero(counts)
+    options["resume"] = True
+    again = succeed(run_bundle("swin_unetr_btcv_seg", "inference.yaml", **options, mirror_axes="[0]", **WINDOW))
     assert "1 scans are segmented already" in again
+    other = run_bundle("swin_unetr_btcv_seg", "inference.yaml", **options, **WINDOW)
+    assert other.returncode == 1 and "mirror_axes was [0], now []" in other.stderr.splitlines()[-1]
 
 
 def test_scans_that_are_hardly_ct_are_warned_of_and_segmented_nevertheless(tmp_path, segmenter):

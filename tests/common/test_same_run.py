@@ -1,0 +1,30 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from bundles.common.input_error import InputError
+from bundles.common.same_run import keep_or_compare
+
+
+def test_a_run_that_goes_on_must_be_the_same(tmp_path):
+    model = tmp_path / "model.pt"
+    model.write_bytes(b"weights")
+    asked = {"output_dir": str(tmp_path / "out"), "models": [str(model)]}
+    keep_or_compare(**asked, settings={"spacing": (1.5, 1.5, 2.0)}, resume=False)
+    keep_or_compare(**asked, settings={"spacing": [1.5, 1.5, 2.0]}, resume=True)
+    with pytest.raises(InputError, match=r"spacing was \[1.5, 1.5, 2.0\], now \[1.0, 1.0, 1.0\]"):
+        keep_or_compare(**asked, settings={"spacing": [1.0, 1.0, 1.0]}, resume=True)
+    os.utime(model, (1, 1))
+    with pytest.raises(InputError, match="models was .*now"):
+        keep_or_compare(**asked, settings={"spacing": [1.5, 1.5, 2.0]}, resume=True)
+    keep_or_compare(**asked, settings={"spacing": [1.0, 1.0, 1.0]}, resume=False)  # starts anew
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["spacing"] == [1.0, 1.0, 1.0]
+
+
+def test_resuming_what_never_began_begins_it(tmp_path):
+    keep_or_compare(output_dir=str(tmp_path), models=[], settings={"a": 1}, resume=True)
+    assert json.loads((tmp_path / "settings.json").read_text()) == {"a": 1, "models": {}}
