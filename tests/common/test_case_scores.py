@@ -674,3 +674,19 @@ def test_two_processes_go_on_with_the_same_cases_and_write_all(tmp_path):
         left, metrics = json.loads((tmp_path / f"left{rank}.json").read_text())
         assert [Path(file).parent.name for file in left] == ["s2", "s3"]
         np.testing.assert_equal(metrics, alone.state.metrics)
+
+
+def test_what_was_evaluated_stands_in_the_summary_and_decides_no_score(tmp_path):
+    image = cube((3, 4, 2), (9, 12, 7), shape=(12, 16, 10))
+    for name in ("ct1.nii.gz", "label1.nii.gz"):
+        nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / name)
+    item = {"image": str(tmp_path / "ct1.nii.gz"), "reference": str(tmp_path / "label1.nii.gz")}
+    asked = {"labels": {1: "liver"}, "tolerance": 1.0, "output_dir": tmp_path / "eval", "items": [item], "resume": True}
+    run(CaseScores(**asked, details={"fold": 0}), [[item_of(image, image, item["image"])]])
+    assert json.loads((tmp_path / "eval" / "summary.json").read_text())["evaluated"] == {"fold": 0}
+
+    again = CaseScores(**asked, details={"fold": 1, "file": Path("model.pt")})
+    assert again.unscored() == []
+    again.finish(Engine(lambda engine, batch: None))
+    summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
+    assert summary["evaluated"] == {"fold": 1, "file": "model.pt"} and summary["mean_dice"] == 1.0

@@ -179,24 +179,28 @@ def _faults(task: str, masks: Mapping[str, Path], images: Mapping[str, str], lab
     faults += [f"{task}: {masks[case]} is the mask of no test image" for case in surplus]
     with ThreadPoolExecutor(4) as pool:
         found = pool.map(lambda case: _fault(masks[case], images[case], labels), both)
-        return faults + [f"{task}: {masks[case]} {fault}" for case, fault in zip(both, found, strict=True) if fault]
+        return faults + [f"{task}: {fault}" for fault in found if fault]
 
 
 def _fault(mask_file: Path, image_file: str, labels: Iterable[int]) -> str | None:
-    """What is wrong with a mask; None where nothing is."""
+    """What is wrong with a mask, or with its image; None where nothing is."""
+    file: str | Path = image_file
     try:
-        mask, image = open_scan(str(mask_file)), open_scan(image_file)
+        image = open_scan(image_file)
+        file = mask_file
+        mask = open_scan(str(mask_file))
         if mask.shape != image.shape[:3]:
-            return f"has shape {mask.shape}, its image {image_file} {image.shape[:3]}"
+            return f"{mask_file} has shape {mask.shape}, its image {image_file} {image.shape[:3]}"
         corners = np.array([[*corner, 1] for corner in product(*((0, size - 1) for size in mask.shape))]).T
         shift = np.linalg.norm(((mask.affine - image.affine) @ corners)[:3], axis=0).max()
         if shift > MAX_SHIFT_MM:
-            return f"lies up to {shift:.3g} mm from its image {image_file}: their affines differ"
-        return _fault_of_values(mask, labels)
+            return f"{mask_file} lies up to {shift:.3g} mm from its image {image_file}: their affines differ"
+        fault = _fault_of_values(mask, labels)
+        return fault and f"{mask_file} {fault}"
     except RefusedScan as error:
-        return str(error)
+        return f"{file} {error}"
     except Exception as error:  # nibabel, gzip, zlib and numpy have a dozen ways to say that a file is broken
-        return f"cannot be read, perhaps damaged or cut short ({type(error).__name__}: {error})"
+        return f"{file} cannot be read, perhaps damaged or cut short ({type(error).__name__}: {error})"
 
 
 def _fault_of_values(mask: nib.spatialimages.SpatialImage, labels: Iterable[int]) -> str | None:
