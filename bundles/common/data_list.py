@@ -151,7 +151,7 @@ def unlabelled_scans(
     A folder with a ``dataset.json`` gives its training, unlabelled and validation sections (never its test). A folder
     without one gives every NIfTI file below it, except masks (`MASK_FOLDERS`, `RESULT_NAMES`). If any
     source has a validation section, those scans are the validation and all others train; otherwise a seeded draw
-    holds out ``validation_share`` of all scans, at least one.
+    holds out ``validation_share`` of the patients (an entry's ``patient``, else each scan is one), at least one.
 
     Args:
         dataset_dir: a folder, a JSON data list or a NIfTI file, or several of them. A file met twice counts once.
@@ -177,18 +177,20 @@ def unlabelled_scans(
         )
     if not 0 < validation_share < 1:
         raise InputError(f"validation_share must lie between 0 and 1, got {validation_share}")
-    training, validation = {}, {}
+    key = "store" if stored else "image"
+    training: dict[tuple, dict] = {}
+    validation: dict[tuple, dict] = {}
     for source in sources:
-        listed, held_out = _unlabelled_source(Path(source).expanduser().absolute(), data_list, stored=stored)
-        training |= {_identity(image): image for image in listed}
-        validation |= {_identity(image): image for image in held_out}
+        listed, held_out = _unlabelled_source(Path(source).expanduser().absolute(), data_list, key)
+        training |= {_identity(scan["image"]): scan for scan in listed}
+        validation |= {_identity(scan["image"]): scan for scan in held_out}
     pool = training | validation
     if len(pool) < 2:
         raise InputError(
             f"Pre-training needs at least 2 scans, one of them for validation; {len(pool)} found in "
             f"{', '.join(map(str, sources)) or 'dataset_dir, which is empty'}. Add scans, or name more folders."
         )
-    order = sorted(pool)
+    order = sorted(pool)  # by the images, whatever is read of them: a store gives the draws of its scans
     if validation:
         held_out = set(validation)
         if len(held_out) == len(pool):
@@ -197,10 +199,28 @@ def unlabelled_scans(
                 "to train on. Add a 'training' section."
             )
     else:
-        count = min(max(1, round(validation_share * len(pool))), len(pool) - 1)
-        # RandomState: numpy promises that its stream never changes between versions.
-        held_out = {order[i] for i in np.random.RandomState(seed).permutation(len(pool))[:count]}
-    return [{"image": pool[key]} for key in order if section == "all" or (key in held_out) == (section == "validation")]
+        held_out = _drawn_by_patient(pool, share=validation_share, seed=seed)
+    return [
+        {"image": pool[each][key]}
+        for each in order
+        if section == "all" or (each in held_out) == (section == "validation")
+    ]
+
+
+def _drawn_by_patient(pool: dict[tuple, dict], *, share: float, seed: int) -> set[tuple]:
+    """Draw a share of the patients, at least one; returns their scans. A scan without a patient is one of its own."""
+    patients = {each: (str(scan["patient"]),) if "patient" in scan else each for each, scan in pool.items()}
+    if len(set(patients.values())) < 2:
+        logger.warning(
+            "all %d scans carry the patient %r: the validation is drawn among them and holds scans of a patient that trains",
+            *(len(pool), next(iter(patients.values()))[0]),
+        )
+        patients = {each: each for each in pool}
+    distinct = sorted(set(patients.values()))
+    count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
+    # RandomState: numpy promises that its stream never changes between versions.
+    drawn = {distinct[i] for i in np.random.RandomState(seed).permutation(len(distinct))[:count]}
+    return {each for each, patient in patients.items() if patient in drawn}
 
 
 def inference_scans(source: StrPath | Sequence[StrPath]) -> list[dict]:
@@ -419,18 +439,18 @@ def draw_folds(patients: list[str], path: Path, *, folds: int | None, seed: int)
 # ---- folders and files ---------------------------------------------------------------------------------------------
 
 
-def _unlabelled_source(source: Path, data_list: StrPath | None, *, stored: bool) -> tuple[list, list]:
-    """Return the training and the validation images of one source of `unlabelled_scans`."""
+def _unlabelled_source(source: Path, data_list: StrPath | None, key: str) -> tuple[list[dict], list[dict]]:
+    """Return the training and the validation entries of one source of `unlabelled_scans`, which have ``key``."""
     path = _list_path(source, data_list if source.is_dir() else None)
-    if stored and (is_nifti(path.name) or not path.is_file()):
+    if key == "store" and (is_nifti(path.name) or not path.is_file()):
         raise InputError(
             f"{source} holds no patch store: {path.name if is_nifti(path.name) else path} is no data list of stored scans. "
             "Make one by configs/prepare.yaml and name its folder, or read the scans themselves by --data nifti."
         )
     if is_nifti(source.name) and not source.is_dir():
-        return _one_nifti(source), []
+        return [{"image": image} for image in _one_nifti(source)], []
     if source.is_dir() and data_list is None and not path.is_file():
-        return _nifti_below(source), []
+        return [{"image": image} for image in _nifti_below(source)], []
     if not source.exists():
         raise InputError(f"{source} not found. {_content(source.parent)}")
     content = parse_data_list(path)
@@ -438,7 +458,6 @@ def _unlabelled_source(source: Path, data_list: StrPath | None, *, stored: bool)
     validation = content.get("validation", [])
     if not training and not validation:
         raise InputError(f"{path} has no 'training' section to pre-train on. {_sections_of(content)}")
-    key = "store" if stored else "image"
     without = [scan for scan in training + validation if key not in scan]
     if without:
         raise InputError(
@@ -447,7 +466,7 @@ def _unlabelled_source(source: Path, data_list: StrPath | None, *, stored: bool)
         )
     _check_files(training, "training", path, keys=(key,))
     _check_files(validation, "validation", path, keys=(key,))
-    return [scan[key] for scan in training], [scan[key] for scan in validation]
+    return training, validation
 
 
 def is_scan(name: str) -> bool:

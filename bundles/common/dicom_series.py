@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,12 +32,15 @@ from pydicom.uid import (
 )
 
 from .refused_scan import RefusedScan
-from .slice_grid import COSINE_TOLERANCE, Slice, frame_element, frame_numbers, grid_affine, sort_slices
+from .slice_grid import MAX_SHIFT, SAME_PLACE, Slice, frame_element, frame_numbers, grid_affine, sort_slices
 
 logger = logging.getLogger(__name__)
 
 CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 HU_TYPES = ("", "HU", "HU_MOD", "US")  # of RescaleType; many scanners write US, "unspecified", for plain HU
+# Of direction cosines, between stacks: 0.6 degrees. What differs by less stays together, for `read_series` to judge:
+# split by the last decimals, every second slice could make a volume of its own.
+STACK_TOLERANCE = 0.01
 THREADS = 8  # that read headers: on network drives the time goes by waiting
 
 _FOUND_BY = [
@@ -54,6 +58,8 @@ _FOUND_BY = [
     "ImageOrientationPatient",
     "ImagePositionPatient",
 ]
+# Compared as they are stored: scanners write them in ways that pydicom refuses to convert.
+_NUMBERS = ["AcquisitionNumber", "InstanceNumber"]
 # A file without the preamble begins with an element of group 2 or 8.
 _BARE_STARTS = (b"\x02\x00", b"\x08\x00")
 
@@ -108,8 +114,9 @@ def is_dicom(path: str | os.PathLike) -> bool:
 def find_series(files: Iterable[str | os.PathLike]) -> tuple[list[Series], dict[str, str]]:
     """Group DICOM files into series by their headers; names and folders of the files do not matter.
 
-    A series that mixes sizes, orientations or image types (a localizer before the axial slices) is split into one
-    `Series` for each. Copies of a file are counted once.
+    A series that mixes sizes, orientations or localizers and slices is split into one `Series` for each. Other tags may
+    change within a volume, as ImageType and SeriesDescription do, so they split only where the places of the slices
+    say so, see `_split`; a mixture that stays is refused by `read_series`. Copies of a file are counted once.
 
     Args:
         files: any files.
@@ -119,7 +126,7 @@ def find_series(files: Iterable[str | os.PathLike]) -> tuple[list[Series], dict[
     """
     names = sorted({os.fspath(file) for file in files})
     reasons: dict[str, str] = {}
-    stacks: dict[tuple, list[tuple[np.ndarray | None, list[str]]]] = {}
+    stacks: dict[tuple, list[list[_Found]]] = {}
     instances: dict[tuple, str] = {}
     copies = []
     with ThreadPoolExecutor(THREADS) as pool:
@@ -127,54 +134,120 @@ def find_series(files: Iterable[str | os.PathLike]) -> tuple[list[Series], dict[
             if isinstance(found, str):
                 reasons[name] = found
                 continue
-            # Some anonymisers give all files one SOPInstanceUID: only at the same position is it a copy.
             original = instances.setdefault(found.instance, name)
             if original != name:
                 copies.append(f"{name} of {original}")
                 continue
             alike = stacks.setdefault(found.key, [])
-            for directions, members in alike:
-                if _same_directions(directions, found.directions):
-                    members.append(name)
+            for members in alike:
+                if _same_directions(members[0].directions, found.directions):
+                    members.append(found)
                     break
             else:
-                alike.append((found.directions, [name]))
+                alike.append([found])
     if copies:
         logger.info("Left out %d files that are copies of others, such as %s.", len(copies), copies[0])
-    series = [Series(tuple(members), *key[:5]) for key, alike in stacks.items() for _, members in alike]
+    parts = [part for alike in stacks.values() for members in alike for part in _split(members)]
+    series = [Series(tuple(one.file for one in part), *part[0].texts) for part in parts]
     return sorted(series, key=lambda one: one.files), reasons
 
 
 class _Found(NamedTuple):
-    key: tuple  # the texts of `Series`, then what tells stacks of one series apart
+    file: str
+    texts: tuple[str, ...]  # those of `Series`
+    key: tuple  # what always tells stacks apart
+    owner: tuple[str, str]  # patient and study
+    image_type: str
     directions: np.ndarray | None
+    position: np.ndarray | None
     instance: tuple
 
 
 def _find(file: str) -> _Found | str:
     """Return what `find_series` groups a file by, or why it belongs to no series."""
     try:
-        header = _read_header(file, tags=_FOUND_BY)
+        header = _read_header(file, tags=_FOUND_BY, unconverted=_NUMBERS)
     except RefusedScan as reason:
         return str(reason)
     if "SeriesInstanceUID" not in header:
         return "it belongs to no DICOM series (no SeriesInstanceUID), as a DICOMDIR or a truncated file"
     keywords = ("SeriesInstanceUID", "StudyInstanceUID", "PatientID", "Modality", "SeriesDescription")
-    texts = tuple(_text(header, keyword) for keyword in keywords)
-    kind = tuple(_text(header, keyword) for keyword in ("ImageType", "Rows", "Columns"))
-    instance = (texts[0], _text(header, "SOPInstanceUID"), _text(header, "ImagePositionPatient"))
-    directions = header.get("ImageOrientationPatient")
-    try:
-        directions = None if not directions else np.array(directions, dtype=float)
-    except (TypeError, ValueError):
-        directions = None
-    return _Found((*texts, *kind), directions, instance)
+    texts = tuple(sys.intern(_text(header, keyword)) for keyword in keywords)  # one copy for a million files
+    series, study, patient, modality, _ = texts
+    # Some anonymisers give all files one SOPInstanceUID: only where all the rest is the same is it a copy.
+    rest = [_text(header, keyword) for keyword in ("SOPInstanceUID", "ImageType", "ImagePositionPatient")]
+    rest += [header.get_item(keyword).value if keyword in header else None for keyword in _NUMBERS]
+    return _Found(
+        file=file,
+        texts=texts,
+        key=(series, modality, _is_localizer(header), _text(header, "Rows"), _text(header, "Columns")),
+        owner=(patient, study),
+        image_type=_text(header, "ImageType"),
+        directions=_numbers(header, "ImageOrientationPatient", 6),
+        position=_numbers(header, "ImagePositionPatient", 3),
+        instance=(series, study, patient, *rest),
+    )
+
+
+def _split(stack: list[_Found]) -> list[list[_Found]]:
+    """Split files of one SeriesInstanceUID, size and orientation where they are clearly several volumes.
+
+    By patient and study, as some anonymisers give all series one UID, unless together they are one even stack: the
+    halves of a volume would pass for volumes. By ImageType only if each of its values has the same places, as of two
+    reconstructions. Files without places (multi-frame images) are split by both.
+    """
+    owners = _parts(stack, "owner")
+    if len(owners) > 1 and not _is_even(stack):
+        return [part for owner in owners for part in _split(owner)]
+    parts = _parts(stack, "image_type")
+    heights = [_heights(part) for part in parts]
+    if all(one is None for one in heights):
+        return parts
+    once = all(one is not None and (np.diff(one) >= SAME_PLACE).all() for one in heights)
+    if once and all(len(one) == len(heights[0]) and np.abs(one - heights[0]).max() < SAME_PLACE for one in heights):
+        return parts
+    return [stack]
+
+
+def _parts(stack: list[_Found], name: str) -> list[list[_Found]]:
+    parts: dict[tuple | str, list[_Found]] = {}
+    for one in stack:
+        parts.setdefault(getattr(one, name), []).append(one)
+    return list(parts.values())
+
+
+def _heights(stack: list[_Found]) -> np.ndarray | None:
+    """Return the places of files along the normal of the slices, in mm and in order; None if one has none."""
+    if stack[0].directions is None or any(one.position is None for one in stack):
+        return None
+    normal = np.cross(stack[0].directions[:3], stack[0].directions[3:])
+    return np.sort([one.position @ normal for one in stack])
+
+
+def _is_even(stack: list[_Found]) -> bool:
+    heights = _heights(stack)
+    if heights is None or (np.diff(heights) < SAME_PLACE).any():
+        return False
+    even = np.linspace(heights[0], heights[-1], len(heights))
+    return bool(np.abs(heights - even).max() <= MAX_SHIFT)
 
 
 def _same_directions(one: np.ndarray | None, other: np.ndarray | None) -> bool:
-    if one is None or other is None or one.shape != other.shape:
+    if one is None or other is None:
         return one is None and other is None
-    return bool(np.allclose(one, other, rtol=0, atol=COSINE_TOLERANCE))
+    return bool(np.allclose(one, other, rtol=0, atol=STACK_TOLERANCE))
+
+
+def _is_localizer(header: Dataset) -> bool:
+    return "LOCALIZER" in (header.get("ImageType") or ())
+
+
+def _numbers(header: Dataset, keyword: str, count: int) -> np.ndarray | None:
+    try:
+        found = np.array(header.get(keyword), dtype=float)
+    except (TypeError, ValueError):
+        return None
+    return found if found.shape == (count,) and np.isfinite(found).all() else None
 
 
 def _text(dataset: Dataset, keyword: str) -> str:
@@ -182,8 +255,12 @@ def _text(dataset: Dataset, keyword: str) -> str:
     return "" if value is None else str(value)
 
 
-def _read_header(file: str | os.PathLike, tags: Sequence[str] | None = None) -> Dataset:
+def _read_header(
+    file: str | os.PathLike, tags: Sequence[str] | None = None, unconverted: Sequence[str] = ()
+) -> Dataset:
     """Read a DICOM file, with or without the preamble, up to the pixels: all elements or those of ``tags``.
+
+    Those of ``unconverted`` are read with ``tags``, but may have values that pydicom cannot convert.
 
     Raises:
         RefusedScan: if it cannot be opened or is no DICOM file.
@@ -196,7 +273,8 @@ def _read_header(file: str | os.PathLike, tags: Sequence[str] | None = None) -> 
         bare = start[128:] != b"DICM"
         if bare and start[:2] not in _BARE_STARTS:
             raise RefusedScan("it is no DICOM file")
-        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags, force=bare)
+        wanted = None if tags is None else [*tags, *unconverted]
+        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=wanted, force=bare)
         for keyword in tags or ():
             dataset.get(keyword)  # converts the value, which can fail
         return dataset
@@ -223,8 +301,14 @@ def read_series(series: Series) -> DicomVolume:
     if series.modality != "CT":
         raise RefusedScan(f"its modality is {series.modality or 'not given'}: only CT is read")
     headers = read_headers(series.files)
+    first = series.files[0]
     for file, header in headers.items():
         _check_kind(Path(file).name, header)
+        if _text(header, "PatientID") != _text(headers[first], "PatientID"):
+            raise RefusedScan(
+                f"{Path(first).name} and {Path(file).name} are of two patients (PatientID), but of one series by their "
+                "SeriesInstanceUID and their places: give the files of one patient alone, or export it again"
+            )
     slices = sort_slices(headers)
     affine = grid_affine(slices)
     rescale = [_rescale(one, headers[one.file]) for one in slices]
@@ -265,7 +349,7 @@ def _check_kind(name: str, header: Dataset) -> None:
     colours = header.get("PhotometricInterpretation") or "MONOCHROME2"
     if not colours.startswith("MONOCHROME"):
         raise RefusedScan(f"{name} is a colour picture ({colours}), no CT image: give the original series")
-    if "LOCALIZER" in (header.get("ImageType") or ()):
+    if _is_localizer(header):
         raise RefusedScan("it is a localizer (scout view), no volume: leave it out")
 
 

@@ -1,8 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Refuse what ``python -m monai.bundle run`` would take without a word: a misspelt ``--option``, and ``--option None``.
+"""What ``python -m monai.bundle run`` would take without a word: a misspelt ``--option``, and the words that YAML has for yes, no and nothing.
 
-MONAI adds an unknown top-level key to the config and runs on, so ``--max_step 10`` would train for all the default steps. And it drops an
-option whose value is None, so ``--early_stopping None`` would leave what the preset says. An expression works: ``--early_stopping '$None'``.
+MONAI adds an unknown top-level key to the config and runs on, so ``--max_step 10`` would train for all the default steps. python-fire reads ``True``
+and ``False``, but takes ``true`` and ``false`` for texts, which both count as yes. MONAI drops an option whose value is None.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ import difflib
 import inspect
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from monai.bundle import ConfigParser
 from monai.bundle.scripts import run
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from .input_error import InputError
+
+# As they stand in YAML, and None as Python writes null: fire and MONAI lose them.
+WORDS = {"true": True, "false": False, "null": None, "None": None, None: None}
 
 
 def _command_line_options(argv: Sequence[str]) -> dict[str, str]:
@@ -39,7 +43,7 @@ def _config_files(value: object) -> list[str]:
     return [str(name) for name in value] if isinstance(value, (list, tuple)) else [str(value)]
 
 
-def refuse_unknown_options(argv: Sequence[str] | None = None) -> None:
+def check_options_of_command_line(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Check every ``--option`` of a ``monai.bundle run`` command line against the ids of its config files.
 
     Nested ids (``--train#trainer#amp``) are checked by their top-level part; MONAI itself refuses a nested id whose parent is absent.
@@ -48,19 +52,22 @@ def refuse_unknown_options(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the words of the command line, ``sys.argv`` by default.
 
+    Returns:
+        What is meant by ``true``, ``false``, ``null`` and ``None`` as the value of a top-level entry, by its name.
+
     Raises:
-        InputError: names the option, the nearest known ones and the config files looked in; or the way to write null.
+        InputError: names the option, the nearest known ones and the config files looked in; or how to write such a word for a nested entry.
     """
     argv = sys.argv if argv is None else argv
     if len(argv) < 2 or not argv[0].replace("\\", "/").endswith("monai/bundle/__main__.py") or argv[1] != "run":
-        return
+        return {}
     options = _command_line_options(argv[2:])
     arguments: dict[str, object] = {}
     if "args_file" in options:
         arguments.update(ConfigParser.load_config_file(options["args_file"]))
     arguments.update(options)
     if "config_file" not in arguments:
-        return  # given by position: nothing to compare with, MONAI reports what is missing
+        return {}  # given by position: nothing to compare with, MONAI reports what is missing
     files = _config_files(arguments["config_file"])
     config = ConfigParser.load_config_files(files)
     known = {str(key).replace("#", "::").split("::")[0].lstrip("+") for key in config}
@@ -69,11 +76,8 @@ def refuse_unknown_options(argv: Sequence[str] | None = None) -> None:
     if tracking in DEFAULT_EXP_MGMT_SETTINGS:
         known |= set(DEFAULT_EXP_MGMT_SETTINGS[tracking]["configs"])
 
+    words: dict[str, Any] = {}
     for option, value in arguments.items():
-        if (value is None or value in ("None", "null")) and option not in inspect.signature(run).parameters:
-            raise InputError(
-                f"--{option} {value} would be dropped by MONAI. Write --{option} '$None', in single quotes."
-            )
         key = option.replace("#", "::").split("::")[0].lstrip("+")
         if key not in known and not key.startswith("_"):
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
@@ -82,3 +86,11 @@ def refuse_unknown_options(argv: Sequence[str] | None = None) -> None:
                 f"--{option} is not an option of {', '.join(files)}.{hint} "
                 "The options are the top-level entries of the config file, each with a comment."
             )
+        if isinstance(value, (str, type(None))) and value in WORDS and option not in inspect.signature(run).parameters:
+            if option not in config:
+                word = "'$None'" if WORDS[value] is None else WORDS[value]
+                raise InputError(
+                    f"--{option} {value} would not reach the run as {WORDS[value]}. Write --{option} {word}."
+                )
+            words[option] = WORDS[value]
+    return words

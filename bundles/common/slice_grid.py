@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 
 from .refused_scan import RefusedScan
 
-MIN_SLICES = 8  # fewer are scouts, test shots or needle guidance: nothing to crop a volume from
+MIN_SLICES = 3  # fewer have no two gaps to compare; whether a volume is too thin for its use is its user's to judge
 # How far a slice may lie from its place on the grid, in mm. Positions rounded to 0.1 mm, as some archives hold them,
 # are off by half of that; the smallest pixels of body CT are some 0.5 mm.
 MAX_SHIFT = 0.1
@@ -76,7 +76,7 @@ def grid_affine(slices: Sequence[Slice]) -> np.ndarray:
         RefusedScan: if they are too few, share a place, or are not evenly stacked at right angles; says where.
     """
     if len(slices) < MIN_SLICES:
-        raise RefusedScan(f"it has {len(slices)} slices, and a volume needs {MIN_SLICES} or more: leave it out")
+        raise RefusedScan(f"it has {len(slices)} slices, and a grid needs {MIN_SLICES} or more: leave it out")
     first, count = slices[0], len(slices)
     positions = np.array([one.position for one in slices])
     _check_gaps(slices, positions @ _normal(first))

@@ -58,3 +58,24 @@ def test_a_misspelt_option_of_a_real_command_line_ends_with_one_message(tmp_path
     assert "Traceback" not in ended.stderr
     last = ended.stderr.strip().splitlines()[-1]
     assert last.startswith("Stopped: --max_step is not an option of") and "--max_steps" in last
+
+
+def test_words_of_yaml_on_a_real_command_line_mean_what_they_mean_there(tmp_path):
+    config = tmp_path / "train.yaml"
+    config.write_text(
+        "flag: true\nother: false\nnumber: 5\nsum: $str(@flag) + str(@other) + str(@number)\n"
+        "run:\n- {_target_: bundles.common.begin.begin, seed: 0, resolved: $__local_refs}\n- $print('meant', @sum)\n"
+    )
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(config)]
+    words = ["--flag", "false", "--other=true", "--number", "null"]
+    ended = subprocess.run([*command, *words], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert "meant FalseTrueNone" in ended.stdout, ended.stderr[-2000:]
+
+
+def test_a_word_for_what_has_been_resolved_before_is_refused(monkeypatch, tidy, tmp_path):
+    config = tmp_path / "train.yaml"
+    config.write_text("distributed: false\nrun: []\n")
+    main = "/x/monai/bundle/__main__.py"
+    monkeypatch.setattr(sys, "argv", [main, "run", "--config_file", str(config), "--distributed", "true"])
+    with pytest.raises(InputError, match="--distributed must be written as Python does"):
+        begin(seed=0, resolved={"distributed": "true"})

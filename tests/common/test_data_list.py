@@ -396,3 +396,33 @@ def test_several_sources_are_predicted_together_and_one_folder_is_trained_on(tmp
     assert len(inference_scans([tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"])) == 2
     with pytest.raises(InputError, match="must be one folder"):
         segmentation_scans([str(tmp_path)], section="training")
+
+
+def test_pre_training_never_has_a_patient_on_both_sides(tmp_path):
+    scans = [entry(f"p{i % 4}_{i}", patient=str(i % 4)) for i in range(12)]
+    write_list(tmp_path, training=scans)
+    training, validation = (
+        {Path(scan["image"]).name[:2] for scan in unlabelled_scans(tmp_path, section=section, validation_share=0.3)}
+        for section in ("training", "validation")
+    )
+    assert len(validation) == 1 and not training & validation and len(training | validation) == 4
+
+
+def test_scans_of_one_patient_alone_are_split_with_a_warning(tmp_path, caplog):
+    write_list(tmp_path, training=[entry(f"c{i}", patient="ANON") for i in range(4)])
+    assert len(unlabelled_scans(tmp_path, section="validation")) == 1
+    assert "all 4 scans carry the patient 'ANON'" in caplog.text
+
+
+def test_a_store_stands_in_the_order_of_its_scans(tmp_path):
+    """So that the same draws read the same scans, however the files of the store are called."""
+    stores = {"a": "store/z.b2nd", "b": "store/y.b2nd", "c": "store/x.b2nd"}
+    for store in stores.values():
+        (tmp_path / store).parent.mkdir(exist_ok=True)
+        (tmp_path / store).touch()
+    write_list(tmp_path, training=[entry(name) | {"store": store} for name, store in stores.items()])
+    read = [Path(scan["image"]).name for scan in unlabelled_scans(tmp_path, section="all", stored=True)]
+    assert read == ["z.b2nd", "y.b2nd", "x.b2nd"]
+    write_list(tmp_path / "raw", training=[entry("a"), entry("b")])
+    with pytest.raises(InputError, match="2 scans have no 'store'"):
+        unlabelled_scans(tmp_path / "raw", section="all", stored=True)

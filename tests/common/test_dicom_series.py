@@ -28,7 +28,7 @@ from pydicom.uid import (
 
 from bundles.common.dicom_series import DicomVolume, find_series, is_dicom, read_series
 from bundles.common.refused_scan import RefusedScan
-from tests.common.dicom_files import AXIAL, POSITION, SPACING, write_enhanced, write_series
+from tests.common.dicom_files import AXIAL, POSITION, SPACING, set_or_remove, write_enhanced, write_series
 
 SHAPE = (7, 6, 9)
 CORONAL = (1, 0, 0, 0, 0, -1)
@@ -295,7 +295,6 @@ def test_objects_of_other_kinds_are_series_of_their_modality(tmp_path):
     "other",
     [
         {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]},
-        {"ImageType": ["DERIVED", "SECONDARY", "AXIAL"]},
         {"orientation": CORONAL},
         {"shape": (9, 6, 2)},
     ],
@@ -308,6 +307,134 @@ def test_a_series_that_holds_two_stacks_is_split(tmp_path, other):
     series, _ = find_series(files_in(tmp_path))
     assert [(len(one.files), one.series_uid) for one in series] == [(9, uid), (2, uid)]
     assert read_series(series[0]).files == tuple(map(str, axial))
+
+
+ORIGINAL, DERIVED = ["ORIGINAL", "PRIMARY", "AXIAL"], ["DERIVED", "PRIMARY", "AXIAL"]
+EVERY_SECOND = [z % 2 == 1 for z in range(9)]
+SECOND_HALF = [z > 4 for z in range(9)]
+
+
+@pytest.mark.parametrize("where", [EVERY_SECOND, SECOND_HALF])
+@pytest.mark.parametrize(
+    ("keyword", "values"),
+    [
+        ("ImageType", [ORIGINAL, DERIVED]),
+        ("ImageType", [[*ORIGINAL, "CT_SOM5 SPI"], [*ORIGINAL, "CT_SOM5 SEQ"]]),
+        ("ImageType", [ORIGINAL, None]),
+        ("SeriesDescription", ["abdomen", "abdomen cont."]),
+        ("StudyInstanceUID", [generate_uid(), generate_uid()]),
+    ],
+)
+def test_a_tag_that_changes_within_a_volume_does_not_split_it(tmp_path, keyword, values, where):
+    """Split, every second slice or half of them would pass for a volume."""
+
+    def change(dataset, z):
+        set_or_remove(dataset, keyword, values[where[z]])
+
+    files = write_series(tmp_path, stored_values(), edit=change)
+    volume = read(tmp_path)
+    np.testing.assert_array_equal(volume.voxels, stored_values() - 1024)
+    assert volume.files == tuple(map(str, files))
+    assert_lies_true(volume.affine)
+
+
+@pytest.mark.parametrize("where", [EVERY_SECOND, SECOND_HALF])
+def test_one_even_stack_of_two_patients_is_refused_by_the_files(tmp_path, where):
+    def change(dataset, z):
+        dataset.PatientID = f"patient {where[z]}"
+
+    files = write_series(tmp_path, stored_values(), seed=None, edit=change)
+    message = refusal(tmp_path)
+    assert files[0].name in message and files[where.index(True)].name in message and "PatientID" in message
+
+
+@pytest.mark.parametrize("where", [EVERY_SECOND, SECOND_HALF])
+def test_directions_that_differ_too_much_to_read_are_refused_and_not_split(tmp_path, where):
+    def turn(dataset, z):
+        if where[z]:
+            dataset.ImageOrientationPatient = [0.999998, 0.002, 0, -0.002, 0.999998, 0]
+
+    write_series(tmp_path, stored_values(), edit=turn)
+    assert "in orientation" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("uids", [{}, {"SOPInstanceUID": generate_uid()}])
+def test_two_image_types_at_the_same_places_are_two_volumes(tmp_path, uids):
+    uid = generate_uid()
+    for name, kind, seed in [("1", ORIGINAL, 1), ("2", [*DERIVED, "MAR"], 2)]:
+        write_series(tmp_path / name, stored_values(seed=seed), SeriesInstanceUID=uid, ImageType=kind, **uids)
+    series, _ = find_series(files_in(tmp_path))
+    assert [Path(file).parent.name for one in series for file in one.files] == ["1"] * 9 + ["2"] * 9
+    for one, seed in zip(series, (1, 2), strict=True):
+        np.testing.assert_array_equal(read_series(one).voxels, stored_values(seed=seed) - 1024)
+
+
+@pytest.mark.parametrize(
+    ("slices", "kinds"),
+    [(9, [ORIGINAL, ORIGINAL]), (2, [ORIGINAL, DERIVED])],  # nothing tells them apart; half a scan is left over
+)
+def test_slices_at_one_place_that_no_image_type_sorts_out_are_refused(tmp_path, slices, kinds):
+    uid = generate_uid()
+    write_series(tmp_path / "1", stored_values(), SeriesInstanceUID=uid, ImageType=kinds[0])
+    write_series(tmp_path / "2", stored_values((7, 6, slices)), SeriesInstanceUID=uid, ImageType=kinds[1])
+    assert "share a place, image000" in refusal(tmp_path) and f"({slices} such pairs)" in refusal(tmp_path)
+
+
+def test_one_instance_uid_and_place_in_two_acquisitions_is_no_copy(tmp_path):
+    """Taken for copies, the slices of the one would fill the gaps of the other, by the names of the files."""
+    uids = {"SeriesInstanceUID": generate_uid(), "SOPInstanceUID": generate_uid()}
+    write_series(tmp_path / "1", stored_values(seed=1), AcquisitionNumber=1, **uids)
+    write_series(tmp_path / "2", stored_values(seed=2), AcquisitionNumber=2, **uids)
+    assert "(9 such pairs)" in refusal(tmp_path)
+
+
+def test_an_odd_number_of_an_image_is_no_damage(tmp_path):
+    for file in write_series(tmp_path, stored_values(), AcquisitionNumber=77):
+        content = file.read_bytes()
+        assert content.count(b"IS\x02\x0077") == 1
+        file.write_bytes(content.replace(b"IS\x02\x0077", b"IS\x02\x00.5"))
+    np.testing.assert_array_equal(read(tmp_path).voxels, stored_values() - 1024)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.1])
+@pytest.mark.parametrize("keyword", ["PatientID", "StudyInstanceUID"])
+def test_patients_whose_series_have_one_uid_are_split(tmp_path, keyword, shift):
+    """As some anonymisers leave them; their slices may lie at the same places, or between one another's."""
+    uids = {"SeriesInstanceUID": generate_uid(), "SOPInstanceUID": generate_uid()}
+    for name, slices in [("1", 9), ("2", 8)]:
+        place = (POSITION[0], POSITION[1], POSITION[2] + shift * (name == "2"))
+        tags = uids | {keyword: f"1.2.{name}"}
+        write_series(tmp_path / name, stored_values((7, 6, slices)), position=place, **tags)
+    series, _ = find_series(files_in(tmp_path))
+    assert [read_series(one).voxels.shape[2] for one in series] == [9, 8]
+
+
+@pytest.mark.parametrize("tags", [{"ImageType": ["DERIVED", "PRIMARY", "VOLUME", "NONE"]}, {"PatientID": "patient 8"}])
+def test_enhanced_images_of_one_series_are_split(tmp_path, tags):
+    """Their places lie within the frames, which are not read to find series."""
+    uid = generate_uid()
+    for name in ("1", "2"):
+        arguments = {"slope": [1] * 9, "intercept": [0] * 9, "order": range(9)}
+        file = write_enhanced(tmp_path / f"{name}.dcm", stored_values(seed=int(name)), **arguments)
+        dataset = pydicom.dcmread(file)
+        dataset.SeriesInstanceUID = uid
+        for keyword, value in tags.items() if name == "2" else ():
+            setattr(dataset, keyword, value)
+        dataset.save_as(file)
+    series, _ = find_series(files_in(tmp_path))
+    assert len(series) == 2
+    for one, seed in zip(series, (1, 2), strict=True):
+        np.testing.assert_array_equal(read_series(one).voxels, stored_values(seed=seed))
+
+
+def test_a_slice_without_a_place_stays_with_the_others_and_is_named(tmp_path):
+    def strip(dataset, z):
+        if z == 8:
+            del dataset.ImagePositionPatient
+            dataset.ImageType = DERIVED
+
+    files = write_series(tmp_path, stored_values(), edit=strip)
+    assert f"{files[8].name} has no ImagePositionPatient" in refusal(tmp_path)
 
 
 def test_cosines_that_differ_in_the_last_decimal_do_not_split(tmp_path):

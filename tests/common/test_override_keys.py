@@ -8,7 +8,7 @@ import json
 import pytest
 
 from bundles.common.input_error import InputError
-from bundles.common.override_keys import refuse_unknown_options
+from bundles.common.override_keys import check_options_of_command_line
 
 MAIN = "/somewhere/site-packages/monai/bundle/__main__.py"
 
@@ -21,7 +21,7 @@ def config(tmp_path):
 
 
 def check(config, *words):
-    refuse_unknown_options([MAIN, "run", "--config_file", config, *words])
+    return check_options_of_command_line([MAIN, "run", "--config_file", config, *words])
 
 
 @pytest.mark.parametrize(
@@ -32,8 +32,8 @@ def check(config, *words):
         ("--max_steps=10",),
         ("--max-steps", "10"),
         ("--learning_rate", "-1"),
-        ("--train#trainer#amp", "true"),
-        ("--train::trainer::amp=true",),
+        ("--train#trainer#amp", "True"),
+        ("--train::trainer::amp=True",),
         ("--meta_file", "metadata.json", "--logging_file", "logging.conf"),
         ("--run_id", "run", "--init_id", "start", "--final_id", "end"),
         ("--tracking", "mlflow", "--tracking_uri", "sqlite:///x.db", "--experiment_name", "a", "--run_name", "b"),
@@ -50,7 +50,7 @@ def test_options_that_monai_takes_pass(config, words):
         (("--max_step", "10"), "--max_step ", "--max_steps"),
         (("--max-stesp=10",), "--max_stesp ", "--max_steps"),
         (("--learningrate", "1"), "--learningrate ", "--learning_rate"),
-        (("--trian#trainer#amp", "true"), "--trian#trainer#amp ", "--train"),
+        (("--trian#trainer#amp", "True"), "--trian#trainer#amp ", "--train"),
         (("--max_steps", "3", "--outputdir", "x"), "--outputdir ", "--output_dir"),
     ],
 )
@@ -77,21 +77,21 @@ def test_options_of_any_file_of_a_list_pass(config, tmp_path):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("distributed: true\n+train: {sampler: {}}\n")
     files = str([config, str(overlay)])
-    check(files, "--distributed", "false", "--max_steps", "1")
+    check(files, "--distributed", "False", "--max_steps", "1")
     check(f"['{config}']", "--max_steps", "1")
     with pytest.raises(InputError, match="overlay.yaml"):
-        check(files, "--distribute", "false")
+        check(files, "--distribute", "False")
 
 
 def test_an_args_file_is_read_and_checked(config, tmp_path):
     file = tmp_path / "args.json"
     file.write_text(json.dumps({"config_file": config, "max_steps": 3}))
-    refuse_unknown_options([MAIN, "run", "--args_file", str(file), "--learning_rate", "1"])
+    check_options_of_command_line([MAIN, "run", "--args_file", str(file), "--learning_rate", "1"])
     with pytest.raises(InputError, match="--max_step is not an option"):
-        refuse_unknown_options([MAIN, "run", "--args_file", str(file), "--max_step", "1"])
+        check_options_of_command_line([MAIN, "run", "--args_file", str(file), "--max_step", "1"])
     file.write_text(json.dumps({"config_file": config, "max_step": 3}))
     with pytest.raises(InputError, match="--max_step is not an option"):
-        refuse_unknown_options([MAIN, "run", "--args_file", str(file)])
+        check_options_of_command_line([MAIN, "run", "--args_file", str(file)])
 
 
 @pytest.mark.parametrize(
@@ -105,22 +105,31 @@ def test_an_args_file_is_read_and_checked(config, tmp_path):
     ],
 )
 def test_other_processes_are_left_alone(config, argv):
-    refuse_unknown_options([config if word == "CONFIG" else word for word in argv])
+    check_options_of_command_line([config if word == "CONFIG" else word for word in argv])
 
 
 def test_the_command_line_of_the_process_is_the_default(config, monkeypatch):
     monkeypatch.setattr("sys.argv", [MAIN, "run", "--config_file", config, "--max_step", "1"])
     with pytest.raises(InputError, match="--max_steps"):
-        refuse_unknown_options()
+        check_options_of_command_line()
 
 
-def test_none_is_refused_since_monai_would_drop_it(config, tmp_path):
-    for value in ("None", "null"):
-        with pytest.raises(InputError, match=r"--max_steps \w+ would be dropped by MONAI. Write --max_steps '\$None'"):
-            check(config, "--max_steps", value)
+def test_words_of_yaml_mean_what_they_mean_there(config, tmp_path):
+    assert check(config, "--max_steps", "null") == {"max_steps": None}
+    assert check(config, "--max_steps", "None", "--tracking", "None") == {"max_steps": None}
+    assert check(config, "--max_steps=false") == {"max_steps": False}
+    assert check(config, "--max_steps", "true") == {"max_steps": True}
+    assert (
+        check(config, "--max_steps", "True") == check(config, "--max_steps", "$None") == {}
+    )  # fire and MONAI know these
     file = tmp_path / "args.json"
     file.write_text(json.dumps({"config_file": config, "max_steps": None}))
-    with pytest.raises(InputError, match="would be dropped"):
-        refuse_unknown_options([MAIN, "run", "--args_file", str(file)])
-    check(config, "--max_steps", "$None")
-    check(config, "--tracking", "None")
+    assert check_options_of_command_line([MAIN, "run", "--args_file", str(file)]) == {"max_steps": None}
+
+
+@pytest.mark.parametrize(("word", "better"), [("true", "True"), ("false", "False"), ("null", "'[$]None'")])
+def test_a_nested_entry_wants_them_as_python_writes_them(config, word, better):
+    with pytest.raises(
+        InputError, match=f"--train#trainer#amp {word} would not reach .* Write --train#trainer#amp {better}"
+    ):
+        check(config, "--train#trainer#amp", word)

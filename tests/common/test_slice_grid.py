@@ -43,8 +43,15 @@ def test_positions_rounded_to_a_tenth_of_a_mm_pass(tmp_path):
 
 
 def test_too_few_slices_are_refused(tmp_path):
-    write_series(tmp_path, images(7))
-    assert "7 slices" in refusal(tmp_path) and "8 or more" in refusal(tmp_path)
+    write_series(tmp_path, images(2))
+    assert "2 slices" in refusal(tmp_path) and "3 or more" in refusal(tmp_path)
+
+
+def test_three_slices_are_enough_to_judge_their_gaps(tmp_path):
+    write_series(tmp_path / "even", images(3))
+    np.testing.assert_allclose(affine_of(tmp_path / "even")[:3, 2], [0, 0, 2.5], rtol=0, atol=1e-12)
+    write_series(tmp_path / "uneven", images(3), offsets=[0, 2.5, 6])
+    assert "unevenly spaced: 2.50 mm" in refusal(tmp_path / "uneven")
 
 
 def test_a_missing_slice_is_refused_by_its_place(tmp_path):
