@@ -47,7 +47,7 @@ ARTEFACTS = {
     "swin_unetr_btcv_seg/models/model.pt": "segmentation network fine-tuned from the encoder",
     "from_scratch/models/model.pt": "the same network from random weights, equal steps and seed",
     "shuffled_labels/models/model.pt": "control: trained on label maps of other patients",
-    "swin_unetr_btcv_seg/evaluation/scores.csv": "Dice and NSD per case and organ (one such file in each run's folder)",
+    "swin_unetr_btcv_seg/evaluation/scores.csv": "Dice, NSD and HD95 per case and organ (one such file in each run's folder)",
     "segmentation": "label map of the unseen scan in its own geometry, and a picture of it",
     "data": "the synthetic patients, as NIfTI with data lists",
     "mlruns.db": "curves and settings of all four trainings, tracked with MLflow",

@@ -12,6 +12,8 @@ import numpy as np
 from .refused_scan import RefusedScan
 
 SUFFIXES = (".mhd", ".mha")
+# What other writers call these fields; MetaIO, ITK's reader, takes them all alike.
+SYNONYMS = {"Offset": ("Position", "Origin"), "TransformMatrix": ("Rotation", "Orientation")}
 HEADER_END = b"ElementDataFile"  # the last key; in .mha the voxels follow its line
 TYPES = {
     "MET_CHAR": "i1",
@@ -84,6 +86,10 @@ def _header(path: str | os.PathLike) -> tuple[dict[str, str], int]:
         raise RefusedScan("is no MetaImage: it has no ElementDataFile")
     lines = start[: end or None].decode(errors="replace").splitlines()
     fields = {name.strip(): value.strip() for name, found, value in (line.partition("=") for line in lines) if found}
+    for name, others in SYNONYMS.items():
+        for other in others:
+            if other in fields:
+                fields.setdefault(name, fields[other])
     return fields, end
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,7 +57,14 @@ def check_split(*, validation_share: float, folds: int) -> None:
         raise InputError(f"--folds {folds!r} must be a whole number of at least 2, or 0 for none.")
 
 
-def split_by_patient(scans: Sequence[Mapping[str, str]], *, validation_share: float, folds: int, seed: int) -> Split:
+def split_by_patient(
+    scans: Sequence[Mapping[str, str]],
+    *,
+    validation_share: float,
+    folds: int,
+    seed: int,
+    left_out: Sequence[Mapping[str, str]] = (),
+) -> Split:
     """Split scans by patient; the draws depend on the seed and the patients alone, not on the order of the scans.
 
     Of scans with equal voxels one is kept: one with a label if there is one, else the first by name. Their patients are one. Where the
@@ -69,13 +76,14 @@ def split_by_patient(scans: Sequence[Mapping[str, str]], *, validation_share: fl
         validation_share: between 0 and 1; 0 for no validation.
         folds: number of folds among the scans that are no test; 0 for none.
         seed: of the draws.
+        left_out: scans that are not used, but tell which patients are one: each with ``name``, ``patient`` and ``series_uid``.
 
     Raises:
         InputError: see `check_split`.
     """
     check_split(validation_share=validation_share, folds=folds)
     twins = find_twins(scans)
-    patients = _patients(scans, twins)
+    patients = _patients([*scans, *left_out], twins, left_out={scan["name"] for scan in left_out})
     sections, notes = _sections_of_patients(scans, patients)
     kept = sorted(scan["name"] for scan in scans if scan["name"] not in twins)
     held_out = {patient for patient, section in sections.items() if section == "validation"}
@@ -112,7 +120,9 @@ def find_twins(scans: Iterable[Mapping[str, str]]) -> dict[str, str]:
     return twins
 
 
-def _patients(scans: Sequence[Mapping[str, str]], twins: Mapping[str, str]) -> dict[str, str]:
+def _patients(
+    scans: Sequence[Mapping[str, str]], twins: Mapping[str, str], *, left_out: Collection[str] = ()
+) -> dict[str, str]:
     """The patient of each scan: scans of one patient, with equal voxels or of one series are of one, and so are all that these lead to."""
     parent: dict[tuple[str, str], tuple[str, str]] = {}
 
@@ -132,7 +142,8 @@ def _patients(scans: Sequence[Mapping[str, str]], twins: Mapping[str, str]) -> d
             if other[1] and end(own) != end(other):
                 # Sorted: a patient's ID is the end of its chain, else the name of a scan that is kept.
                 first, second = sorted(
-                    (end(own), end(other)), key=lambda node: (RANK.index(node[0]), node[1] in twins, node[1])
+                    (end(own), end(other)),
+                    key=lambda node: (RANK.index(node[0]), node[1] in twins or node[1] in left_out, node[1]),
                 )
                 parent[second] = first
     return {scan["name"]: end(("scan", scan["name"]))[1] for scan in scans}

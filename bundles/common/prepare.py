@@ -23,11 +23,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .input_error import InputError
 from .patient_split import Split, check_split, split_by_patient
-from .prepare_scan import Outputs, Recipe, Task, prepare_scan, read_record, refused, write_text, writing
+from .prepare_scan import (
+    Outputs,
+    Recipe,
+    Task,
+    identity,
+    prepare_scan,
+    read_record,
+    refused,
+    source_of,
+    write_text,
+    writing,
+)
 from .prepared_results import audit_csv, audit_table, data_list_text, write_contact_sheets
 from .public_collection import differences, find_collection
 from .scan_audit import LEFT_OUT, USED
-from .scan_sources import PREPARED, Candidate, find_candidates
+from .scan_sources import PREPARED, Candidate, Found, find_candidates, scan_in
 from .worker_pool import Died, in_processes
 
 logger = logging.getLogger(__name__)
@@ -65,25 +76,32 @@ def prepare(
     same bytes, however often the run was cut off.
 
     Raises:
-        InputError: there is no scan, an option is out of range, the output cannot be written or belongs to something else.
+        InputError: there is no scan, an option is out of range, the output cannot be written, holds raw scans or belongs to something else.
         SystemExit: after Ctrl-C or SIGTERM, with 128 + the number of the signal.
     """
+    if not isinstance(dataset_dir, (str, os.PathLike)):
+        raise InputError(f"--dataset_dir {dataset_dir!r} must be a folder; quote a name that is a number: \"'2023'\".")
     out = Path(os.path.abspath(Path(dataset_dir).expanduser()))
-    if (out / "dataset.json").exists() and not (out / PREPARED).is_dir():
+    if os.path.exists(out / "dataset.json") and not os.path.isdir(out / PREPARED):
         raise InputError(
             f"{out} has a dataset.json that is not of prepare: choose another --dataset_dir for the output."
         )
     if not recipe.write_store and not recipe.write_nifti:
         raise InputError("--write_store and --write_nifti are both false: nothing would be written. Choose one.")
     check_split(validation_share=validation_share, folds=folds)
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
+        raise InputError(f"--workers {workers!r} must be a whole number, 0 or more, or null for one a core.")
+    _check_pattern(patient_pattern)
     known = find_collection(collection, collections_file) if collection else None
+    # The output is made when the sources are known to be good: a mistaken folder must not be marked as one.
+    with _stops_cleanly():
+        logger.info("looking for scans below %s", source)
+        found = _found_outside(out, source)
+        candidates = _with_patients(found.candidates, patient_pattern)
     with _stops_cleanly(), _alone_in(out):
         _remove_temporary_files(out)
-        logger.info("looking for scans below %s", source)
-        found = find_candidates(source, skip=out)
-        candidates = _with_patients(found.candidates, patient_pattern)
         tasks = [Task(candidate, recipe, str(out)) for candidate in candidates]
-        _check_records(out, candidates)
+        kept = _check_records(out, candidates, found.refused)
         rows = {task.candidate.name: row for task in tasks if (row := read_record(task))}
         logger.info(
             *(
@@ -96,18 +114,21 @@ def prepare(
         workers = min(len(os.sched_getaffinity(0)), 16) if workers is None else workers
         rows |= _worked([task for task in tasks if task.candidate.name not in rows], workers)
         split = _split(candidates, rows, validation_share=validation_share, folds=folds, seed=seed)
-        # Files deleted by hand, and a scan whose twin is gone, are made again.
-        rows |= _worked(
-            [task for task in tasks if task.candidate.name in split.sections and not _is_whole(task)], workers
-        )
-        split = _split(candidates, rows, validation_share=validation_share, folds=folds, seed=seed)
+        # Files deleted by hand, and a scan whose twin is gone, are made again; where that fails, the next twin's turn comes.
+        tried: set[str] = set()
+        while again := [
+            task for task in tasks if task.candidate.name in split.sections.keys() - tried and not _is_whole(task)
+        ]:
+            tried |= {task.candidate.name for task in again}
+            rows |= _worked(again, workers)
+            split = _split(candidates, rows, validation_share=validation_share, folds=folds, seed=seed)
         table = audit_table(candidates, rows, split, found.refused)
         with writing(out):
-            _remove_unused(out, candidates, split)
+            _remove_unused(out, candidates, split, kept)
             write_text(out / "audit.csv", audit_csv(table))
             write_text(out / "dataset.json", data_list_text(out, found, candidates, table, recipe))
             write_contact_sheets(out, table)
-    return _report(out, table, split.notes + (differences(known, table) if known else []))
+    return _report(out, table, found.notes + split.notes + (differences(known, table) if known else []))
 
 
 def leave_if_left_out(summary: Summary) -> None:
@@ -129,7 +150,9 @@ def _worked(tasks: list[Task], workers: int) -> dict[str, dict]:
             for task, row in _with_progress(results, len(tasks)):
                 if isinstance(row, Died):
                     Outputs(task.folder, task.candidate.name).remove()
-                    row = refused("the process that read it died, for want of memory most likely: use fewer --workers")
+                    row = identity(task) | refused(
+                        "the process that read it died, for want of memory most likely: use fewer --workers"
+                    )
                 rows[task.candidate.name] = row
     except InputError as error:
         raise InputError(f"{error} ({len(rows)} of {len(tasks)} scans were finished in this run.)") from error
@@ -185,6 +208,22 @@ def _stops_cleanly() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _found_outside(out: Path, source: str | Sequence[str]) -> Found:
+    """Find the scans; refuse an output that holds raw scans, which would be taken for results from then on."""
+    sources = [source] if isinstance(source, (str, os.PathLike)) else source
+    is_new = os.path.isdir(out) and not os.path.isdir(out / PREPARED)
+    if is_new and isinstance(sources, (list, tuple)) and out.resolve() in map(_resolved, sources):
+        raise InputError(f"{out} is one of the sources: choose another --dataset_dir, or a new folder in it.")
+    found = find_candidates(source, skip=out)
+    if is_new and (scan := scan_in(out, apart_from=sources)):
+        raise InputError(f"{out} holds raw scans, such as {scan}: choose another --dataset_dir, or a new folder in it.")
+    return found
+
+
+def _resolved(source: Any) -> Path | None:
+    return Path(source).expanduser().resolve() if isinstance(source, (str, os.PathLike)) else None
+
+
 @contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
     """Hold the output folder: two runs at once would remove each other's files."""
@@ -212,9 +251,19 @@ def _remove_temporary_files(out: Path) -> None:
                 path.unlink()
 
 
-def _check_records(out: Path, candidates: Sequence[Candidate]) -> None:
-    known = {path.stem for path in (out / PREPARED).glob("*.json")}
+def _check_records(out: Path, candidates: Sequence[Candidate], refused_files: Iterable[str]) -> set[str]:
+    """Compare what was prepared with what is found; returns the names of scans that are kept though they are not found."""
+    records = {path.stem: path for path in (out / PREPARED).glob("*.json")}
+    known = set(records)
     gone = known - {candidate.name for candidate in candidates}
+    unreadable = set(refused_files)
+    kept = {name for name in gone if _lies_in(source_of(records[name]), unreadable)}
+    gone -= kept
+    if kept:
+        logger.warning(
+            "%d scans prepared before, such as %s, lie in folders that cannot be read now: they are kept for the next run, not listed",
+            *(len(kept), min(kept)),
+        )
     if gone and gone == known:
         raise InputError(
             f"{out} holds {len(gone)} scans of other sources, such as {min(gone)}, which would be removed. Choose another --dataset_dir, or "
@@ -224,14 +273,20 @@ def _check_records(out: Path, candidates: Sequence[Candidate]) -> None:
         logger.warning(
             "%d scans prepared before, such as %s, are no more in the sources: they are removed", len(gone), min(gone)
         )
+    return kept
 
 
-def _remove_unused(out: Path, candidates: Sequence[Candidate], split: Split) -> None:
-    names = {candidate.name for candidate in candidates}
+def _lies_in(source: str, paths: set[str]) -> bool:
+    """Whether a path, or a folder that it lies in, is one of ``paths``."""
+    return bool(source) and any(str(path) in paths for path in (Path(source), *Path(source).parents))
+
+
+def _remove_unused(out: Path, candidates: Sequence[Candidate], split: Split, kept: set[str]) -> None:
+    names = {candidate.name for candidate in candidates} | kept
     for record in (out / PREPARED).glob("*.json"):
         if record.stem not in names:
             Outputs(out, record.stem).remove()
-        elif record.stem not in split.sections:
+        elif record.stem not in split.sections and record.stem not in kept:
             Outputs(out, record.stem).remove_data()
 
 
@@ -243,20 +298,27 @@ def _is_whole(task: Task) -> bool:
 
 
 def _with_patients(candidates: list[Candidate], pattern: str | None) -> list[Candidate]:
-    """Read the patient from the path of each scan: the first group of the pattern, or all that it matches."""
+    """Read the patient from the path of each scan: the first group of the pattern that took part, or all that it matches."""
     if pattern is None:
         return candidates
-    try:
-        matches = [re.search(pattern, candidate.source) for candidate in candidates]
-    except re.error as error:
-        raise InputError(f"--patient_pattern {pattern!r} is no regular expression: {error}.") from None
+    matches = [re.search(pattern, candidate.source) for candidate in candidates]
     if candidates and not any(matches):
         raise InputError(f"--patient_pattern {pattern!r} matches no path, such as {candidates[0].source}.")
     logger.info("--patient_pattern matches %d of %d paths", sum(map(bool, matches)), len(matches))
     return [
-        replace(candidate, patient=match[1] if match.re.groups else match[0]) if match else candidate
+        replace(candidate, patient=next(filter(None, match.groups()), "") if match.re.groups else match[0])
+        if match
+        else candidate
         for candidate, match in zip(candidates, matches, strict=True)
     ]
+
+
+def _check_pattern(pattern: str | None) -> None:
+    try:
+        if pattern is not None:
+            re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise InputError(f"--patient_pattern {pattern!r} is no regular expression: {error}.") from None
 
 
 def _split(candidates: Sequence[Candidate], rows: Mapping[str, dict], **options: Any) -> Split:
@@ -272,7 +334,12 @@ def _split(candidates: Sequence[Candidate], rows: Mapping[str, dict], **options:
         for candidate in candidates
         if rows[candidate.name]["verdict"] == USED
     ]
-    return split_by_patient(scans, **options)
+    left_out = [
+        {"name": candidate.name, "patient": rows[candidate.name]["patient"], "series_uid": candidate.series_uid}
+        for candidate in candidates
+        if rows[candidate.name]["verdict"] != USED and (rows[candidate.name]["patient"] or candidate.series_uid)
+    ]
+    return split_by_patient(scans, left_out=left_out, **options)
 
 
 def _report(out: Path, table: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> Summary:

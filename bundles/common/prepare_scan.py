@@ -18,6 +18,7 @@ import numpy as np
 from .checkpoint_file import atomic_path
 from .input_error import InputError
 from .nifti_file import write_nifti
+from .option_checks import check_options
 from .patch_store import write_scan
 from .patient_split import pseudonym
 from .refused_scan import RefusedScan
@@ -26,6 +27,7 @@ from .scan_reading import Volume, read_scan
 from .scan_sources import PREPARED, Candidate
 from .scan_thumbnail import thumbnail
 
+SAMPLE = 4096  # bytes
 VERSION = 1  # of what is written; records of another are not taken
 
 
@@ -46,9 +48,15 @@ class Recipe:
 
     def __post_init__(self) -> None:
         spacing = [self.spacing] * 3 if isinstance(self.spacing, (int, float)) else self.spacing
-        if spacing is not None and (len(spacing) != 3 or not all(size > 0 for size in spacing)):
-            raise InputError(f"--spacing {self.spacing!r} must be three sizes in mm above 0, such as [1.5,1.5,2.0].")
-        if len(self.sheet_window) != 2 or self.sheet_window[0] >= self.sheet_window[1]:
+        check_options(
+            spacing=spacing,
+            above_zero={"max_spacing": self.max_spacing},
+            zero_or_above={"min_body": self.min_body, "min_slices": self.min_slices},
+        )
+        if isinstance(self.foreground_hu, bool) or not isinstance(self.foreground_hu, (int, float)):
+            raise InputError(f"--foreground_hu {self.foreground_hu!r} must be a number.")
+        window = self.sheet_window if isinstance(self.sheet_window, (list, tuple)) else ()
+        if len(window) != 2 or not all(isinstance(end, (int, float)) for end in window) or window[0] >= window[1]:
             raise InputError(f"--sheet_window {self.sheet_window!r} must be two values in HU, the lower one first.")
         object.__setattr__(self, "spacing", spacing and tuple(map(float, spacing)))
         object.__setattr__(self, "sheet_window", tuple(map(float, self.sheet_window)))
@@ -80,6 +88,11 @@ class Outputs:
             + [self.thumbnail]
         )
 
+    def remove_unwanted(self, candidate: Candidate, recipe: Recipe) -> None:
+        """Delete what another recipe wanted."""
+        for path in {self.store, self.nifti} - set(self.wanted(candidate, recipe)):
+            path.unlink(missing_ok=True)
+
     def remove_data(self) -> None:
         """Delete store and NIfTI of a scan that is not used."""
         for path in (self.store, self.nifti):
@@ -94,6 +107,8 @@ class Outputs:
 
 def read_record(task: Task) -> dict[str, Any] | None:
     """The row of a scan that was prepared before, from these files and by this recipe; else None."""
+    if task.candidate.fault:
+        return None
     try:
         record = json.loads(Outputs(task.folder, task.candidate.name).record.read_text(encoding="utf-8"))
         return record["row"] if record["made_from"] == _made_from(task) else None
@@ -111,13 +126,10 @@ def prepare_scan(task: Task) -> dict[str, Any]:
     Raises:
         InputError: a file cannot be written.
     """
-    candidate, recipe = task.candidate, task.recipe
-    patient = candidate.patient or (candidate.series.patient_id if candidate.series else "")
-    row = {
-        "patient": patient if recipe.keep_patient_ids else pseudonym(patient),
-        "series_uid": candidate.series_uid,
-    }
+    row = identity(task)
     try:
+        if task.candidate.fault:
+            raise RefusedScan(task.candidate.fault)
         return _prepared(task, row)
     except RefusedScan as error:
         reason = str(error)
@@ -128,8 +140,26 @@ def prepare_scan(task: Task) -> dict[str, Any]:
     except Exception as error:  # one odd scan must not stop the others
         reason = f"cannot be prepared ({type(error).__name__}: {error})"
     with writing(task.folder):
-        Outputs(task.folder, candidate.name).remove()
+        Outputs(task.folder, task.candidate.name).remove()
     return row | refused(reason)
+
+
+def identity(task: Task) -> dict[str, str]:
+    """What is known of a scan without reading it: ``patient`` and ``series_uid``."""
+    candidate = task.candidate
+    patient = candidate.patient or (candidate.series.patient_id if candidate.series else "")
+    return {
+        "patient": patient if task.recipe.keep_patient_ids else pseudonym(patient),
+        "series_uid": candidate.series_uid,
+    }
+
+
+def source_of(record: Path) -> str:
+    """The file or folder that a record was made from; "" where it does not tell."""
+    try:
+        return str(json.loads(record.read_text(encoding="utf-8"))["source"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _prepared(task: Task, row: dict[str, Any]) -> dict[str, Any]:
@@ -159,11 +189,13 @@ def _prepared(task: Task, row: dict[str, Any]) -> dict[str, Any]:
         if used and recipe.write_store:
             details = _details(row, recipe)
             write_scan(outputs.store, voxels=stored.voxels, affine=stored.affine, body_box=box, details=details)
+        outputs.remove_unwanted(candidate, recipe)
         if not used:
             outputs.remove_data()
         with atomic_path(outputs.thumbnail) as temporary, open(temporary, "wb") as file:
             np.save(file, picture)
-        write_text(outputs.record, json.dumps({"made_from": made_from, "row": row}, indent=1, ensure_ascii=False))
+        record = {"made_from": made_from, "source": candidate.source, "row": row}
+        write_text(outputs.record, json.dumps(record, indent=1, ensure_ascii=False))
     return row
 
 
@@ -178,7 +210,8 @@ def writing(folder: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # blosc2 raises the latter
-        free = shutil.disk_usage(folder).free / 1e9
+        there = next(path for path in (Path(folder), *Path(folder).parents) if os.path.exists(path))
+        free = shutil.disk_usage(there).free / 1e9
         raise InputError(
             f"Cannot write in {folder}: {getattr(error, 'strerror', None) or error} ({free:.1f} GB free there). What was finished is kept. Make "
             "room (or choose another --dataset_dir) and start the same command again: it goes on with the rest."
@@ -192,10 +225,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _made_from(task: Task) -> dict[str, Any]:
-    """What the record of a scan is compared by: sizes and times of its files, and the recipe."""
+    """What the record of a scan is compared by: names, sizes, times and samples of its files, and the recipe.
+
+    Neither the folder nor the inode of a file counts, so that a data set can be copied (with its times) together with what was prepared. Samples tell
+    files that were swapped; of DICOM the series is enough, as its files were grouped by their content.
+    """
+    candidate = task.candidate
     try:
-        stats = [os.stat(file) for file in task.candidate.files]
-        stamps = json.dumps([[stat.st_size, stat.st_mtime_ns] for stat in stats])
+        stats = [(os.path.basename(file), os.stat(file)) for file in candidate.files]
+        stamps = json.dumps([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
+        samples = [candidate.series_uid] if candidate.series else [_sample(file) for file in candidate.files]
+        stamps += json.dumps(samples)
     except OSError:
         stamps = ""
     made_from = {
@@ -205,6 +245,17 @@ def _made_from(task: Task) -> dict[str, Any]:
         "recipe": vars(task.recipe),
     }
     return json.loads(json.dumps(made_from))  # tuples become lists, as in the file
+
+
+def _sample(file: str) -> str:
+    """A checksum of the begin, the middle and the end of a file; a gzip file ends with the checksum of all that it holds."""
+    checksum = hashlib.sha256()
+    with open(file, "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        for start in (0, size // 2, max(size - SAMPLE, 0)):
+            stream.seek(start)
+            checksum.update(stream.read(SAMPLE))
+    return checksum.hexdigest()[:16]
 
 
 def _details(row: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:

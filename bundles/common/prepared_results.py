@@ -52,6 +52,8 @@ def audit_table(
         }
         if name in split.twins:
             row |= {"verdict": LEFT_OUT, "reason": f"equal to another scan: the same voxels as {split.twins[name]}"}
+        if candidate.remark and row["verdict"] == USED:
+            row["reason"] = "; ".join(filter(None, (row["reason"], candidate.remark)))
         row["patient"] = split.patients.get(name, row.get("patient", ""))
         table.append(row)
     table += [

@@ -18,7 +18,7 @@ from .nifti_file import write_nifti
 from .organ_volumes import TABLE, read_volumes
 from .refused_scan import RefusedScan
 from .scan_reading import read_scan
-from .scan_sources import FOREIGN, Candidate, find_candidates
+from .scan_sources import Candidate, find_candidates
 
 logger = logging.getLogger(__name__)
 
@@ -67,14 +67,13 @@ def segmentation_inputs(
             continue
         for file, reason in found.refused.items():
             logger.warning("%s is left out: %s", file, reason)
-        broken = {os.path.dirname(file) for file in found.refused if not file.lower().endswith(FOREIGN)}
         for candidate in found.candidates:
             file = candidate.source if candidate.kind == "nifti" else str(folder / f"{candidate.name}.nii.gz")
             if file in done:
                 skipped += 1
             elif candidate.kind == "nifti":
                 listed.append(file)
-            elif (files := _converted(candidate, file, broken)) is None:
+            elif (files := _converted(candidate, file)) is None:
                 refused += 1
             else:
                 listed.append(file)
@@ -104,20 +103,19 @@ def _segmented(output_dir: Path) -> set[str]:
     return images
 
 
-def _converted(candidate: Candidate, file: str, broken: set[str]) -> tuple[str, ...] | None:
+def _converted(candidate: Candidate, file: str) -> tuple[str, ...] | None:
     """Write a series, or a scan of another format, as NIfTI.
 
     Args:
         candidate: the scan.
         file: the NIfTI file.
-        broken: folders with files that cannot be read: a series in one of them may lack its first or last slices, which no gap shows.
 
     Returns:
         The DICOM files in the order of the slices, () of another format, None where it is refused.
     """
     try:
-        if here := {os.path.dirname(one) for one in candidate.files} & broken:
-            raise RefusedScan(f"{min(here)} holds files that cannot be read, perhaps slices of it: copy or remove them")
+        if candidate.fault:
+            raise RefusedScan(candidate.fault)
         volume = read_series(candidate.series) if candidate.series else read_scan(candidate)
     except RefusedScan as reason:
         logger.warning("%s (%s) is left out: %s", candidate.source, candidate.name, reason)

@@ -122,3 +122,13 @@ def test_voxels_that_are_missing_are_refused(tmp_path):
     (tmp_path / "voxels.raw").unlink()
     with pytest.raises(RefusedScan, match="No such file"):
         read_scan(Candidate("name", str(path), "metaimage", (str(path),)))
+
+
+@pytest.mark.parametrize(("offset", "matrix"), [("Position", "Orientation"), ("Origin", "Rotation")])
+def test_the_grid_is_read_by_its_other_names(tmp_path, offset, matrix):
+    voxels = np.arange(210, dtype=np.int16).reshape(SHAPE)
+    expected = read_meta_image(write(tmp_path / "a.mha", voxels, local=True, TransformMatrix=OBLIQUE))[1]
+    fields = {"Offset": None, "TransformMatrix": None, offset: "-10.5 20 30.25", matrix: OBLIQUE}
+    affine = read_meta_image(write(tmp_path / "b.mha", voxels, local=True, **fields))[1]
+    np.testing.assert_array_equal(affine, expected)
+    assert not np.allclose(affine[:3, 3], 0)

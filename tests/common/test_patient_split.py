@@ -169,3 +169,15 @@ def test_pseudonyms_are_the_same_for_the_same_patient_and_hide_the_id():
     assert pseudonym("Doe^Jane") == pseudonym(" Doe^Jane ") != pseudonym("Doe^John")
     assert re.fullmatch("p[0-9a-f]{12}", pseudonym("Doe^Jane"))
     assert pseudonym("") == pseudonym("  ") == ""
+
+
+def test_a_scan_that_is_left_out_still_tells_that_two_are_of_one_patient():
+    scans = [scan("luna", sha256="1", series_uid="1.2"), scan("lidc", sha256="2", patient="P")]
+    other = {"name": "refused", "patient": "P", "series_uid": "1.2"}
+    result = split_by_patient(scans, validation_share=0.5, folds=0, seed=0, left_out=[other])
+    assert result.patients == {"luna": "P", "lidc": "P", "refused": "P"}
+    assert result.sections == {"luna": "training", "lidc": "training"}
+    nameless = [scan("b", sha256="1", series_uid="1.2"), scan("c", sha256="2")]
+    other = {"name": "a", "patient": "", "series_uid": "1.2"}
+    result = split_by_patient(nameless, validation_share=0.5, folds=0, seed=0, left_out=[other])
+    assert result.patients["b"] == "b"  # not called after a scan that is not there

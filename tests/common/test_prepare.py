@@ -8,6 +8,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -360,7 +361,7 @@ def test_a_scan_that_could_not_be_read_is_tried_again(tmp_path, good, monkeypatc
 # ---- the output folder ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("failing", ["write_scan", "write_text", "_write_nifti"])
+@pytest.mark.parametrize("failing", ["write_scan", "write_text", "write_nifti"])
 def test_a_full_disk_stops_the_run_with_advice_and_nothing_half_written(tmp_path, good, monkeypatch, failing):
     real, calls = getattr(one_scan, failing), []
 
@@ -478,3 +479,164 @@ def test_outputs_lie_where_the_documents_say(tmp_path):
     outputs = Outputs(tmp_path, "a.b")
     assert outputs.store == tmp_path / "store" / "a.b.b2nd"
     assert outputs.nifti == tmp_path / "nifti" / "a.b.nii.gz"
+
+
+# ---- mistakes that must leave no trace, and traces that must stay ----------------------------------------------------
+
+
+def test_a_mistaken_source_leaves_the_raw_folder_usable(tmp_path, good):
+    with pytest.raises(InputError, match="typo does not exist"):
+        run(tmp_path / "typo", good)
+    assert run(good, tmp_path / "out").used == 4
+
+
+@pytest.mark.parametrize("out", ["raw", "raw/site 2", "raw/pacs"])
+def test_an_output_among_raw_scans_is_refused(tmp_path, good, out):
+    before = contents(good)
+    with pytest.raises(InputError, match="another --dataset_dir"):
+        run(good, tmp_path / out)
+    assert contents(good) == before and not (tmp_path / out / ".prepared").exists()
+
+
+def test_an_output_above_its_source_is_taken(tmp_path, good):
+    assert run(good, tmp_path).used == 4
+    assert run(good, tmp_path).used == 4
+
+
+def test_an_output_that_cannot_be_made_is_told(tmp_path, good):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="Cannot write in .*file/out"):
+        run(good, tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"workers": -1}, "--workers -1"),
+        ({"workers": 1.5}, "--workers 1.5"),
+        ({"patient_pattern": "(a"}, r"--patient_pattern '\(a'"),
+        ({"patient_pattern": 7}, "--patient_pattern 7"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused_before_the_work(tmp_path, good, options, words):
+    with pytest.raises(InputError, match=words):
+        run(good, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"sheet_window": 5},
+        {"sheet_window": "ab"},
+        {"spacing": "big"},
+        {"max_spacing": 0},
+        {"min_body": "x"},
+        {"foreground_hu": "x"},
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused(recipe):
+    with pytest.raises(InputError, match=f"--{next(iter(recipe))}"):
+        Recipe(**recipe)
+
+
+def test_of_a_pattern_with_alternatives_the_group_that_matched_counts(tmp_path, good):
+    run(good, tmp_path / "out", recipe={"keep_patient_ids": True}, patient_pattern=r"(site 1)|pacs/(\w)")
+    patients = {name: row["patient"] for name, row in audit(tmp_path / "out").items()}
+    assert (patients["raw__site_1__Müller__scan"], patients["raw__pacs__b"]) == ("site 1", "b")
+
+
+def test_a_series_beside_a_lost_slice_is_left_out(tmp_path, good):
+    (good / "pacs" / "a" / "image0000.dcm").write_bytes(b"")
+    assert run(good, tmp_path / "out").used == 3
+    row = audit(tmp_path / "out")["raw__pacs__a"]
+    assert row["verdict"] == "left_out" and "perhaps slices" in row["reason"] and row["patient"]
+
+
+def test_a_refused_scan_links_the_patient_of_others(tmp_path):
+    gap = [z * 2.5 + (z > 9) * 2.5 for z in range(20)]
+    write_dicom(tmp_path / "LIDC" / "1", 18, PatientID="P", SeriesInstanceUID="1.3.6.1.4.1.1", offsets=gap)
+    write_dicom(tmp_path / "LIDC" / "2", 19, PatientID="P", SeriesInstanceUID="1.3.6.1.4.1.2")
+    write_nifti(tmp_path / "LUNA" / "1.3.6.1.4.1.1.nii.gz", 18)
+    run([tmp_path / "LIDC", tmp_path / "LUNA"], tmp_path / "out")
+    rows = audit(tmp_path / "out").values()
+    assert [row["verdict"] for row in rows] == ["left_out", "used", "used"]
+    assert len({row["patient"] for row in rows}) == 1
+
+
+def test_a_folder_that_cannot_be_read_for_once_loses_nothing(tmp_path, good, read, monkeypatch, caplog):
+    run(good, tmp_path / "out")
+    first, real = contents(tmp_path / "out"), os.scandir
+
+    def failing(path):
+        if str(path).endswith("pacs"):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", failing)
+        assert run(good, tmp_path / "out").used == 2
+    assert "2 scans prepared before" in caplog.text and "they are kept" in caplog.text
+    assert len(entries(tmp_path / "out")) == 2
+    read.clear()
+    run(good, tmp_path / "out")
+    assert read == [] and contents(tmp_path / "out") == first
+
+
+def test_two_files_that_were_swapped_are_noticed(tmp_path, good, read):
+    files = [good / "u" / name for name in ("a.nii", "b.nii")]
+    for seed, file in enumerate(files, 30):
+        write_nifti(file, seed)
+        os.utime(file, ns=(1, 1))
+    run(good, tmp_path / "out")
+    read.clear()
+    files[0].rename(good / "u" / "c")
+    files[1].rename(files[0])
+    (good / "u" / "c").rename(files[1])
+    run(good, tmp_path / "out")
+    assert read == ["raw__u__a", "raw__u__b"]
+
+
+def test_a_copy_of_the_data_set_is_known(tmp_path, good, read):
+    run(good, tmp_path / "out")
+    read.clear()
+    shutil.copytree(tmp_path, tmp_path / "copy", ignore=shutil.ignore_patterns("copy"))
+    run(tmp_path / "copy" / "raw", tmp_path / "copy" / "out")
+    assert read == []
+
+
+def test_what_the_recipe_does_not_want_any_more_is_removed(tmp_path, good):
+    run(good, tmp_path / "out")
+    run(good, tmp_path / "out", recipe={"write_store": False})
+    assert not list((tmp_path / "out" / "store").iterdir())
+    run(good, tmp_path / "out", recipe={"write_nifti": False})
+    assert not list((tmp_path / "out" / "nifti").iterdir())
+    assert len(list((tmp_path / "out" / "store").iterdir())) == 4
+
+
+def test_a_twin_is_made_again_when_the_scan_before_it_fails(tmp_path, good, monkeypatch):
+    for name in "abc":
+        write_nifti(good / "twins" / f"{name}.nii.gz", 40)
+    run(good, tmp_path / "out")
+    (tmp_path / "out" / "store" / "raw__twins__a.b2nd").unlink()
+    real = one_scan.read_scan
+
+    def damaged(candidate):
+        if candidate.name.endswith(("__a", "__b")) and "twins" in candidate.name:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(candidate)
+
+    monkeypatch.setattr(one_scan, "read_scan", damaged)
+    run(good, tmp_path / "out")
+    listed = entries(tmp_path / "out")
+    assert "store/raw__twins__c.b2nd" in {entry["store"] for entry in listed}
+    assert all((tmp_path / "out" / entry["store"]).is_file() for entry in listed)
+
+
+def test_a_label_that_is_not_there_is_told_in_the_row(tmp_path, good, caplog):
+    listed = [{"image": "site 2/scan.nii", "label": "gone.nii.gz"}]
+    (good / "dataset.json").write_text(json.dumps({"training": listed}))
+    run(good, tmp_path / "out")
+    row = audit(tmp_path / "out")["raw__site_2__scan"]
+    assert (row["verdict"], row["label"]) == ("used", "") and "gone.nii.gz does not exist" in row["reason"]
+    assert "1 label(s)" in caplog.text

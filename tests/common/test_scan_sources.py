@@ -170,7 +170,7 @@ def test_a_data_list_tells_labels_patients_and_sections(tmp_path):
         c.name: (os.path.relpath(c.label, folder) if c.label else "", c.patient, c.section) for c in found.candidates
     }
     assert rows == {
-        "T__im__a": ("truth/a.nii.gz", "7", "training"),
+        "T__im__a": ("truth/a.nii.gz", "T/7", "training"),
         "T__im__b": ("", "", "validation"),
         "T__im__c": ("", "", "test"),
         "T__im__d": ("", "", ""),  # not in the list
@@ -182,7 +182,9 @@ def test_label_names_that_contradict_are_not_taken_over(tmp_path):
     for name, organ in (("a", "liver"), ("b", "spleen")):
         folder = touch(tmp_path / name, "im/1.nii.gz")
         (folder / "dataset.json").write_text(json.dumps({"labels": {"1": organ}, "training": ["im/1.nii.gz"]}))
-    assert find_candidates([tmp_path / "a", tmp_path / "b"]).labels == {}
+    found = find_candidates([tmp_path / "a", tmp_path / "b"])
+    assert found.labels == {}
+    assert "different names to the same labels" in found.notes[0]
 
 
 def test_btcv_layout_without_a_list_gives_labels(tmp_path):
@@ -265,3 +267,111 @@ def test_a_source_without_scans_is_an_error(tmp_path, what):
     touch(tmp_path, "text")
     with pytest.raises(InputError, match=str(tmp_path / what)):
         find_candidates(tmp_path / what)
+
+
+@pytest.mark.parametrize("source", [2023, [2023], None])
+def test_a_source_that_is_no_path_is_an_error(source):
+    with pytest.raises(InputError, match=r"--source .*(2023|None)"):
+        find_candidates(source)
+
+
+def test_a_folder_that_holds_an_output_is_named(tmp_path, caplog):
+    touch(tmp_path / "raw", "a.nii.gz", "old/.prepared/x.json", "old/b.nii.gz")
+    assert names(tmp_path / "raw") == ["raw__a"]
+    assert str(tmp_path / "raw" / "old") in caplog.text and "earlier run" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".dcm", "", ".IMA"])
+@pytest.mark.parametrize("size", [0, 100])
+def test_slices_that_are_empty_or_cut_are_refused_and_so_is_their_series(tmp_path, suffix, size):
+    broken = write_series(tmp_path / "raw" / "cut", STORED, suffix=suffix)[-1]
+    broken.write_bytes(broken.read_bytes()[:size])
+    write_series(tmp_path / "raw" / "whole", STORED, SeriesInstanceUID="1.2.3")
+    touch(tmp_path / "raw" / "whole", "report.pdf", "LICENSE")
+    (tmp_path / "raw" / "whole" / "done.txt").touch()
+    found = find_candidates(tmp_path / "raw")
+    assert list(found.refused) == [str(broken)]
+    assert ("0 bytes" if size == 0 else "cut short") in found.refused[str(broken)]
+    faults = {candidate.name: candidate.fault for candidate in found.candidates}
+    assert faults["raw__whole"] == ""
+    assert str(tmp_path / "raw" / "cut") in faults["raw__cut"] and "perhaps slices of it" in faults["raw__cut"]
+
+
+def test_a_list_beside_a_series_does_not_refuse_it(tmp_path):
+    write_series(tmp_path / "raw", STORED)
+    (tmp_path / "raw" / "dataset.json").write_text('{"training": ["gone.nii.gz"')
+    found = find_candidates(tmp_path / "raw")
+    assert len(found.refused) == 1 and found.candidates[0].fault == ""
+
+
+def listing(folder: Path, **content) -> None:
+    (folder / "dataset.json").write_text(json.dumps(content))
+
+
+def test_of_several_sections_the_one_held_out_most_counts(tmp_path):
+    folder = touch(tmp_path / "T", "im/a.nii.gz", "im/b.nii.gz", "im/c.nii.gz", "truth/b.nii.gz")
+    known = {"image": "im/b.nii.gz", "label": "truth/b.nii.gz", "patient": "x"}
+    listing(folder, test=["im/a.nii.gz", "im/b.nii.gz"], unlabeled=["im/a.nii.gz", known], training=["im/c.nii.gz"])
+    listing(folder / "im", training=["a.nii.gz"], validation=["c.nii.gz"])
+    found = find_candidates(folder)
+    rows = {one.name: (one.section, os.path.basename(one.label), one.patient) for one in found.candidates}
+    assert rows == {
+        "T__im__a": ("test", "", ""),
+        "T__im__b": ("test", "b.nii.gz", "T/x"),
+        "T__im__c": ("validation", "", ""),
+    }
+    (note,) = found.notes
+    assert "several sections" in note and "im/a.nii.gz" in note
+
+
+def test_masks_that_are_passed_by_are_counted(tmp_path, caplog):
+    caplog.set_level("INFO")
+    touch(tmp_path / "raw", "a.nii.gz", "Segmented CT/b.nii.gz", "Segmented CT/c.nii.gz")
+    assert names(tmp_path / "raw") == ["raw__a"]
+    assert "2 files" in caplog.text and "Segmented CT/b.nii.gz" in caplog.text
+
+
+def test_listed_scans_outside_the_sources_are_refused(tmp_path):
+    touch(tmp_path, "raw/a.nii.gz", "other/b.nii.gz", "raw/.hidden/c.nii.gz")
+    listing(tmp_path / "raw", training=["a.nii.gz", "../other/b.nii.gz", ".hidden/c.nii.gz"])
+    refused = find_candidates(tmp_path / "raw").refused
+    assert "lies outside the sources" in refused[str(tmp_path / "other" / "b.nii.gz")]
+    assert "is hidden" in refused[str(tmp_path / "raw" / ".hidden" / "c.nii.gz")]
+    assert len(find_candidates([tmp_path / "raw", tmp_path / "other"]).refused) == 1
+
+
+def test_a_list_that_cannot_be_opened_is_refused(tmp_path, monkeypatch):
+    folder = touch(tmp_path / "T", "a.nii.gz")
+    listing(folder, training=["a.nii.gz"])
+
+    def denied(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(scan_sources, "parse_data_list", denied)
+    found = find_candidates(folder)
+    assert len(found.candidates) == 1
+    assert found.refused == {str(folder / "dataset.json"): "cannot be read: Permission denied"}
+
+
+def test_a_label_that_is_not_there_is_not_carried_and_told(tmp_path):
+    folder = touch(tmp_path / "T", "a.nii.gz")
+    listing(folder, training=[{"image": "a.nii.gz", "label": "truth/a.nii.gz"}])
+    found = find_candidates(folder)
+    (candidate,) = found.candidates
+    assert candidate.label == "" and "truth/a.nii.gz does not exist" in candidate.remark
+    assert "1 label(s)" in found.notes[0]
+
+
+def test_patients_of_two_lists_are_not_one_unless_dicom_says_so(tmp_path):
+    for name in ("x/T", "y/T", "z"):
+        listing(touch(tmp_path / name, "a.nii.gz"), training=[{"image": "a.nii.gz", "patient": 1}])
+        listing(touch(tmp_path / name / "b", "b.nii.gz"), training=[{"image": "b.nii.gz", "patient": "P"}])
+    write_series(tmp_path / "dicom", STORED, PatientID="P")
+    found = find_candidates([tmp_path / "x" / "T", tmp_path / "y" / "T", tmp_path / "z", tmp_path / "dicom"])
+    patients = [one.patient for one in found.candidates if one.kind == "nifti"]
+    assert len(set(patients)) == 4 and patients.count("P") == 3
+
+
+def test_channels_of_one_image_are_refused(tmp_path):
+    listing(touch(tmp_path / "T", "x.nii.gz", "y.nii.gz"), training=[{"image": ["x.nii.gz", "y.nii.gz"]}])
+    assert all("one of 2 channels" in candidate.fault for candidate in find_candidates(tmp_path / "T").candidates)
