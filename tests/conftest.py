@@ -4,11 +4,20 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
 # Two workers on two cores: one thread each, in their children too. Threads of torch wait for each other by spinning.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """Ctrl-C and SIGTERM as a terminal has them, whoever started the tests, and whatever the test before has left."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
 
 
 @pytest.fixture

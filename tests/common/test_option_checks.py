@@ -26,7 +26,7 @@ def test_good_values_pass():
         ({"whole": {"sw_batch_size": 0}}, "--sw_batch_size 0 must be a whole number"),
         ({"whole": {"batch_size": "x"}}, "--batch_size 'x' must be a whole number"),
         ({"whole": {"batch_size": 1.5}}, "--batch_size 1.5 must be a whole number"),
-        ({"whole": {"batch_size": True}}, "--batch_size true must be a whole number"),
+        ({"whole": {"batch_size": True}}, "--batch_size True must be a whole number"),
         ({"above_zero": {"learning_rate": "abc"}}, "--learning_rate 'abc' must be a number above 0"),
         ({"above_zero": {"learning_rate": 0}}, "--learning_rate 0 must be a number above 0"),
         ({"zero_or_above": {"background_weight": -3}}, "--background_weight -3 must be a number, 0 or above"),

@@ -97,6 +97,8 @@ def test_no_process_stays_when_the_run_is_ended(tmp_path, number):
         "from bundles.common.worker_pool import in_processes; from tests.common.test_worker_pool import write_own_id; "
         f"list(in_processes(write_own_id, [{str(tmp_path)!r}] * 2, workers=2))"
     )
+    # A shell that starts the tests in the background lets them, and all that they start, ignore Ctrl-C.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); " + code
     run = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
     assert wait_until(lambda: len(list(tmp_path.glob("*.started"))) == 2)
     run.send_signal(number)
