@@ -63,13 +63,12 @@ def _preprocessing(model_spacing: Sequence[float]) -> Compose:
 
 def make_item(
     folder: str, *, shape: Sequence[int], spacing: Sequence[float], model_spacing: Sequence[float], classes: int
-) -> list[int]:
-    """Write the preprocessed scan, which knows its history, and its probabilities; return the shape of both."""
+) -> MetaTensor:
+    """Write the probabilities of a scan; return the preprocessed scan, of equal shape, which knows its history."""
     affine = torch.diag(torch.tensor([-spacing[0], -spacing[1], spacing[2], 1], dtype=torch.float64))
     meta = {"original_affine": affine.numpy(), "spatial_shape": np.array(shape), "filename_or_obj": "scan.nii.gz"}
     scan = MetaTensor(torch.ones(1, *shape), affine=affine, meta=meta)
     image = _preprocessing(model_spacing)({"image": scan})["image"]
-    torch.save(image, f"{folder}/image.pt")
     size = image.shape[1:]
     noise = torch.randn(1, classes, *(n // BLOB + 2 for n in size), generator=torch.Generator().manual_seed(0))
     probabilities = torch.empty(classes, *size)
@@ -78,13 +77,14 @@ def make_item(
     for start in range(0, size[0], 8):
         probabilities[:, start : start + 8] = probabilities[:, start : start + 8].softmax(0)
     torch.save(probabilities, f"{folder}/probabilities.pt")
-    return list(size)
+    return image
 
 
-def run_way(way: str, folder: str, *, model_spacing: Sequence[float], threads: int) -> dict[str, float]:
+def run_way(
+    way: str, folder: str, image: MetaTensor, *, model_spacing: Sequence[float], threads: int
+) -> dict[str, float]:
     """Go one way back in this process, and write its label map; return seconds and bytes."""
     torch.set_num_threads(threads)
-    image = torch.load(f"{folder}/image.pt", weights_only=False)  # written by `make_item`
     item = {"image": image, "pred": MetaTensor(torch.load(f"{folder}/probabilities.pt"))}
     invert = {"keys": "pred", "transform": _preprocessing(model_spacing), "orig_keys": "image"}
     winner = AsDiscreted("pred", argmax=True)
@@ -153,11 +153,13 @@ def compare(
             "model_spacing": list(model_spacing),
             "classes": classes,
         }
-        model_shape = _in_a_process(make_item, folder, **made)
+        image = _in_a_process(make_item, folder, **made)
         results: dict[str, dict[str, float] | None] = {}
         for way in ways:
             try:
-                results[way] = _in_a_process(run_way, way, folder, model_spacing=list(model_spacing), threads=threads)
+                results[way] = _in_a_process(
+                    run_way, way, folder, image, model_spacing=list(model_spacing), threads=threads
+                )
             except BrokenProcessPool:  # killed by the system: out of memory
                 results[way] = None
         if results.get(REFERENCE):
@@ -170,7 +172,7 @@ def compare(
                     result["different"] = (
                         sum(int((a != b).sum()) for a, b in zip(labels, reference, strict=True)) / labels.size
                     )
-    return {**made, "model_shape": model_shape, "threads": threads, "ways": results}
+    return {**made, "model_shape": list(image.shape[1:]), "threads": threads, "ways": results}
 
 
 def _rows(results: dict[str, dict[str, float] | None]) -> list[dict[str, str]]:
