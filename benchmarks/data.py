@@ -71,7 +71,7 @@ from rich.progress import track
 from rich.table import Table
 from torch.nn import functional as F
 
-from bundles.common.checkpoint_file import atomic_path
+from bundles.common.checkpoint_file import write_text
 from bundles.common.data_list import unlabelled_scans
 from bundles.common.foreground import above_or_all
 from bundles.common.input_error import InputError
@@ -648,8 +648,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("\nMemory of the store's loader by the length of the list", style="bold")
         _print_table(_length_rows(results["list_lengths"]))
     if given.json:
-        with atomic_path(given.json) as path:
-            path.write_text(json.dumps(results, indent=4) + "\n")
+        write_text(given.json, json.dumps(results, indent=4) + "\n")
     return 0
 
 

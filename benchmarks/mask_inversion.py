@@ -41,7 +41,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from bundles.common.checkpoint_file import atomic_path
+from bundles.common.checkpoint_file import write_text
 from bundles.common.input_error import InputError
 from bundles.common.native_labels import NativeLabelsd
 
@@ -243,8 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     _print_table(title, _rows(results["ways"]))
     if given.json:
-        with atomic_path(given.json) as path:
-            path.write_text(json.dumps(results, indent=4) + "\n")
+        write_text(given.json, json.dumps(results, indent=4) + "\n")
     return 0
 
 

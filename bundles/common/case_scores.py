@@ -24,9 +24,11 @@ from monai.utils import convert_to_numpy, ensure_tuple
 from scipy import ndimage
 
 from .case_names import case_name, case_names, image_file, image_file_of, items_of
-from .checkpoint_file import atomic_path
+from .checkpoint_file import atomic_path, write_text
 from .distributed import everyones, rank
 from .input_error import InputError
+from .label_names import organ_names
+from .overlay import save_figure
 from .score_plots import score_figure
 from .score_summary import METRICS, format_summary, summarise
 
@@ -181,7 +183,7 @@ class CaseScores:
     ) -> None:
         if resume and items is None:
             raise ValueError("resume needs items, the list of all cases.")
-        self.labels = {int(value): str(organ) for value, organ in labels.items() if int(value) != 0}
+        self.labels = organ_names(labels)
         unknown = sorted(set(tolerance) - {OTHERWISE, *self.labels.values()}) if isinstance(tolerance, Mapping) else []
         if unknown:
             raise InputError(
@@ -306,8 +308,7 @@ class CaseScores:
             for row in rows:
                 writer.writerow(row | {m: "" if math.isnan(row[m]) else f"{row[m]:.6f}" for m in METRICS})
         _write_json(self.output_dir / "summary.json", _nan_to_none(summary))
-        with atomic_path(self.output_dir / "scores.png") as path:
-            score_figure(rows, organs=self.labels.values()).savefig(path, format="png", dpi=100)
+        save_figure(score_figure(rows, organs=self.labels.values()), self.output_dir / "scores.png")
 
 
 def _label_map(array: np.ndarray | torch.Tensor, role: str) -> np.ndarray:
@@ -363,8 +364,7 @@ def _stamps(files: Iterable[str | Path]) -> dict[str, list[int]]:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=4, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=4, allow_nan=False) + "\n")
 
 
 def _nan_to_none(value: Any) -> Any:

@@ -65,6 +65,12 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file in UTF-8, lines ended as they are given, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
 def save_atomically(obj: object, path: str | os.PathLike) -> None:
     """Write ``obj`` with `torch.save` so that ``path`` is always a whole checkpoint: the old one or the new one.
 

@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +207,14 @@ def unlabelled_scans(
     ]
 
 
+def draw_share(patients: Collection, *, share: float, seed: int) -> set:
+    """Draw a share of the patients, at least one and never all; depends on the seed and the patients alone."""
+    distinct = sorted(patients)
+    count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
+    # RandomState: numpy promises that its stream never changes between versions.
+    return {distinct[i] for i in np.random.RandomState(seed).permutation(len(distinct))[:count]}
+
+
 def _drawn_by_patient(pool: dict[tuple, dict], *, share: float, seed: int) -> set[tuple]:
     """Draw a share of the patients, at least one; returns their scans. A scan without a patient is one of its own."""
     patients = {each: (str(scan["patient"]),) if "patient" in scan else each for each, scan in pool.items()}
@@ -216,10 +224,7 @@ def _drawn_by_patient(pool: dict[tuple, dict], *, share: float, seed: int) -> se
             *(len(pool), next(iter(patients.values()))[0]),
         )
         patients = {each: each for each in pool}
-    distinct = sorted(set(patients.values()))
-    count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
-    # RandomState: numpy promises that its stream never changes between versions.
-    drawn = {distinct[i] for i in np.random.RandomState(seed).permutation(len(distinct))[:count]}
+    drawn = draw_share(set(patients.values()), share=share, seed=seed)
     return {each for each, patient in patients.items() if patient in drawn}
 
 
@@ -242,7 +247,7 @@ def inference_scans(source: StrPath | Sequence[StrPath]) -> list[dict]:
     scans = [scan for one in sources for scan in _inference_scans(one)]
     files: dict[str, str] = {}
     for scan in scans:
-        file = scan["image"] if isinstance(scan["image"], str) else scan["image"][0]
+        file = first_file(scan)
         other = files.setdefault(re.sub(r"\.nii(\.gz)?$", "", os.path.basename(file)), file)
         if other != file:
             raise InputError(
@@ -272,6 +277,11 @@ def _inference_scans(source: StrPath) -> list[dict]:
         )
     _check_files(scans, "test", source, keys=("image",))
     return [{"image": scan["image"]} for scan in scans]
+
+
+def first_file(scan: dict) -> str:
+    """The file of an entry's image, the first one where it has one per channel: by it a scan is known."""
+    return scan["image"] if isinstance(scan["image"], str) else scan["image"][0]
 
 
 def data_list_labels(dataset_dir: StrPath, data_list: StrPath | None = None) -> dict[int, str]:
@@ -414,8 +424,7 @@ def _split(content: dict, path: Path, *, fold: int | str | None, folds: int | No
 def _patient(scan: dict, path: Path) -> str:
     if "patient" in scan:
         return str(scan["patient"])
-    image = scan["image"] if isinstance(scan["image"], str) else scan["image"][0]
-    return os.path.relpath(image, path.parent)  # relative: the split must not change when the data move
+    return os.path.relpath(first_file(scan), path.parent)  # relative: the split must not change when the data move
 
 
 def draw_folds(patients: list[str], path: Path, *, folds: int | None, seed: int) -> list[int]:

@@ -22,6 +22,7 @@ from .case_names import case_name, image_file_of, items_of
 from .checkpoint_file import atomic_path
 from .dicom_series import read_headers
 from .input_error import InputError
+from .label_names import organ_names
 from .overlay import organ_colours
 from .slice_grid import MAX_SHIFT, grid_affine, sort_slices
 
@@ -88,7 +89,7 @@ def write_dicom_segmentation(
     Raises:
         InputError: if the label map is not on the grid of the files, or has a value without a name.
     """
-    names = {int(value): str(name) for value, name in labels.items() if int(value) != 0}
+    names = organ_names(labels)
     headers = read_headers(files)
     slices = sort_slices(headers)
     shape = (*slices[0].shape, len(slices))

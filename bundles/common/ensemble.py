@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from .checkpoint_file import load_checkpoint_file
 from .input_error import InputError
 from .label_names import model_labels
+from .model_facts import training_of
 from .scan_fingerprint import fingerprint
 from .swin_encoder import build_swin_unetr, resolve_encoder
 from .weights import load_model
@@ -101,9 +101,7 @@ def warn_of_seen_cases(paths: Sequence[str], *, section: str, scans: Sequence[di
         return
     scored = fingerprint(scans)
     for path in paths:
-        content = load_checkpoint_file(path)
-        trained = content.get("trained") if isinstance(content, Mapping) else None
-        held_out = trained.get("validation_scans") if isinstance(trained, Mapping) else None
+        held_out = (training_of(path) or {}).get("validation_scans")
         if held_out != scored and (held_out or len(paths) > 1):
             logger.warning(
                 "%s held out other cases in its training (%s) than the %d of section '%s' that are scored: it may have been trained on some of them, "
@@ -115,9 +113,7 @@ def warn_of_seen_cases(paths: Sequence[str], *, section: str, scans: Sequence[di
 def warn_of_unseen_mirrors(paths: Sequence[str], *, mirror_axes: Sequence[int]) -> None:
     """Log a warning where scans are to be mirrored that the training never mirrored: sides would be confused."""
     for path in paths if mirror_axes else ():
-        content = load_checkpoint_file(path)
-        trained = content.get("trained") if isinstance(content, Mapping) else None
-        augmentation = trained.get("augmentation") if isinstance(trained, Mapping) else None
+        augmentation = (training_of(path) or {}).get("augmentation")
         if isinstance(augmentation, Mapping) and not augmentation.get("flip"):
             logger.warning(
                 "%s was trained without flips: --mirror_axes %s shows it scans that it has never seen the like of, and will cost Dice",

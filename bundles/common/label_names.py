@@ -30,6 +30,11 @@ def read_labels(metadata: str) -> dict[str, str]:
     return dict(content["network_data_format"]["outputs"]["pred"]["channel_def"])
 
 
+def organ_names(labels: Mapping[int | str, str]) -> dict[int, str]:
+    """Name of each structure by its value as a number, text keys (as JSON has them) too; the background, 0, left out."""
+    return {int(value): str(name) for value, name in labels.items() if int(value) != 0}
+
+
 def model_labels(checkpoint: str, *, otherwise: Mapping[str, str]) -> dict[str, str]:
     """Label names that a trained model carries; ``otherwise`` where the file does not exist or has none.
 

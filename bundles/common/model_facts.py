@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from .checkpoint_dialect import ENCODER
@@ -32,16 +33,42 @@ def model_facts(paths: Sequence[str], *, scans: Sequence[dict]) -> list[dict[str
     return [_facts(path, fingerprint(scans)) for path in paths]
 
 
-def _facts(path: str, scored: Mapping[str, Any]) -> dict[str, Any]:
+def training_of(path: str) -> dict[str, Any] | None:
+    """What a model's file says of its training, as `TrainingCheckpoint` wrote it; None where it says nothing.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
+    return _read(path)[0]
+
+
+def _read(path: str) -> tuple[dict[str, Any] | None, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        load_checkpoint_file(path)  # says what is wrong
+        raise
+    return _read_once(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)  # several ask at the start of a run, and a file can have hundreds of MB
+def _read_once(path: str, size: int, changed: int) -> tuple[dict[str, Any] | None, int]:
+    """What is said of the training, and how many tensors the encoder has; the arguments tell one state of a file from the next."""
     content = load_checkpoint_file(path)
-    trained = content.get("trained") if isinstance(content, Mapping) else None
-    trained = trained if isinstance(trained, Mapping) else {}
+    content = content if isinstance(content, Mapping) else {}
+    trained = content.get("trained")
+    of_encoder = sum(str(name).startswith(ENCODER) for name in content.get("model") or ())
+    return (trained if isinstance(trained, dict) else None), of_encoder
+
+
+def _facts(path: str, scored: Mapping[str, Any]) -> dict[str, Any]:
+    trained, of_encoder = _read(path)
+    trained = trained or {}
     start, start_file = None, None
     if "start" in trained:
         start = "scratch"
         if report := trained["start"]:
             # `weights.load_encoder` takes tensors of the encoder alone, `load_model` all that the network has.
-            of_encoder = sum(name.startswith(ENCODER) for name in content["model"])
             start = "model" if report["loaded"] > of_encoder else "encoder"
             start_file = report["file"]
     held_out = trained.get("validation_scans")

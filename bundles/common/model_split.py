@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from .checkpoint_file import load_checkpoint_file
+from .model_facts import training_of
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +22,8 @@ def model_split(checkpoint: str, *, fold: int | str | None, folds: int | None, s
         checkpoint: ``model.pt``.
         fold, folds, seed: None to take the model's.
     """
-    content = load_checkpoint_file(checkpoint)
-    said = content.get("trained") if isinstance(content, dict) else None
-    if not isinstance(said, dict):
+    said = training_of(checkpoint)
+    if said is None:
         logger.warning(
             "%s does not say which cases it was trained on: they may be among those that it is scored on", checkpoint
         )

@@ -18,6 +18,7 @@ from .case_names import case_name, image_file_of, items_of
 from .checkpoint_file import atomic_path
 from .distributed import everyones, rank
 from .input_error import InputError
+from .label_names import organ_names
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class OrganVolumes:
         image_key: str = "image",
         resume: bool = False,
     ) -> None:
-        self.labels = {int(value): str(organ) for value, organ in labels.items() if int(value) != 0}
+        self.labels = organ_names(labels)
         self.file = Path(output_dir) / TABLE
         self.pred_key = pred_key
         self.image_key = image_key

@@ -21,6 +21,7 @@ from monai.data import MetaTensor
 from .case_names import case_name, case_names, image_file, image_file_of, items_of
 from .checkpoint_file import atomic_path
 from .input_error import InputError
+from .label_names import organ_names
 
 # Of each plane the axis that it cuts, and the directions of the patient at the left and at the top of the picture.
 PLANES = {"axial": (2, "R", "A"), "coronal": (1, "R", "S"), "sagittal": (0, "A", "S")}
@@ -172,7 +173,7 @@ class SaveOverlays:
         window: Sequence[float] | None = ABDOMEN_WINDOW,
         items: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        self.labels = {int(value): str(organ) for value, organ in labels.items() if int(value) != 0}
+        self.labels = organ_names(labels)
         self.output_dir = Path(output_dir)
         self.pred_key = pred_key
         self.label_key = label_key

@@ -8,9 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from .data_list import draw_folds
+from .data_list import draw_folds, draw_share
 from .input_error import InputError
 
 RANK = ("patient", "scan", "series")  # by which of what is known of a patient it is called
@@ -89,9 +87,7 @@ def split_by_patient(
     held_out = {patient for patient, section in sections.items() if section == "validation"}
     pool = sorted({patients[name] for name in kept} - {p for p, section in sections.items() if section == "test"})
     if not held_out and validation_share and len(pool) > 1:
-        count = min(max(1, round(validation_share * len(pool))), len(pool) - 1)
-        # RandomState: numpy promises that its stream never changes between versions.
-        held_out = {pool[i] for i in np.random.RandomState(seed).permutation(len(pool))[:count]}
+        held_out = draw_share(pool, share=validation_share, seed=seed)
     elif not held_out and validation_share:
         notes.append(f"{len(pool)} patient(s) cannot be split: there is no validation section")
     section_of = {

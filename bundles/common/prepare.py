@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from .checkpoint_file import write_text
 from .input_error import InputError
 from .patient_split import Split, check_split, split_by_patient
 from .prepare_scan import (
@@ -32,7 +33,6 @@ from .prepare_scan import (
     read_record,
     refused,
     source_of,
-    write_text,
     writing,
 )
 from .prepared_results import audit_csv, audit_table, data_list_text, write_contact_sheets

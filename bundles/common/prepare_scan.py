@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoint_file import atomic_path
+from .checkpoint_file import atomic_path, write_text
 from .input_error import InputError
 from .nifti_file import write_nifti
 from .option_checks import check_options
@@ -216,12 +216,6 @@ def writing(folder: str | os.PathLike) -> Iterator[None]:
             f"Cannot write in {folder}: {getattr(error, 'strerror', None) or error} ({free:.1f} GB free there). What was finished is kept. Make "
             "room (or choose another --dataset_dir) and start the same command again: it goes on with the rest."
         ) from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def _made_from(task: Task) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoint_file import atomic_path
+from .checkpoint_file import write_text
 from .distributed import rank
 from .input_error import InputError
 
@@ -49,5 +49,4 @@ def keep_or_compare(*, output_dir: str, settings: Mapping[str, Any], models: Seq
                 "--output_dir."
             )
     elif rank() == 0:
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(ours, indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(ours, indent=1) + "\n")

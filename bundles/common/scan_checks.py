@@ -21,6 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from .checkpoint_file import write_text
 from .distributed import everyones, rank, world_size
 from .hounsfield import doubt_of_hounsfield
 from .input_error import InputError
@@ -320,11 +321,7 @@ def _read_passed(remember: str | os.PathLike | None) -> dict:
 def _write_passed(remember: str | os.PathLike | None, passed: dict) -> None:
     if not remember:
         return
-    path = Path(remember)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({"passed_scan_checks": passed}), encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(remember, json.dumps({"passed_scan_checks": passed}))
     except OSError as error:  # a folder without write permission costs time next run, it is no reason to stop
-        logger.warning("Cannot remember the checked scans in %s: %s", path, error)
+        logger.warning("Cannot remember the checked scans in %s: %s", remember, error)

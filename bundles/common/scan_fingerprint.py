@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .data_list import first_file
+
 
 def fingerprint(scans: Sequence[dict]) -> dict[str, Any]:
     """Number of scans, and a checksum of their names (file and folder) in order.
@@ -15,6 +17,6 @@ def fingerprint(scans: Sequence[dict]) -> dict[str, Any]:
     Args:
         scans: ``{"image": path or list of paths}``.
     """
-    files = [scan["image"] if isinstance(scan["image"], str) else scan["image"][0] for scan in scans]
+    files = [first_file(scan) for scan in scans]
     names = "\n".join("/".join(Path(file).parts[-2:]) for file in files)
     return {"number": len(files), "sha256": hashlib.sha256(names.encode()).hexdigest()[:16]}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .case_names import case_name
-from .data_list import StrPath, inference_scans, is_scan
+from .data_list import StrPath, first_file, inference_scans, is_scan
 from .dicom_series import read_series
 from .input_error import InputError
 from .nifti_file import write_nifti
@@ -81,7 +81,7 @@ def segmentation_inputs(
     if refused and not listed and not skipped:
         raise InputError(f"{source}: none of its {refused} series can be segmented; the reasons stand above.")
     scans = inference_scans(listed) if listed else []
-    todo = [scan for scan in scans if _first_file(scan) not in done]
+    todo = [scan for scan in scans if first_file(scan) not in done]
     if resume:
         logger.info("%d scans are segmented already (%s)", skipped + len(scans) - len(todo), Path(output_dir) / TABLE)
     return SegmentationInputs(todo, series)
@@ -123,7 +123,3 @@ def _converted(candidate: Candidate, file: str) -> tuple[str, ...] | None:
     write_nifti(file, voxels=volume.voxels, affine=volume.affine)
     logger.info("%s: %d slices, as %s", candidate.source, volume.voxels.shape[2], file)
     return volume.files if candidate.series else ()
-
-
-def _first_file(scan: dict[str, Any]) -> str:
-    return scan["image"] if isinstance(scan["image"], str) else scan["image"][0]

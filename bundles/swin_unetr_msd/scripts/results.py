@@ -14,8 +14,9 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from .common.bootstrap import LEVEL
-from .common.checkpoint_file import atomic_path
+from .common.checkpoint_file import atomic_path, write_text
 from .common.input_error import InputError
+from .common.overlay import save_figure
 from .evaluations import ARMS, Evaluation, check_together, doubts_of, find_evaluations, fold_of, read_evaluation
 from .results_figure import results_figure
 from .results_table import ALL_TASKS, COLUMNS, DIFFERENCES, MEAN, PAPER, results_table
@@ -64,10 +65,8 @@ def gather(
         writer = csv.DictWriter(file, fieldnames=COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: _csv_field(value) for name, value in row.items()} for row in rows)
-    with atomic_path(folder / "results.md") as path:
-        path.write_text(_markdown(rows, read, doubts), encoding="utf-8")
-    with atomic_path(folder / "results.png") as path:
-        results_figure(rows).savefig(path, format="png", dpi=100)
+    write_text(folder / "results.md", _markdown(rows, read, doubts))
+    save_figure(results_figure(rows), folder / "results.png")
     logger.info("%d evaluations of %d tasks: wrote %s", len(read), len({e.task for e in read}), folder / "results.md")
     return rows
 

@@ -25,7 +25,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from .common.case_names import case_name
 from .common.checkpoint_file import atomic_path
-from .common.data_list import inference_scans, is_nifti
+from .common.data_list import first_file, inference_scans, is_nifti
 from .common.input_error import InputError
 from .common.refused_scan import RefusedScan
 from .common.scan_checks import open_scan, stored_voxels
@@ -122,7 +122,7 @@ def _test_images(folder: str, task: str, row: Mapping[str, Any]) -> dict[str, st
     """The files of a task's test section, by case."""
     scans = inference_scans(str(Path(folder) / "dataset.json"))
     check_dataset(dataset_dir=folder, data_list=None, task=task, row=row)
-    files = [scan["image"] if isinstance(scan["image"], str) else scan["image"][0] for scan in scans]
+    files = [first_file(scan) for scan in scans]
     return {case_name(file): file for file in files}
 
 
