@@ -114,7 +114,9 @@ def test_segmentation_bundles_differ_only_where_the_task_does(name):
     task = {
         "task",
         "row",
-        "trained_task",
+        "used_row",
+        "values",
+        "dataset_dir",
         "bundle_labels",
         "labels",
         "hu_window",
@@ -128,12 +130,13 @@ def test_segmentation_bundles_differ_only_where_the_task_does(name):
         assert names == ["swin_unetr_btcv_seg", "swin_unetr_msd"]
     if name == "evaluate":
         assert msd["case_scores"]["settings"].pop("foreground") == "$@row['foreground']"
-        assert msd["case_scores"]["details"].pop("task") == "@trained_task"
+        assert msd["case_scores"]["details"].pop("task") == "$@row['name']"
     differing = {key for key in btcv.keys() | msd.keys() if btcv.get(key) != msd.get(key)}
     assert differing <= task
     if name == "train":
         (checkpoint,) = [h for h in msd["train"]["handlers"] if h["_target_"].endswith("TrainingCheckpoint")]
-        assert checkpoint["details"].pop("task") == msd["settings"].pop("task") == "@task"
+        assert checkpoint["details"].pop("task") == msd["settings"].pop("task") == "$@row['name']"
+        assert checkpoint["details"].pop("row") == "@used_row"
         assert btcv["settings"] == msd["settings"]
         assert btcv["train"] == msd["train"]
 

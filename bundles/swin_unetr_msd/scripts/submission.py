@@ -121,7 +121,7 @@ def _data_dir(data_dirs: Mapping[str, str] | str, task: str) -> str:
 def _test_images(folder: str, task: str, row: Mapping[str, Any]) -> dict[str, str]:
     """The files of a task's test section, by case."""
     scans = inference_scans(str(Path(folder) / "dataset.json"))
-    check_dataset(dataset_dir=folder, data_list=None, task=task, row=row)
+    check_dataset(dataset_dir=folder, data_list=None, row=row)
     files = [first_file(scan) for scan in scans]
     return {case_name(file): file for file in files}
 
