@@ -175,6 +175,22 @@ def test_folds_are_pooled_over_cases_and_not_averaged_over_folds():
     ]
 
 
+def test_a_task_of_the_users_own_has_its_rows_after_the_ten(tmp_path):
+    """Aorta is before Task01 in the alphabet; of its cases one is predicted whole and one not at all."""
+    cases = {"a": (EQUAL, HALF), "b": (NOTHING, HALF)}
+    own = evaluate(tmp_path / "own", "Aorta", {1: "lumen", 2: "wall"}, cases, start="scratch", fold=0)
+    spleen = evaluate(tmp_path / "s9", "Task09_Spleen", SPLEEN, {"c": (EQUAL,)}, start="scratch", fold=0)
+    rows = gather(evaluations=[own, spleen], output_dir=str(tmp_path / "out"), tasks_file=TASKS_FILE, published={})
+    last = [(row["task"], row["label"]) for row in rows[-6:]]
+    assert last[:2] == [("Task10_Colon", "mean"), ("Task10_Colon", "colon_cancer")]
+    assert last[2:] == [("Aorta", "mean"), ("Aorta", "lumen"), ("Aorta", "wall"), ("all tasks", "mean")]
+    assert len(rows) == 28 + 3
+    assert [row["scratch_dice"] for row in rows[-4:-1]] == pytest.approx([(1 / 2 + 2 / 3) / 2, 1 / 2, 2 / 3])
+    assert (rows[-1]["scratch_dice"], rows[-1]["scratch_n"]) == (1.0, 1)  # of the Decathlon's tasks alone
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "| Aorta | lumen | - / 2 |  | 0.5000 |" in text and text.index("Task10_Colon") < text.index("Aorta")
+
+
 def test_what_evaluate_yaml_writes_is_what_the_table_needs(tmp_path, record):
     """With weights as they were drawn, from a training that held out the two cases."""
     labels, cases = {"0": "background", "1": "spleen"}, []

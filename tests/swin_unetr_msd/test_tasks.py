@@ -143,6 +143,7 @@ def test_a_model_brings_the_row_that_it_was_trained_by(tmp_path):
     assert found == {**row, "spacing": [3.0, 3.0, 3.0], "roi_size": [64, 64, 64]}
     assert choose(str(tmp_path / "task.yaml"), checkpoint=model) == found
     assert choose("Own", checkpoint=model) == found
+    assert choose("/data/own/dataset.json", checkpoint=model) == found  # nothing is proposed anew
     with pytest.raises(InputError, match="model.pt was trained for Own, not for --task Task09_Spleen"):
         choose("Task09_Spleen", checkpoint=model)
 

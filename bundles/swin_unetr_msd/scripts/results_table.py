@@ -39,7 +39,8 @@ def results_table(
 
     Args:
         evaluations: that passed `check_together`.
-        labels: task to label names, rows that are there in any case.
+        labels: task to label names, rows that are there in any case. Tasks of users' own come after them
+            and do not count in the mean over tasks, beside which the paper's stands.
         published: task, or `ALL_TASKS`, to figures of the paper, keys of `PAPER`.
 
     Returns:
@@ -52,10 +53,11 @@ def results_table(
         pooled.setdefault((one.task, one.arm), []).extend(one.rows)
         known[one.task] = list(one.tolerance)
     table = []
-    for task in sorted(known):
+    for task in [*sorted(labels), *sorted(known.keys() - labels.keys())]:
         rows = {arm: pooled[task, arm] for arm in ARMS if (task, arm) in pooled}
         table += _task_rows(task, known[task], rows, published.get(task, {}))
-    return [*table, _mean_over_tasks(table, published.get(ALL_TASKS, {}))]
+    of_the_table = [row for row in table if row["task"] in labels] if labels else table
+    return [*table, _mean_over_tasks(of_the_table, published.get(ALL_TASKS, {}))]
 
 
 def _row(task: str, label: str) -> dict[str, Any]:

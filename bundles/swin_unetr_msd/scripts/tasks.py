@@ -19,6 +19,7 @@ from .common.checkpoint_file import load_checkpoint_file
 from .common.data_list import parse_data_list
 from .common.input_error import InputError
 from .common.presets import choose
+from .task_proposal import proposed_row
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +46,8 @@ def choose_task(
             ``DIR/dataset.json``, for which a row is proposed. None: the task of the checkpoint, else `DEFAULT_TASK`.
         file: the table, ``configs/tasks.yaml``. Beside it lies ``presets.yaml``, whose values a row may change.
         preset: a row may hold values for it under its name.
-        checkpoint: a ``model.pt``. Where it carries the row that it was trained by, that row is taken, whatever the table says now. A file that
-            does not exist (yet) says nothing.
+        checkpoint: a ``model.pt``. Where it carries the row that it was trained by, that row is taken, whatever the table or the data say now.
+            A file that does not exist (yet) says nothing.
         output_dir: where a proposed row is written, as ``task.yaml``.
 
     Raises:
@@ -54,7 +55,7 @@ def choose_task(
             lacks something, or names what nobody knows.
     """
     trained, kept = _trained_by(checkpoint)
-    if trained and task and trained not in (task, _name_in(task)):
+    if trained and task and not _is_list(task) and trained not in (task, _name_in(task)):
         raise InputError(
             f"{checkpoint} was trained for {trained}, not for --task {task}. Leave --task out or choose another model."
         )
@@ -99,7 +100,7 @@ def dataset_folder(*, task: str, otherwise: str) -> str:
         task: see `choose_task`.
         otherwise: that folder.
     """
-    return str(Path(task).parent) if Path(str(task)).suffix == ".json" else otherwise
+    return str(Path(task).parent) if _is_list(task) else otherwise
 
 
 def check_dataset(*, dataset_dir: str, data_list: str | None, row: Mapping[str, Any]) -> None:
@@ -152,15 +153,17 @@ def _name_in(task: str) -> str | None:
     )
 
 
+def _is_list(task: str) -> bool:
+    return Path(str(task)).suffix == ".json"
+
+
 def _is_row_file(task: str) -> bool:
     return Path(task).suffix in (".yaml", ".yml")
 
 
 def _find(task: str, table_file: str, output_dir: str | None) -> tuple[str, dict[str, Any], str]:
     """Name, row and the file that it comes from."""
-    if Path(task).suffix == ".json":
-        from .task_proposal import proposed_row  # reads every scan: for data of one's own alone
-
+    if _is_list(task):
         name, row = proposed_row(task, output_dir=output_dir)
         return name, row, task
     file = task if _is_row_file(task) else table_file
