@@ -1,0 +1,93 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""An unpacked package works by itself, in a folder where nothing of this project can be imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from demo.synthetic_ct import draw_patient, render
+from zoo.archive import extract_archive
+from zoo.pack import pack
+
+from .conftest import ORGANS
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory) -> Path:
+    image, _, affine = render(draw_patient(0))
+    path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(image, affine), path)
+    return path
+
+
+@pytest.fixture
+def unpacked(tmp_path, unbuilt, btcv_models, spleen_models):
+    def make(name: str, task: str | None = None) -> Path:
+        models = btcv_models if task is None else spleen_models
+        package = pack(name, out=tmp_path / "out", task=task, models=models)
+        return extract_archive(package.archive, tmp_path / "zoo")
+
+    return make
+
+
+def python(*words: str, cwd: Path) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "PYTHONWARNINGS": "ignore"}
+    run = subprocess.run(
+        [sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert run.returncode == 0, f"{run.stdout[-3000:]}\n{run.stderr[-6000:]}"
+    return run.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "labels"), [("swin_unetr_btcv_seg", None, 14), ("swin_unetr_msd", "Task09_Spleen", 2)]
+)
+def test_it_segments_a_scan_as_it_lies(unpacked, scan, tmp_path, name, task, labels):
+    folder = unpacked(name, task)
+    words = [
+        "--config_file",
+        "configs/inference.json",
+        "--dataset_dir",
+        str(scan),
+        "--output_dir",
+        str(tmp_path / "masks"),
+    ]
+    said = python("-m", "monai.bundle", "run", *words, cwd=folder)
+    assert "trained with" not in said  # no setting differs from the training's
+    original, mask = nib.load(scan), nib.load(tmp_path / "masks/scan_seg.nii.gz")
+    assert mask.shape == original.shape
+    np.testing.assert_allclose(mask.affine, original.affine, atol=1e-3)
+    assert set(np.unique(mask.dataobj)) <= set(range(labels))
+    assert (tmp_path / "masks/volumes.csv").is_file()
+    assert not (folder / "output").exists()
+
+
+LOAD = """
+import os, sys, torch
+from monai.bundle import load
+
+folder = sys.argv[1]
+stored = torch.load(f"{folder}/swin_unetr_btcv_seg/models/model.pt", weights_only=True)["model"]
+options = {"bundle_dir": folder, "workflow_type": "inference", "key_in_ckpt": "model", "device": "cpu"}
+for working_folder in (os.getcwd(), "/"):
+    os.chdir(working_folder)
+    network = load("swin_unetr_btcv_seg", **options)
+    state = network.state_dict()
+    assert state.keys() == stored.keys() and all(torch.equal(state[name], stored[name]) for name in stored)
+    print("classes:", network.eval()(torch.zeros(1, 1, 64, 64, 32)).shape[1])
+    options["args_file"] = {"bundle_root": f"{folder}/swin_unetr_btcv_seg"}  # outside the bundle's folder
+assert not any(name.split(".")[0] in ("bundles", "zoo") for name in sys.modules)
+"""
+
+
+def test_monai_load_builds_its_network_with_its_weights_inside_the_folder_and_elsewhere(unpacked):
+    folder = unpacked("swin_unetr_btcv_seg")
+    said = python("-c", LOAD, str(folder.parent), cwd=folder).splitlines()
+    assert [line for line in said if line.startswith("classes: ")] == [f"classes: {len(ORGANS)}"] * 2

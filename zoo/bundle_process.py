@@ -1,0 +1,39 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Run `workflow_checks` on a bundle in a process of its own, with the bundle alone on the path."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .workflow_checks import CHECKS, MARK
+
+PROGRAM = Path(__file__).with_name("workflow_checks.py")
+
+
+def run_checks(bundle: Path, names: Sequence[str] = tuple(CHECKS)) -> Iterator[tuple[str, str | None]]:
+    """Yield each check's name, and what was wrong or None, as they end.
+
+    Args:
+        bundle: folder of real files.
+        names: of `workflow_checks.CHECKS`.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(bundle), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-P", str(PROGRAM), str(bundle), *names]
+    todo, tail = list(names), []
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
+        for line in process.stdout or ():
+            if line.startswith(MARK):
+                result = json.loads(line.removeprefix(MARK))
+                todo.remove(result["check"])
+                yield result["check"], result["failure"]
+            elif line.strip():
+                tail = [*tail[-4:], line.strip()]
+    for name in todo:
+        yield name, f"the process ended with status {process.returncode}: {' / '.join(tail)}"

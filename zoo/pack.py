@@ -1,0 +1,197 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Pack a bundle for the model zoo: a zip, its entry in the list of releases, and the form that Hugging Face has.
+
+    python -m zoo.pack swin_unetr_btcv_seg --models /runs/btcv/models
+    python -m zoo.pack swin_unetr_msd --task Task09_Spleen --models /runs/spleen/models
+
+The same files give the same bytes. Whatever would fail in a client's hands is refused here, before anything is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from bundles.common.checkpoint_file import atomic_path
+from bundles.common.input_error import InputError
+
+from .archive import file_hash, write_archive
+from .bundle_checks import check_labels, check_paths, check_version, read_metadata
+from .bundle_files import copy_bundle, find_bundle
+from .bundle_process import run_checks
+from .flat_task import MSD, find_task, flat_name, flatten
+from .json_copies import write_json_copies
+from .large_files import list_large_files
+from .model_card import write_hugging_face
+from .names import check_name
+from .packed_weights import copy_weights, read_weights
+from .release_index import INDEX, add_to_index, released
+from .trained_settings import set_trained_defaults
+from .weights_note import add_weights_note
+
+OUT = Path(__file__).resolve().parent / "out"
+
+
+@dataclass(frozen=True)
+class Package:
+    """What `pack` wrote.
+
+    Attributes:
+        name: of the bundle.
+        version: its version.
+        archive: the zip.
+        checksum: sha1 of the zip.
+        hugging_face: folder in the form of a Hugging Face repository.
+        released_before: whether the list of releases had this very package already.
+        left_out: large files that are not in the zip.
+    """
+
+    name: str
+    version: str
+    archive: Path
+    checksum: str
+    hugging_face: Path
+    released_before: bool
+    left_out: tuple[str, ...]
+
+
+def stage(bundle: str | Path, *, folder: Path, task: str | None = None, models: Path | None = None) -> Path:
+    """Put together a bundle as it will be packed, and check all that can be checked without building its network.
+
+    Args:
+        bundle: name of a bundle of this repository, or a bundle's folder.
+        folder: where the bundle's new folder goes.
+        task: of ``swin_unetr_msd``: a name of its table, or a YAML file that holds one row.
+        models: folder with ``model.pt``; None: the bundle's own ``models``.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        InputError: if the package would not work: see the modules that this one imports.
+    """
+    source = find_bundle(bundle)
+    chosen = _choose_task(source, task)
+    name = source.name if chosen is None else flat_name(chosen.name)
+    check_name(name)
+    weights = read_weights(source / "models" if models is None else models)
+    target = folder / name
+    copy_bundle(source, target)
+    if chosen is not None:
+        flatten(target, chosen, weights)
+    copy_weights(source.name, weights.path.parent, target / "models")
+    set_trained_defaults(target / "configs", weights)
+    write_json_copies(target / "configs")
+    add_weights_note(target / "docs" / "README.md", weights)
+    list_large_files(target, None)
+    check_labels(target)
+    check_paths(target)
+    check_version(target)
+    return target
+
+
+def pack(
+    bundle: str | Path,
+    *,
+    out: Path = OUT,
+    task: str | None = None,
+    models: Path | None = None,
+    url_prefix: str | None = None,
+    large_files_url: str | None = None,
+) -> Package:
+    """Pack a bundle; nothing is written unless all went well.
+
+    Args:
+        bundle, task, models: see `stage`.
+        out: folder for ``NAME_vVERSION.zip``, ``model_info.json`` and ``huggingface/NAME``.
+        url_prefix: address of the folder where the zip will lie, for ``model_info.json``; None: see `release_index.add_to_index`.
+        large_files_url: leave weights over 25 MB out of the zip; they will be found at this address, followed by ``/models/model.pt``.
+
+    Raises:
+        InputError: see `stage`; the weights do not fit the network; this version was released with other bytes.
+    """
+    with tempfile.TemporaryDirectory(prefix="zoo_pack_") as work:
+        staged = stage(bundle, folder=Path(work), task=task, models=models)
+        for check, failure in run_checks(staged, ["weights fit network_def"]):
+            if failure:
+                given = find_bundle(bundle) / "models" if models is None else models
+                said = failure.replace(str(staged / "models"), str(given))
+                raise InputError(f"{check}: no. {said}")
+        left_out = list_large_files(staged, large_files_url)
+        version = read_metadata(staged)["version"]
+        package = f"{staged.name}_v{version}"
+        archive, index = out / f"{package}.zip", out / INDEX
+        with atomic_path(archive) as temporary:
+            write_archive(staged, temporary, leave_out=frozenset(left_out))
+            checksum = file_hash(temporary, "sha1")
+            before = released(index, package=package, checksum=checksum)
+        hugging_face = out / "huggingface" / staged.name
+        write_hugging_face(staged, hugging_face)
+        add_to_index(index, package=package, checksum=checksum, url_prefix=url_prefix)
+    return Package(staged.name, version, archive, checksum, hugging_face, before, tuple(left_out))
+
+
+def _choose_task(source: Path, task: str | None):
+    """The task to make a bundle of, None for a bundle without tasks."""
+    table = source / "configs" / "tasks.yaml"
+    if not table.is_file():
+        if task is not None:
+            raise InputError(f"--task {task}: {source.name} has no tasks. Leave --task out, or pack {MSD}.")
+        return None
+    if task is None:
+        raise InputError(
+            f"{source.name} holds many tasks, and clients know one a bundle: name it by --task, such as --task Task09_Spleen, "
+            "or a YAML file with a row of your own."
+        )
+    return find_task(task, table)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Pack from the command line, and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m zoo.pack", description="Pack a bundle for the model zoo.")
+    add = parser.add_argument
+    add("bundle", metavar="NAME", help="bundle of this repository, or a bundle's folder")
+    add(
+        "--task",
+        help=f"of {MSD}: the task to make a bundle of, such as Task09_Spleen, or a YAML file with a row of your own",
+    )
+    add("--models", type=Path, metavar="DIR", help="folder with model.pt (the bundle's own models/)")
+    add("--out", type=Path, default=OUT, metavar="DIR", help="folder for the packages (zoo/out)")
+    add(
+        "--url_prefix",
+        metavar="URL",
+        help="address of the folder where the zip will lie, for model_info.json (the file's name alone)",
+    )
+    add(
+        "--large_files_url",
+        metavar="URL",
+        help="leave weights over 25 MB out of the zip; URL/models/model.pt will give them",
+    )
+    given = parser.parse_args(arguments)
+    console = Console(soft_wrap=True, highlight=False)
+    try:
+        package = pack(**vars(given))
+    except InputError as error:
+        console.print(f"Stopped: {error}", markup=False)
+        return 1
+    again = "the same bytes as before" if package.released_before else "added"
+    lines = [
+        f"{package.archive}  {package.archive.stat().st_size / 1e6:.1f} MB, sha1 {package.checksum}",
+        f"{package.archive.parent / INDEX}  {package.name}_v{package.version}: {again}",
+        f"{package.hugging_face}  for Hugging Face, tag {package.version}",
+        *(f"{name} is not in the zip: it must be found at {given.large_files_url}/{name}" for name in package.left_out),
+        f"Verify it: python -m zoo.verify {package.archive}",
+    ]
+    for line in lines:
+        console.print(line, markup=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
