@@ -26,14 +26,17 @@ def keep_or_compare(*, output_dir: str, settings: Mapping[str, Any], models: Seq
         resume: whether the run goes on.
 
     Raises:
-        InputError: the run goes on with other settings or models; names them with both values.
+        InputError: a model is not there; or the run goes on with other settings or models: names them with both values.
     """
     path = Path(output_dir) / FILE
     stamps = {}
     for model in models:
-        if os.path.exists(model):  # a missing one is refused when it is loaded
-            status = os.stat(model)
-            stamps[os.path.abspath(model)] = [status.st_size, status.st_mtime_ns]
+        if not os.path.exists(model):  # nothing is written: the run with the right path would be another one
+            raise InputError(
+                f"--pretrained_model {model} does not exist: check the path, or make or download the file."
+            )
+        status = os.stat(model)
+        stamps[os.path.abspath(model)] = [status.st_size, status.st_mtime_ns]
     ours = json.loads(json.dumps({**settings, "models": stamps}))  # as it comes back from the file
     if resume and path.exists():
         theirs = json.loads(path.read_text(encoding="utf-8"))

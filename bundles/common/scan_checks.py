@@ -203,12 +203,17 @@ def check_image_shape(shape: tuple[int, ...], channels: int) -> None:
         advice = "a single slice; stack the slices of a scan to one 3D volume"
     elif channels == 1 and len(shape) == 4:
         advice = (
-            f"{shape[-1]} volumes in one file; if they are channels of one scan, set the number of input channels to "
-            f"{shape[-1]}; if they are time points, write each to a file of its own"
+            f"{shape[-1]} volumes in one file; if they are channels of one scan, take a task or model of {shape[-1]} "
+            "input channels; if they are time points, write each to a file of its own"
         )
+    elif channels == 1:
+        advice = "write one 3D volume per file"
     else:
-        advice = f"but {channels} input channel(s) are asked for; set their number to what the file holds, or "
-        advice += f"list {channels} 3D files as the image" if channels > 1 else "write one 3D volume per file"
+        held = "one channel" if len(spatial) == 3 else f"{shape[-1]} channels"
+        advice = (
+            f"it holds {held}, but {channels} are due; put all {channels} along the fourth axis of the file, or list "
+            f"{channels} 3D files as the image"
+        )
     wanted = "(X, Y, Z)" if channels == 1 else f"(X, Y, Z, {channels})"
     raise RefusedScan(f"has shape {shape}, not {wanted}: {advice}")
 

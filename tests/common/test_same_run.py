@@ -25,6 +25,14 @@ def test_a_run_that_goes_on_must_be_the_same(tmp_path):
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["spacing"] == [1.0, 1.0, 1.0]
 
 
+def test_a_model_that_is_missing_is_named_and_leaves_no_trace(tmp_path):
+    asked = {"output_dir": str(tmp_path / "out"), "settings": {}, "resume": True}
+    for _ in range(2):
+        with pytest.raises(InputError, match="--pretrained_model absent.pt does not exist"):
+            keep_or_compare(**asked, models=["absent.pt"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_resuming_what_never_began_begins_it(tmp_path):
     keep_or_compare(output_dir=str(tmp_path), models=[], settings={"a": 1}, resume=True)
     assert json.loads((tmp_path / "settings.json").read_text()) == {"a": 1, "models": {}}

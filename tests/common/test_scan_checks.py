@@ -119,8 +119,13 @@ def test_an_affine_that_is_not_finite_or_flat_is_found(tmp_path):
         ((8, 9), 1, "has shape (8, 9), not (X, Y, Z): a single slice; stack"),
         ((8, 9, 5, 4), 1, "has shape (8, 9, 5, 4), not (X, Y, Z): 4 volumes in one file; if they are channels"),
         ((8, 9, 5, 1, 3), 1, "has shape (8, 9, 5, 1, 3), not (X, Y, Z)"),
-        ((8, 9, 5), 4, "has shape (8, 9, 5), not (X, Y, Z, 4): but 4 input channel(s) are asked for"),
-        ((8, 9, 5, 2), 4, "has shape (8, 9, 5, 2), not (X, Y, Z, 4)"),
+        ((8, 9, 5), 4, "has shape (8, 9, 5), not (X, Y, Z, 4): it holds one channel, but 4 are due; put all 4 along"),
+        ((8, 9, 5, 2), 4, "has shape (8, 9, 5, 2), not (X, Y, Z, 4): it holds 2 channels, but 4 are due"),
+        (
+            (8, 9, 5, 1, 4),
+            4,
+            "has shape (8, 9, 5, 1, 4), not (X, Y, Z, 4): it holds 4 channels, but 4 are due; put all",
+        ),
     ],
 )
 def test_wrong_dimensions_are_named_with_what_to_do(tmp_path, shape, channels, words):

@@ -206,6 +206,17 @@ def test_what_cannot_be_packed_is_refused_before_anything_is_predicted(asked, ch
         submit(**asked | change)
 
 
+def test_a_model_that_is_missing_or_of_another_task_is_refused_before_anything_is_predicted(tmp_path, asked):
+    torch.save({"model": {}, "task": "Task03_Liver"}, tmp_path / "liver.pt")
+    for model, words in (
+        ("absent.pt", "Task09_Spleen: --pretrained_model absent.pt does not exist"),
+        ("runs/fold*/model.pt", "Task09_Spleen: --pretrained_model 'runs/fold\\*/model.pt' fits no file"),
+        ([str(tmp_path / "liver.pt")], "Task09_Spleen: .*liver.pt was trained for Task03_Liver"),
+    ):
+        with pytest.raises(InputError, match=f"--models, {words}"):
+            submit(**asked | {"models": {"Task09_Spleen": model}})
+
+
 def test_data_of_another_task_are_refused(tmp_path, asked):
     swapped = {"Task05_Prostate": f"{tmp_path}/data/Task09_Spleen", "Task09_Spleen": f"{tmp_path}/data/Task05_Prostate"}
     with pytest.raises(InputError, match="Task09_Spleen/dataset.json declares labels"):

@@ -14,6 +14,8 @@ from demo.synthetic_ct import ORGANS, draw_patient, render
 
 from .command_line import SMALL, run_bundle, succeed
 
+pytest.register_assert_rewrite("tests.workflows.decathlon_runs")  # its checks show values when they fail
+
 
 def save(array: np.ndarray, affine: np.ndarray, path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)

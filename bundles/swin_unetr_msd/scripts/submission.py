@@ -26,6 +26,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from .common.case_names import case_name
 from .common.checkpoint_file import atomic_path
 from .common.data_list import first_file, inference_scans, is_nifti
+from .common.ensemble import model_files
 from .common.input_error import InputError
 from .common.refused_scan import RefusedScan
 from .common.scan_checks import open_scan, stored_voxels
@@ -68,8 +69,8 @@ def submit(
         The names in the archive.
 
     Raises:
-        InputError: before anything is predicted, if a task, a folder or an option is unknown, or the data are of another
-            task; what ``inference.yaml`` refuses; or if anything is wrong with a mask: all faults at once, as far as
+        InputError: before anything is predicted, if a task, a folder, a model or an option is unknown, or data or model are
+            of another task; what ``inference.yaml`` refuses; or if anything is wrong with a mask: all faults at once, as far as
             `LINES` go. Nothing is written then.
     """
     models, options, configs = models or {}, options or {}, Path(bundle_root) / "configs"
@@ -84,6 +85,8 @@ def submit(
     rows = {task: choose_task(task=task, file=str(configs / "tasks.yaml"), preset="official") for task in sorted(tasks)}
     folders = {task: _data_dir(data_dirs, task) for task in rows}
     images = {task: _test_images(folders[task], task, rows[task]) for task in rows}
+    for task, model in models.items():
+        _check_model(task, model, configs / "tasks.yaml")
 
     for task, model in models.items():
         logger.info("%s: predicting %d test images", task, len(images[task]))
@@ -148,6 +151,14 @@ def _check_options(options: Mapping[str, Any], inference_file: Path) -> None:
         raise InputError(
             f"--inference names {', '.join(unknown)}, which is no option of {inference_file} or is set by --tasks, --models and --data_dirs."
         )
+
+
+def _check_model(task: str, model: str | Sequence[str], table: Path) -> None:
+    """Find a missing model, or that of another task, before hours go into the tasks ahead of it."""
+    try:
+        choose_task(task=task, file=str(table), preset="official", checkpoint=model_files(model)[0])
+    except InputError as error:
+        raise InputError(f"--models, {task}: {error}") from None
 
 
 def _predict(config_file: Path, task: str, model: Any, data: str, masks: str, options: Mapping[str, Any]) -> None:
