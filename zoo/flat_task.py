@@ -78,12 +78,15 @@ def find_task(task: str, table: Path) -> Task:
 def flat_name(task: str) -> str:
     """Name of a task's bundle, such as ``swin_unetr_msd_hepaticvessel`` for ``Task08_HepaticVessel``.
 
+    A name that begins with v gets ``task`` before it: clients cut names off at ``_v``, and a model cannot be renamed after its training.
+
     Raises:
         InputError: if clients would misread it.
     """
     short = re.sub(r"[^a-z0-9]", "", re.sub(r"^Task[0-9]+_", "", task).lower())
     if not short:
         raise InputError(f"task {task}: a name without letters or digits makes no name of a bundle. Rename the row.")
+    short = f"task{short}" if short.startswith("v") else short
     try:
         check_name(f"{MSD}_{short}")
     except InputError as error:

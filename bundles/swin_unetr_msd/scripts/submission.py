@@ -84,7 +84,7 @@ def submit(
     _check_options(options, configs / "inference.yaml")
     rows = {task: choose_task(task=task, file=str(configs / "tasks.yaml"), preset="official") for task in sorted(tasks)}
     folders = {task: _data_dir(data_dirs, task) for task in rows}
-    images = {task: _test_images(folders[task], task, rows[task]) for task in rows}
+    images = {task: _test_images(folders[task], rows[task], configs / "tasks.yaml") for task in rows}
     for task, model in models.items():
         _check_model(task, model, configs / "tasks.yaml")
 
@@ -121,10 +121,10 @@ def _data_dir(data_dirs: Mapping[str, str] | str, task: str) -> str:
     return str(data_dirs[task])
 
 
-def _test_images(folder: str, task: str, row: Mapping[str, Any]) -> dict[str, str]:
+def _test_images(folder: str, row: Mapping[str, Any], table: Path) -> dict[str, str]:
     """The files of a task's test section, by case."""
     scans = inference_scans(str(Path(folder) / "dataset.json"))
-    check_dataset(dataset_dir=folder, data_list=None, row=row)
+    check_dataset(dataset_dir=folder, data_list=None, row=row, file=str(table))
     files = [first_file(scan) for scan in scans]
     return {case_name(file): file for file in files}
 
@@ -156,7 +156,8 @@ def _check_options(options: Mapping[str, Any], inference_file: Path) -> None:
 def _check_model(task: str, model: str | Sequence[str], table: Path) -> None:
     """Find a missing model, or that of another task, before hours go into the tasks ahead of it."""
     try:
-        choose_task(task=task, file=str(table), preset="official", checkpoint=model_files(model)[0])
+        for file in model_files(model):
+            choose_task(task=task, file=str(table), preset="official", checkpoint=file)
     except InputError as error:
         raise InputError(f"--models, {task}: {error}") from None
 
