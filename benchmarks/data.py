@@ -33,7 +33,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import statistics
@@ -65,13 +64,11 @@ from monai.transforms import (
     SpatialPadd,
     ToTensord,
 )
-from rich import box
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch.nn import functional as F
 
-from bundles.common.checkpoint_file import write_text
+from benchmarks.side_by_side import machine, print_table, resident_bytes, write_json
 from bundles.common.data_list import unlabelled_scans
 from bundles.common.foreground import above_or_all
 from bundles.common.input_error import InputError
@@ -232,12 +229,6 @@ class Loader:
         return {"peak": peak, "above": peak - self.before}
 
 
-def resident_bytes(name: str) -> int:
-    """VmRSS (now) or VmHWM (the most so far) of this process, on Linux."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
-
-
 def drop_from_cache(file: str) -> None:
     """Have the system forget what it holds of a file in memory."""
     descriptor = os.open(file, os.O_RDONLY)
@@ -302,7 +293,14 @@ class LoadingProcess:
 # ---- the scans -----------------------------------------------------------------------------------------------------
 
 
-def make_scan(path: str | os.PathLike, *, shape: Sequence[int], seed: int) -> None:
+def make_scan(
+    path: str | os.PathLike,
+    *,
+    shape: Sequence[int],
+    seed: int,
+    spacing: Sequence[float] = (0.8, 0.8, 1.0),
+    ellipsoid: Sequence[float] = ELLIPSOID,
+) -> None:
     """Write a CT with the axes of a scanner (LPS): an ellipsoid of textured tissue in noisy air, int16.
 
     What matters here is that it packs about as well as a real scan.
@@ -311,12 +309,12 @@ def make_scan(path: str | os.PathLike, *, shape: Sequence[int], seed: int) -> No
     coarse = torch.randn(1, 1, *(size // BLOB + 2 for size in shape), generator=generator)
     texture = F.interpolate(coarse, size=tuple(shape), mode="trilinear")[0, 0]
     away = torch.zeros(1, 1, 1)  # from the centre, 1 on the surface
-    for axis, (size, part) in enumerate(zip(shape, ELLIPSOID, strict=True)):
+    for axis, (size, part) in enumerate(zip(shape, ellipsoid, strict=True)):
         places = torch.linspace(-1, 1, size) / part
         away = away + (places**2).reshape([-1 if other == axis else 1 for other in range(3)])
     noise = torch.randn(tuple(shape), generator=generator)
     hu = torch.where(away <= 1, 40 + 60 * texture + 12 * noise, -1000 + 6 * noise)
-    image = nib.Nifti1Image(hu.round().to(torch.int16).numpy(), np.diag([-0.8, -0.8, 1.0, 1.0]))
+    image = nib.Nifti1Image(hu.round().to(torch.int16).numpy(), np.diag([-spacing[0], -spacing[1], spacing[2], 1.0]))
     nib.save(image, path)
 
 
@@ -516,19 +514,6 @@ def _from_proc(path: str, name: str) -> int:
     return next(1024 * int(line.split()[1]) for line in Path(path).read_text().splitlines() if line.startswith(name))
 
 
-def machine() -> dict[str, Any]:
-    """CPU, cores that this process may use, bytes of memory, and how busy it was in the last minute."""
-    models = [
-        line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory": _from_proc("/proc/meminfo", "MemTotal"),
-        "load": os.getloadavg()[0],
-    }
-
-
 # ---- the table -----------------------------------------------------------------------------------------------------
 
 
@@ -591,17 +576,6 @@ def _heading(results: dict[str, Any], generated: bool) -> list[str]:
     return lines
 
 
-def _print_table(rows: Sequence[dict[str, str]]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    headings = max(rows, key=len).keys()
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("way", "listed") else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(row.get(heading, "") for heading in headings))
-    console = Console()
-    Console(width=max(console.width, 120)).print(table)  # no digit is cut off where the terminal is narrower
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables from the command line."""
     parser = argparse.ArgumentParser(
@@ -640,15 +614,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in _heading(results, generated=not given.data):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print()
-    _print_table(_rows(results["ways"], len(results["scans"]) * given.crops))
+    print_table(_rows(results["ways"], len(results["scans"]) * given.crops), left=["way"])
     for name, way in results["ways"].items():
         if "left_out" in way:
             console.print(f"{name}: {way['left_out']}", highlight=False)
     if results["list_lengths"]:
         console.print("\nMemory of the store's loader by the length of the list", style="bold")
-        _print_table(_length_rows(results["list_lengths"]))
+        print_table(_length_rows(results["list_lengths"]), left=["listed"])
     if given.json:
-        write_text(given.json, json.dumps(results, indent=4) + "\n")
+        write_json(given.json, results)
     return 0
 
 

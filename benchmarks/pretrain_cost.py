@@ -3,7 +3,8 @@
 
     python -m benchmarks.pretrain_cost --preset official --feature_size 48 24 12
 
-The bundle's own network and loss run forward and backward on fake tensors (`FakeTensorMode`), which have shapes, types
+The bundle's own network, of MONAI's modules (``--fast false``: the fast ones have to be on a device to know what they
+keep, which is less), and its loss run forward and backward on fake tensors (`FakeTensorMode`), which have shapes, types
 and storages, but no numbers. Per step of 2 x crops views:
 
 - *forward*, *backward*: FLOPs of convolutions and matrix products (`FlopCounterMode`; a multiplication and its addition
@@ -203,7 +204,7 @@ def step_cost(*, encoder: Mapping[str, Any], roi_size: Sequence[int], crops: int
         crops: crops per step and GPU; each is seen in two views.
         mode: precision and gradient checkpointing.
     """
-    network = SwinPretrainer(encoder=encoder, tasks=TASKS, use_checkpoint=mode.checkpointing)
+    network = SwinPretrainer(encoder=encoder, tasks=TASKS, use_checkpoint=mode.checkpointing, fast=False)
     loss_function = ProxyTaskLoss(tasks=TASKS)
     in_encoder, in_all = (sum(p.numel() for p in part.parameters()) for part in (network.swinViT, network))
     with FakeTensorMode(allow_non_fake_inputs=True):  # to_empty reads the shapes of the real weights
@@ -246,7 +247,7 @@ def measure_step(
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     try:
-        network = SwinPretrainer(encoder=encoder, tasks=TASKS, use_checkpoint=mode.checkpointing).to("cuda")
+        network = SwinPretrainer(encoder=encoder, tasks=TASKS, use_checkpoint=mode.checkpointing, fast=False).to("cuda")
         optimizer = torch.optim.AdamW(network.parameters())
         loss_function = ProxyTaskLoss(tasks=TASKS)
         views, targets = _batch(encoder, roi_size, crops, "cuda")

@@ -56,6 +56,7 @@ def load_ensemble(
     asked: Mapping[str, Any],
     preset: Mapping[str, Any],
     expected: Mapping[str, Any] | None = None,
+    fast: bool = True,
 ) -> list[torch.nn.Module]:
     """The networks of all models but the first, on the CPU; the first is the one that the config builds itself.
 
@@ -67,6 +68,7 @@ def load_ensemble(
         asked, preset: see `swin_encoder.resolve_encoder`. With ``in_channels`` in ``asked``, that of the first, a model
             for other channels is refused.
         expected: see `weights.load_model`.
+        fast: see `swin_encoder.build_swin_unetr`.
 
     Raises:
         InputError: if a model has other labels, or what `resolve_encoder` and `load_model` refuse.
@@ -80,7 +82,7 @@ def load_ensemble(
                 "of the same classes. Leave one of them out of --pretrained_model."
             )
         record = resolve_encoder(asked=asked, preset=preset, checkpoint=path)
-        network = build_swin_unetr(record, out_channels=len(labels))
+        network = build_swin_unetr(record, out_channels=len(labels), fast=fast)
         load_model(network, path, expected=expected)
         networks.append(network.eval())
     return networks
@@ -114,10 +116,14 @@ def warn_of_unseen_mirrors(paths: Sequence[str], *, mirror_axes: Sequence[int]) 
     """Log a warning where scans are to be mirrored that the training never mirrored: sides would be confused."""
     for path in paths if mirror_axes else ():
         augmentation = (training_of(path) or {}).get("augmentation")
-        if isinstance(augmentation, Mapping) and not augmentation.get("flip"):
+        if not isinstance(augmentation, Mapping):
+            continue
+        flips = augmentation.get("flip") or 0.0
+        unseen = [axis for axis in mirror_axes if not (flips[axis] if isinstance(flips, Sequence) else flips)]
+        if unseen:
             logger.warning(
-                "%s was trained without flips: --mirror_axes %s shows it scans that it has never seen the like of, and will cost Dice",
-                *(path, list(mirror_axes)),
+                "%s was trained without flips along the axes %s: --mirror_axes %s shows it scans that it has never seen the like of, and will cost Dice",
+                *(path, unseen, list(mirror_axes)),
             )
 
 

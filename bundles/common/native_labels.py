@@ -36,7 +36,8 @@ def resample_labels(
 ) -> torch.Tensor:
     """Return the label map of probabilities on another grid; outside of theirs it is background, 0.
 
-    Only the part of the new grid that the old one covers is sampled, in slabs across its first axis.
+    Only what the box around all labels but background covers is sampled, in slabs across the new grid's first axis:
+    beyond it, background wins in all voxels that lie around.
 
     Args:
         probabilities: (K, X, Y, Z), any floating type and device.
@@ -52,13 +53,16 @@ def resample_labels(
     check_choice(name="mode", value=mode, choices=("linear", "nearest"))
     size = np.array(probabilities.shape[1:])
     labels = torch.zeros(tuple(shape), dtype=torch.uint8 if len(probabilities) <= 256 else torch.uint16)
-    (first, last), *plane = box = _covered_box(to_model, size, shape)
+    organs = _box_of_labels(probabilities)
+    if organs is None:
+        return labels
+    (first, last), *plane = box = _covered_box(to_model, organs, shape)
     if any(low >= high for low, high in box):
         return labels
     if mode == "linear":
         volume, sampling = probabilities.float(), "bilinear"
     else:  # in float64, since many voxels lie half-way between two where one spacing is a multiple of the other
-        volume, sampling = probabilities.argmax(0, keepdim=True).double(), "nearest"
+        volume, sampling = probabilities.max(0, keepdim=True).indices.double(), "nearest"
 
     # To the coordinates of grid_sample: -1 and 1 are the outer faces of the first and last voxel.
     to_grid = 2 * to_model[:3] / size[:, None]
@@ -66,7 +70,7 @@ def resample_labels(
     # Where rounding would decide: the outer face of the last voxel belongs to it, the centre beyond does not.
     to_grid *= 1 - 1e-6 if mode == "nearest" else 1 + 1e-6
 
-    slice_bytes = math.prod(high - low for low, high in plane) * ((len(volume) + 4) * volume.element_size() + 8)
+    slice_bytes = math.prod(high - low for low, high in plane) * ((len(volume) + 5) * volume.element_size() + 8)
     thickness = max(1, slab_bytes // slice_bytes)
     for start in range(first, last, thickness):
         box = [(start, min(start + thickness, last)), *plane]
@@ -74,7 +78,9 @@ def resample_labels(
         # One batch entry per slice: on a CPU grid_sample works on those in parallel, and on nothing else.
         slices = volume.expand(len(grid), *volume.shape)
         sampled = F.grid_sample(slices, grid, mode=sampling, padding_mode="zeros", align_corners=False)
-        winner = sampled.argmax(1) if mode == "linear" else sampled[:, 0]
+        winner = (
+            sampled.max(1).indices if mode == "linear" else sampled[:, 0]
+        )  # on a CPU argmax takes four times as long
         labels[tuple(slice(*ends) for ends in box)] = winner[:, 0].to(labels.dtype).cpu()
         del grid, sampled, winner  # or they would stay beside the next slab's
     return labels
@@ -157,9 +163,25 @@ class NativeLabelsd(MapTransform):
         return item
 
 
-def _covered_box(to_model: np.ndarray, size: Sequence[int], shape: Sequence[int]) -> list[tuple[int, int]]:
-    """Return start and stop along each native axis of the voxels that lie less than a voxel outside of ``size``."""
-    corners = np.array([[*corner, 1] for corner in product(*((-1, n) for n in size))])
+def _box_of_labels(probabilities: torch.Tensor) -> list[tuple[int, int]] | None:
+    """Start and stop along each axis of the voxels in which background does not win; None where it wins everywhere."""
+    planes: list[list[torch.Tensor]] = [[], [], []]
+    for part in probabilities.split(8, dim=1):  # a few slices at a time: no volume of working memory
+        organs = (part[1:] > part[:1]).any(0)
+        for axis in range(3):
+            planes[axis].append(organs.any(dim=[other for other in range(3) if other != axis]))
+    ends = []
+    for along in (torch.cat(planes[0]), *(torch.stack(seen).any(0) for seen in planes[1:])):
+        found = along.nonzero()[:, 0]
+        if len(found) == 0:
+            return None
+        ends.append((int(found[0]), int(found[-1]) + 1))
+    return ends
+
+
+def _covered_box(to_model: np.ndarray, box: Sequence[tuple[int, int]], shape: Sequence[int]) -> list[tuple[int, int]]:
+    """Return start and stop along each native axis of the voxels that lie less than a voxel outside of ``box``."""
+    corners = np.array([[*corner, 1] for corner in product(*((first - 1, stop) for first, stop in box))])
     native = np.linalg.solve(to_model, corners.T)[:3]
     return [
         (max(0, math.floor(low)), min(n, math.ceil(high) + 1))

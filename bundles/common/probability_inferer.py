@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import torch
 from monai.data import MetaTensor
-from monai.inferers import Inferer, sliding_window_inference
+from monai.inferers import Inferer
 from monai.utils import ensure_tuple
 
 from .input_error import InputError
+from .sliding_window import blend_windows
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class _Plan(NamedTuple):
 
 
 class ProbabilityInferer(Inferer):
-    """Sliding windows (`monai.inferers.sliding_window_inference`, Gaussian weights), softmax over the classes, mean.
+    """Sliding windows (Gaussian weights, see `blend_windows`), softmax over the classes, mean.
 
     The mean goes over all networks and all 2**n mirror images of the scan along the n ``mirror_axes``; each prediction
     is mirrored back. One network without mirroring gives the softmax of the blended logits, no more. Mirror only along
@@ -47,6 +48,7 @@ class ProbabilityInferer(Inferer):
         roi_size: voxels of a window.
         sw_batch_size: windows per forward.
         overlap: of neighbouring windows, as a share of the window, one number or one per axis; in [0, 1).
+        skip_air: leave out windows that hold nothing but exact zeros: what only they cover is background.
         mirror_axes: spatial axes, of 0, 1, 2, along which the scan is mirrored.
         others: further networks, besides the one of the call; they are put on the device of the scan. Sizes may differ,
             classes not.
@@ -61,6 +63,7 @@ class ProbabilityInferer(Inferer):
         roi_size: Sequence[int],
         sw_batch_size: int,
         overlap: float | Sequence[float],
+        skip_air: bool = True,
         mirror_axes: Sequence[int] = (),
         others: Sequence[torch.nn.Module] = (),
     ) -> None:
@@ -68,6 +71,7 @@ class ProbabilityInferer(Inferer):
         _check_arguments(sw_batch_size, overlap, mirror_axes)
         self.roi_size = roi_size
         self.overlap = overlap
+        self.skip_air = skip_air
         self.mirrors = [axes for n in range(len(mirror_axes) + 1) for axes in combinations(mirror_axes, n)]
         self.others = [network.eval() for network in others]
         halvings = [_Plan(sw_batch_size // 2**n) for n in range(int(math.log2(sw_batch_size)) + 1)]
@@ -85,10 +89,8 @@ class ProbabilityInferer(Inferer):
         while probabilities is None:
             try:
                 probabilities = self._mean(images, network, self._plans[0])
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
-                    raise
-                reason = ". ".join(str(error.__cause__ or error).split(". ")[:2])
+            except torch.OutOfMemoryError as error:
+                reason = ". ".join(str(error).split(". ")[:2])
             if probabilities is None:  # after the handler, whose traceback holds the volumes of the failed try
                 torch.cuda.empty_cache()
                 self._fall_back(reason, images.shape[2:])
@@ -105,15 +107,15 @@ class ProbabilityInferer(Inferer):
                 member.to(cpu if plan.networks_on_cpu else home)
                 for axes in self.mirrors:
                     dims = [axis + 2 for axis in axes]
-                    logits = sliding_window_inference(
+                    logits = blend_windows(
                         images.flip(dims) if dims else images,
-                        self.roi_size,
-                        plan.windows,
                         member,
-                        self.overlap,
-                        mode="gaussian",
-                        sw_device=cpu if plan.networks_on_cpu else home,
-                        device=cpu if plan.volumes_on_cpu else home,
+                        roi_size=self.roi_size,
+                        sw_batch_size=plan.windows,
+                        overlap=self.overlap,
+                        skip_air=self.skip_air,
+                        network_device=cpu if plan.networks_on_cpu else home,
+                        volume_device=cpu if plan.volumes_on_cpu else home,
                     )
                     total = _add_softmax(total, logits, dims)
                     del logits  # or it would stay beside the next ones
@@ -172,11 +174,6 @@ def _add_softmax(total: torch.Tensor | None, logits: torch.Tensor, dims: Sequenc
         else:
             total[:, :, start:stop] += part
     return total
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # MONAI raises a RuntimeError of its own where the weights of the window did not fit.
-    return isinstance(error, torch.OutOfMemoryError) or isinstance(error.__cause__, torch.OutOfMemoryError)
 
 
 def _check_arguments(sw_batch_size: int, overlap: float | Sequence[float], mirror_axes: Sequence[int]) -> None:

@@ -31,10 +31,12 @@ class StopSignal:
 
     Args:
         evaluator: the validation engine, so that a long validation is left too, or None.
+        every: with several processes, steps from one time that they ask each other to the next: the answer waits for the GPU.
     """
 
-    def __init__(self, *, evaluator: Engine | None = None) -> None:
+    def __init__(self, *, evaluator: Engine | None = None, every: int = 1) -> None:
         self.evaluator = evaluator
+        self.every = max(1, every)
         self.received = 0
         self.received_at = 0.0
         self.former: dict[int, Any] = {}
@@ -74,7 +76,7 @@ class StopSignal:
 
     def step_completed(self, engine: Engine) -> None:
         """Between two steps only: half-accumulated gradients are not saved."""
-        if ends_step(engine):
+        if ends_step(engine) and not (processes.is_distributed() and steps_done(engine) % self.every):
             self.stop_if_asked(engine, engine)
 
     def stop_if_asked(self, engine: Engine, trainer: Engine) -> None:

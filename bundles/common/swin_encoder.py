@@ -12,6 +12,7 @@ from monai.networks.nets import SwinUNETR
 from monai.networks.nets.swin_unetr import SwinTransformer
 
 from .checkpoint_dialect import describe_encoder, find_weights
+from .fast_swin import make_fast
 from .input_error import InputError
 from .patch_merging import MERGING
 from .weights_merging import merging_of
@@ -145,9 +146,15 @@ def resolve_encoder(
     return resolved
 
 
-def build_encoder(record: Mapping[str, Any], *, use_checkpoint: bool = False) -> SwinTransformer:
-    """The Swin encoder alone, as `SwinUNETR` builds it inside itself (attribute ``swinViT``)."""
-    return SwinTransformer(
+def build_encoder(record: Mapping[str, Any], *, use_checkpoint: bool = False, fast: bool = True) -> SwinTransformer:
+    """The Swin encoder alone, as `SwinUNETR` builds it inside itself (attribute ``swinViT``).
+
+    Args:
+        record: from `resolve_encoder`.
+        use_checkpoint: gradient checkpointing.
+        fast: the same results with less time and memory (`fast_swin.make_fast`); False: stock MONAI.
+    """
+    encoder = SwinTransformer(
         in_chans=record["in_channels"],
         embed_dim=record["feature_size"],
         window_size=[record["window_size"]] * 3,
@@ -158,6 +165,7 @@ def build_encoder(record: Mapping[str, Any], *, use_checkpoint: bool = False) ->
         downsample=MERGING[record["merging"]],
         use_v2=record["use_v2"],
     )
+    return make_fast(encoder) if fast else encoder
 
 
 def build_swin_unetr(
@@ -167,6 +175,7 @@ def build_swin_unetr(
     use_checkpoint: bool = False,
     drop_path: float = 0.0,
     freeze_encoder: bool = False,
+    fast: bool = True,
 ) -> SwinUNETR:
     """MONAI's Swin UNETR around the encoder of the record.
 
@@ -176,6 +185,7 @@ def build_swin_unetr(
         use_checkpoint: gradient checkpointing: less activation memory for about a third more arithmetic (docs/explanation/measured.md).
         drop_path: stochastic depth rate of the last Swin block; it grows linearly from 0 at the first (Huang et al., arXiv 1603.09382).
         freeze_encoder: its weights need no gradient, and stay what is loaded into them.
+        fast: the same results with less time and memory (`fast_swin.make_fast`); False: stock MONAI.
 
     Raises:
         InputError: ``drop_path`` lies outside [0, 1).
@@ -196,4 +206,4 @@ def build_swin_unetr(
         use_v2=record["use_v2"],
     )
     network.swinViT.requires_grad_(not freeze_encoder)
-    return network
+    return make_fast(network) if fast else network

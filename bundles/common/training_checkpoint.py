@@ -210,6 +210,9 @@ class TrainingCheckpoint:
         changed = self._check_settings(state, path)
         options = [dict(group) for group in self.optimizer.param_groups]
         schedule = {k: v for k, v in self.lr_scheduler.state_dict().items() if k in SCHEDULE_OPTIONS}
+        # how the optimiser computes is this machine's choice
+        for saved, group in zip(state["optimizer"]["param_groups"], options, strict=False):
+            saved.update({name: group[name] for name in ("foreach", "fused") if name in group})
         for name, target in self.stateful.items():
             target.load_state_dict(state[name])
         if changed:  # options are this run's; how far it has come is the checkpoint's

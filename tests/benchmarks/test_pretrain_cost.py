@@ -34,7 +34,7 @@ def cost_of(record, *, crops=1, **mode):
 
 def real_step(record, *, checkpointing=False):
     """Bytes kept and bytes at the peak of a step on the CPU, weights left out."""
-    network = SwinPretrainer(encoder=record, tasks=TASKS, use_checkpoint=checkpointing)
+    network = SwinPretrainer(encoder=record, tasks=TASKS, use_checkpoint=checkpointing, fast=False)
     weights = [*network.parameters(), *network.buffers()]
     saved = SavedBytes(weights)
     with LiveBytes(weights) as live:
@@ -82,7 +82,7 @@ def test_memory_on_fake_tensors_is_that_of_a_real_step(record, checkpointing):
 
 
 def test_parameters_and_fixed_memory_are_those_of_the_real_network(record):
-    network = SwinPretrainer(encoder=record, tasks=TASKS)
+    network = SwinPretrainer(encoder=record, tasks=TASKS, fast=False)
     weights, gradients_and_moments = sum(p.numel() for p in network.parameters()), 3
     encoder = sum(p.numel() for p in network.swinViT.parameters())
     cost = cost_of(record)
@@ -103,7 +103,7 @@ def test_forward_flops_are_those_of_the_layers_written_out(record):
         windows, tokens, channels = output.shape
         counted.append(2 * 2 * windows * tokens * tokens * channels)  # scores, and their product with the values
 
-    network = SwinPretrainer(encoder=record, tasks=TASKS)
+    network = SwinPretrainer(encoder=record, tasks=TASKS, fast=False)
     for kind, count in ((nn.Conv3d, convolution), (nn.Linear, linear), (WindowAttention, attention)):
         for layer in network.modules():
             if isinstance(layer, kind):

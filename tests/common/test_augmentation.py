@@ -8,7 +8,13 @@ from bundles.common.input_error import InputError
 
 
 def test_what_is_not_named_does_not_happen():
-    assert chances({"flip": 0.5, "noise": 1}) == {kind: {"flip": 0.5, "noise": 1.0}.get(kind, 0.0) for kind in KINDS}
+    drawn = {"flip": [0.5] * 3, "noise": 1.0}
+    assert chances({"flip": 0.5, "noise": 1}) == {kind: drawn.get(kind, 0.0) for kind in KINDS}
+    assert chances({})["flip"] == [0.0] * 3
+
+
+def test_each_axis_may_be_flipped_as_often_as_one_likes():
+    assert chances({"flip": [0.5, 0, 1]})["flip"] == [0.5, 0.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -17,6 +23,9 @@ def test_what_is_not_named_does_not_happen():
         ({"flips": 0.5}, "names flips; what there is: flip, rot90"),
         ({"flip": 1.5}, r"flip 1\.5 must be a probability"),
         ({"flip": True}, "flip True must be a probability"),
+        ({"flip": [0.5, 2, 0]}, "flip 2 must be a probability"),
+        ({"flip": [0.5, 0]}, r"flip \[0\.5, 0\] must be one probability, or one for each of the three axes"),
+        ({"noise": [0.5, 0, 0]}, r"noise \[0\.5, 0, 0\] must be a probability"),
         (0.5, r"--augmentation 0\.5 must name probabilities"),
     ],
 )

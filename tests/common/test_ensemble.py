@@ -145,6 +145,8 @@ def test_scores_on_cases_that_a_model_did_not_hold_out_are_warned_of(tmp_path, c
         ({}, [0], True),
         ({"flip": 0.2}, [0], False),
         ({"flip": 0.0}, [], False),
+        ({"flip": [0.5, 0.0, 0.0]}, [0], False),
+        ({"flip": [0.5, 0.0, 0.0]}, [0, 2], True),
         (None, [0], False),
     ],
 )

@@ -18,6 +18,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from benchmarks.pretrain_cost import LiveBytes
+from bundles.common import native_labels
 from bundles.common.input_error import InputError
 from bundles.common.native_labels import NativeLabelsd, resample_labels
 from bundles.common.probability_inferer import ProbabilityInferer
@@ -152,6 +153,27 @@ def test_slabs_do_not_show_and_bound_the_memory(tmp_path, preprocessing):
         assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
         winner = 16 * item["image"].numel() if mode == "nearest" else 0  # as argmax gives it, and in float64
         assert peaks[1] < results[0].numel() + winner + 2**18 + 2**14 < peaks[2]
+
+
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize("box", [((3, 9), (0, 4), (7, 8)), ((0, 12), (0, 10), (0, 9)), ((11, 12), (9, 10), (8, 9))])
+def test_sampling_the_box_of_the_labels_alone_misses_none(monkeypatch, mode, box):
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.rand(4, 12, 10, 9, generator=generator)
+    organs = torch.zeros(12, 10, 9, dtype=torch.bool)
+    organs[tuple(slice(*ends) for ends in box)] = True
+    probabilities[0] = torch.where(organs, 0.2, 1.0)
+    to_model = np.array([[0.4, 0.05, 0, -1], [-0.05, 0.4, 0, 0.3], [0, 0, 0.7, -1.2], [0, 0, 0, 1]])
+    grid = {"to_model": to_model, "shape": (36, 30, 17), "mode": mode}
+    labels = resample_labels(probabilities, **grid)
+    assert labels.any()
+    monkeypatch.setattr(native_labels, "_box_of_labels", lambda _: [(0, 12), (0, 10), (0, 9)])
+    assert torch.equal(labels, resample_labels(probabilities, **grid))
+
+
+def test_background_alone_gives_background():
+    probabilities = torch.tensor([0.5, 0.5]).reshape(2, 1, 1, 1).expand(2, 6, 5, 4)  # a tie goes to background
+    assert not resample_labels(probabilities, to_model=np.eye(4), shape=(6, 5, 4)).any()
 
 
 def test_one_voxel_thick_probabilities_have_a_place():

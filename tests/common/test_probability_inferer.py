@@ -14,7 +14,7 @@ from monai.inferers import sliding_window_inference
 from torch import nn
 
 from benchmarks.pretrain_cost import LiveBytes
-from bundles.common import probability_inferer
+from bundles.common import probability_inferer, sliding_window
 from bundles.common.input_error import InputError
 from bundles.common.probability_inferer import ProbabilityInferer
 
@@ -106,6 +106,55 @@ def test_at_most_two_class_volumes_exist_at_a_time(axes, members):
     assert live.now == volume
 
 
+# Windows of air
+
+
+class Thresholds(nn.Module):
+    """Finds background in air, as every trained network does, and organs by the brightness around a voxel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = nn.AvgPool3d(3, stride=1, padding=1, count_include_pad=False)
+        self.windows = 0
+
+    def forward(self, x):
+        self.windows += len(x)
+        mean = self.mean(x)
+        return torch.cat([0.3 - mean, 0.1 * (mean - 0.3), 2 * mean - 1, *[mean - 5] * (CLASSES - 3)], 1)
+
+
+def body() -> torch.Tensor:
+    """A column with a texture; the corners around it are air."""
+    x, y, z = torch.meshgrid(*(torch.linspace(-1, 1, size) for size in (96, 80, 40)), indexing="ij")
+    inside = x.abs() + y.abs() + 0.2 * z.abs() < 1
+    coarse = torch.rand(1, 1, 12, 10, 6, generator=torch.Generator().manual_seed(0))
+    return inside * nn.functional.interpolate(coarse, size=inside.shape, mode="trilinear").clamp(min=0.01)
+
+
+@pytest.mark.parametrize("axes", [[], [0, 1]])
+def test_masks_without_windows_of_air_are_those_of_all_windows(axes):
+    images, few, all_of_them = body(), Thresholds(), Thresholds()
+    skipped = inferer(mirror_axes=axes)(images, few).argmax(1)
+    plain = inferer(skip_air=False, mirror_axes=axes)(images, all_of_them).argmax(1)
+    assert 0.8 * all_of_them.windows < few.windows < 0.98 * all_of_them.windows
+    assert plain.unique().tolist() == [0, 1, 2] and (plain == 0).float().mean() < 0.9
+    assert (skipped == plain).float().mean() >= 0.9999
+    monai = blended(images, Thresholds()).argmax(1)
+    assert axes or (skipped == monai).float().mean() >= 0.9999
+
+
+def test_what_only_windows_of_air_cover_is_background_even_if_the_network_says_otherwise():
+    class Organs(nn.Module):
+        def forward(self, x):
+            return torch.cat([x - 1, x + 1], 1)
+
+    images = torch.zeros(1, 1, 48, 16, 8)
+    images[0, 0, :10] = 1
+    result = inferer()(images, Organs()).argmax(1)
+    assert result[0, :, 0, 0].tolist() == [1] * 24 + [0] * 24  # the windows of 0 to 15 and 8 to 23 hold something
+    assert inferer(skip_air=False)(images, Organs()).argmax(1).all()
+
+
 # Too little memory
 
 
@@ -167,13 +216,13 @@ def test_each_step_keeps_more_off_the_gpu(monkeypatch):
     """The device ``meta``, which computes nothing, stands for the GPU."""
     calls = []
 
-    def windows(images, roi_size, sw_batch_size, member, overlap, *, mode, sw_device, device):
-        calls.append((sw_batch_size, sw_device.type, device.type))
+    def windows(images, member, *, roi_size, sw_batch_size, overlap, skip_air, network_device, volume_device):
+        calls.append((sw_batch_size, network_device.type, volume_device.type))
         if len(calls) < 4:
             raise torch.OutOfMemoryError(OUT_OF_MEMORY)
-        return torch.zeros((1, CLASSES, *images.shape[2:]), device=device)
+        return torch.zeros((1, CLASSES, *images.shape[2:]), device=volume_device)
 
-    monkeypatch.setattr(probability_inferer, "sliding_window_inference", windows)
+    monkeypatch.setattr(probability_inferer, "blend_windows", windows)
     monkeypatch.setattr(probability_inferer, "_check_finite", lambda inputs: None)  # there are no values
     first, second = Travelling(), Travelling()
     infer = inferer(sw_batch_size=2, others=[second])
@@ -192,7 +241,7 @@ def test_a_scan_that_fits_nowhere_is_said_so():
 
 
 def test_memory_that_the_weights_of_the_window_lack_is_recognised(monkeypatch, caplog):
-    compute, refusals = sliding_window_inference.__globals__["compute_importance_map"], [1]
+    compute, refusals = sliding_window.compute_importance_map, [1]
 
     def no_memory(*args, **kwargs):
         if refusals:
@@ -200,7 +249,8 @@ def test_memory_that_the_weights_of_the_window_lack_is_recognised(monkeypatch, c
             raise torch.OutOfMemoryError(OUT_OF_MEMORY)
         return compute(*args, **kwargs)
 
-    monkeypatch.setitem(sliding_window_inference.__globals__, "compute_importance_map", no_memory)
+    monkeypatch.setattr(sliding_window, "compute_importance_map", no_memory)
+    sliding_window.importance_map.cache_clear()
     inferer()(scan(20, 16, 8), network(1))
     assert "Tried to allocate 2.00 GiB" in caplog.text
 

@@ -62,6 +62,7 @@ def train(
     more=(),
     epochs=EPOCHS,
     lr=0.1,
+    fused=True,
     settings=None,
     **options,
 ):
@@ -70,7 +71,7 @@ def train(
     random.seed(0)
     np.random.seed(0)
     network = TinyNetwork()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=lr)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, fused=fused)
     lr_scheduler = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=epochs * EPOCH_LENGTH)
     sampler = DrawSampler(iterations=epochs * EPOCH_LENGTH, batch_size=BATCH)
     evaluator = None if scores is None else Engine(lambda engine, batch: None)
@@ -158,6 +159,16 @@ def test_a_killed_and_resumed_run_equals_the_unbroken_one_to_the_bit(tmp_path, r
     for name in ("last.pt", "best.pt", "model.pt"):
         one, other = (load_checkpoint_file(tmp_path / run / name) for run in ("killed", "unbroken"))
         assert same(one, other), name
+
+
+@pytest.mark.parametrize("was_fused", [False, True])
+def test_a_run_goes_on_with_its_own_kind_of_optimiser(tmp_path, record, was_fused):
+    """Fused, an optimiser keeps its count of steps on the GPU; which one a file was written by is no setting."""
+    train(tmp_path, record, killed_in_step=8, fused=was_fused)
+    resumed = train(tmp_path, record, resume=True, fused=not was_fused)
+    assert [group["fused"] for group in resumed.optimizer.param_groups] == [not was_fused]
+    assert {float(state["step"]) for state in resumed.optimizer.state.values()} == {15.0}
+    assert all(torch.isfinite(parameter).all() for parameter in resumed.network.parameters())
 
 
 def test_resuming_a_complete_run_makes_no_step_and_keeps_the_result(tmp_path, record):

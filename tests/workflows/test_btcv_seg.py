@@ -165,7 +165,7 @@ def test_few_label_recipe_in_the_folders_of_the_download(tmp_path, btcv, pretrai
     assert "the run ends here (--early_stopping)" in succeed(run)
     trained = torch.load(tmp_path / "out" / "models" / "model.pt", weights_only=True)["trained"]
     assert (trained["encoder_lr_decay"], trained["drop_path"], trained["scans"]["number"]) == (0.75, 0.1, 2)
-    assert trained["augmentation"]["affine"] == 0.5 and trained["augmentation"]["flip"] == 0
+    assert trained["augmentation"]["affine"] == 0.5 and trained["augmentation"]["flip"] == [0.0] * 3
     last = torch.load(tmp_path / "out" / "models" / "last.pt", weights_only=True)
     rates = [group["initial_lr"] for group in last["optimizer"]["param_groups"]]
     assert rates == pytest.approx([1e-9 * 0.75**stages for stages in (5, 4, 3, 2, 1, 0)])

@@ -120,7 +120,9 @@ class CropCounts:
         self.own = torch.zeros(len(COUNTS), dtype=torch.int64)
 
     def __call__(self, engine: Engine) -> None:
-        self.own += torch.stack([engine.state.batch[name].sum() for name in COUNTS]).cpu()
+        self.own += torch.stack(
+            [engine.state.batch[name].sum() for name in COUNTS]
+        )  # on the host, as the loader gives them
         ends_epoch = engine.state.iteration % engine.state.epoch_length == 0
         if not ends_step(engine) or (steps_done(engine) % self.every and not ends_epoch):
             return

@@ -53,6 +53,13 @@ def _side_bounds(side: int, block: tuple[float, float]) -> tuple[int, int]:
 
 
 @lru_cache
+def _sides(shape: tuple[int, ...], block: tuple[float, float], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Sides of a crop, and the smallest and largest ones of a box, (3,) each: copied to the device once, for a copy waits for it."""
+    low, high = zip(*(_side_bounds(side, block) for side in shape), strict=True)
+    return tuple(torch.tensor(numbers, device=device) for numbers in (shape, low, high))
+
+
+@lru_cache
 def _enough_boxes(shape: tuple[int, ...], ratio: float, block: tuple[float, float]) -> int:
     """Number of boxes that cover the fraction ``ratio`` on average, half as many again, and 16.
 
@@ -111,8 +118,7 @@ def draw_boxes(
     check_bounds(ratio, block)
     device = generator.device
     target = ratio[0] + (ratio[1] - ratio[0]) * torch.rand(batch, generator=generator, device=device)
-    sides = torch.tensor(shape, device=device)
-    low, high = torch.tensor([_side_bounds(side, block) for side in shape], device=device).unbind(1)
+    sides, low, high = _sides(tuple(shape), tuple(block), device)
     number = _enough_boxes(tuple(shape), ratio[1], tuple(block))
     size = low + torch.floor(torch.rand(batch, number, 3, generator=generator, device=device) * (high - low + 1))
     start = torch.floor(torch.rand(batch, number, 3, generator=generator, device=device) * (sides - size + 1))

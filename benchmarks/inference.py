@@ -1,0 +1,388 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""From a CT in memory to its label map: the bundle beside the settings of the zoo's bundle, same weights, same overlap.
+
+    python -m benchmarks.inference                                     quick, for a CPU: the preset cpu, a coarse scan
+    python -m benchmarks.inference --model tiny --warmup 0             windows as at base size, but small: ten minutes
+    python -m benchmarks.inference --model base --size 512 512 200     the size that counts, for a GPU
+
+Sides (in turns, each in a process of its own; see `benchmarks.side_by_side`):
+
+- *zoo*: what swin_unetr_btcv_segmentation 0.5.6 of MONAI's model zoo configures: orientation, spacing, window; MONAI's
+  `SwinUNETR`; `SlidingWindowInferer` over the whole scan, 4 windows at once, equal weights; softmax; `Invertd` of all
+  class volumes; the winner. Its network is built without ``img_size``, which MONAI 1.5 removed.
+- *ours*: swin_unetr_btcv_seg: the same, then the crop to the body; the fast network; `ProbabilityInferer` without
+  windows of air; `NativeLabelsd`.
+- *plain*: ours with ``--fast false --skip_air false``: what its masks must equal.
+
+The scan is generated, 410 x 410 x 200 mm however many voxels (``--size``), so that there are as many windows as in a CT
+of the abdomen. Its body spans 0.86 x 0.71 of the slices, as the box around patient and table does in a public CT (TCIA
+Colorectal-Liver-Metastases; in another one 0.92 x 0.76). ``--scan`` takes one of yours. Weights are random: masks mean
+nothing, but where they agree. Reading and writing files is left out on all sides. On a GPU all run under bfloat16
+autocast.
+
+*windows*: how many a run computes. *limit*: the time that the arithmetic of these windows takes at the best rate which
+this machine reached in a large matrix product or convolution, in the same run. *of the limit*: of the whole run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.inferers import SlidingWindowInferer
+from monai.networks.nets import SwinUNETR
+from monai.transforms import (
+    Activationsd,
+    AsDiscreted,
+    Compose,
+    CropForegroundd,
+    EnsureChannelFirstd,
+    EnsureTyped,
+    Invertd,
+    LoadImaged,
+    Orientationd,
+    ScaleIntensityRanged,
+    Spacingd,
+)
+
+from benchmarks.data import make_scan
+from benchmarks.side_by_side import (
+    Work,
+    compare,
+    floor,
+    in_a_process,
+    limit_seconds,
+    machine,
+    machine_line,
+    print_table,
+    work,
+    write_json,
+)
+from bundles.common.foreground import above_or_all
+from bundles.common.input_error import InputError
+from bundles.common.native_labels import NativeLabelsd
+from bundles.common.presets import choose
+from bundles.common.probability_inferer import ProbabilityInferer
+from bundles.common.swin_encoder import FIELDS, build_swin_unetr
+
+OURS, PLAIN, ZOO = SIDES = ("ours", "plain", "zoo")
+MODELS = ("base", "small", "tiny", "cpu")
+PRESETS = Path(__file__).resolve().parents[1] / "bundles/swin_unetr_btcv_seg/configs/presets.yaml"
+CLASSES = 14
+HU_WINDOW = (-175.0, 250.0)
+FIELD_OF_VIEW = (410.0, 410.0, 200.0)  # mm
+BODY = (0.86, 0.71, 1.5)  # axes of the ellipsoid over those of the scan: cut off at the top and the bottom
+WINDOWS_AT_ONCE = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What all sides are given.
+
+    Attributes:
+        scan: NIfTI file.
+        encoder: record of the encoder (`common.swin_encoder`).
+        roi_size: voxels of a window.
+        spacing: of the network's grid, in mm.
+        overlap: of neighbouring windows, as a share of the window.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    scan: str
+    encoder: Mapping[str, Any]
+    roi_size: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    overlap: float
+    device: str
+
+
+def model_values(model: str) -> dict[str, Any]:
+    """``encoder``, ``roi_size`` and ``spacing`` of a model's name.
+
+    ``base`` and ``cpu`` are the presets ``official`` and ``cpu`` of swin_unetr_btcv_seg. ``small`` is base at feature
+    size 24. ``tiny`` has feature size 12 and windows of 64^3 voxels, each half as large again: the windows that base
+    has of the same body.
+    """
+    values = choose(preset="cpu" if model == "cpu" else "official", file=str(PRESETS))
+    if model in ("small", "tiny"):
+        values["feature_size"] = {"small": 24, "tiny": 12}[model]
+    if model == "tiny":
+        values |= {"roi_size": [64, 64, 64], "spacing": [2.25, 2.25, 3.0]}
+    given = {"in_channels": 1, "patch_size": 2, "merging": "monai", "use_v2": False}
+    return {
+        "encoder": {field: values[field] if field in values else given[field] for field in FIELDS},
+        "roi_size": tuple(values["roi_size"]),
+        "spacing": tuple(values["spacing"]),
+    }
+
+
+# ---- the sides -----------------------------------------------------------------------------------------------------
+
+
+class _Counting(torch.nn.Module):
+    """Counts the windows that its network is given."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network, self.windows = network, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.windows += len(x)
+        return self.network(x)
+
+
+def make_network(side: str, job: Job) -> torch.nn.Module:
+    """The network of a side, with the same random weights on all."""
+    torch.manual_seed(0)
+    encoder = job.encoder
+    stock = SwinUNETR(
+        in_channels=1,
+        out_channels=CLASSES,
+        **{field: encoder[field] for field in ("feature_size", "depths", "num_heads", "window_size")},
+    )
+    network = stock
+    if side != ZOO:
+        network = build_swin_unetr(encoder, out_channels=CLASSES, fast=side == OURS)
+        network.load_state_dict(stock.state_dict())
+    return network.eval().to(job.device)
+
+
+def _autocast(job: Job) -> torch.autocast:
+    return torch.autocast(job.device, dtype=torch.bfloat16, enabled=job.device == "cuda")
+
+
+def _to_the_grid(job: Job) -> list[Callable]:
+    """What both bundles begin with."""
+    low, high = HU_WINDOW
+    return [
+        Orientationd("image", axcodes="RAS", labels=None),
+        Spacingd("image", pixdim=job.spacing, mode="bilinear"),
+        ScaleIntensityRanged("image", a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True),
+    ]
+
+
+def _steps_of_zoo(job: Job) -> tuple[Compose, Callable, Compose]:
+    preprocessing = Compose([*_to_the_grid(job), EnsureTyped("image")])
+    inferer = SlidingWindowInferer(roi_size=job.roi_size, sw_batch_size=WINDOWS_AT_ONCE, overlap=job.overlap)
+    back = Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True)
+    return preprocessing, inferer, Compose([Activationsd("pred", softmax=True), back, AsDiscreted("pred", argmax=True)])
+
+
+def _steps_of_ours(job: Job, *, skip_air: bool) -> tuple[Compose, Callable, Compose]:
+    crop = CropForegroundd("image", source_key="image", select_fn=above_or_all, allow_smaller=True)
+    inferer = ProbabilityInferer(
+        roi_size=job.roi_size, sw_batch_size=WINDOWS_AT_ONCE, overlap=job.overlap, skip_air=skip_air
+    )
+    return Compose([*_to_the_grid(job), crop]), inferer, Compose([NativeLabelsd("pred")])
+
+
+def prepare(side: str, job: Job) -> Callable[[], dict[str, Any]]:
+    """Load the scan and make the network; return the run from the scan to its label map.
+
+    The run returns ``labels``, uint8 on the scan's voxels, how many ``windows`` it computed, and the ``seconds`` of its
+    three parts.
+    """
+    loading = Compose([LoadImaged("image", image_only=True), EnsureChannelFirstd("image")])
+    loaded = loading({"image": job.scan})["image"]
+    network = _Counting(make_network(side, job))
+    preprocessing, inferer, postprocessing = (
+        _steps_of_zoo(job) if side == ZOO else _steps_of_ours(job, skip_air=side == OURS)
+    )
+    gpu = job.device == "cuda"
+
+    def now() -> float:
+        if gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    @torch.no_grad()
+    def run() -> dict[str, Any]:
+        network.windows = 0
+        times = [now()]
+        item = preprocessing({"image": loaded})
+        image = item["image"].to(job.device)
+        times.append(now())
+        with _autocast(job):
+            item["pred"] = inferer(image[None], network)[0]
+        times.append(now())
+        labels = postprocessing(item)["pred"][0].cpu()
+        labels = (labels.as_tensor() if isinstance(labels, MetaTensor) else labels).to(torch.uint8)
+        times.append(now())
+        parts = dict(zip(("before", "windows", "after"), np.diff(times).tolist(), strict=True))
+        return {"labels": labels.numpy(), "windows": network.windows, "seconds": parts}
+
+    return run
+
+
+def window_work(side: str, job: Job) -> Work:
+    """Arithmetic and traffic of one window."""
+    network, window = make_network(side, job), torch.rand(1, 1, *job.roi_size, device=job.device)
+    with torch.no_grad(), _autocast(job):
+        return work(lambda: network(window))
+
+
+# ---- the comparison ------------------------------------------------------------------------------------------------
+
+
+def measure(
+    *,
+    size: Sequence[int],
+    model: str,
+    scan: str | None = None,
+    runs: int = 3,
+    warmup: int = 1,
+    overlap: float = 0.5,
+    sides: Sequence[str] = SIDES,
+    device: str = "cpu",
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Run the sides in turns.
+
+    Args:
+        size: voxels of the generated scan.
+        scan: NIfTI file of a CT to take instead.
+        model: one of `MODELS`.
+        runs: timed rounds.
+        warmup: rounds before them.
+        overlap: of neighbouring windows.
+        sides: of `SIDES`.
+        device: ``cpu`` or ``cuda``.
+        threads: of PyTorch; None: its default.
+
+    Returns:
+        The options, ``machine``, ``floor`` (see `Floor`), ``agreement`` (the share of equal voxels of each side and
+        the first), ``rows`` for `print_table`, and ``comparison`` (see `Comparison`), whose sides also have ``windows``,
+        ``parts`` (seconds of the last run), ``window`` (see `Work`) and ``limit`` (seconds).
+    """
+    values = model_values(model)
+    precision = torch.bfloat16 if device == "cuda" else torch.float32
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(scan=scan or f"{folder}/scan.nii.gz", overlap=overlap, device=device, **values)
+        if scan is None:
+            spacing = [extent / voxels for extent, voxels in zip(FIELD_OF_VIEW, size, strict=True)]
+            make_scan(job.scan, shape=size, seed=0, spacing=spacing, ellipsoid=BODY)
+        size = list(nib.load(job.scan).shape[:3])
+        best = in_a_process(floor, precision, device, threads=threads)
+        windows = {side: in_a_process(window_work, side, job) for side in sides}
+        comparison = compare(
+            {side: partial(prepare, side, job) for side in sides},
+            reference=ZOO if ZOO in sides else sides[-1],
+            runs=runs,
+            warmup=warmup,
+            device=device,
+            threads=threads,
+            results=True,
+        )
+    results: dict[str, Any] = {
+        "size": size,
+        "model": model,
+        **values,
+        "overlap": overlap,
+        "precision": str(precision).removeprefix("torch."),
+        "machine": machine(),
+        "floor": asdict(best),
+        "agreement": {},
+        "comparison": comparison.as_dict(),
+    }
+    first = comparison.sides[sides[0]]
+    for side, measured in comparison.sides.items():
+        if measured is None:
+            continue
+        entry, run = results["comparison"]["sides"][side], measured.result
+        entry |= {"windows": run["windows"], "parts": run["seconds"], "window": asdict(windows[side])}
+        entry["limit"] = limit_seconds(windows[side], best) * run["windows"]
+        if first is not None:
+            results["agreement"][side] = float((run["labels"] == first.result["labels"]).mean())
+    results["rows"] = comparison.rows({s: e["limit"] for s, e in results["comparison"]["sides"].items() if e})
+    return results
+
+
+def _part_rows(results: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Cells of each side by their headings: where the time goes."""
+    rows = []
+    for side, entry in results["comparison"]["sides"].items():
+        if entry is None:
+            continue
+        flops, rate = entry["window"]["flops"], entry["windows"] * entry["window"]["flops"] / entry["parts"]["windows"]
+        rows.append(
+            {
+                "side": side,
+                "windows": str(entry["windows"]),
+                "GFLOP\na window": f"{flops / 1e9:.4g}",
+                "GB moved\na window": f"{entry['window']['bytes'] / 1e9:.3g}",
+                "before\nseconds": f"{entry['parts']['before']:.3g}",
+                "windows\nseconds": f"{entry['parts']['windows']:.3g}",
+                "after\nseconds": f"{entry['parts']['after']:.3g}",
+                "GFLOP/s\nin windows": f"{rate / 1e9:.4g}",
+            }
+        )
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables from the command line."""
+    gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.inference",
+        description="From a CT in memory to its label map: the bundle beside the settings of the zoo's bundle.",
+    )
+    add = parser.add_argument
+    size, model = ([512, 512, 200], "base") if gpu else ([256, 256, 100], "cpu")
+    add("--size", type=int, nargs=3, default=size, metavar=("X", "Y", "Z"), help=f"voxels (default here: {size})")
+    add("--model", choices=MODELS, default=model, help=f"network, its windows and grid (default here: {model})")
+    add("--scan", metavar="FILE", help="a CT of yours, NIfTI, instead of a generated one")
+    add("--runs", type=int, default=3, help="timed rounds (default: 3)")
+    add("--warmup", type=int, default=1, help="rounds before them (default: 1)")
+    add("--overlap", type=float, default=0.5, help="of neighbouring windows (default: 0.5)")
+    add("--sides", nargs="+", choices=SIDES, default=SIDES, help=f"only these of: {' '.join(SIDES)}")
+    add(
+        "--device", choices=("cpu", "cuda"), default="cuda" if gpu else "cpu", help="(default: cuda where there is one)"
+    )
+    add("--threads", type=int, help="of PyTorch on the CPU")
+    add("--json", metavar="FILE", help="write the numbers, in bytes and seconds")
+    given = parser.parse_args(arguments)
+    options = {name: value for name, value in vars(given).items() if name != "json"}
+    try:
+        if min(given.size) < 16:
+            raise InputError(f"--size {given.size}: give 16 voxels or more along each axis.")
+        if given.scan and not Path(given.scan).is_file():
+            raise InputError(f"--scan {given.scan} is no file: give a CT as .nii or .nii.gz.")
+        for name, least in (("runs", 1), ("warmup", 0), ("threads", 1)):
+            if (value := getattr(given, name)) is not None and value < least:
+                raise InputError(f"--{name} {value}: give {least} or more.")
+        if not 0 <= given.overlap < 1:
+            raise InputError(f"--overlap {given.overlap}: give a share of the window, 0 or more and below 1.")
+        results = measure(**options)
+    except InputError as error:
+        print(f"Stopped: {error}", file=sys.stderr)
+        return 1
+    rows = results.pop("rows")
+    best, comparison = results["floor"], results["comparison"]
+    print(machine_line(results["machine"]))
+    rates = "matrix product {matmul:.4g} GFLOP/s, convolution {conv:.4g} GFLOP/s, copy {copy:.4g} GB/s".format(
+        **{name: rate / 1e9 for name, rate in best.items()}
+    )
+    print(f"{given.device}, {comparison['threads']} threads, {results['precision']}: {rates}")
+    scan = f"CT of {' x '.join(map(str, results['size']))}, overlap {given.overlap:g}, {CLASSES} classes"
+    print_table(rows, title=f"{given.model}, {scan}; ratios to {comparison['reference']}")
+    print_table(_part_rows(results), title="where the time goes (last run)")
+    for side, share in list(results["agreement"].items())[1:]:
+        print(f"voxels with the label that {given.sides[0]} gives: {side} {share:.4%}")
+    if given.json:
+        write_json(given.json, results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Which token lies in which window, and which windows may not look everywhere: worked out once per shape, not once per forward.
+
+MONAI pads, rolls and cuts with a copy each, and rebuilds a mask for every window in a 27-step loop. Here one gather does the copying, and
+since only the last window along an axis holds a seam, at most 2^3 different masks exist, however many windows there are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+SEAM = -100.0  # what MONAI adds to the score of two tokens that a shift has brought together
+
+
+class WindowPlan(NamedTuple):
+    """Windows of one grid of tokens. Windows with equal masks stand together.
+
+    Attributes:
+        window: tokens of a window along each axis.
+        take: (windows x tokens,) token of the grid at each place of the windows; 0 where the place is padding.
+        put: (grid tokens,) place in the windows of each token of the grid.
+        padding: places that no token fills; they hold zeros.
+        masks: (kinds, tokens, tokens) to be added to the scores, 0 or `SEAM`; None where nothing was shifted.
+        kind: (windows,) which of the masks a window has.
+        runs: (kind, first window, last window + 1), all windows in order.
+    """
+
+    window: tuple[int, ...]
+    take: torch.Tensor
+    put: torch.Tensor
+    padding: torch.Tensor
+    masks: torch.Tensor | None
+    kind: torch.Tensor
+    runs: tuple[tuple[int, int, int], ...]
+
+    @property
+    def windows(self) -> int:
+        return len(self.kind)
+
+    def dense_mask(self) -> torch.Tensor | None:
+        """One mask per window, (windows, tokens, tokens), as MONAI's `WindowAttention` takes it."""
+        return None if self.masks is None else self.masks[self.kind]
+
+
+def _masks(window: Sequence[int], shift: Sequence[int]) -> torch.Tensor:
+    """Masks of the 2^axes kinds of windows; an axis without a shift has no seam."""
+    masks = []
+    for last in itertools.product((0, 1), repeat=len(window)):
+        sides = [(torch.arange(w) >= w - s * end).long() for w, s, end in zip(window, shift, last, strict=True)]
+        side = torch.stack(torch.meshgrid(*sides, indexing="ij")).flatten(
+            1
+        )  # (axes, tokens): this or that side of the seam
+        masks.append((side[:, :, None] != side[:, None, :]).any(dim=0) * SEAM)
+    return torch.stack(masks)
+
+
+@lru_cache(maxsize=64)
+def window_plan(
+    grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], device: torch.device
+) -> WindowPlan:
+    """Windows of a grid that is padded at its far ends to whole windows and, after that, rolled back by ``shift``.
+
+    Args:
+        grid: tokens along each axis.
+        window: tokens of a window along each axis, at most those of the grid.
+        shift: of the windows along each axis, 0 for none; 0 along an axis with one window only.
+        device: of the plan's tensors.
+    """
+    # tensors made in inference mode could not be used in training afterwards
+    with torch.inference_mode(False), torch.no_grad():
+        counts = [math.ceil(g / w) for g, w in zip(grid, window, strict=True)]
+        padded = [n * w for n, w in zip(counts, window, strict=True)]
+        token = torch.full(padded, -1)
+        token[tuple(slice(g) for g in grid)] = torch.arange(math.prod(grid)).reshape(grid)
+        token = token.roll([-s for s in shift], dims=tuple(range(len(grid))))
+        axes = range(len(grid))
+        token = token.reshape([n for pair in zip(counts, window, strict=True) for n in pair])
+        token = token.permute([2 * a for a in axes] + [2 * a + 1 for a in axes]).reshape(math.prod(counts), -1)
+        last = [(torch.arange(n) == n - 1) & (s > 0) for n, s in zip(counts, shift, strict=True)]
+        kind = torch.zeros(counts, dtype=torch.long)
+        for ends in torch.meshgrid(*last, indexing="ij"):
+            kind = 2 * kind + ends
+        kind, order = kind.flatten().sort(stable=True)
+        take = token[order].flatten()
+        put = torch.empty(math.prod(grid), dtype=torch.long)
+        places = (take >= 0).nonzero().flatten()
+        put[take[places]] = places
+        starts = [0] + [i for i in range(1, len(kind)) if kind[i] != kind[i - 1]] + [len(kind)]
+        return WindowPlan(
+            window=tuple(window),
+            take=take.clamp(min=0).to(device),
+            put=put.to(device),
+            padding=(take < 0).nonzero().flatten().to(device),
+            masks=_masks(window, shift).to(device) if any(shift) else None,
+            kind=kind.to(device),
+            runs=tuple((int(kind[a]), a, b) for a, b in itertools.pairwise(starts)),
+        )
+
+
+class _Gather(torch.autograd.Function):
+    """Rows by index, with a gather by the inverse index for a backward (autograd's own would add row by row)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, plan: WindowPlan, to_windows: bool) -> torch.Tensor:
+        ctx.plan, ctx.to_windows = plan, to_windows
+        return _gather(x, plan, to_windows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return _gather(grad, ctx.plan, not ctx.to_windows), None, None
+
+
+def _gather(x: torch.Tensor, plan: WindowPlan, to_windows: bool) -> torch.Tensor:
+    rows = x.index_select(1, plan.take if to_windows else plan.put)
+    if to_windows and len(plan.padding):
+        rows.index_fill_(1, plan.padding, 0)
+    return rows
+
+
+def to_windows(x: torch.Tensor, plan: WindowPlan) -> torch.Tensor:
+    """Tokens (B, *grid, C) as windows (B x windows, tokens, C); padding is zero."""
+    rows = _Gather.apply(x.flatten(1, -2), plan, True)
+    return rows.view(-1, math.prod(plan.window), x.shape[-1])
+
+
+def from_windows(windows: torch.Tensor, plan: WindowPlan, grid: Sequence[int]) -> torch.Tensor:
+    """The way back, to (B, *grid, C); what stood in the padding is dropped."""
+    rows = _Gather.apply(windows.reshape(-1, plan.windows * windows.shape[1], windows.shape[2]), plan, False)
+    return rows.view(-1, *grid, windows.shape[2])
