@@ -7,13 +7,13 @@ the noise comes from the device's own generator.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from monai.transforms.utils import create_rotate
 from torch.nn import functional as F
 
 
@@ -22,7 +22,7 @@ class Change:
     """What happens to one crop, in this order.
 
     Attributes:
-        affine: radians about the z axis and a factor along each axis, as MONAI's ``Affine(rotate_params, scale_params)``; None: nothing.
+        affine: radians about each axis and a factor along each, as MONAI's ``Affine(rotate_params, scale_params)``; None: nothing.
         flips: axes that are mirrored.
         quarter_turns: from the first axis towards the second.
         noise: standard deviation.
@@ -31,7 +31,7 @@ class Change:
         shift: added to the intensities.
     """
 
-    affine: tuple[float, float, float, float] | None = None
+    affine: tuple[float, float, float, float, float, float] | None = None
     flips: tuple[int, ...] = ()
     quarter_turns: int = 0
     noise: float = 0.0
@@ -45,14 +45,14 @@ class Ranges:
     """Bounds of the draws, each uniform within them.
 
     Attributes:
-        turn: radians to either side.
+        turn: radians to either side about the x, y and z axis.
         zoom: around 1, to either side, along each axis for itself.
         noise: largest standard deviation.
         gamma: least and largest.
         scale, shift: to either side.
     """
 
-    turn: float
+    turn: tuple[float, float, float]
     zoom: float
     noise: float
     gamma: tuple[float, float]
@@ -81,7 +81,7 @@ def draw_change(
     def around_zero(most: float) -> float:
         return generator.uniform(-most, most)
 
-    affine = (around_zero(ranges.turn), *(1 + around_zero(ranges.zoom) for _ in range(3)))
+    affine = (*(around_zero(turn) for turn in ranges.turn), *(1 + around_zero(ranges.zoom) for _ in range(3)))
     return Change(
         affine=affine if happens("affine") else None,
         flips=mirrored(),
@@ -95,11 +95,11 @@ def draw_change(
 
 def _affine_grid(affine: Sequence[float], image: torch.Tensor) -> torch.Tensor:
     """Where each voxel is read, for `grid_sample`: turned and scaled about the middle of the crop."""
-    angle, *zoom = affine
-    turn = [[math.cos(angle), -math.sin(angle), 0.0], [math.sin(angle), math.cos(angle), 0.0], [0.0, 0.0, 1.0]]
+    angles, zoom = affine[:3], affine[3:]
+    turn = create_rotate(3, angles)
     shape = image.shape[1:]
     # voxels to the unit cube of grid_sample, whose axes are in the reverse order
-    theta = [[turn[i][j] * zoom[j] * shape[j] / shape[i] for j in (2, 1, 0)] + [0.0] for i in (2, 1, 0)]
+    theta = [[float(turn[i, j]) * zoom[j] * shape[j] / shape[i] for j in (2, 1, 0)] + [0.0] for i in (2, 1, 0)]
     theta = torch.tensor(
         theta, dtype=image.dtype, pin_memory=image.is_cuda
     )  # a copy from other memory waits for the GPU
@@ -157,7 +157,7 @@ class CropAugmentation:
         *,
         seed: int,
         chances: Mapping[str, float | Sequence[float]],
-        turn: float,
+        turn: Sequence[float],
         zoom: float,
         noise: float,
         gamma: Sequence[float],
@@ -166,7 +166,7 @@ class CropAugmentation:
     ) -> None:
         self.seed = seed
         self.chances = dict(chances)
-        self.ranges = Ranges(turn=turn, zoom=zoom, noise=noise, gamma=tuple(gamma), scale=scale, shift=shift)
+        self.ranges = Ranges(turn=tuple(turn), zoom=zoom, noise=noise, gamma=tuple(gamma), scale=scale, shift=shift)
 
     def _generators(self, draws: Sequence[int]) -> list[np.random.Generator]:
         """One for each crop, by its draw and its place in the draw."""

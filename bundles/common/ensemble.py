@@ -20,6 +20,9 @@ from .weights import load_model
 
 logger = logging.getLogger(__name__)
 
+#: Settings of a training that decide what its network was shown.
+PREPROCESSING = ("spacing", "hu_window", "foreground")
+
 
 def model_files(pretrained_model: str | Sequence[str], *, optional: bool = False) -> list[str]:
     """The model files that were meant, each once; the first decides labels and split of the run.
@@ -60,7 +63,7 @@ def load_ensemble(
 ) -> list[torch.nn.Module]:
     """The networks of all models but the first, on the CPU; the first is the one that the config builds itself.
 
-    Each is built as its own file says. A training with another spacing or intensity window is logged as a warning.
+    Each is built as its own file says. All see the same preprocessed scan, and so must have been trained on scans preprocessed alike.
 
     Args:
         paths: of all models; see `model_files`.
@@ -71,8 +74,9 @@ def load_ensemble(
         fast: see `swin_encoder.build_swin_unetr`.
 
     Raises:
-        InputError: if a model has other labels, or what `resolve_encoder` and `load_model` refuse.
+        InputError: if a model has other labels or was trained on scans preprocessed otherwise, or what `resolve_encoder` and `load_model` refuse.
     """
+    first = training_of(paths[0]) or {}
     networks = []
     for path in paths[1:]:
         theirs = model_labels(path, otherwise=labels)
@@ -81,6 +85,13 @@ def load_ensemble(
                 f"{path} has the labels {_by_value(theirs)}, {paths[0]} {_by_value(labels)}: an ensemble needs models "
                 "of the same classes. Leave one of them out of --pretrained_model."
             )
+        trained = training_of(path) or {}
+        for name in PREPROCESSING:
+            if name in first and name in trained and trained[name] != first[name]:
+                raise InputError(
+                    f"{path} was trained with {name} {trained[name]}, {paths[0]} with {first[name]}: the members of an ensemble see the same "
+                    "preprocessed scan. Leave one of them out of --pretrained_model."
+                )
         record = resolve_encoder(asked=asked, preset=preset, checkpoint=path)
         network = build_swin_unetr(record, out_channels=len(labels), fast=fast)
         load_model(network, path, expected=expected)

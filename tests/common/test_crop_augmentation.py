@@ -13,7 +13,7 @@ from monai.transforms import AdjustContrast, Affine, Flip, Rotate90, ScaleIntens
 from bundles.common.augmentation import KINDS, chances
 from bundles.common.crop_augmentation import Change, CropAugmentation, Ranges, change_crop, draw_change
 
-RANGES = Ranges(turn=0.26, zoom=0.15, noise=0.05, gamma=(0.7, 1.5), scale=0.1, shift=0.2)
+RANGES = Ranges(turn=(0.3, 0.12, 0.26), zoom=0.15, noise=0.05, gamma=(0.7, 1.5), scale=0.1, shift=0.2)
 ALWAYS = chances(dict.fromkeys(KINDS, 1.0))
 
 
@@ -61,12 +61,20 @@ def test_a_turned_crop_is_the_turn_in_the_axial_plane(quarters):
     assert torch.equal(changed_label, torch.rot90(label, quarters, (1, 2)))
 
 
-@pytest.mark.parametrize("affine", [(0.2, 1.0, 1.0, 1.0), (0.0, 0.9, 1.1, 1.15), (-0.25, 1.1, 0.88, 0.97)])
+@pytest.mark.parametrize(
+    "affine",
+    [
+        (0.0, 0.0, 0.2, 1.0, 1.0, 1.0),
+        (0.0, 0.0, 0.0, 0.9, 1.1, 1.15),
+        (0.0, 0.0, -0.25, 1.1, 0.88, 0.97),
+        (0.3, -0.2, 0.15, 0.9, 1.1, 1.05),
+    ],
+)
 @pytest.mark.parametrize("shape", [(17, 17, 17), (20, 12, 8)])
 def test_an_affine_change_is_monais_linear_in_the_image_and_nearest_in_the_label(affine, shape):
     image, label = crop(shape, channels=2)
-    turn, *zoom = affine
-    monai = {"rotate_params": (0.0, 0.0, turn), "scale_params": zoom, "padding_mode": "zeros", "image_only": True}
+    turn, zoom = affine[:3], affine[3:]
+    monai = {"rotate_params": turn, "scale_params": zoom, "padding_mode": "zeros", "image_only": True}
     changed, changed_label = change_crop(image, label, Change(affine=affine))
     torch.testing.assert_close(changed, Affine(**monai, mode="bilinear")(image).as_tensor(), atol=1e-4, rtol=0)
     assert (changed - image).abs().max() > 0.05
@@ -140,8 +148,9 @@ def test_an_axis_that_is_not_to_be_flipped_never_is():
 def test_draws_are_uniform_within_their_ranges():
     changes = drawn()
     columns = {
-        (-0.26, 0.26): [c.affine[0] for c in changes],
-        (0.85, 1.15): [c.affine[2] for c in changes],
+        (-0.26, 0.26): [c.affine[2] for c in changes],
+        (-0.3, 0.3): [c.affine[0] for c in changes],
+        (0.85, 1.15): [c.affine[4] for c in changes],
         (0.0, 0.05): [c.noise for c in changes],
         (0.7, 1.5): [c.gamma for c in changes],
         (-0.1, 0.1): [c.scale for c in changes],

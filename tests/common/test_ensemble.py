@@ -38,6 +38,17 @@ def others(paths, **change):
     return load_ensemble(paths, **({"labels": LABELS, "asked": {}, "preset": PRESET, "expected": {}} | change))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("spacing", [3.0, 3.0, 3.0]), ("hu_window", [-100.0, 240.0]), ("foreground", -1000.0)]
+)
+def test_models_of_other_preprocessing_are_refused(save, name, value):
+    shown = {"spacing": [1.5, 1.5, 2.0], "hu_window": [-175.0, 250.0], "foreground": 0.0}
+    paths = [save("a", trained=shown), save("b", trained=shown | {name: value}), save("c")]
+    with pytest.raises(InputError, match=rf"b/models/model\.pt was trained with {name} .*a/models/model\.pt with"):
+        others(paths)
+    assert len(others([paths[0], paths[0], paths[2]])) == 2  # files of others do not say
+
+
 def touch(folder, *names) -> list[str]:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -66,25 +66,6 @@ def test_inference_predicts_the_test_section(tmp_path, spleen_model, spleen):
     assert set(np.unique(mask.dataobj)) <= {0, 1}
 
 
-def test_four_channels_train_and_predict(tmp_path, brain):
-    options = {"preset": "cpu", "dataset_dir": brain}
-    succeed(
-        run_bundle(
-            "swin_unetr_msd",
-            "train.yaml",
-            task="Task01_BrainTumour",
-            output_dir=tmp_path,
-            **options,
-            **{k: v for k, v in SMALL.items() if k != "preset"},
-        )
-    )
-    model = tmp_path / "models" / "model.pt"
-    assert torch.load(model, weights_only=True)["encoder"]["in_channels"] == 4
-    options["dataset_dir"] = brain / "imagesTr" / "BRATS_0.nii.gz"
-    succeed(run_bundle("swin_unetr_msd", "inference.yaml", pretrained_model=model, output_dir=tmp_path, **options))
-    assert nib.load(tmp_path / "BRATS_0_seg.nii.gz").shape == (60, 60, 40)
-
-
 def test_a_misspelt_task_offers_the_nearest(tmp_path, spleen):
     run = run_bundle("swin_unetr_msd", "train.yaml", task="Task9_Splen", dataset_dir=spleen, output_dir=tmp_path)
     assert run.returncode == 1

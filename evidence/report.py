@@ -1,0 +1,77 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Draw the tables and the picture of a study again: from its folder, or from MLflow alone.
+
+    python -m evidence.report OUT
+    python -m evidence.report OUT --tracking_uri sqlite:////runs/openkbp/mlruns.db --study openkbp
+
+They are ``curve.csv``, ``curve.md``, ``curve.png``, and of an ablation ``ablation.csv`` and ``ablation.md``. Runs that are
+not finished leave their places empty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bundles.common.checkpoint_file import atomic_path, write_text
+from bundles.common.input_error import InputError
+
+from .picture import curve_figure
+from .records import Result, read_outline, read_results
+from .table import ablation_markdown, ablation_rows, csv_of, curve_markdown, curve_rows
+
+
+def write_report(out: Path) -> str:
+    """Write the report of a study's folder into it, and return its tables."""
+    return draw(read_outline(out), read_results(out), out)
+
+
+def draw(outline: Mapping[str, Any], results: Sequence[Result], folder: Path) -> str:
+    """Write tables and picture of these results, and return the tables as Markdown.
+
+    Args:
+        outline: what the study is about (`plan.Planner.outline`).
+        results: the finished runs, from wherever.
+        folder: gets the files.
+    """
+    rows = curve_rows(outline, results)
+    text = curve_markdown(outline, rows)
+    write_text(folder / "curve.csv", csv_of(rows))
+    write_text(folder / "curve.md", text)
+    with atomic_path(folder / "curve.png") as path:
+        curve_figure(outline, results, rows).savefig(path, dpi=150, metadata={"Software": None})
+    if outline["ablation"]:
+        rows = ablation_rows(outline, results)
+        table = ablation_markdown(outline, rows)
+        write_text(folder / "ablation.csv", csv_of(rows))
+        write_text(folder / "ablation.md", table)
+        text += "\n" + table
+    return text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw a report from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m evidence.report", description=__doc__.partition("\n")[0])
+    parser.add_argument("out", type=Path, help="folder of a study; with --tracking_uri any folder for the report")
+    parser.add_argument("--tracking_uri", help="draw from this store of MLflow alone")
+    parser.add_argument("--study", help="with --tracking_uri: name of the study")
+    given = parser.parse_args(arguments)
+    if bool(given.tracking_uri) != bool(given.study):
+        parser.error("--tracking_uri and --study go together")
+    try:
+        if given.tracking_uri:
+            from .tracking import read_store
+
+            print(draw(*read_store(given.tracking_uri, study=given.study), given.out))
+        else:
+            print(write_report(given.out))
+    except InputError as error:
+        parser.exit(1, f"Stopped: {error}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""A study: what is compared, on which data, with which options. Read from a YAML file and checked before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bundles.common.input_error import InputError
+
+STUDIES = Path(__file__).with_name("studies")
+CONTROL = "scratch"
+PROXY_TASKS = ("inpainting", "contrast", "rotation")
+# What the plan itself decides, and no study may set.
+OF_THE_PLAN = (
+    *("task", "dataset_dir", "data_list", "output_dir", "pretrained_encoder", "pretrained_model", "resume", "seed"),
+    *("fold", "folds", "bundle_root", "preset", "device"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """The entries of a study file; `studies/openkbp.yaml` has a comment for each.
+
+    Attributes:
+        name: of the study, and of its experiment in MLflow.
+        synthetic: how many patients of `demo.synthetic_ct` to make where no data are given; None: data must be given.
+        task: a row of the Decathlon's ``tasks.yaml``; None: ``row``, or one that is proposed for the data.
+        row: a row of its own.
+        preset: of both bundles.
+        split: ``fold`` and ``folds`` of the untouched validation patients, as the bundles have them.
+        tuning: number of training patients that no run trains on with labels: those that the search scores.
+        pretraining: options of swin_unetr_pretrain for every encoder.
+        finetuning: options of swin_unetr_msd for every arm.
+        evaluation: options of its ``evaluate.yaml``.
+        arms: name to ``encoder`` (None, or what of ``pretraining`` it changes) and ``finetuning`` (likewise).
+        steps: fine-tuning steps, one number or one for each n.
+        curve: ``n``, ``seeds``, ``encoder_per_seed``.
+        ablation: ``n``, ``seeds``, ``encoder_per_seed``, ``arm``, ``subsets`` of the proxy tasks.
+        search: ``n``, ``seeds``, ``options``, ``grid`` for all arms and ``grid_of`` single ones, equally many recipes in each.
+        minutes: rough minutes of a pre-training and of a fine-tuning, until some have finished.
+    """
+
+    name: str
+    preset: str
+    arms: Mapping[str, Mapping[str, Any]]
+    steps: int | Mapping[int, int]
+    curve: Mapping[str, Any]
+    synthetic: Mapping[str, int] | None = None
+    task: str | None = None
+    row: Mapping[str, Any] | None = None
+    split: Mapping[str, Any] | None = None
+    tuning: int = 0
+    pretraining: Mapping[str, Any] | None = None
+    finetuning: Mapping[str, Any] | None = None
+    evaluation: Mapping[str, Any] | None = None
+    ablation: Mapping[str, Any] | None = None
+    search: Mapping[str, Any] | None = None
+    minutes: Mapping[str, float] | None = None
+
+    def steps_of(self, n: int) -> int:
+        """Fine-tuning steps with ``n`` labelled patients.
+
+        Raises:
+            InputError: if the study does not say.
+        """
+        if isinstance(self.steps, int):
+            return self.steps
+        if n not in self.steps:
+            raise InputError(
+                f"Study {self.name}: steps has no entry for n = {n}, only {dict(self.steps)}. Add one, or give one number."
+            )
+        return self.steps[n]
+
+
+REQUIRED = ("name", "preset", "arms", "steps", "curve")
+PARTS = {
+    "split": {"fold", "folds"},
+    "curve": {"n", "seeds", "encoder_per_seed"},
+    "ablation": {"n", "seeds", "encoder_per_seed", "arm", "subsets", "paper"},
+    "search": {"n", "seeds", "grid", "grid_of", "options"},
+    "synthetic": {"unlabelled", "training", "validation", "seed"},
+    "minutes": {"pretraining", "finetuning"},
+}
+
+
+def read_study(name: str) -> Study:
+    """Read a study file.
+
+    Args:
+        name: one of `studies/`, such as ``openkbp``, or the path of a YAML file.
+
+    Raises:
+        InputError: the file is not there, is no YAML, or says what a study cannot be; names the key, the value and the file.
+    """
+    path = Path(name) if Path(name).suffix in (".yaml", ".yml") else STUDIES / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(each.stem for each in STUDIES.glob("*.yaml")))
+        raise InputError(f"There is no study {name} ({path}). Known are {known}; or give the path of a YAML file.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is no YAML: {error}") from None
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path} must hold entries such as 'name: openkbp', not {content!r}.")
+    return check_study(content, source=str(path))
+
+
+def check_study(content: Mapping[str, Any], *, source: str) -> Study:
+    """Make a study of the entries of a file.
+
+    Raises:
+        InputError: see `read_study`.
+    """
+    _check_keys(content, {field.name for field in fields(Study)}, source, "")
+    if missing := [key for key in REQUIRED if content.get(key) is None]:
+        raise InputError(f"{source} lacks {', '.join(missing)}.")
+    for part, known in PARTS.items():
+        if content.get(part) is not None:
+            _check_keys(_mapping(content[part], source, part), known, source, f"{part}.")
+    for part in ("pretraining", "finetuning", "evaluation"):
+        _check_options(content.get(part) or {}, source, part)
+    if content.get("task") and content.get("row"):
+        raise InputError(f"{source}: task {content['task']} and row exclude each other. Keep one of them.")
+    _check_arms(content["arms"], source)
+    _numbers(content["curve"].get("n"), source, "curve.n", least=1)
+    _numbers(content["curve"].get("seeds"), source, "curve.seeds", least=0)
+    if content.get("ablation"):
+        _check_ablation(content["ablation"], content["arms"], source)
+    if content.get("search"):
+        _check_search(content["search"], content["arms"], source)
+    if not isinstance(content["steps"], Mapping):
+        _numbers([content["steps"]], source, "steps", least=1)
+    else:
+        _numbers(list(content["steps"].values()), source, "steps", least=1)
+    if not str(content["name"]).replace("_", "").replace("-", "").isalnum():
+        raise InputError(f"{source}: name {content['name']!r} must be of letters, digits, _ and - alone.")
+    return Study(**{key: value for key, value in content.items() if value is not None})
+
+
+def _mapping(value: Any, source: str, key: str) -> Mapping:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{source}: {key} must be entries, 'key: value', not {value!r}.")
+    return value
+
+
+def _check_keys(content: Mapping[str, Any], known: set[str], source: str, prefix: str) -> None:
+    for key in content:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" Did you mean {prefix}{near[0]}?" if near else ""
+            raise InputError(
+                f"{source}: {prefix}{key} is no key of a study.{hint} Known are {', '.join(sorted(known))}."
+            )
+
+
+def _check_options(options: Any, source: str, part: str) -> None:
+    for key in _mapping(options, source, part):
+        if key in OF_THE_PLAN:
+            raise InputError(f"{source}: {part}.{key} is set by the plan of the study. Take it out.")
+
+
+def _check_arms(arms: Any, source: str) -> None:
+    _mapping(arms, source, "arms")
+    for name, arm in arms.items():
+        _check_keys(_mapping(arm, source, f"arms.{name}"), {"encoder", "finetuning"}, source, f"arms.{name}.")
+        _check_options(arm.get("encoder") or {}, source, f"arms.{name}.encoder")
+        _check_options(arm.get("finetuning") or {}, source, f"arms.{name}.finetuning")
+        if not str(name).replace("_", "").isalnum():
+            raise InputError(f"{source}: arm {name!r} must be of letters, digits and _ alone.")
+        if (name == CONTROL) != (arm.get("encoder") is None):
+            raise InputError(
+                f"{source}: arms.{name}.encoder is {arm.get('encoder')!r}; the arm {CONTROL}, and no other, has null; "
+                "{} pre-trains as 'pretraining' says."
+            )
+    if CONTROL not in arms or len(arms) < 2:
+        raise InputError(f"{source}: arms must have {CONTROL} and at least one arm with an encoder, got {list(arms)}.")
+
+
+def _check_ablation(ablation: Mapping[str, Any], arms: Mapping[str, Any], source: str) -> None:
+    _numbers([ablation.get("n")], source, "ablation.n", least=1)
+    _numbers(ablation.get("seeds"), source, "ablation.seeds", least=0)
+    arm = ablation.get("arm")
+    if arm not in arms or arm == CONTROL:
+        raise InputError(f"{source}: ablation.arm {arm!r} must be an arm with an encoder: {', '.join(arms)}.")
+    for subset in ablation.get("subsets") or []:
+        if not isinstance(subset, list) or not set(subset) <= set(PROXY_TASKS) or len(set(subset)) < len(subset):
+            raise InputError(f"{source}: ablation.subsets has {subset!r}; each is a list of {', '.join(PROXY_TASKS)}.")
+
+
+def _check_search(search: Mapping[str, Any], arms: Mapping[str, Any], source: str) -> None:
+    _numbers([search.get("n")], source, "search.n", least=1)
+    _numbers(search.get("seeds"), source, "search.seeds", least=0)
+    _check_options(search.get("options") or {}, source, "search.options")
+    grids = {"search.grid": search.get("grid") or {}}
+    own = _mapping(search.get("grid_of") or {}, source, "search.grid_of")
+    _check_keys(own, set(arms), source, "search.grid_of.")
+    grids |= {f"search.grid_of.{arm}": grid for arm, grid in own.items()}
+    for part, grid in grids.items():
+        _check_options(grid, source, part)
+        for key, values in grid.items():
+            if not isinstance(values, list) or not values:
+                raise InputError(f"{source}: {part}.{key} {values!r} must be a list of values to try.")
+    efforts = {arm: math.prod(len(values) for values in (own.get(arm) or {}).values()) for arm in arms}
+    if len(set(efforts.values())) > 1:
+        raise InputError(
+            f"{source}: search.grid_of gives the arms unequal numbers of recipes, {efforts}: a fair search tries as many for each."
+        )
+
+
+def _numbers(values: Any, source: str, key: str, *, least: int) -> None:
+    whole = isinstance(values, Sequence) and not isinstance(values, str) and values
+    if not whole or not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values):
+        raise InputError(f"{source}: {key} {values!r} must be whole numbers, {least} or more.")
+    if len(set(values)) < len(values) and key.endswith(("seeds", ".n")):
+        raise InputError(f"{source}: {key} {values!r} names a number twice.")

@@ -1,0 +1,116 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""A study without scans: patients that are names alone, and results whose gain is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from bundles.common.checkpoint_file import write_text
+from evidence.plan import Plan, Planner
+from evidence.run import plan_of
+from evidence.study import check_study
+from evidence.subsets import Parts
+
+LABELS = {"0": "background", "1": "liver", "2": "left kidney"}
+ROW = {
+    "modality": "CT",
+    "channels": ["CT"],
+    "labels": LABELS,
+    "spacing": [4.0, 4.0, 5.0],
+    "hu_window": [-175.0, 250.0],
+    "roi_size": [64, 64, 32],
+    "foreground": -175.0,
+    "nsd_tolerance": 4.0,
+}
+CONTENT = {
+    "name": "made_up",
+    "preset": "cpu",
+    "tuning": 3,
+    "row": ROW,
+    "pretraining": {"max_steps": 100, "learning_rate": 0.001},
+    "finetuning": {"learning_rate": 0.02},
+    "arms": {
+        "scratch": {"encoder": None, "finetuning": {"warmup_steps": 5}},
+        "pretrained": {"encoder": {}, "finetuning": {"encoder_lr_decay": 0.75}},
+    },
+    "steps": {2: 50, 4: 60},
+    "curve": {"n": [2, 4], "seeds": [0, 1, 2], "encoder_per_seed": True},
+    "ablation": {"n": 2, "seeds": [0, 1], "encoder_per_seed": False, "arm": "pretrained", "subsets": None},
+    "search": {
+        "n": 2,
+        "seeds": [9],
+        "grid": {"learning_rate": [0.01, 0.02]},
+        "grid_of": {"scratch": {"warmup_steps": [1, 9]}, "pretrained": {"encoder_lr_decay": [0.5, 1.0]}},
+    },
+}
+
+
+def patients(prefix: str, number: int) -> dict[str, dict[str, str]]:
+    """Cases without files."""
+    return {
+        f"{prefix}_{i:02d}": {"image": f"/data/{prefix}_{i:02d}.nii.gz", "label": f"/data/l/{prefix}_{i:02d}.nii.gz"}
+        for i in range(number)
+    }
+
+
+def parts(training: int = 12, tuning: int = 3, validation: int = 20) -> Parts:
+    """Parts of a data set without files."""
+    return Parts(
+        training=patients("train", training),
+        tuning=patients("tune", tuning),
+        validation=patients("val", validation),
+        unlabelled=({"image": "/data/more.nii.gz"},),
+        labels=LABELS,
+        modality={"0": "CT"},
+    )
+
+
+def planner(**changes: object) -> Planner:
+    """The planner of the made-up study, with entries of its file changed."""
+    study = check_study({**CONTENT, **changes}, source="made_up.yaml")
+    return Planner(study, parts(), row={**ROW, "name": "made_up"}, task=Path("task.yaml"))
+
+
+def made_up_scores(run, *, gain: float, seed: int = 0) -> list[dict]:
+    """Rows of scores.csv: a patient's difficulty and a run's luck, which both arms share, and the gain of the encoder."""
+    names = list(LABELS.values())[1:]
+    generator = np.random.default_rng(seed)
+    difficulty = generator.normal(0, 0.1, (len(run.cases["scored"]), len(names)))
+    luck = np.random.default_rng([seed, run.facts["seed"], run.facts["n"]]).normal(0, 0.02)
+    number = sum(map(ord, run.name))
+    noise = np.random.default_rng([seed, number]).normal(0, 0.01, difficulty.shape)
+    dice = 0.5 + difficulty + luck + noise + (gain if run.facts["encoder"] else 0.0)
+    rows = []
+    for i, case in enumerate(run.cases["scored"]):
+        for j, label in enumerate(names):
+            missing = i == 3 and j == 1  # an organ that neither mask has
+            missed = i == 5 and j == 0  # one that only the reference has
+            value = 0.0 if missed else round(float(dice[i, j]), 6)
+            row = {"case": case, "label": label, "dice": value, "nsd": value, "hd95": 20 - 10 * value}
+            row |= dict.fromkeys(("dice", "nsd", "hd95")) if missing else {}
+            rows.append(row | ({"hd95": None} if missed else {}))
+    return rows
+
+
+def finished(run, *, gain: float = 0.05) -> dict:
+    """What a finished run leaves."""
+    done = {"settings": run.settings, "seconds": 60.0 + len(run.name)}
+    return done | ({"scores": made_up_scores(run, gain=gain)} if run.kind == "finetuning" else {})
+
+
+def write_study(out: Path, plan: Plan, *, gain: float, left_out: tuple[str, ...] = ()) -> None:
+    """A study's folder in which all runs but some are finished."""
+    write_text(out / "outline.json", json.dumps(plan.outline))
+    for run in plan.runs:
+        if run.name not in left_out:
+            folder = out / "runs" / run.name
+            write_text(folder / "settings.json", json.dumps(run.settings))
+            write_text(folder / "done.json", json.dumps(finished(run, gain=gain)))
+
+
+def whole_plan(**changes: object) -> Plan:
+    """Curve and ablation of the made-up study."""
+    return plan_of(planner(**changes), ["curve", "ablation"])

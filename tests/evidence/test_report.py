@@ -1,0 +1,135 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""The report finds a gain that was planted and none where none was; what is not finished stays empty."""
+
+from __future__ import annotations
+
+import csv
+import re
+
+import pytest
+from PIL import Image
+
+from bundles.common.input_error import InputError
+from evidence.report import main, write_report
+
+from .made_up_study import made_up_scores, whole_plan, write_study
+
+
+def read(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def row_of(rows, **wanted):
+    (row,) = [row for row in rows if all(row[key] == str(value) for key, value in wanted.items())]
+    return row
+
+
+def test_a_planted_gain_is_found(tmp_path):
+    write_study(tmp_path, whole_plan(), gain=0.05)
+    text = write_report(tmp_path)
+    for n in (2, 4):
+        row = row_of(read(tmp_path / "curve.csv"), n=n, arm="pretrained", label="mean", metric="dice")
+        assert float(row["low"]) > 0.03 and float(row["high"]) < 0.07
+        assert float(row["low"]) < 0.05 * 39 / 40 < float(row["high"])  # of 40 scores, one is 0 in both arms
+        assert int(row["higher"]) == 20 and row["pairs_of_seeds"] == "3"
+        assert re.search(rf"n = {n}, pretrained: pre-training gains", text)
+
+
+def test_a_planted_null_is_not_found(tmp_path):
+    write_study(tmp_path, whole_plan(), gain=0.0)
+    assert write_report(tmp_path).count("no difference shown") == 2
+
+
+def test_a_planted_loss_is_stated_as_plainly(tmp_path):
+    write_study(tmp_path, whole_plan(), gain=-0.05)
+    assert write_report(tmp_path).count("pre-training loses") == 2
+
+
+def test_means_are_over_runs_and_patients_and_then_over_labels(tmp_path):
+    plan = whole_plan()
+    write_study(tmp_path, plan, gain=0.05)
+    write_report(tmp_path)
+    rows = [
+        each
+        for run in plan.runs
+        if run.kind == "finetuning" and run.facts["arm"] == "scratch" and run.facts["n"] == 4
+        for each in made_up_scores(run, gain=0.05)
+    ]
+    means = []
+    for label in ("liver", "left kidney"):
+        values = [each["dice"] for each in rows if each["label"] == label and each["dice"] is not None]
+        means.append(sum(values) / len(values))
+        shown = row_of(read(tmp_path / "curve.csv"), n=4, arm="scratch", label=label, metric="dice")
+        assert float(shown["mean"]) == pytest.approx(means[-1], abs=1e-6)
+    shown = row_of(read(tmp_path / "curve.csv"), n=4, arm="scratch", label="mean", metric="dice")
+    assert float(shown["mean"]) == pytest.approx(sum(means) / 2, abs=1e-6)
+    hd95 = row_of(read(tmp_path / "curve.csv"), n=4, arm="scratch", label="mean", metric="hd95")
+    assert hd95["missed"] == "3"  # one organ of one patient in three runs
+
+
+def test_ablation_has_a_row_for_each_subset_with_the_papers_figures_beside(tmp_path):
+    paper = [{"tasks": ["inpainting", "contrast"], "dice": 84.45}]
+    ablation = {"n": 2, "seeds": [0, 1], "encoder_per_seed": False, "arm": "pretrained", "paper": paper}
+    write_study(tmp_path, whole_plan(ablation=ablation), gain=0.05)
+    text = write_report(tmp_path)
+    lines = [line for line in (tmp_path / "ablation.md").read_text().splitlines() if line.startswith("|")][2:]
+    marks = [tuple(cell.strip() for cell in line.split("|")[1:4]) for line in lines]
+    assert marks == [
+        *[("", "", ""), ("x", "", ""), ("", "x", ""), ("", "", "x")],
+        *[("x", "x", ""), ("x", "", "x"), ("", "x", "x"), ("x", "x", "x")],
+    ]
+    assert "| 84.45 |" in lines[4] and "84.45" not in lines[5] and lines[4] in text
+    rows = read(tmp_path / "ablation.csv")
+    for arm in ("inpainting", "contrast-rotation", "pretrained"):
+        assert float(row_of(rows, arm=arm, label="mean", metric="dice")["low"]) > 0
+
+
+def test_unfinished_runs_leave_their_places_empty(tmp_path):
+    plan = whole_plan()
+    left = tuple(run.name for run in plan.runs if run.facts.get("n") == 4 and run.facts["arm"] == "pretrained")
+    write_study(tmp_path, plan, gain=0.05, left_out=left)
+    text = write_report(tmp_path)
+    row = row_of(read(tmp_path / "curve.csv"), n=4, arm="pretrained", label="mean", metric="dice")
+    assert (row["mean"], row["difference"], row["low"], row["seeds"]) == ("", "", "", "0")
+    assert "n = 4, pretrained: not measured yet" in text
+
+
+def test_the_difference_is_of_the_seeds_that_both_arms_have_finished(tmp_path):
+    write_study(
+        tmp_path, whole_plan(), gain=0.05, left_out=("finetune_scratch_n4_seed2", "finetune_pretrained_n4_seed0")
+    )
+    write_report(tmp_path)
+    row = row_of(read(tmp_path / "curve.csv"), n=4, arm="pretrained", label="mean", metric="dice")
+    assert row["seeds"] == "2" and row["pairs_of_seeds"] == "1"
+
+
+def test_a_study_that_has_not_begun_is_all_empty(tmp_path):
+    plan = whole_plan()
+    write_study(tmp_path, plan, gain=0.0, left_out=tuple(run.name for run in plan.runs))
+    assert "not measured yet" in write_report(tmp_path)
+
+
+def test_the_same_runs_give_the_same_files(tmp_path):
+    plan = whole_plan()
+    for name in ("one", "two"):
+        write_study(tmp_path / name, plan, gain=0.05)
+        write_report(tmp_path / name)
+    for name in ("curve.csv", "curve.md", "curve.png", "ablation.csv", "ablation.md"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert Image.open(tmp_path / "one/curve.png").width > 1000
+
+
+def test_a_folder_without_a_study_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "empty")])
+    assert "holds no study" in capsys.readouterr().err
+
+
+def test_scores_of_other_cases_are_refused(tmp_path):
+    plan = whole_plan()
+    write_study(tmp_path, plan, gain=0.0)
+    path = tmp_path / "runs/finetune_scratch_n2_seed0/done.json"
+    path.write_text(path.read_text().replace("val_03", "somebody_else"))
+    with pytest.raises(InputError, match="finetune_scratch_n2_seed0.*somebody_else"):
+        write_report(tmp_path)

@@ -1,0 +1,224 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""A plan is carried out run by run: once each, in order, going on where it was, and never over other settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+
+import pytest
+
+from bundles.common.checkpoint_file import write_text
+from bundles.common.input_error import InputError
+from demo.run import Stopped
+from evidence import claim as claims
+from evidence import execution
+from evidence import run as runner
+from evidence.execution import RunFailed
+from evidence.progress import overview, state_of
+from evidence.run import main, run_plan
+from evidence.study_data import prepare_folder
+
+from .made_up_study import finished, made_up_scores, whole_plan
+
+# Stands for a bundle: writes what the command would, and counts its calls.
+BUNDLE = """
+import sys
+from pathlib import Path
+result, scores = Path(sys.argv[1]), Path(sys.argv[2])
+result.parent.mkdir(parents=True, exist_ok=True)
+result.write_text(scores.read_text() if result.name == "scores.csv" else "weights")
+with open(result.parent / "calls", "a") as calls:
+    calls.write("x")
+"""
+
+
+@pytest.fixture
+def plan():
+    return whole_plan()
+
+
+@pytest.fixture
+def bundles(monkeypatch, tmp_path):
+    """Commands that take no time and write made-up scores; nothing goes to MLflow."""
+    program = tmp_path / "bundle.py"
+    program.write_text(BUNDLE)
+
+    def words_of(command, out):
+        result = out / next(value for key, value in command.options.items() if key == "output_dir").parent
+        return [str(program), str(result / command.result), str(result / ".made_up.csv")]
+
+    def log_run(run, done, **_):
+        pass
+
+    monkeypatch.setattr(execution, "words_of", words_of)
+    monkeypatch.setattr(runner, "log_run", log_run)
+
+
+@pytest.fixture
+def out(tmp_path, plan):
+    folder = tmp_path / "out"
+    write_text(folder / "outline.json", json.dumps(plan.outline))
+    for run in plan.runs:
+        if run.kind == "finetuning":
+            lines = ["case,label,dice,nsd,hd95"]
+            for row in made_up_scores(run, gain=0.05):
+                lines.append(",".join("" if value is None else str(value) for value in row.values()))
+            write_text(folder / "runs" / run.name / ".made_up.csv", "\n".join(lines) + "\n")
+    return folder
+
+
+def go(plan, out, **options):
+    said = []
+    options = {"threads": 1, "tracking_uri": "", **options}
+    return run_plan(plan, out=out, say=said.append, **options), said
+
+
+def small(plan, count=3):
+    return type(plan)(study=plan.study, runs=plan.runs[:count], outline=plan.outline)
+
+
+def test_every_run_is_done_once_and_keeps_its_scores_and_settings(plan, out, bundles):
+    plan = small(plan, 5)
+    assert go(plan, out)[0] and go(plan, out)[0]
+    for run in plan.runs:
+        folder = out / "runs" / run.name
+        done = json.loads((folder / "done.json").read_text())
+        assert done["settings"] == run.settings
+        assert (folder / "train/models/calls").read_text() == "x"
+        if run.kind == "finetuning":
+            assert done["scores"] == made_up_scores(run, gain=0.05)
+
+
+def test_commands_that_ended_well_are_not_repeated(plan, out, bundles):
+    run = plan.runs[0]
+    (out / "runs" / run.name / "train/models").mkdir(parents=True)
+    write_text(out / "runs" / run.name / "train/models/model.pt", "weights")
+    write_text(out / "runs" / run.name / ".train.done", "")
+    go(small(plan, 1), out)
+    assert not (out / "runs" / run.name / "train/models/calls").exists()
+    assert (out / "runs" / run.name / "evaluation/calls").read_text() == "x"
+
+
+def test_other_settings_are_refused_by_name_with_both_values(plan, out, bundles):
+    go(small(plan, 3), out)
+    changed = whole_plan(finetuning={"learning_rate": 0.5})
+    with pytest.raises(InputError) as caught:
+        go(small(changed, 3), out)
+    assert "learning_rate was 0.02, now 0.5" in str(caught.value) and "finetune_" in str(caught.value)
+
+
+def test_more_seeds_reuse_what_is_there(plan, out, bundles):
+    go(small(plan, 3), out)
+    more = whole_plan(curve={"n": [2, 4], "seeds": [0, 1, 2, 3], "encoder_per_seed": True})
+    assert [state_of(run, out) for run in more.runs[:3]] == ["done"] * 3
+    go(small(more, 3), out)
+
+
+def test_a_run_that_somebody_else_does_is_left_to_them(plan, out, bundles):
+    other = claims.take(out / "runs" / plan.runs[0].name)
+    finished_all, _ = go(small(plan, 1), out)
+    assert not finished_all and not (out / "runs" / plan.runs[0].name / "done.json").exists()
+    assert "1 running" in overview(small(plan, 1), out, names=False)
+    other.release()
+    assert go(small(plan, 1), out)[0]
+
+
+def test_what_needs_a_run_of_somebody_else_waits_or_leaves(plan, out, bundles):
+    pair = [
+        run for run in plan.runs if run.name.endswith("pretrained_seed0") or run.name.endswith("pretrained_n2_seed0")
+    ]
+    plan = type(plan)(study=plan.study, runs=tuple(pair), outline=plan.outline)
+    held = claims.take(out / "runs" / pair[0].name)
+    assert go(plan, out, wait=False)[0] is False
+    assert not (out / "runs" / pair[1].name / "done.json").exists()
+    held.release()
+
+
+def test_a_command_that_fails_is_shown_with_the_end_of_its_log(plan, out, bundles, monkeypatch):
+    monkeypatch.setattr(execution, "words_of", lambda *_: ["-c", "import sys; sys.exit('no such organ')"])
+    with pytest.raises(RunFailed, match="no such organ(?s:.*)failed with status 1(?s:.*)log.txt"):
+        go(small(plan, 1), out)
+    assert not claims.is_held(out / "runs" / plan.runs[0].name)
+
+
+def test_time_left_is_the_median_of_finished_runs_of_the_kind(plan, out):
+    runs = [run for run in plan.runs if run.kind == "finetuning" and run.facts["n"] == 2][:4]
+    plan = type(plan)(study=plan.study, runs=tuple(runs), outline=plan.outline)
+    for run, minutes in zip(runs, (2, 4, 30), strict=False):
+        write_text(out / "runs" / run.name / "done.json", json.dumps(finished(run) | {"seconds": 60 * minutes}))
+    assert overview(plan, out, names=False) == "3 of 4 runs done, 0 running, 1 left; about 4 min with 1 process"
+    assert "left     " + runs[3].name in overview(plan, out, names=True)
+
+
+def test_threads_reach_the_commands(plan, out, bundles, monkeypatch):
+    program = "import os, sys; sys.exit('threads ' + os.environ['OMP_NUM_THREADS'])"
+    monkeypatch.setattr(execution, "words_of", lambda *_: ["-c", program])
+    with pytest.raises(RunFailed, match="threads 3"):
+        go(small(plan, 1), out, threads=3)
+
+
+def test_a_signal_ends_the_command_in_order_and_frees_the_run(plan, out, bundles, monkeypatch):
+    started = out / "started"
+    program = f"""
+import os, pathlib, signal, sys, time
+def stop(*_):
+    pathlib.Path({str(out / "saved")!r}).touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path({str(started)!r}).write_text(str(os.getpid()))
+time.sleep(60)
+"""
+    monkeypatch.setattr(execution, "words_of", lambda *_: ["-c", program])
+
+    def stop_when_started(*_):
+        if started.exists() and started.read_text():
+            raise Stopped(signal.SIGTERM)
+
+    signal.signal(signal.SIGALRM, stop_when_started)
+    signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
+    try:
+        with pytest.raises(Stopped):
+            go(small(plan, 1), out)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    assert (out / "saved").exists()
+    assert not claims.is_held(out / "runs" / plan.runs[0].name)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["openkbp"], "openkbp needs data: give --data DIR"),
+        (["openkbp", "--data", "nowhere"], "nowhere"),
+        (["nonsense"], "no study nonsense"),
+    ],
+)
+def test_mistakes_end_with_one_message(tmp_path, capsys, words, message):
+    assert main([*words, "--out", str(tmp_path / "new")]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("Stopped: ") and "Traceback" not in error
+
+
+def test_a_folder_of_other_files_is_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.txt").touch()
+    assert main(["demo", "--out", str(tmp_path), "--list"]) == 1
+    assert "holds files that no study made" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_study_is_refused(tmp_path):
+    prepare_folder(tmp_path / "out", "one")
+    prepare_folder(tmp_path / "out", "one")
+    with pytest.raises(InputError, match="holds the study one, not two"):
+        prepare_folder(tmp_path / "out", "two")
+
+
+def test_command_line_is_a_module(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "python -m evidence.run" in capsys.readouterr().out and sys.argv

@@ -1,0 +1,67 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Study files: those of the project can be read, and mistakes are named."""
+
+from __future__ import annotations
+
+import pytest
+
+from bundles.common.input_error import InputError
+from evidence.study import STUDIES, check_study, read_study
+
+from .made_up_study import CONTENT
+
+
+def check(**changes):
+    return check_study({**CONTENT, **changes}, source="own.yaml")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in STUDIES.glob("*.yaml")))
+def test_studies_of_the_project_are_sound_and_named_as_their_files(name):
+    assert read_study(name).name == name
+
+
+def test_there_are_three_studies():
+    assert sorted(path.stem for path in STUDIES.glob("*.yaml")) == ["demo", "hippocampus", "openkbp"]
+
+
+def test_steps_are_one_number_or_one_for_each_n():
+    assert check(steps=70).steps_of(5) == 70
+    assert check().steps_of(4) == 60
+    with pytest.raises(InputError, match="no entry for n = 5"):
+        check().steps_of(5)
+
+
+def test_unknown_study_lists_the_known():
+    with pytest.raises(InputError, match="no study nonsense.*demo, hippocampus, openkbp"):
+        read_study("nonsense")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ablatoin": {}}, "ablatoin.*Did you mean ablation"),
+        ({"curve": {"n": [2], "seed": [0]}}, "curve.seed.*Did you mean curve.seeds"),
+        ({"curve": {"n": [0], "seeds": [0]}}, r"curve.n \[0\]"),
+        ({"curve": {"n": [2, 2], "seeds": [0]}}, "curve.n .*twice"),
+        ({"arms": {"scratch": {"encoder": None}}}, "at least one arm with an encoder"),
+        ({"arms": {"scratch": {"encoder": {}}, "pretrained": {"encoder": {}}}}, "arms.scratch.encoder"),
+        ({"finetuning": {"seed": 3}}, "finetuning.seed is set by the plan"),
+        ({"task": "Task09_Spleen"}, "Task09_Spleen and row exclude each other"),
+        ({"steps": 0}, "steps"),
+        ({"preset": None}, "lacks preset"),
+        ({"ablation": {"n": 2, "seeds": [0], "arm": "scratch"}}, "ablation.arm 'scratch'"),
+        (
+            {"ablation": {"n": 2, "seeds": [0], "arm": "pretrained", "subsets": [["colour"]]}},
+            r"\['colour'\].*inpainting",
+        ),
+        ({"search": {"n": 2, "seeds": [0], "grid": {"learning_rate": 0.1}}}, "search.grid.learning_rate 0.1"),
+        (
+            {"search": {"n": 2, "seeds": [0], "grid_of": {"scratch": {"warmup_steps": [1, 2, 3]}}}},
+            "'scratch': 3, 'pretrained': 1",
+        ),
+    ],
+)
+def test_mistakes_are_named(changes, words):
+    with pytest.raises(InputError, match=words) as caught:
+        check(**changes)
+    assert "own.yaml" in str(caught.value)

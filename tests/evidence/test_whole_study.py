@@ -1,0 +1,110 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""A study of tiny synthetic patients through the bundles' command line: killed and started again, its table is the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from demo.synthetic_ct import write_dataset
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+STUDY = {
+    "name": "tiny",
+    "preset": "cpu",
+    "row": {
+        "modality": "CT",
+        "channels": ["CT"],
+        "labels": None,
+        "spacing": [12.0, 12.0, 12.0],
+        "hu_window": [-175.0, 250.0],
+        "roi_size": [32, 32, 64],
+        "foreground": -175.0,
+        "nsd_tolerance": 12.0,
+    },
+    "pretraining": {"max_steps": 2, "val_interval": 1, "depths": [1, 1, 1, 1], "check_data": "none", "warmup_steps": 0},
+    "finetuning": {"val_interval": 1, "learning_rate": 1e-12, "warmup_steps": 0, "check_data": "none"},
+    "evaluation": {"check_data": "none", "mask_interpolation": "nearest"},
+    "arms": {"scratch": {"encoder": None, "finetuning": {"depths": [1, 1, 1, 1]}}, "pretrained": {"encoder": {}}},
+    "steps": 3,
+    "curve": {"n": [1], "seeds": [0], "encoder_per_seed": True},
+}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The study's file and its data: two training patients and two that are scored."""
+    folder = tmp_path_factory.mktemp("study")
+    lists = write_dataset(
+        folder / "data", unlabelled=0, training=2, validation=2, test=0, shuffled=False, progress=False
+    )
+    labels = json.loads(lists.labelled.read_text())["labels"]
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({**STUDY, "row": {**STUDY["row"], "labels": labels}}))
+    return [str(folder / "tiny.yaml"), "--data", str(lists.labelled.parent), "--threads", "1"]
+
+
+def command(study, out):
+    return [sys.executable, "-m", "evidence.run", *study, "--out", str(out)]
+
+
+def finish(study, out):
+    done = subprocess.run(command(study, out), cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def wait_for(path, process):
+    for _ in range(60000):
+        if path.exists() or process.poll() is not None:
+            break
+        time.sleep(0.01)
+    assert path.exists(), f"ended with {process.returncode} before {path} was there"
+
+
+def test_killed_and_started_again_gives_the_same_table_and_weights(study, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(study, whole)
+
+    # Killed in the middle of a training: its command dies with it, and its claim is taken over.
+    process = subprocess.Popen(command(study, broken), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = broken / "runs/finetune_pretrained_n1_seed0"
+    wait_for(run / "train/models/last.pt", process)
+    process.kill()
+    process.wait()
+    assert not (run / "done.json").exists()
+
+    assert "pretrained_n1_seed0 done" in finish(study, broken)
+    for name in ("curve.csv", "curve.md", "curve.png"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes()
+    for name in ("finetune_pretrained_n1_seed0", "finetune_scratch_n1_seed0"):
+        one, other = (
+            torch.load(out / "runs" / name / "train/models/model.pt", weights_only=True)["model"]
+            for out in (whole, broken)
+        )
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+    # With a learning rate of next to nothing the weights are still those of the start: one decoder, two encoders.
+    scratch, pretrained = (
+        torch.load(whole / "runs" / f"finetune_{arm}_n1_seed0/train/models/model.pt", weights_only=True)["model"]
+        for arm in ("scratch", "pretrained")
+    )
+    decoder = [key for key in scratch if not key.startswith("swinViT.")]
+    assert len(decoder) > 30
+    assert all(torch.allclose(scratch[key], pretrained[key], rtol=0, atol=1e-9) for key in decoder)
+    key = "swinViT.layers4.0.blocks.0.mlp.linear1.weight"
+    assert not torch.allclose(scratch[key], pretrained[key], atol=1e-4)
+
+    # Finished, it does nothing more.
+    before = {path: path.stat().st_mtime_ns for path in (whole / "runs").rglob("*") if path.is_file()}
+    assert "3 of 3 runs done" in finish(study, whole)
+    assert before == {path: path.stat().st_mtime_ns for path in before} and os.listdir(whole / "runs")
