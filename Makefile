@@ -2,14 +2,17 @@
 # make test    all tests
 # make check   formatting, lint and all tests
 # make test-legacy   weights of the real MONAI 1.4.0 compute the same here (an environment of its own, .venv-legacy)
+# make test-label    packed bundles in a real MONAI Label server (an environment of its own, .venv-label-1.6.1, 3.7 GB); LABEL_MONAI=1.5.2: with that MONAI
 # Each sets up its own virtual environment first; PYTHON=python3.12 chooses the interpreter (3.11 or newer).
 
 PYTHON ?= python3
 VENV ?= .venv
 LEGACY_VENV ?= .venv-legacy
+LABEL_MONAI ?= 1.6.1
+LABEL_VENV ?= .venv-label-$(LABEL_MONAI)
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test test-legacy check lint clean
+.PHONY: demo test test-legacy test-label check lint clean
 .DEFAULT_GOAL := demo
 
 $(INSTALLED): setup.cfg pyproject.toml
@@ -31,6 +34,16 @@ $(LEGACY_VENV)/.installed:
 test-legacy: $(INSTALLED) $(LEGACY_VENV)/.installed
 	LEGACY_PYTHON=$(abspath $(LEGACY_VENV))/bin/python $(VENV)/bin/python -m pytest tests/legacy
 
+# pydicom and its company: the versions that MONAI Label 0.8.5 works with. rich and safetensors: what the bundles import beside them.
+$(LABEL_VENV)/.installed:
+	$(PYTHON) -m venv $(LABEL_VENV)
+	$(LABEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 monai==$(LABEL_MONAI) monailabel==0.8.5 \
+	  "pydicom<3" "pynetdicom<3" "dicomweb-client[gcp]>=0.59.1,<0.60" rich==15.0.0 safetensors==0.8.0
+	touch $@
+
+test-label: $(INSTALLED) $(LABEL_VENV)/.installed
+	LABEL_PYTHON=$(abspath $(LABEL_VENV))/bin/python $(VENV)/bin/python -m pytest tests/label
+
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
@@ -38,4 +51,18 @@ lint: $(INSTALLED)
 check: lint test
 
 clean:
-	rm -rf $(VENV) $(LEGACY_VENV) demo/out *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LEGACY_VENV) .venv-label-* demo/out *.egg-info .pytest_cache .ruff_cache
+
+# Evidence: what pre-training gains. STUDY=openkbp DATA=DIR OUT=DIR choose another study, its data and its folder (docs/how-to/measure-the-gain.md).
+# make few-label-curve   Dice over the number of labelled patients, from an encoder and from scratch
+# make ablation          no proxy task, each alone, the pairs, all three
+STUDY ?= demo
+EVIDENCE = $(VENV)/bin/python -m evidence.run $(STUDY) $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)") $(if $(THREADS),--threads $(THREADS))
+
+.PHONY: few-label-curve ablation
+
+few-label-curve: $(INSTALLED)
+	$(EVIDENCE) --part curve
+
+ablation: $(INSTALLED)
+	$(EVIDENCE) --part ablation

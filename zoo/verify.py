@@ -3,6 +3,7 @@
 
     python -m zoo.verify zoo/out/swin_unetr_btcv_seg_v0.1.0.zip
     python -m zoo.verify swin_unetr_msd --task Task09_Spleen --models /runs/spleen/models
+    python -m zoo.verify swin_unetr_btcv_seg.zip --model_info model_info.json
 
 A name is verified as it would be packed, a folder and a zip as they are. Exit status 0: all checks passed that could be made.
 """
@@ -30,7 +31,7 @@ from .archive import extract_archive, file_hash
 from .bundle_checks import NotChecked, check_schema, read_metadata
 from .bundle_process import run_checks
 from .pack import stage
-from .release_index import INDEX, released
+from .release_index import INDEX, read_index, released
 
 STYLES = {"ok": "green", "FAILED": "bold red", "not checked": "yellow"}
 EXPORT = "scripting fails for Swin UNETR, MONAI's own too: the zoo's exclusion list is for that. Export with --use_trace True and --input_shape"
@@ -52,7 +53,12 @@ class Verdict:
 
 
 def verify(
-    folder: Path, *, archive: Path | None = None, schema: Path | None = None, build: bool = True
+    folder: Path,
+    *,
+    archive: Path | None = None,
+    schema: Path | None = None,
+    model_info: Path | None = None,
+    build: bool = True,
 ) -> Iterator[Verdict]:
     """Check a bundle's folder, and yield each verdict as it is known.
 
@@ -60,11 +66,14 @@ def verify(
         folder: the bundle.
         archive: the zip that it was unpacked from, if so.
         schema: copy of the schema of the metadata; None: the one that `schema_copy` finds.
+        model_info: list of releases that the zip, a download, must stand in, under whatever name it was saved.
         build: also build networks and workflows, which takes half a minute.
     """
     checks = {name: partial(check, folder) for name, check in bundle_checks.CHECKS.items()}
     checks["schema of the metadata"] = lambda: check_schema(folder, schema or schema_copy(folder))
-    if archive is not None:
+    if archive is not None and model_info is not None:
+        checks["bytes as released"] = lambda: check_bytes(folder, archive, model_info)
+    elif archive is not None:
         checks["name of the zip, and its release"] = lambda: check_archive(folder, archive)
     for name, check in checks.items():
         try:
@@ -101,6 +110,24 @@ def check_archive(folder: Path, archive: Path) -> None:
     index = archive.with_name(INDEX)
     if not released(index, package=package, checksum=file_hash(archive, "sha1")):
         raise NotChecked(f"{package} is not in {index}")
+
+
+def check_bytes(folder: Path, archive: Path, model_info: Path) -> None:
+    """A downloaded zip has the checksum that a list of releases says; `monai.bundle download` compares none.
+
+    Raises:
+        InputError: if it has not, or the list does not name it.
+    """
+    package = f"{folder.name}_v{read_metadata(folder).get('version')}"
+    index = read_index(model_info)
+    if package not in index:
+        raise InputError(f"{model_info} does not name {package}; it names {', '.join(index) or 'nothing'}.")
+    checksum = file_hash(archive, "sha1")
+    if index[package]["checksum"] != checksum:
+        raise InputError(
+            f"{archive} has sha1 {checksum}, but {model_info} says {index[package]['checksum']} of {package}: it is damaged, or not what was "
+            "released. Do not use it; download it again."
+        )
 
 
 @contextmanager
@@ -140,14 +167,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--task", help="of swin_unetr_msd, by its name: the task to make a bundle of")
     add("--models", type=Path, metavar="DIR", help="by its name: folder with model.pt (the bundle's own models/)")
     add("--schema", type=Path, metavar="FILE", help="copy of the schema of the metadata")
+    add("--model_info", type=Path, metavar="FILE", help="of a downloaded zip: the list of releases that has its sha1")
     given = parser.parse_args(arguments)
     console = Console(soft_wrap=True, highlight=False)
     counts = dict.fromkeys(STYLES, 0)
     try:
         if given.schema and not given.schema.is_file():
             raise InputError(f"--schema {given.schema} is not there.")
+        if given.model_info and not given.model_info.is_file():
+            raise InputError(f"--model_info {given.model_info} is not there.")
         with opened(given.bundle, task=given.task, models=given.models) as (folder, archive):
-            for verdict in verify(folder, archive=archive, schema=given.schema):
+            if given.model_info and archive is None:
+                raise InputError(f"--model_info goes with a downloaded zip; {given.bundle} is none.")
+            for verdict in verify(folder, archive=archive, schema=given.schema, model_info=given.model_info):
                 counts[verdict.outcome] += 1
                 line = Text(f"{verdict.outcome:11}  ", style=STYLES[verdict.outcome]).append(
                     verdict.check, style="default"

@@ -44,35 +44,66 @@ def accumulation(*, batch_size: int, accumulation_steps: int, global_batch_size:
     return global_batch_size // at_once
 
 
-def epoch_plan(
-    *, max_steps: int, val_interval: int, warmup_steps: int = 0, accumulation_steps: int = 1
-) -> dict[str, int]:
-    """Cut ``max_steps`` into equal epochs of about ``val_interval`` steps.
-
-    A warm-up that is as long as the run is logged as a warning: the learning rate would never reach its value.
-
-    Returns:
-        ``steps``, which is ``max_steps`` rounded up to a whole number of epochs (250 steps with an interval of 100 are 3 x 84 = 252);
-        ``epochs``; and in the engine's iterations, ``accumulation_steps`` to a step, ``epoch_length`` and ``iterations``.
+def epochs_of(*, max_steps: int, val_interval: int) -> int:
+    """Number of equal epochs, of at most ``val_interval`` steps each, that ``max_steps`` take.
 
     Raises:
         InputError: if a number is not a whole number from 1.
     """
     _check_whole(max_steps=max_steps, val_interval=val_interval)
-    if warmup_steps >= max_steps:
+    return -(-max_steps // min(val_interval, max_steps))
+
+
+def epoch_plan(
+    *,
+    max_steps: int,
+    val_interval: int,
+    warmup_steps: int = 0,
+    accumulation_steps: int = 1,
+    epochs: int | None = None,
+    scans: int | None = None,
+    batch_size: int = 1,
+) -> dict[str, int]:
+    """Cut ``max_steps`` into equal epochs of about ``val_interval`` steps, or plan passes over the scans, as MONAI Label counts.
+
+    A warm-up that is as long as the run is logged as a warning: the learning rate would never reach its value.
+
+    Args:
+        max_steps, val_interval: see above; a pass over the scans does not ask them.
+        warmup_steps: of the learning rate; with ``scans``, no more than a tenth of the run is taken.
+        accumulation_steps: iterations per step.
+        epochs: how many; None: as many as ``max_steps`` take.
+        scans: number of scans, one pass over which is an epoch; None: see above.
+        batch_size: volumes per iteration and process, for ``scans``.
+
+    Returns:
+        ``steps``, which is ``max_steps`` rounded up to a whole number of epochs (250 steps with an interval of 100 are 3 x 84 = 252);
+        ``epochs``; ``warmup_steps``; and in the engine's iterations, ``accumulation_steps`` to a step, ``epoch_length`` and ``iterations``.
+
+    Raises:
+        InputError: if a number is not a whole number from 1.
+    """
+    usual = epochs_of(max_steps=max_steps, val_interval=val_interval)
+    epochs = usual if epochs is None else epochs
+    _check_whole(max_epochs=epochs)
+    if scans is None:
+        length = -(-max_steps // usual)
+        if usual * length != max_steps:
+            said = "%d steps become %d: %d stretches of %d between validations"
+            logger.info(said, max_steps, usual * length, usual, length)
+    else:
+        length = max(1, -(-scans // (batch_size * world_size() * accumulation_steps)))
+        warmup_steps = min(warmup_steps, epochs * length // 10)
+        logger.info("%d epochs of %d steps, each a pass over %d scans", epochs, length, scans)
+    if warmup_steps >= min(max_steps, epochs * length):
         logger.warning(
             "the warm-up of %d steps is as long as the run of %d: the learning rate never reaches its value. Give --warmup_steps, about a tenth of the run",
-            *(warmup_steps, max_steps),
-        )
-    epochs = -(-max_steps // min(val_interval, max_steps))
-    length = -(-max_steps // epochs)
-    if epochs * length != max_steps:
-        logger.info(
-            "%d steps become %d: %d stretches of %d between validations", max_steps, epochs * length, epochs, length
+            *(warmup_steps, min(max_steps, epochs * length)),
         )
     return {
         "steps": epochs * length,
         "epochs": epochs,
+        "warmup_steps": warmup_steps,
         "epoch_length": length * accumulation_steps,
         "iterations": epochs * length * accumulation_steps,
     }

@@ -16,12 +16,39 @@ from bundles.common.input_error import InputError
 def test_hand_made_plans(max_steps, val_interval, epochs, epoch_length):
     plan = epoch_plan(max_steps=max_steps, val_interval=val_interval)
     steps = epochs * epoch_length
-    assert plan == {"epochs": epochs, "epoch_length": epoch_length, "steps": steps, "iterations": steps}
+    assert plan == {
+        "epochs": epochs,
+        "epoch_length": epoch_length,
+        "steps": steps,
+        "iterations": steps,
+        "warmup_steps": 0,
+    }
 
 
 def test_an_accumulated_step_takes_several_iterations():
     plan = epoch_plan(max_steps=7, val_interval=3, accumulation_steps=4)
-    assert plan == {"epochs": 3, "epoch_length": 12, "steps": 9, "iterations": 36}
+    assert plan == {"epochs": 3, "epoch_length": 12, "steps": 9, "iterations": 36, "warmup_steps": 0}
+
+
+def test_another_number_of_epochs_leaves_their_length():
+    plan = epoch_plan(max_steps=250, val_interval=100, warmup_steps=5, epochs=2)
+    assert plan == {"epochs": 2, "epoch_length": 84, "steps": 168, "iterations": 168, "warmup_steps": 5}
+    with pytest.raises(InputError, match="--max_epochs 0 must be a whole number"):
+        epoch_plan(max_steps=250, val_interval=100, epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("scans", "batch_size", "accumulation_steps", "processes", "steps_of_a_pass"),
+    [(5, 1, 1, 1, 5), (5, 2, 1, 1, 3), (5, 1, 2, 1, 3), (5, 1, 1, 2, 3), (1, 4, 2, 2, 1)],
+)
+def test_an_epoch_of_monai_label_is_a_pass_over_the_scans(
+    monkeypatch, scans, batch_size, accumulation_steps, processes, steps_of_a_pass
+):
+    monkeypatch.setattr("bundles.common.epoch_plan.world_size", lambda: processes)
+    asked = {"max_steps": 120000, "val_interval": 2400, "warmup_steps": 1200, "epochs": 50}
+    plan = epoch_plan(**asked, scans=scans, batch_size=batch_size, accumulation_steps=accumulation_steps)
+    assert plan["steps"] == 50 * steps_of_a_pass and plan["epoch_length"] == steps_of_a_pass * accumulation_steps
+    assert plan["iterations"] == 50 * plan["epoch_length"] and plan["warmup_steps"] == 5 * steps_of_a_pass
 
 
 @pytest.mark.parametrize(

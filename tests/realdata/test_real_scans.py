@@ -130,7 +130,7 @@ def test_a_real_label_goes_through_the_preprocessing_and_back(monkeypatch):
     """Organs from 4 ml up on a grid of 3 mm, by the nearest path and as probabilities."""
     monkeypatch.syspath_prepend(str(BUNDLES / "swin_unetr_btcv_seg"))
     config = ConfigParser()
-    config.read_config(BUNDLES / "swin_unetr_btcv_seg" / "configs" / "inference.yaml")
+    config.read_config(BUNDLES / "swin_unetr_btcv_seg" / "configs" / "train.yaml")
     config["bundle_root"] = str(BUNDLES / "swin_unetr_btcv_seg")
     preprocessing = config.get_parsed_content("preprocessing")
     for module in [module for module in sys.modules if module.split(".")[0] == "scripts"]:

@@ -31,8 +31,9 @@ def test_every_config_is_known_to_these_tests():
     }
     pretrain = {f"swin_unetr_pretrain/configs/{name}.yaml" for name in ("convert", "prepare", "collections")}
     msd = {f"swin_unetr_msd/configs/{name}.yaml" for name in ("tasks", "results", "submit")}
-    assert found == expected | pretrain | msd
-    assert len(found) == 24
+    exports = {f"{bundle}/configs/{name}.yaml" for bundle in NAMES[:2] for name in ("export_onnx", "inference_trt")}
+    assert found == expected | pretrain | msd | exports
+    assert len(found) == 28
 
 
 @pytest.mark.parametrize("bundle", NAMES)
@@ -66,9 +67,9 @@ def forget_scripts(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("preset", "plane", "fills", "head", "pooling", "encoder_parameters"),
     [
-        ("official", "official", ["noise", "sample"], "Sequential", "token", 8_062_002),
+        ("official", "official", ["noise", "sample"], "_EarlyProjection", "token", 8_062_002),
         ("paper", "axial", ["zero"], "ConvTranspose3d", "mean", 8_062_002),
-        ("cpu", "axial", ["noise"], "Sequential", "mean", None),
+        ("cpu", "axial", ["noise"], "_EarlyProjection", "mean", None),
     ],
 )
 def test_presets_of_the_pre_training_build_what_they_stand_for(
@@ -101,11 +102,24 @@ def test_what_an_evaluation_takes_for_untold_is_what_train_yaml_has():
 @pytest.mark.parametrize("bundle", NAMES)
 def test_preprocessing_is_equal_in_train_evaluate_and_inference(bundle):
     train, evaluate, inference = (config(bundle, name) for name in ("train", "evaluate", "inference"))
-    assert train["preprocessing"] == evaluate["preprocessing"] == inference["preprocessing"]
+    assert train["preprocessing"] == evaluate["preprocessing"]
+    assert on_image_alone(inference["preprocessing"]) == on_image_alone(train["preprocessing"])
     # the evaluation of a pre-training takes the window that stands in the model file, which is the one of its training
     evaluated = evaluate["hu_window"] if bundle != "swin_unetr_pretrain" else UNTOLD["hu_window"]
     assert bundle != "swin_unetr_pretrain" or evaluate["hu_window"] == "$@values['hu_window']"
     assert train["hu_window"] == evaluated == inference["hu_window"]
+
+
+def on_image_alone(preprocessing: dict) -> list[dict]:
+    """Steps without what they do to a label; the names of classes without where they are found."""
+    steps = []
+    for step in preprocessing["transforms"]:
+        step = {key: value for key, value in step.items() if key != "allow_missing_keys"}
+        if step.get("keys") == ["image", "label"]:
+            step["keys"] = "image"
+            step |= {"mode": step["mode"][0]} if "mode" in step else {}
+        steps.append(step | {"_target_": step["_target_"].split(".")[-1]})
+    return steps
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
@@ -131,12 +145,15 @@ def test_segmentation_bundles_differ_only_where_the_task_does(name):
     if name == "evaluate":
         assert msd["case_scores"]["settings"].pop("foreground") == "$@row['foreground']"
         assert msd["case_scores"]["details"].pop("task") == "$@row['name']"
+    if name != "train":
+        assert msd["expected"].pop("foreground") == "$@row['foreground']"
     differing = {key for key in btcv.keys() | msd.keys() if btcv.get(key) != msd.get(key)}
     assert differing <= task
     if name == "train":
         (checkpoint,) = [h for h in msd["train"]["handlers"] if h["_target_"].endswith("TrainingCheckpoint")]
         assert checkpoint["details"].pop("task") == msd["settings"].pop("task") == "$@row['name']"
         assert checkpoint["details"].pop("row") == "@used_row"
+        assert msd["settings"].pop("foreground") == "$@row['foreground']"
         assert btcv["settings"] == msd["settings"]
         assert btcv["train"] == msd["train"]
 

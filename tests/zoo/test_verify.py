@@ -240,7 +240,7 @@ def test_what_builds_wrong_is_told_by_its_check(bundle):
         ("inference.json", '\n    "handlers": [', '\n    "listeners": ['),
         ("inference.json", '"@handlers"', '"@listeners"'),
         ("evaluate.yaml", "SupervisedEvaluator", "SupervisedJudge"),
-        ("train.json", '"max_epochs": "$@plan[\'epochs\']"', '"max_epochs": "$@plan[\'epoch\']"'),
+        ("train.json", '"epoch_length": "$@plan[\'epoch_length\']"', '"epoch_length": "$@plan[\'epoch\']"'),
     ]:
         path = bundle / "configs" / name
         assert old in path.read_text(), (name, old)
@@ -287,6 +287,8 @@ def test_the_process_sees_the_bundles_scripts_and_nothing_of_this_project(tmp_pa
         (["none.zip"], "none.zip cannot be read as a zip"),
         (["nothing"], "nothing is no bundle"),
         (["swin_unetr_btcv_seg", "--schema", "none.json"], "--schema none.json is not there"),
+        (["swin_unetr_btcv_seg", "--model_info", "none.json"], "--model_info none.json is not there"),
+        ([str(Path(__file__).parent), "--model_info", __file__], "--model_info goes with a downloaded zip"),
         ([str(Path(__file__).parent), "--task", "Task09_Spleen"], "--task and --models go with a bundle's name"),
     ],
 )

@@ -1,0 +1,127 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""A MONAI Label server on the loopback address, and its REST interface as its clients use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from zoo.archive import extract_archive
+
+SERVER_PYTHON = Path(__file__).with_name("server_python")
+STARTS_WITHIN, TRAINS_WITHIN = 240, 480  # seconds
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs.
+
+    Attributes:
+        url: its address.
+        models: folder of the bundles that it serves.
+        studies: folder of its scans.
+    """
+
+    url: str
+    models: Path
+    studies: Path
+
+    def info(self) -> dict[str, Any]:
+        """What it says of itself."""
+        return _answer(requests.get(f"{self.url}/info/", timeout=30)).json()
+
+    def infer(self, model: str, case: str, path: Path, **params: Any) -> Path:
+        """Segment a scan of the studies, and write the mask to ``path``."""
+        form = {"params": json.dumps({"device": "cpu", **params})}
+        address = f"{self.url}/infer/{model}?image={case}&output=image"
+        path.write_bytes(_answer(requests.post(address, data=form, timeout=300)).content)
+        return path
+
+    def store_label(self, case: str, label: Path) -> None:
+        """Store a label as final, as a client does when the annotator submits it."""
+        with open(label, "rb") as file:
+            address = f"{self.url}/datastore/label?image={case}&tag=final"
+            _answer(requests.put(address, data={"params": "{}"}, files={"label": (label.name, file)}, timeout=60))
+
+    def train(self, model: str, **request: Any) -> dict[str, Any]:
+        """Train, wait for the end, and return the task: ``status`` and ``details``, the last lines of the log."""
+        address = f"{self.url}/train/"
+        _answer(requests.post(f"{address}{model}", json={"device": "cpu", "multi_gpu": False, **request}, timeout=60))
+        until = time.monotonic() + TRAINS_WITHIN
+        while time.monotonic() < until:
+            task = _answer(requests.get(address, timeout=30)).json()
+            if task["status"] not in ("SUBMITTED", "RUNNING"):
+                return task
+            time.sleep(1)
+        raise TimeoutError(f"the training did not end within {TRAINS_WITHIN} s: {task}")
+
+
+def _answer(response: requests.Response) -> requests.Response:
+    assert response.ok, f"{response.request.method} {response.url}: {response.status_code} {response.text[:2000]}"
+    return response
+
+
+@contextmanager
+def serve(python: str, folder: Path, *, packages: Sequence[Path], scans: Sequence[Path]) -> Iterator[Server]:
+    """Set up the app, the bundles and the studies, and start the server; it ends with the context.
+
+    Args:
+        python: of the environment that has MONAI Label.
+        folder: for all its files; the log is ``server.log``.
+        packages: zips of the bundles.
+        scans: NIfTI files.
+    """
+    apps, studies = folder / "apps", folder / "studies"
+    environment = {**os.environ, "PYTHONPATH": str(SERVER_PYTHON), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = f"{Path(python).parent}{os.pathsep}{environment['PATH']}"
+    monailabel = [python, "-m", "monailabel.main"]
+    download = [*monailabel, "apps", "--download", "--name", "monaibundle", "--output", str(apps)]
+    subprocess.run(download, env=environment, check=True, capture_output=True, timeout=STARTS_WITHIN)
+    models = apps / "monaibundle" / "model"
+    models.mkdir()
+    names = [extract_archive(package, models).name for package in packages]
+    studies.mkdir()
+    for scan in scans:
+        shutil.copy(scan, studies)
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        port = free.getsockname()[1]
+    command = [*monailabel, "start_server", "--app", str(apps / "monaibundle"), "--studies", str(studies)]
+    command += ["--conf", "models", ",".join(names), "--conf", "zoo_source", "local", "--conf", "sam2", "false"]
+    command += ["--host", HOST, "--port", str(port)]
+    server = Server(f"http://{HOST}:{port}", models, studies)
+    log = folder / "server.log"
+    with open(log, "w") as output:
+        process = subprocess.Popen(
+            command, env=environment, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            _wait_for(server, process, log)
+            yield server
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=60)
+
+
+def _wait_for(server: Server, process: subprocess.Popen, log: Path) -> None:
+    until = time.monotonic() + STARTS_WITHIN
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            server.info()
+            return
+        except requests.ConnectionError:
+            time.sleep(0.5)
+    raise RuntimeError(f"the server did not start:\n{log.read_text()[-4000:]}")

@@ -1,0 +1,170 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Packed bundles in a real MONAI Label server: two models beside each other, masks, corrected labels, training.
+
+``make test-label`` sets up the environment of the server; without it, skipped. The tests follow one another, as the work of an annotator does.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from demo.synthetic_ct import ORGANS, draw_patient, render
+from tests.workflows.command_line import run_bundle, succeed
+from tests.workflows.conftest import save, write_list
+from zoo.archive import file_hash
+from zoo.pack import pack
+
+from .server import Server, serve
+
+PYTHON = os.environ.get("LABEL_PYTHON")
+pytestmark = [
+    pytest.mark.label,
+    pytest.mark.skipif(not PYTHON, reason="needs a Python with MONAI Label: make test-label"),
+]
+BTCV, SPLEEN = "swin_unetr_btcv_seg", "swin_unetr_msd_spleen"
+TRAINING = {"preset": "cpu", "depths": "[1,1,1,1]", "max_steps": 12, "val_interval": 12, "warmup_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Folders ``btcv`` and ``Task09_Spleen`` of the same three synthetic patients."""
+    folder = tmp_path_factory.mktemp("data")
+    cases: dict[str, list[dict[str, str]]] = {"btcv": [], "Task09_Spleen": []}
+    for number in range(3):
+        image, label, affine = render(draw_patient(number))
+        for task, voxels in (("btcv", label), ("Task09_Spleen", (label == 1).astype(np.uint8))):
+            files = {"image": image, "label": voxels}
+            cases[task].append(
+                {
+                    key: save(array, affine, folder / task / key / f"case_{number}.nii.gz")
+                    for key, array in files.items()
+                }
+            )
+    organs = {"0": "background"} | {str(value): name for value, name in ORGANS.items()}
+    for task, labels in (("btcv", organs), ("Task09_Spleen", {"0": "background", "1": "spleen"})):
+        write_list(folder / task, labels, {"0": "CT"}, training=cases[task][:2], validation=cases[task][2:])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory, data) -> list[Path]:
+    """Both bundles, trained for a moment and packed."""
+    folder = tmp_path_factory.mktemp("packages")
+    made = []
+    for bundle, task, cases in ((BTCV, None, "btcv"), ("swin_unetr_msd", "Task09_Spleen", "Task09_Spleen")):
+        options = TRAINING | {"dataset_dir": data / cases, "output_dir": folder / bundle}
+        succeed(run_bundle(bundle, "train.yaml", **options))
+        made.append(pack(bundle, task=task, models=folder / bundle / "models", out=folder).archive)
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, data, packages) -> Server:
+    scans = sorted((data / "btcv/image").iterdir())
+    with serve(PYTHON, tmp_path_factory.mktemp("server"), packages=packages, scans=scans) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def first_masks(tmp_path_factory, server) -> dict[str, Path]:
+    """The same scan by one model and then by the other."""
+    folder = tmp_path_factory.mktemp("first")
+    return {model: server.infer(model, "case_2", folder / f"{model}.nii.gz") for model in (BTCV, SPLEEN)}
+
+
+@pytest.fixture(scope="module")
+def trained(server, first_masks, data) -> dict:
+    """An epoch from two corrected labels, after the first masks."""
+    version = "from importlib.metadata import version; print(version('monai'))"
+    monai = subprocess.run([PYTHON, "-c", version], capture_output=True, text=True, check=True).stdout.strip()
+    if monai.startswith("1.5"):
+        pytest.skip(
+            f"MONAI {monai}: its trainer has no accumulation_steps, and its MLflow files are refused by MLflow 3"
+        )
+    for number in range(2):
+        server.store_label(f"case_{number}", data / f"btcv/label/case_{number}.nii.gz")
+    return server.train(BTCV, max_epochs=1, val_split=0.5, tracking="mlflow")
+
+
+def voxels(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+def test_both_models_are_listed_with_their_labels(server):
+    models = server.info()["models"]
+    assert models[BTCV]["labels"] == {name: value for value, name in ORGANS.items()}
+    assert models[SPLEEN]["labels"] == {"spleen": 1}
+    assert {models[name]["type"] for name in (BTCV, SPLEEN)} == {"segmentation"}
+    assert set(server.info()["trainers"]) == {BTCV, SPLEEN}
+
+
+@pytest.mark.parametrize("model", [BTCV, SPLEEN])
+def test_a_mask_is_that_of_the_bundle_on_every_voxel(server, first_masks, data, tmp_path, model):
+    scan = data / "btcv/image/case_2.nii.gz"
+    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", "configs/inference.yaml"]
+    command += ["--dataset_dir", str(scan), "--output_dir", str(tmp_path)]
+    succeed(subprocess.run(command, cwd=server.models / model, capture_output=True, text=True, timeout=600))
+    ours, theirs = nib.load(tmp_path / "case_2_seg.nii.gz"), nib.load(first_masks[model])
+    assert theirs.shape == ours.shape == nib.load(scan).shape
+    np.testing.assert_allclose(theirs.affine, ours.affine, atol=1e-3)
+    assert np.array_equal(voxels(first_masks[model]), np.asarray(ours.dataobj))
+    assert len(np.unique(ours.dataobj)) > 1
+
+
+def test_the_first_model_again_after_the_second(server, first_masks, tmp_path):
+    again = server.infer(BTCV, "case_2", tmp_path / "again.nii.gz")
+    assert np.array_equal(voxels(again), voxels(first_masks[BTCV]))
+
+
+def test_an_epoch_is_a_pass_over_the_corrected_labels_from_the_served_model(server, trained):
+    assert trained["status"] == "DONE", trained["details"]
+    content = torch.load(server.models / BTCV / "models/model.pt", weights_only=True)
+    said = content["trained"]
+    assert said["data"] == "MONAI Label" and said["start"]["file"] == str(server.models / BTCV / "models/model.pt")
+    assert said["plan"] == {"steps": 1, "epochs": 1, "warmup_steps": 0, "epoch_length": 1, "iterations": 1}
+    assert said["scans"]["number"] == said["validation_scans"]["number"] == 1
+
+
+def test_the_first_model_stays_beside_the_new_one(server, trained, packages, tmp_path):
+    folder = server.models / BTCV / "models"
+    content = {name: torch.load(folder / name, weights_only=True)["model"] for name in ("model.pt", "shipped_model.pt")}
+    weight = "out.conv.conv.weight"
+    assert not torch.equal(content["model.pt"][weight], content["shipped_model.pt"][weight])
+    from_training = packages[0].parent / BTCV / "models/model.pt"
+    assert file_hash(folder / "shipped_model.pt", "sha256") == file_hash(from_training, "sha256")
+
+
+def test_masks_after_the_training_are_the_new_models(server, trained, first_masks, tmp_path):
+    new = voxels(server.infer(BTCV, "case_2", tmp_path / "new.nii.gz"))
+    assert np.count_nonzero(new != voxels(first_masks[BTCV])) > 100
+    shipped = server.infer(BTCV, "case_2", tmp_path / "shipped.nii.gz", model_filename="shipped_model.pt")
+    assert np.array_equal(voxels(shipped), voxels(first_masks[BTCV]))
+    second = server.infer(SPLEEN, "case_2", tmp_path / "second.nii.gz")
+    assert np.array_equal(voxels(second), voxels(first_masks[SPLEEN]))
+    assert np.array_equal(voxels(server.infer(BTCV, "case_2", tmp_path / "last.nii.gz")), new)
+
+
+def test_mlflow_has_the_training(server, trained):
+    with sqlite3.connect(server.models / BTCV / "output/mlruns.db") as database:
+        assert (BTCV,) in database.execute("select name from experiments").fetchall()
+        assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
+        names = {name for (name,) in database.execute("select distinct key from metrics")}
+    assert {"train/loss", "validation/mean_dice"} <= names
+
+
+def test_labels_of_another_model_are_refused_with_the_reason(server, trained):
+    """Those that are stored have thirteen organs, this model one."""
+    task = server.train(SPLEEN, max_epochs=1, val_split=0)
+    assert task["status"] == "ERROR"
+    said = "\n".join(task["details"])
+    assert "2 of 2 scans are bad" in said and "case_0.nii.gz" in said
+    assert not (server.models / SPLEEN / "models/shipped_model.pt").exists()

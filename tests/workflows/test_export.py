@@ -1,0 +1,128 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Exported models compute what the bundle's network computes, in either order of patch merging; the commands are those of docs/how-to/export.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+
+from bundles.common.checkpoint_file import save_atomically
+from bundles.common.swin_encoder import build_swin_unetr
+from bundles.common.weights import load_model
+from tests.zoo.conftest import ENCODER, ORGANS
+from zoo.archive import extract_archive
+from zoo.pack import pack
+
+ROI = [64, 64, 32]
+BATCHES = (1, 2, 3)
+MERGINGS = ("legacy", "monai")
+Network = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A packed bundle beside its exported models, and its network in both orders of patch merging."""
+
+    folder: Path
+    own: Network
+    other: Network
+
+
+def run(*words: str, cwd: Path) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module", params=MERGINGS)
+def exported(request, tmp_path_factory) -> Exported:
+    """Weights of random numbers: what is compared does not ask for a training."""
+    work = tmp_path_factory.mktemp(f"export_{request.param}")
+    torch.manual_seed(0)
+    state = build_swin_unetr(ENCODER, out_channels=14).state_dict()
+    trained = {"preset": "cpu", "spacing": [4.0, 4.0, 5.0], "hu_window": [-175.0, 250.0], "roi_size": ROI}
+    content = {"model": state, "encoder": ENCODER | {"merging": request.param}, "labels": ORGANS, "trained": trained}
+    save_atomically(content, work / "models/model.pt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zoo.pack.run_checks", lambda folder, names: iter(()))
+        package = pack("swin_unetr_btcv_seg", models=work / "models", out=work)
+    folder = extract_archive(package.archive, work / "unpacked")
+    shape = ["--input_shape", str([1, 1, *ROI])]
+    torchscript = ["--config_file", "configs/inference.yaml", "--key_in_ckpt", "model", "--use_trace", "True"]
+    run("-m", "monai.bundle", "ckpt_export", *torchscript, *shape, cwd=folder)
+    run("-m", "monai.bundle", "onnx_export", "--args_file", "configs/export_onnx.yaml", *shape, cwd=folder)
+    networks = {}
+    for merging in MERGINGS:
+        networks[merging] = build_swin_unetr(ENCODER | {"merging": merging}, out_channels=14).eval()
+        networks[merging].load_state_dict(state)
+    load_model(networks[request.param], str(folder / "models/model.pt"))  # the bundle's own way in
+    return Exported(folder, networks.pop(request.param), networks.popitem()[1])
+
+
+def compare(exported: Exported, model: Network) -> None:
+    """Any batch, and the order of patch merging of the weights."""
+    generator = torch.Generator().manual_seed(0)
+    for batch in BATCHES:
+        windows = torch.rand(batch, 1, *ROI, generator=generator)
+        with torch.no_grad():
+            ours, other, theirs = exported.own(windows), exported.other(windows), model(windows)
+        assert theirs.shape == ours.shape == (batch, 14, *ROI)
+        assert (theirs - ours).abs().max() < 1e-4
+        assert (theirs - other).abs().max() > 1e-2
+
+
+def test_torchscript_gives_the_logits_of_the_network(exported):
+    compare(exported, torch.jit.load(exported.folder / "models/model.ts"))
+
+
+def test_onnx_gives_the_logits_of_the_network_in_onnxruntime(exported):
+    path = exported.folder / "models/model.onnx"
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert [node.name for node in (*session.get_inputs(), *session.get_outputs())] == ["image", "pred"]
+
+    def model(windows: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(session.run(["pred"], {"image": windows.numpy()})[0])
+
+    compare(exported, model)
+
+
+def test_torchscript_carries_metadata_and_config(exported):
+    files = {"metadata.json": "", "inference.json": ""}
+    torch.jit.load(exported.folder / "models/model.ts", _extra_files=files)
+    assert json.loads(files["metadata.json"])["network_data_format"]["outputs"]["pred"]["num_channels"] == 14
+    assert json.loads(files["inference.json"])["network_def"]["_target_"].endswith("build_swin_unetr")
+
+
+TENSORRT = """
+import json
+from monai.bundle import ConfigParser
+
+config = ConfigParser(ConfigParser.load_config_files(["configs/inference.yaml", "configs/inference_trt.yaml"]))
+network = config.get_parsed_content("network")
+arguments = config.get_parsed_content("trt")
+print("found", json.dumps([type(network).__name__, config.get_parsed_content("engine"), config.get_parsed_content("amp"), arguments]))
+"""
+
+
+@pytest.mark.parametrize("exported", ["legacy"], indirect=True)
+def test_the_overlay_for_tensorrt_is_well_formed(exported):
+    """All that can be known of it without a GPU: there MONAI leaves the network as it is."""
+    said = run("-c", TENSORRT, cwd=exported.folder)
+    (found,) = [line for line in said.splitlines() if line.startswith("found ")]
+    network, engine, amp, arguments = json.loads(found.removeprefix("found "))
+    assert (network, engine, amp) == ("FastSwinUNETR", "./models/model.pt.64x64x32", False)
+    assert arguments["dynamic_batchsize"] == [1, 4, 4] and arguments["precision"] == "fp16"
+    assert arguments["timestamp"] == pytest.approx(os.path.getmtime(exported.folder / "models/model.pt"))
+    assert "trt_compile() has no effect" in said
