@@ -53,14 +53,19 @@ GEOMETRIES = {
 def preprocessing() -> Compose:
     """The bundle's own; its window of HU has no part in the geometry."""
     config = ConfigParser()
-    config.read_config(BUNDLE / "configs/inference.yaml")
+    config.read_config(BUNDLE / "configs/train.yaml")  # that of inference.yaml passes labels over
     config["spacing"] = list(SPACING)
+    forget_scripts()
     with pytest.MonkeyPatch.context() as patch:  # each bundle has a package ``scripts`` of its own
         patch.syspath_prepend(BUNDLE)
         transforms = config.get_parsed_content("preprocessing")
+    forget_scripts()
+    return transforms
+
+
+def forget_scripts() -> None:
     for module in [module for module in sys.modules if module.split(".")[0] == "scripts"]:
         del sys.modules[module]
-    return transforms
 
 
 def body(shape, seed: int = 0) -> np.ndarray:
