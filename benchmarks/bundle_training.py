@@ -35,6 +35,8 @@ def training_config(
     text = (folder / "configs" / "train.yaml").read_text()
     # Each bundle calls its own package "scripts": by its full name several fit in one process.
     config = yaml.safe_load(text.replace(" scripts.", f" bundles.{bundle}.scripts."))
+    if "pretrained_model" in config:
+        config["pretrained_model"] = None  # it reads a handler that is left out here
     config |= {"bundle_root": str(folder), "tensorboard": False, **options}
     config["network_def"]["fast"] = fast
     train = config["train"]
