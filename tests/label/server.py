@@ -86,6 +86,7 @@ def serve(python: str, folder: Path, *, packages: Sequence[Path], scans: Sequenc
     """
     apps, studies = folder / "apps", folder / "studies"
     environment = {**os.environ, "PYTHONPATH": str(SERVER_PYTHON), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    environment["MLFLOW_ALLOW_FILE_STORE"] = "true"  # where MONAI 1.5 tracks, and MLflow 3 refuses without it
     environment["PATH"] = f"{Path(python).parent}{os.pathsep}{environment['PATH']}"
     monailabel = [python, "-m", "monailabel.main"]
     download = [*monailabel, "apps", "--download", "--name", "monaibundle", "--output", str(apps)]
