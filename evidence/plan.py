@@ -161,10 +161,11 @@ class Planner:
         return _once(runs)
 
     def recipes(self, arm: str) -> list[dict[str, Any]]:
-        """Every combination of the values of the search's grid, and of what it has for this arm alone."""
+        """Every combination of the values of the search's grid, and of what it has for this arm alone; then the arm's single recipes."""
         search = self._part("search")
         grid = {**(search.get("grid") or {}), **((search.get("grid_of") or {}).get(arm) or {})}
-        return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        combined = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        return combined + [dict(recipe) for recipe in (search.get("recipes_of") or {}).get(arm) or []]
 
     def subsets(self) -> list[list[str]]:
         """Subsets of the proxy tasks that the ablation compares, none among them."""

@@ -43,7 +43,8 @@ class Study:
         steps: fine-tuning steps, one number or one for each n.
         curve: ``n``, ``seeds``, ``encoder_per_seed``.
         ablation: ``n``, ``seeds``, ``encoder_per_seed``, ``arm``, ``subsets`` of the proxy tasks.
-        search: ``n``, ``seeds``, ``options``, ``grid`` for all arms and ``grid_of`` single ones, equally many recipes in each.
+        search: ``n``, ``seeds``, ``options``, ``grid`` for all arms, ``grid_of`` single ones, and their further ``recipes_of`` options;
+            equally many recipes for each arm.
         minutes: rough minutes of a pre-training and of a fine-tuning, until some have finished.
     """
 
@@ -84,7 +85,7 @@ PARTS = {
     "split": {"fold", "folds"},
     "curve": {"n", "seeds", "encoder_per_seed"},
     "ablation": {"n", "seeds", "encoder_per_seed", "arm", "subsets", "paper"},
-    "search": {"n", "seeds", "grid", "grid_of", "options"},
+    "search": {"n", "seeds", "grid", "grid_of", "recipes_of", "options"},
     "synthetic": {"unlabelled", "training", "validation", "seed"},
     "minutes": {"pretraining", "finetuning"},
 }
@@ -207,10 +208,22 @@ def _check_search(search: Mapping[str, Any], arms: Mapping[str, Any], source: st
         for key, values in grid.items():
             if not isinstance(values, list) or not values:
                 raise InputError(f"{source}: {part}.{key} {values!r} must be a list of values to try.")
-    efforts = {arm: math.prod(len(values) for values in (own.get(arm) or {}).values()) for arm in arms}
+    single = _mapping(search.get("recipes_of") or {}, source, "search.recipes_of")
+    _check_keys(single, set(arms), source, "search.recipes_of.")
+    for arm, recipes in single.items():
+        if not isinstance(recipes, list):
+            raise InputError(f"{source}: search.recipes_of.{arm} {recipes!r} must be a list of recipes.")
+        for recipe in recipes:
+            _check_options(recipe, source, f"search.recipes_of.{arm}")
+    grid = math.prod(len(values) for values in grids["search.grid"].values())
+    efforts = {
+        arm: grid * math.prod(len(values) for values in (own.get(arm) or {}).values()) + len(single.get(arm) or [])
+        for arm in arms
+    }
     if len(set(efforts.values())) > 1:
         raise InputError(
-            f"{source}: search.grid_of gives the arms unequal numbers of recipes, {efforts}: a fair search tries as many for each."
+            f"{source}: the search gives the arms unequal numbers of recipes, {efforts}: a fair one tries as many for each. "
+            "See search.grid_of and search.recipes_of."
         )
 
 

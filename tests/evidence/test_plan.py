@@ -48,6 +48,19 @@ def test_search_tries_as_many_recipes_for_each_arm_on_tuning_patients_alone():
     assert {run.facts["recipe"]["learning_rate"] for run in runs} == {0.01, 0.02}
 
 
+def test_single_recipes_come_beside_the_grid():
+    search = {"n": 2, "seeds": [9], "grid": {"learning_rate": [0.01]}}
+    search["recipes_of"] = {"scratch": [{"warmup_steps": 7}], "pretrained": [{"freeze_encoder": True}]}
+    runs = [run for run in planner(search=search).search() if run.kind == "finetuning"]
+    assert [(run.facts["arm"], run.facts["recipe"]) for run in runs] == [
+        ("scratch", {"learning_rate": 0.01}),
+        ("scratch", {"warmup_steps": 7}),
+        ("pretrained", {"learning_rate": 0.01}),
+        ("pretrained", {"freeze_encoder": True}),
+    ]
+    assert runs[3].commands[0].options["freeze_encoder"] is True
+
+
 def test_a_run_comes_after_those_that_it_needs():
     seen = set()
     for run in whole_plan().runs:

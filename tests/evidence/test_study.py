@@ -59,6 +59,25 @@ def test_unknown_study_lists_the_known():
             {"search": {"n": 2, "seeds": [0], "grid_of": {"scratch": {"warmup_steps": [1, 2, 3]}}}},
             "'scratch': 3, 'pretrained': 1",
         ),
+        (
+            {
+                "search": {
+                    "n": 2,
+                    "seeds": [0],
+                    "grid": {"drop_path": [0, 0.1]},
+                    "recipes_of": {"scratch": [{"drop_path": 0.2}]},
+                }
+            },
+            "'scratch': 3, 'pretrained': 2",
+        ),
+        (
+            {"search": {"n": 2, "seeds": [0], "recipes_of": {"scratch": [{"seed": 1}]}}},
+            "search.recipes_of.scratch.seed is set by the plan",
+        ),
+        (
+            {"search": {"n": 2, "seeds": [0], "recipes_of": {"scratch": {"drop_path": 1}}}},
+            "search.recipes_of.scratch .*must be a list of recipes",
+        ),
     ],
 )
 def test_mistakes_are_named(changes, words):
