@@ -21,6 +21,7 @@ from .distributed import bare, everyones, rank, world_size
 from .input_error import InputError
 from .optimizer_step import steps_done
 from .seeded_crops import DrawSampler
+from .weight_average import WeightAverage
 from .weights import encoder_state
 
 logger = logging.getLogger(__name__)
@@ -60,12 +61,13 @@ def _plain(value: Any) -> Any:
 OF_THE_OPTIMISATION = {
     *("max_steps", "val_interval", "learning_rate", "weight_decay", "warmup_steps", "betas", "max_gradient_norm"),
     *("batch_size", "accumulation_steps", "processes", "precision", "early_stopping", "encoder_lr_decay", "drop_path"),
+    *("end_learning_rate", "average_steps"),
     *("augmentation", "crop_sampling", "class_balance", "background_weight", "background_in_dice", "batch_dice"),
 }
 DECIDES_THE_NETWORK = {"tasks", "heads", "labels", "task", "freeze_encoder"}
 
 # What of a schedule is set by the run's options, and not by how far the run has come.
-SCHEDULE_OPTIONS = ("base_lrs", "t_total", "warmup_steps")
+SCHEDULE_OPTIONS = ("base_lrs", "t_total", "warmup_steps", "end_lr")
 
 
 class TrainingCheckpoint:
@@ -90,6 +92,7 @@ class TrainingCheckpoint:
         resume_changes: names of settings that may differ from those of the run that is resumed.
         encoder_file: also write ``encoder.pt``.
         early_stopping: validations in a row without a better score after which the run is complete; None, or no evaluator, never ends it early.
+        average: mean of the weights that is validated; ``best.pt`` and ``model.pt`` then have it in place of the network's own.
 
     Raises:
         InputError: ``resume_changes`` names no setting; ``early_stopping`` is no number of validations.
@@ -114,11 +117,15 @@ class TrainingCheckpoint:
         resume_changes: Sequence[str] = (),
         encoder_file: bool = False,
         early_stopping: int | None = None,
+        average: WeightAverage | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.stateful = {"network": bare(network), "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         self.network = bare(network)
+        self.average = average
+        if average is not None and average.model is not None:
+            self.stateful["average"] = average.model
         self.sampler = sampler
         self.encoder = dict(encoder)
         self.details = dict(details)
@@ -214,7 +221,10 @@ class TrainingCheckpoint:
         for saved, group in zip(state["optimizer"]["param_groups"], options, strict=False):
             saved.update({name: group[name] for name in ("foreach", "fused") if name in group})
         for name, target in self.stateful.items():
-            target.load_state_dict(state[name])
+            if name == "average" and name not in state:  # --resume_changes average_steps
+                self.average.start_anew()
+            else:
+                target.load_state_dict(state[name])
         if changed:  # options are this run's; how far it has come is the checkpoint's
             for group, option in zip(self.optimizer.param_groups, options, strict=True):
                 group.update({name: value for name, value in option.items() if name not in ("params", "lr")})
@@ -259,7 +269,8 @@ class TrainingCheckpoint:
             "score": {self.score: score},
             "versions": {"monai": monai.__version__, "torch": str(torch.__version__), "ignite": ignite.__version__},
         }
-        model = {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
+        network = self.network if self.average is None else self.average.network
+        model = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
         return {"model": model, "encoder": self.encoder, **self.details, "trained": trained}
 
     def epoch_completed(self, engine: Engine) -> None:

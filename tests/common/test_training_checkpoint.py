@@ -19,6 +19,7 @@ from bundles.common.input_error import InputError
 from bundles.common.lr_schedule import StepSchedule
 from bundles.common.seeded_crops import DrawSampler
 from bundles.common.training_checkpoint import TrainingCheckpoint, random_states, restore_random_states
+from bundles.common.weight_average import UpdateAverage, WeightAverage
 
 EPOCHS, EPOCH_LENGTH, BATCH = 5, 3, 2
 
@@ -64,6 +65,7 @@ def train(
     lr=0.1,
     fused=True,
     settings=None,
+    average_steps=1,
     **options,
 ):
     """Run to the end, or to the step in which the run is killed. Returns the trainer and the steps that it made."""
@@ -74,6 +76,7 @@ def train(
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, fused=fused)
     lr_scheduler = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=epochs * EPOCH_LENGTH)
     sampler = DrawSampler(iterations=epochs * EPOCH_LENGTH, batch_size=BATCH)
+    average = WeightAverage(network=network, steps=average_steps)
     evaluator = None if scores is None else Engine(lambda engine, batch: None)
     steps, noise, rates = [], [], []
 
@@ -112,6 +115,7 @@ def train(
         settings=settings or {"learning_rate": lr, "max_steps": epochs * EPOCH_LENGTH, "roi_size": (96, 96, 96)},
         **{"details": {"out_channels": 1}, "trained": {"preset": "cpu"}, "score": "dice", "resume": resume, **options},
         evaluator=evaluator,
+        average=average,
     )
     trainer = SupervisedTrainer(
         device=torch.device("cpu"),
@@ -121,7 +125,13 @@ def train(
         network=network,
         optimizer=optimizer,
         loss_function=torch.nn.MSELoss(),
-        train_handlers=[StepSchedule(lr_scheduler=lr_scheduler), *more, Validate(), checkpoint],
+        train_handlers=[
+            StepSchedule(lr_scheduler=lr_scheduler),
+            UpdateAverage(average=average),
+            *more,
+            Validate(),
+            checkpoint,
+        ],
         decollate=False,
     )
     if killed_in_step is None:
@@ -159,6 +169,32 @@ def test_a_killed_and_resumed_run_equals_the_unbroken_one_to_the_bit(tmp_path, r
     for name in ("last.pt", "best.pt", "model.pt"):
         one, other = (load_checkpoint_file(tmp_path / run / name) for run in ("killed", "unbroken"))
         assert same(one, other), name
+
+
+@pytest.mark.parametrize("killed_in_step", [5, 13])
+def test_a_mean_of_weights_goes_on_and_is_the_result(tmp_path, record, killed_in_step):
+    scores = (0.1, 0.2, 0.3, 0.4, 0.5)
+    unbroken = train(tmp_path / "unbroken", record, scores=scores, average_steps=4)
+    train(tmp_path / "killed", record, scores=scores, average_steps=4, killed_in_step=killed_in_step)
+    train(tmp_path / "killed", record, scores=scores, average_steps=4, resume=True)
+    for name in ("last.pt", "best.pt", "model.pt"):
+        one, other = (load_checkpoint_file(tmp_path / run / name) for run in ("killed", "unbroken"))
+        assert same(one, other), name
+    last, model = (load_checkpoint_file(tmp_path / "killed" / name) for name in ("last.pt", "model.pt"))
+    mean = {name.removeprefix("module."): tensor for name, tensor in last["average"].items() if name != "n_averaged"}
+    assert same(model["model"], mean) and last["average"]["n_averaged"] == 15
+    assert same(last["network"], unbroken.network.state_dict()) and not same(model["model"], last["network"])
+
+
+def test_a_mean_may_begin_with_a_resumed_run(tmp_path, record):
+    settings = {"average_steps": 1}
+    train(tmp_path, record, settings=settings, killed_in_step=14)
+    options = {"settings": {"average_steps": 4}, "average_steps": 4, "resume": True}
+    with pytest.raises(InputError, match="average_steps was 1, now 4"):
+        train(tmp_path, record, **options)
+    resumed = train(tmp_path, record, resume_changes=["average_steps"], **options)
+    assert resumed.steps == [13, 14, 15]
+    assert load_checkpoint_file(tmp_path / "last.pt")["average"]["n_averaged"] == 3
 
 
 @pytest.mark.parametrize("was_fused", [False, True])

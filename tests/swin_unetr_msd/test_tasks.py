@@ -103,7 +103,7 @@ def test_a_row_changes_values_of_one_preset_alone():
     )
     assert (official["batch_size"], official["crops_per_volume"]) == (12, 1)
     assert (few["batch_size"], few["max_steps"]) == (1, 20000)
-    assert (cpu["batch_size"], cpu["max_steps"], cpu["feature_size"]) == (4, 2000, 12)
+    assert (cpu["batch_size"], cpu["max_steps"], cpu["feature_size"]) == (4, 2400, 12)
     assert choose(hippocampus, "cpu")["roi_size"] == [32, 64, 32]
     assert choose(hippocampus, "few_label")["roi_size"] == [64, 64, 64]
 
