@@ -241,7 +241,7 @@ def test_two_processes_train_and_evaluate_together(tmp_path, btcv):
     assert len(summary["cases"]) == 2
 
 
-def test_training_on_every_case_needs_no_validation(tmp_path, btcv):
+def test_training_on_every_case_needs_no_validation_and_may_keep_the_mean_of_its_weights(tmp_path, btcv):
     run = run_bundle(
         "swin_unetr_btcv_seg",
         "train.yaml",
@@ -249,7 +249,15 @@ def test_training_on_every_case_needs_no_validation(tmp_path, btcv):
         output_dir=tmp_path,
         fold="all",
         max_gradient_norm=None,
+        average_steps=2,
+        end_learning_rate=0.003,
+        warmup_steps=0,
         **SMALL,
     )
     assert "validation" not in succeed(run)
-    assert torch.load(tmp_path / "models" / "model.pt", weights_only=True)["trained"]["steps"] == 2
+    model, last = (torch.load(tmp_path / "models" / name, weights_only=True) for name in ("model.pt", "last.pt"))
+    assert model["trained"]["steps"] == 2
+    name = "out.conv.conv.weight"
+    assert torch.equal(model["model"][name], last["average"][f"module.{name}"])
+    assert not torch.equal(model["model"][name], last["network"][name])
+    assert {group["lr"] for group in last["optimizer"]["param_groups"]} == {0.003}
