@@ -44,10 +44,14 @@ def check_label_presence(*, scans: Sequence[Mapping[str, str]], labels: Mapping[
         labels: value to name, of this run.
 
     Raises:
-        InputError: if the labels hold background alone: there is nothing to learn.
+        InputError: if there is no training item, or the labels hold background alone: there is nothing to learn.
     """
     if rank() > 0:
         return
+    if not scans:
+        raise InputError(
+            "there is no labelled training scan: list some under 'training', or store a label first (MONAI Label)."
+        )
     cases = (label_volumes(scans, classes=len(labels)) > 0).sum(axis=0)
     names = {int(value): name for value, name in labels.items()}
     absent = [names[value] for value in range(1, len(labels)) if cases[value] == 0]

@@ -48,7 +48,7 @@ class Spacingd(monai.transforms.Spacingd):
 class ReplaceModel:
     """Handler for `SupervisedTrainer`, behind `TrainingCheckpoint`: the result takes the place of the model that the server infers with.
 
-    The model that was there at first stays beside it, as ``shipped_model.pt``; MONAI Label offers it in its list of models.
+    The model that was there at first stays beside it, as ``shipped_model.pt``; MONAI Label takes it by that name, and has it in its list after its next start.
 
     Args:
         result: ``model.pt`` of this training.

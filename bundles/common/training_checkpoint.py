@@ -67,7 +67,7 @@ OF_THE_OPTIMISATION = {
 DECIDES_THE_NETWORK = {"tasks", "heads", "labels", "task", "freeze_encoder"}
 
 # What of a schedule is set by the run's options, and not by how far the run has come.
-SCHEDULE_OPTIONS = ("base_lrs", "t_total", "warmup_steps", "end_lr")
+SCHEDULE_OPTIONS = ("base_lrs", "t_total", "warmup_steps", "floor")
 
 
 class TrainingCheckpoint:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 from .distributed import bare
 from .input_error import InputError
 from .optimizer_step import ends_step
+
+logger = logging.getLogger(__name__)
 
 
 class WeightAverage:
@@ -24,6 +27,8 @@ class WeightAverage:
     Args:
         network: that is trained, wrapped or not.
         steps: about how many of the last steps; 1: no mean, the network itself is validated and kept.
+        run_steps: of the whole run. A mean that reaches back over more than half of it, warm-up and all, is warned of.
+        shorten: take a quarter of the run instead of a mean that reaches back further.
 
     Attributes:
         network: what to validate and to keep: the mean, or the trained network itself.
@@ -33,9 +38,19 @@ class WeightAverage:
         InputError: ``steps`` is no whole number of at least 1.
     """
 
-    def __init__(self, *, network: torch.nn.Module, steps: int) -> None:
+    def __init__(
+        self, *, network: torch.nn.Module, steps: int, run_steps: int | None = None, shorten: bool = False
+    ) -> None:
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise InputError(f"--average_steps {steps!r} must be a whole number of at least 1; 1: no average.")
+        if run_steps is not None and shorten:
+            steps = min(steps, max(1, run_steps // 4))
+        if run_steps is not None and steps > max(1, run_steps / 2):
+            logger.warning(
+                "--average_steps %d of a run of %d steps: the mean takes in the warm-up, and the network before it could do anything. "
+                "Give about a tenth of the run, or 1 for no mean",
+                *(steps, run_steps),
+            )
         self.steps = steps
         self.trained = bare(network)
         self.model = AveragedModel(self.trained, multi_avg_fn=self._move) if steps > 1 else None

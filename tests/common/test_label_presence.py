@@ -58,3 +58,8 @@ def test_labels_of_background_alone_are_refused(tmp_path):
     scans = [label_file(tmp_path / "empty.nii.gz")]
     with pytest.raises(InputError, match=r"background alone, such as .*empty\.nii\.gz"):
         check_label_presence(scans=scans, labels=LABELS)
+
+
+def test_no_scan_at_all_is_refused_with_what_to_do():
+    with pytest.raises(InputError, match="no labelled training scan.*store a label first"):
+        check_label_presence(scans=[], labels=LABELS)

@@ -10,7 +10,8 @@ from monai.data import DataLoader
 from monai.engines import SupervisedTrainer
 from monai.optimizers import WarmupCosineSchedule
 
-from bundles.common.lr_schedule import StepSchedule
+from bundles.common.input_error import InputError
+from bundles.common.lr_schedule import CosineToFloor, StepSchedule
 
 
 class Rates:
@@ -55,3 +56,33 @@ def test_iterations_of_one_step_share_its_rate():
     three, last = rates(3)
     assert three == [rate for rate in one for _ in range(3)]
     assert last == pytest.approx(0.0)
+
+
+def floored(rates_of_groups, **options):
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates_of_groups]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    schedule = CosineToFloor(optimizer, warmup_steps=2, t_total=6, **options)
+    seen = []
+    for _ in range(7):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    return seen, schedule
+
+
+def test_each_group_ends_at_the_same_share_of_its_own_rate():
+    seen, _ = floored([0.4, 0.1], learning_rate=0.4, end_learning_rate=0.08)
+    # half a cosine over four steps is 1, 0.854, 0.5, 0.146, 0; the floor is a fifth
+    expected = [0.0, 0.5, 1.0, 0.8535534, 0.5, 0.2, 0.2]
+    assert [fast for fast, _ in seen] == pytest.approx([0.4 * share for share in expected])
+    assert [slow for _, slow in seen] == pytest.approx([0.1 * share for share in expected])
+
+
+def test_without_a_floor_it_is_monais_schedule():
+    seen, _ = floored([1.0], learning_rate=1.0, end_learning_rate=0.0)
+    assert [rate for (rate,) in seen[:6]] == pytest.approx(rates(1)[0])
+
+
+def test_a_rate_that_would_rise_is_refused():
+    with pytest.raises(InputError, match="--end_learning_rate 0.1 is above --learning_rate 0.01"):
+        floored([0.01], learning_rate=0.01, end_learning_rate=0.1)

@@ -74,3 +74,17 @@ def test_a_mean_that_starts_anew_forgets_what_was():
 def test_what_is_no_number_of_steps_is_refused(steps):
     with pytest.raises(InputError, match=r"--average_steps .* whole number of at least 1"):
         WeightAverage(network=torch.nn.Linear(1, 1), steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("run_steps", "shorten", "steps", "warned"),
+    [(401, False, 200, False), (399, False, 200, True), (20, True, 5, False)],
+)
+def test_a_mean_of_most_of_the_run_is_warned_of_or_shortened(caplog, run_steps, shorten, steps, warned):
+    average = WeightAverage(network=torch.nn.Linear(1, 1), steps=200, run_steps=run_steps, shorten=shorten)
+    assert average.steps == steps
+    assert (f"--average_steps 200 of a run of {run_steps} steps" in caplog.text) == warned
+
+
+def test_a_run_of_few_steps_in_monai_label_has_no_mean():
+    assert WeightAverage(network=torch.nn.Linear(1, 1), steps=200, run_steps=3, shorten=True).model is None

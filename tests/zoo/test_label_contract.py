@@ -32,8 +32,10 @@ for bundle, model_filename, train, validation in json.loads(sys.argv[1]):
     config.read_config(f"{bundle}/configs/train.json")
     config.config.update({"bundle_root": bundle})
     handlers = config.get("train#handlers", [])
-    if model_filename and not [handler for handler in handlers if handler.get("_target_") == "CheckpointLoader"]:
-        model = {"load_path": f"{bundle}/models/{model_filename}", "load_dict": {"model": "$@network"}, "strict": False}
+    load_path = f"{bundle}/models/{model_filename}"
+    loaders = [handler for handler in handlers if handler.get("_target_") == "CheckpointLoader"]
+    if os.path.exists(load_path) and not loaders:
+        model = {"load_path": load_path, "load_dict": {"model": "$@network"}, "strict": False}
         handlers.insert(0, {"_target_": "CheckpointLoader", **model})
     overrides = {"bundle_root": bundle, "train#trainer#max_epochs": 2, "train#dataset#data": train, "device": "cpu"}
     overrides |= {"train#handlers": handlers, "validate#dataset#data": validation}
@@ -78,7 +80,7 @@ def trained(tmp_path_factory, bundles, scans) -> dict[str, dict]:
     """Both, one after the other in one process: one goes on from a model and validates, the other starts anew and does not."""
     btcv, spleen = bundles.values()
     shutil.copy(btcv / "models/model.pt", btcv / "models/chosen.pt")
-    tasks = [(str(btcv), "chosen.pt", scans[:2], scans[2:]), (str(spleen), None, scans, [])]
+    tasks = [(str(btcv), "chosen.pt", scans[:2], scans[2:]), (str(spleen), "none.pt", scans, [])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "PYTHONWARNINGS": "ignore"}
     run = subprocess.run(
         [sys.executable, "-c", LABEL, json.dumps(tasks)],
