@@ -7,6 +7,7 @@ import hashlib
 import shutil
 import stat
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from bundles.common.input_error import InputError
@@ -16,6 +17,7 @@ from .bundle_files import files_of
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip can tell
 PERMISSIONS = stat.S_IFREG | 0o644
 UNIX = 3
+ENCRYPTED = 1  # a bit of an entry's flags
 
 
 def write_archive(folder: Path, path: Path, *, leave_out: frozenset[str] = frozenset()) -> None:
@@ -44,7 +46,7 @@ def extract_archive(path: Path, target: Path) -> Path:
     """Unpack a zip into a folder, and return the bundle's folder in it.
 
     Raises:
-        InputError: if it is no zip, holds links, leads out of the folder, or has more or less than one folder at its top.
+        InputError: if it is no zip, is encrypted, holds links, leads out of the folder, or has more or less than one folder at its top.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -53,7 +55,13 @@ def extract_archive(path: Path, target: Path) -> Path:
                     raise InputError(
                         f"{path} holds the link {entry.filename}, which clients unpack as a text file: pack anew."
                     )
+                if entry.flag_bits & ENCRYPTED:
+                    raise InputError(
+                        f"{path} is encrypted ({entry.filename}), and clients have no password: pack anew."
+                    )
                 parts = PurePosixPath(entry.filename).parts
+                if not parts:
+                    raise InputError(f"{path} holds the entry {entry.filename!r}, which names no file: pack anew.")
                 if ".." in parts or entry.filename.startswith("/") or "\\" in entry.filename:
                     raise InputError(
                         f"{path} holds {entry.filename!r}, which leads out of the folder: it was not unpacked."
@@ -62,7 +70,7 @@ def extract_archive(path: Path, target: Path) -> Path:
             if len(tops) != 1 or all(entry.filename == tops[0] for entry in archive.infolist()):
                 raise InputError(f"{path} must hold one folder, the bundle; it holds {', '.join(tops) or 'nothing'}.")
             archive.extractall(target)
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError) as error:
         raise InputError(f"{path} cannot be read as a zip: {error}. Pack or download it again.") from error
     return target / tops[0]
 

@@ -17,8 +17,8 @@ from bundles.common.input_error import InputError
 from bundles.common.label_names import read_labels
 
 from .archive import file_hash
-from .bundle_files import files_of, is_leftover
-from .json_copies import differing_copies
+from .bundle_files import is_leftover, own_files
+from .json_copies import COPIED, differing_copies
 from .large_files import LARGE, LIST, read_large_files
 from .machine_paths import check_machine_paths
 from .names import check_name
@@ -89,7 +89,7 @@ def check_metadata(folder: Path) -> None:
         if len(named) != channels:
             raise InputError(f"{name} has num_channels {channels}, but channel_def names {len(named)}: {named}.")
         bounds = tensor.get("value_range")
-        if not isinstance(bounds, list) or not all(isinstance(bound, (int, float)) for bound in bounds):
+        if not isinstance(bounds, list) or not bounds or not all(isinstance(bound, (int, float)) for bound in bounds):
             raise InputError(f"{name} has value_range {bounds!r}: numbers are due, such as [0, 1].")
 
 
@@ -157,7 +157,7 @@ def check_large_files(folder: Path) -> None:
 def check_sizes(folder: Path) -> None:
     """No file is larger than the zoo takes, unless it is listed in ``large_files.yml``."""
     listed = {entry["path"] for entry in read_large_files(folder)}
-    large = {name.as_posix(): (folder / name).stat().st_size for name in files_of(folder) if (folder / name).exists()}
+    large = {name.as_posix(): (folder / name).stat().st_size for name in own_files(folder) if (folder / name).exists()}
     too_large = [f"{name} ({size / 1e6:.0f} MB)" for name, size in large.items() if size > LARGE and name not in listed]
     if too_large:
         raise InputError(f"{', '.join(too_large)} over {LARGE / 1e6:.0f} MB: pack with --large_files_url.")
@@ -165,16 +165,23 @@ def check_sizes(folder: Path) -> None:
 
 def check_real_files(folder: Path) -> None:
     """No links, and nothing that a run left."""
-    links = [name.as_posix() for name in files_of(folder) if (folder / name).is_symlink()]
+    names = own_files(folder)
+    links = [name.as_posix() for name in names if (folder / name).is_symlink()]
     if links:
         raise InputError(f"links, which become text files in a zip: {', '.join(links[:5])}. Pack the bundle.")
-    left = [name.as_posix() for name in files_of(folder) if name.parts[0] != "models" and is_leftover(name)]
+    left = [name.as_posix() for name in names if name.parts[0] != "models" and is_leftover(name)]
     if left:
         raise InputError(f"left by a run or an editor: {', '.join(left[:5])}. Remove or pack anew.")
 
 
 def check_json(folder: Path) -> None:
-    """JSON is indented by 4, and copies of YAML configs say the same."""
+    """Workflows that clients read as JSON are there as JSON, it is indented by 4, and copies of YAML configs say the same."""
+    names = [f"configs/{name}.json" for name in COPIED]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise InputError(
+            f"missing: {', '.join(missing)}. Clients such as monai.bundle.load read no YAML: pack the bundle."
+        )
     for path in sorted((folder / "configs").glob("*.json")):
         text = path.read_text(encoding="utf-8").rstrip("\n")
         content = json.loads(text)
@@ -195,7 +202,12 @@ def check_packages(folder: Path) -> None:
     """Packages are pinned, and installed here as pinned: else this verification is of other ones."""
     metadata = read_metadata(folder)
     pinned = {package: metadata.get(key) for key, package in CORE.items()}
-    pinned |= metadata.get("required_packages_version") or {}
+    more = metadata.get("required_packages_version")
+    if not isinstance(more, dict):
+        raise InputError(
+            f"required_packages_version in configs/metadata.json is {more!r}: packages with their versions are due, {{}} where there are none."
+        )
+    pinned |= more
     loose = [
         f"{name} {version!r}"
         for name, version in pinned.items()

@@ -17,7 +17,9 @@ BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 FOLDERS = ("configs", "docs", "scripts")
 FILES = ("LICENSE", "large_files.yml")
 #: What runs and editors leave in those folders.
-LEFTOVERS = (".*", "__pycache__", "*.pyc", "*.pt", "*.ckpt", "*.tmp", "*~", "mlruns*", "output")
+LEFTOVERS = (".*", "__pycache__", "*.pyc", "*.pt", "*.ckpt", "*.tmp", "*.orig", "*.bak", "*~", "mlruns*", "output")
+#: What Hugging Face and git lay beside a bundle's files.
+OF_HOSTS = (".cache/huggingface", ".gitattributes", ".git")
 
 
 def find_bundle(name: str | os.PathLike) -> Path:
@@ -45,6 +47,11 @@ def files_of(folder: Path) -> Iterator[Path]:
         for name in [*files, *(name for name in folders if Path(root, name).is_symlink())]
     ]
     return iter(sorted(found, key=lambda path: path.as_posix()))
+
+
+def own_files(folder: Path) -> list[Path]:
+    """`files_of` a bundle without what Hugging Face and git have laid at its top level."""
+    return [name for name in files_of(folder) if not any(name.is_relative_to(other) for other in OF_HOSTS)]
 
 
 def is_leftover(path: Path) -> bool:

@@ -53,7 +53,7 @@ def find_task(task: str, table: Path) -> Task:
         table: ``configs/tasks.yaml``.
 
     Raises:
-        InputError: if it is neither, or the file does not hold one row.
+        InputError: if it is neither, the file does not hold one row, or its bundle would be called as that of another row of the table.
     """
     own = Path(task).suffix in (".yaml", ".yml")
     file = Path(task) if own else table
@@ -69,6 +69,12 @@ def find_task(task: str, table: Path) -> Task:
         raise InputError(
             f"--task {task!r} is not in {file}. Known tasks: {', '.join(rows)}; or a YAML file that holds one row."
         )
+    namesake = next((other for other in _rows(table) if _short(other) == _short(name)), None)
+    if namesake is not None and (own or namesake != name):
+        raise InputError(
+            f"{file}: the bundle of {name} would be called {MSD}_{_short(name)}, as that of {namesake} of the table. Rename the row before the training, such as "
+            f"{name}Own (weights that are trained already: docs/how-to/publish.md), or take the table's own row by --task {namesake}."
+        )
     missing = [key for key in ("modality", "channels", "labels", "spacing", "roi_size") if key not in rows[name]]
     if missing:
         raise InputError(f"{file}: {name} lacks {', '.join(missing)}.")
@@ -83,7 +89,7 @@ def flat_name(task: str) -> str:
     Raises:
         InputError: if clients would misread it.
     """
-    short = re.sub(r"[^a-z0-9]", "", re.sub(r"^Task[0-9]+_", "", task).lower())
+    short = _short(task)
     if not short:
         raise InputError(f"task {task}: a name without letters or digits makes no name of a bundle. Rename the row.")
     short = f"task{short}" if short.startswith("v") else short
@@ -92,6 +98,11 @@ def flat_name(task: str) -> str:
     except InputError as error:
         raise InputError(f"task {task}: {error}") from None
     return f"{MSD}_{short}"
+
+
+def _short(task: str) -> str:
+    """What the name of a task gives to that of its bundle: ``spleen`` for ``Task09_Spleen``."""
+    return re.sub(r"[^a-z0-9]", "", re.sub(r"^Task[0-9]+_", "", task).lower())
 
 
 def flatten(folder: Path, task: Task, weights: Weights) -> None:
@@ -177,8 +188,13 @@ def task_metadata(metadata: Mapping[str, Any], *, bundle: str, task: Task, row: 
 
 
 def _rows(table: Path) -> dict[str, Any]:
-    rows = yaml.safe_load(table.read_text(encoding="utf-8"))
-    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+    try:
+        rows = yaml.safe_load(table.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{table} cannot be read as YAML: {error}") from error
+    if not isinstance(rows, dict) or not all(
+        isinstance(key, str) and isinstance(row, dict) for key, row in rows.items()
+    ):
         raise InputError(f"{table} must hold rows under their names, as configs/tasks.yaml does.")
     return rows
 
@@ -186,7 +202,7 @@ def _rows(table: Path) -> dict[str, Any]:
 def _slice(table: Path, name: str) -> str:
     """Text of one row with the comments in it; what stands above the first row, which may name a machine's folders, is not in it."""
     text = table.read_text(encoding="utf-8")
-    (marks,) = [
+    *_, marks = [  # of two rows of one name YAML takes the last
         (key.start_mark, row.end_mark) for key, row in yaml.compose(text, yaml.SafeLoader).value if key.value == name
     ]
     return text[marks[0].index : marks[1].index].rstrip() + "\n"

@@ -19,6 +19,11 @@ LIST = "large_files.yml"
 HASHES = ("md5", "sha1", "sha256", "sha512")  # those of MONAI's check_hash
 
 
+def large_files(folder: Path) -> list[str]:
+    """Files of a package that are larger than the zoo takes."""
+    return [name.as_posix() for name in files_of(folder) if (folder / name).stat().st_size > LARGE]
+
+
 def list_large_files(folder: Path, url_prefix: str | None) -> list[str]:
     """Write ``large_files.yml`` of a package, and return the files to leave out of its zip.
 
@@ -26,9 +31,7 @@ def list_large_files(folder: Path, url_prefix: str | None) -> list[str]:
         folder: the bundle.
         url_prefix: the address at which ``models/model.pt`` will be found, without that. None: nothing is left out.
     """
-    large = (
-        [name.as_posix() for name in files_of(folder) if (folder / name).stat().st_size > LARGE] if url_prefix else []
-    )
+    large = large_files(folder) if url_prefix else []
     entries = [
         {
             "path": name,

@@ -14,7 +14,7 @@ import yaml
 
 from bundles.common.input_error import InputError
 
-PATH = re.compile(r"(?:sqlite:///|file://|%)?(?:/[^/\s]|~[/\\]|~$|[A-Za-z]:[\\/]|\\\\\w)")
+PATH = re.compile(r"\s*(?:sqlite:///|file://|%)?(?:/[^/\s]|~[/\\]|~$|\$HOME\b|\$\{HOME\}|[A-Za-z]:[\\/]|\\\\\w)")
 # A text in quotes inside an expression or a list, unless it is put behind a folder: $@output_dir + '/models'
 QUOTED = re.compile(r"""(?P<behind>\+\s*)?(?P<quote>['"])(?P<text>.*?)(?P=quote)""")
 
@@ -25,10 +25,10 @@ def machine_paths(configs: Path) -> list[str]:
     Comments, and paths that begin with another entry (``$@bundle_root + '/data'``), are left alone.
 
     Args:
-        configs: the folder ``configs``: its YAML, JSON and ``logging.conf`` are read.
+        configs: the folder ``configs``: its YAML, JSON and ``logging.conf`` are read, in its subfolders, too.
     """
     found = []
-    for path in sorted(configs.iterdir()):
+    for path in sorted(path for path in configs.rglob("*") if path.is_file()):
         if path.suffix in (".yaml", ".yml", ".json"):
             text = path.read_text(encoding="utf-8")
             values = _values(json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))
@@ -40,7 +40,9 @@ def machine_paths(configs: Path) -> list[str]:
             )
         else:
             continue
-        found += [f"{path.name}, {key}: {value}" for key, value in values if _names_a_place(value)]
+        found += [
+            f"{path.relative_to(configs).as_posix()}, {key}: {value}" for key, value in values if _names_a_place(value)
+        ]
     return found
 
 

@@ -27,7 +27,7 @@ from .bundle_files import copy_bundle, find_bundle
 from .bundle_process import run_checks
 from .flat_task import MSD, find_task, flat_name, flatten
 from .json_copies import write_json_copies
-from .large_files import list_large_files
+from .large_files import LARGE, large_files, list_large_files
 from .model_card import write_hugging_face
 from .names import check_name
 from .packed_weights import copy_weights, read_weights
@@ -50,6 +50,7 @@ class Package:
         hugging_face: folder in the form of a Hugging Face repository.
         released_before: whether the list of releases had this very package already.
         left_out: large files that are not in the zip.
+        too_large: files in the zip that are larger than the zoo takes.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Package:
     hugging_face: Path
     released_before: bool
     left_out: tuple[str, ...]
+    too_large: tuple[str, ...]
 
 
 def stage(bundle: str | Path, *, folder: Path, task: str | None = None, models: Path | None = None) -> Path:
@@ -114,8 +116,11 @@ def pack(
         large_files_url: leave weights over 25 MB out of the zip; they will be found at this address, followed by ``/models/model.pt``.
 
     Raises:
-        InputError: see `stage`; the weights do not fit the network; this version was released with other bytes.
+        InputError: see `stage`; the weights do not fit the network; this version was released with other bytes; ``out`` is a file.
     """
+    above = next(path for path in (out, *out.parents) if path.exists())
+    if not above.is_dir():
+        raise InputError(f"--out {out}: {above} is a file. Name a folder.")
     with tempfile.TemporaryDirectory(prefix="zoo_pack_") as work:
         staged = stage(bundle, folder=Path(work), task=task, models=models)
         for check, failure in run_checks(staged, ["weights fit network_def"]):
@@ -124,6 +129,7 @@ def pack(
                 said = failure.replace(str(staged / "models"), str(given))
                 raise InputError(f"{check}: no. {said}")
         left_out = list_large_files(staged, large_files_url)
+        too_large = [name for name in large_files(staged) if name not in left_out]
         version = read_metadata(staged)["version"]
         package = f"{staged.name}_v{version}"
         archive, index = out / f"{package}.zip", out / INDEX
@@ -134,7 +140,7 @@ def pack(
         hugging_face = out / "huggingface" / staged.name
         write_hugging_face(staged, hugging_face)
         add_to_index(index, package=package, checksum=checksum, url_prefix=url_prefix)
-    return Package(staged.name, version, archive, checksum, hugging_face, before, tuple(left_out))
+    return Package(staged.name, version, archive, checksum, hugging_face, before, tuple(left_out), tuple(too_large))
 
 
 def _choose_task(source: Path, task: str | None):
@@ -186,7 +192,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{package.archive.parent / INDEX}  {package.name}_v{package.version}: {again}",
         f"{package.hugging_face}  for Hugging Face, tag {package.version}",
         *(f"{name} is not in the zip: it must be found at {given.large_files_url}/{name}" for name in package.left_out),
-        f"Verify it: python -m zoo.verify {package.archive}",
+        *(
+            f"{name} is over {LARGE / 1e6:.0f} MB, the zoo's limit: zoo.verify fails at sizes. For the zoo, pack with --large_files_url URL"
+            for name in package.too_large
+        ),
+        # a zip without its weights is no whole bundle
+        f"Verify it: python -m zoo.verify {package.hugging_face if package.left_out else package.archive}",
     ]
     for line in lines:
         console.print(line, markup=False)

@@ -46,7 +46,8 @@ def released(path: Path, *, package: str, checksum: str) -> bool:
     if entry is not None and entry["checksum"] != checksum:
         raise InputError(
             f"{package} was released with other bytes: {path} has sha1 {entry['checksum']}, this package {checksum}. Whoever has "
-            "the released one would not notice: raise version in configs/metadata.json, say in its changelog what changed, and pack again."
+            "the released one would not notice: raise version in configs/metadata.json, say in its changelog what changed, and pack again; "
+            f"or, if it was never published, remove its entry from {path}."
         )
     return entry is not None
 

@@ -35,6 +35,8 @@ from .release_index import INDEX, read_index, released
 
 STYLES = {"ok": "green", "FAILED": "bold red", "not checked": "yellow"}
 EXPORT = "scripting fails for Swin UNETR, MONAI's own too: the zoo's exclusion list is for that. Export with --use_trace True and --input_shape"
+TORCHRUN = "no two processes are started: train with multi_gpu_train is built in one"
+FORMAT = "this project is formatted by ruff, and has longer lines in comments and texts than the zoo's 120"
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def verify(
         folder: the bundle.
         archive: the zip that it was unpacked from, if so.
         schema: copy of the schema of the metadata; None: the one that `schema_copy` finds.
-        model_info: list of releases that the zip, a download, must stand in, under whatever name it was saved.
+        model_info: list of releases. A zip, a download, must stand in it, under whatever name it was saved; of a folder the version must not.
         build: also build networks and workflows, which takes half a minute.
     """
     checks = {name: partial(check, folder) for name, check in bundle_checks.CHECKS.items()}
@@ -75,6 +77,8 @@ def verify(
         checks["bytes as released"] = lambda: check_bytes(folder, archive, model_info)
     elif archive is not None:
         checks["name of the zip, and its release"] = lambda: check_archive(folder, archive)
+    else:
+        checks["version not released yet"] = lambda: check_unreleased(folder, model_info)
     for name, check in checks.items():
         try:
             check()
@@ -87,7 +91,8 @@ def verify(
             yield Verdict(name, "FAILED", f"{type(error).__name__}: {error}")
     for name, failure in run_checks(folder) if build else ():
         yield Verdict(name, "FAILED" if failure else "ok", failure or "")
-    yield Verdict("ckpt_export", "not checked", EXPORT)
+    for name, why in {"ckpt_export": EXPORT, "torchrun on 2 GPUs": TORCHRUN, "flake8, black, isort": FORMAT}.items():
+        yield Verdict(name, "not checked", why)
 
 
 def schema_copy(folder: Path) -> Path | None:
@@ -110,6 +115,22 @@ def check_archive(folder: Path, archive: Path) -> None:
     index = archive.with_name(INDEX)
     if not released(index, package=package, checksum=file_hash(archive, "sha1")):
         raise NotChecked(f"{package} is not in {index}")
+
+
+def check_unreleased(folder: Path, model_info: Path | None) -> None:
+    """A list of releases does not name the version of a folder, which has no checksum to compare.
+
+    Raises:
+        InputError: if it does.
+    """
+    if model_info is None:
+        raise NotChecked("name the list of what is released by --model_info FILE")
+    package = f"{folder.name}_v{read_metadata(folder).get('version')}"
+    if package in read_index(model_info):
+        raise InputError(
+            f"{model_info} names {package} already: to release anything else, raise version in configs/metadata.json. If this is the "
+            f"released bundle, verify {package}.zip: a folder has no sha1 to compare."
+        )
 
 
 def check_bytes(folder: Path, archive: Path, model_info: Path) -> None:
@@ -167,7 +188,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--task", help="of swin_unetr_msd, by its name: the task to make a bundle of")
     add("--models", type=Path, metavar="DIR", help="by its name: folder with model.pt (the bundle's own models/)")
     add("--schema", type=Path, metavar="FILE", help="copy of the schema of the metadata")
-    add("--model_info", type=Path, metavar="FILE", help="of a downloaded zip: the list of releases that has its sha1")
+    add(
+        "--model_info",
+        type=Path,
+        metavar="FILE",
+        help="list of releases: has the sha1 of a downloaded zip, and not yet the version of a name or folder",
+    )
     given = parser.parse_args(arguments)
     console = Console(soft_wrap=True, highlight=False)
     counts = dict.fromkeys(STYLES, 0)
@@ -177,8 +203,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.model_info and not given.model_info.is_file():
             raise InputError(f"--model_info {given.model_info} is not there.")
         with opened(given.bundle, task=given.task, models=given.models) as (folder, archive):
-            if given.model_info and archive is None:
-                raise InputError(f"--model_info goes with a downloaded zip; {given.bundle} is none.")
             for verdict in verify(folder, archive=archive, schema=given.schema, model_info=given.model_info):
                 counts[verdict.outcome] += 1
                 line = Text(f"{verdict.outcome:11}  ", style=STYLES[verdict.outcome]).append(

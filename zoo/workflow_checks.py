@@ -109,8 +109,14 @@ def as_trained(folder: Path, work: Path) -> None:
         raise ValueError("; ".join(said))
 
 
-def properties(name: str, kind: str) -> Callable[[Path, Path], None]:
-    """Make the check that ``check_properties()`` of one workflow finds nothing missing."""
+def properties(name: str, kind: str, *, overlay: str | None = None) -> Callable[[Path, Path], None]:
+    """Make the check that ``check_properties()`` of one workflow finds nothing missing.
+
+    Args:
+        name: of the config.
+        kind: of the workflow.
+        overlay: config for several processes that goes over it, built as the only process of its group.
+    """
 
     def check(folder: Path, work: Path) -> None:
         from monai.bundle import ConfigWorkflow
@@ -118,7 +124,11 @@ def properties(name: str, kind: str) -> Callable[[Path, Path], None]:
         data = make_data(work / name, json.loads((folder / "configs" / "metadata.json").read_text()))
         options: dict[str, Any] = {"bundle_root": str(folder), "output_dir": str(work / "output")}
         options["dataset_dir"] = str(data / "imagesTr" if name == "inference" else data)
-        workflow = ConfigWorkflow(_config(folder, name), workflow_type=kind, **options)
+        files = [_config(folder, name)]
+        if overlay is not None:
+            files.append(_config(folder, overlay))
+            _be_a_group()
+        workflow = ConfigWorkflow(files, workflow_type=kind, **options)
         if "fold" in workflow.parser:  # weights that were trained on all cases would have none to be scored on
             workflow.parser.update({"fold": 0})
         workflow.initialize()
@@ -128,6 +138,14 @@ def properties(name: str, kind: str) -> Callable[[Path, Path], None]:
     return check
 
 
+def _be_a_group() -> None:
+    """Make this process a process group, as torchrun makes several; without a port."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
 CHECKS: dict[str, Callable[[Path, Path], None]] = {
     "weights fit network_def": weights_fit,
     "network_def as the metadata say": shapes,
@@ -135,6 +153,7 @@ CHECKS: dict[str, Callable[[Path, Path], None]] = {
     "properties of train": properties("train", "train"),
     "properties of evaluate": properties("evaluate", "evaluation"),
     "properties of inference": properties("inference", "inference"),
+    "properties of train for torchrun": properties("train", "train", overlay="multi_gpu_train"),
 }
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from bundles.common.input_error import InputError
+
 
 def set_defaults(path: Path, values: Mapping[str, Any]) -> None:
     """Write other values into the top-level entries of a config, each of which takes one line; comments stay.
@@ -20,14 +22,16 @@ def set_defaults(path: Path, values: Mapping[str, Any]) -> None:
         values: entry to plain value (numbers, text, lists, None).
 
     Raises:
-        ValueError: if an entry is not there, or not on one line.
+        InputError: if an entry is not there, or not on one line.
     """
     text = path.read_text(encoding="utf-8")
     for key, value in values.items():
         entries = {name.value: (name.start_mark, node) for name, node in yaml.compose(text, yaml.SafeLoader).value}
         start, node = entries.get(key, (None, None))
         if start is None or not start.line == node.start_mark.line == node.end_mark.line:
-            raise ValueError(f"{path}: {key} cannot be set: it must be there, on a line of its own.")
+            raise InputError(
+                f"{path.parent.name}/{path.name}: {key} cannot be set: it must be there at the top level, its value on the same line."
+            )
         text = f"{text[: node.start_mark.index]}{_plain(value)}{text[node.end_mark.index :]}"
     path.write_text(text, encoding="utf-8", newline="")
 

@@ -84,12 +84,34 @@ def zipped(path, *names: str, link: str | None = None):
         (["a/x", "b/y"], None, "must hold one folder.*a, b"),
         (["x"], None, "must hold one folder"),
         ([], None, "nothing"),
+        (["./", "a/LICENSE"], None, r"bad\.zip holds the entry '\./', which names no file"),
     ],
 )
 def test_a_zip_of_another_form_is_refused_before_anything_is_written(tmp_path, names, link, said):
     with pytest.raises(InputError, match=said):
         extract_archive(zipped(tmp_path / "bad.zip", *names, link=link), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_encrypted_zip_is_refused(tmp_path):
+    path = zipped(tmp_path / "bad.zip", "a/LICENSE")
+    content = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # the zip module reads encrypted entries and writes none
+        content[content.index(signature) + flags] |= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"bad\.zip is encrypted"):
+        extract_archive(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_compression_is_told(tmp_path):
+    path = zipped(tmp_path / "bad.zip", "a/LICENSE")
+    content = bytearray(path.read_bytes())
+    for signature, method in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+        content[content.index(signature) + method] = 99
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"bad\.zip cannot be read as a zip"):
+        extract_archive(path, tmp_path / "out")
 
 
 def test_what_is_no_zip_is_named(tmp_path):

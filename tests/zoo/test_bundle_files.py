@@ -41,6 +41,7 @@ def test_what_runs_and_editors_leave_stays_behind(tmp_path, tree):
         "configs/cache.ckpt",
         "docs/README.md~",
     ]
+    left += ["configs/train.yaml.orig", "configs/train.yaml.bak"]
     left += ["configs/mlruns.db", "output/models/model.pt", "models/model.pt", "data/scan.nii.gz", "notes.txt"]
     for name in left:
         (bundle / name).parent.mkdir(parents=True, exist_ok=True)

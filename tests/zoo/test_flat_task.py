@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from monai.bundle import ConfigParser
 
@@ -199,6 +200,18 @@ def test_a_task_of_ones_own(tmp_path, own, monkeypatch):
     assert [verdict for verdict in verify(folder, build=False) if verdict.outcome == "FAILED"] == []
 
 
+def test_trained_weights_of_a_name_that_is_taken_are_packed_once_it_is_changed_in_both(tmp_path, monkeypatch):
+    """As docs/how-to/publish.md says."""
+    monkeypatch.setitem(ROWS, "Task901_Spleen", yaml.safe_load(OWN)["Task501_Kidney"])
+    path = save_task(tmp_path / "m", "Task901_Spleen") / "model.pt"
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    torch.save(content | {"task": "Task901_SpleenOwn"}, path)
+    (tmp_path / "task.yaml").write_text(OWN.replace("Task501_Kidney", "Task901_SpleenOwn"))
+    folder = stage(MSD, folder=tmp_path / "staged", task=str(tmp_path / "task.yaml"), models=tmp_path / "m")
+    assert folder.name == "swin_unetr_msd_spleenown"
+    assert [verdict for verdict in verify(folder, build=False) if verdict.outcome == "FAILED"] == []
+
+
 def test_weights_of_another_task_are_refused_with_both(tmp_path):
     models = save_task(tmp_path / "m", "Task03_Liver")
     with pytest.raises(InputError, match=r"model\.pt was trained for Task03_Liver, not for --task Task07_Pancreas"):
@@ -235,9 +248,31 @@ def test_a_task_for_a_bundle_without_tasks_is_refused(tmp_path, btcv_models):
         (OWN + "Other: {modality: CT}\n", "must hold one row.*Task501_Kidney, Other"),
         ("Kidney: {modality: CT}\n", "Kidney lacks channels, labels, spacing, roi_size"),
         ("- a\n", "must hold rows under their names"),
+        ("1: {modality: CT}\n", "must hold rows under their names"),
+        ("Kidney: {modality: [CT\n", r"task\.yaml cannot be read as YAML"),
+        (b"Kidney: \xff\n", r"task\.yaml cannot be read as YAML"),
     ],
 )
 def test_a_file_that_is_no_row_is_refused(tmp_path, text, said):
-    (tmp_path / "task.yaml").write_text(text)
+    (tmp_path / "task.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError, match=said):
         find_task(str(tmp_path / "task.yaml"), TABLE)
+
+
+def test_of_two_rows_of_one_name_the_last_counts(tmp_path):
+    (tmp_path / "task.yaml").write_text(OWN.replace("MR", "CT") + OWN)
+    task = find_task(str(tmp_path / "task.yaml"), TABLE)
+    assert task.row["modality"] == "MR" and yaml.safe_load(task.text) == {task.name: task.row}
+
+
+@pytest.mark.parametrize("name", ["Task901_Spleen", "spleen", "Task09_Spleen"])
+def test_a_task_of_ones_own_that_would_take_the_name_of_one_of_the_ten_is_refused(tmp_path, name):
+    (tmp_path / "task.yaml").write_text(OWN.replace("Task501_Kidney", name))
+    said = f"task.yaml: the bundle of {name} would be called swin_unetr_msd_spleen, as that of Task09_Spleen.*Rename the row"
+    with pytest.raises(InputError, match=said):
+        find_task(str(tmp_path / "task.yaml"), TABLE)
+    (tmp_path / "tasks.yaml").write_text(TABLE.read_text() + OWN.replace("Task501_Kidney", name))
+    if name != "Task09_Spleen":
+        with pytest.raises(InputError, match="tasks.yaml: the bundle of"):
+            find_task(name, tmp_path / "tasks.yaml")
+    assert find_task("Task09_Spleen", tmp_path / "tasks.yaml").name == "Task09_Spleen"

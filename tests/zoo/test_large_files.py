@@ -15,7 +15,7 @@ from bundles.common.input_error import InputError
 from zoo import large_files
 from zoo.archive import extract_archive
 from zoo.large_files import list_large_files, read_large_files
-from zoo.pack import pack
+from zoo.pack import main, pack
 from zoo.verify import verify
 
 
@@ -112,3 +112,19 @@ def test_without_the_option_they_are_inside_and_the_zoos_limit_is_named(tmp_path
         and "models/model.pt" in reasons["sizes"]
         and "--large_files_url" in reasons["sizes"]
     )
+
+
+def test_packing_names_what_passes_and_what_does_not(tmp_path, btcv_models, unbuilt, monkeypatch, capsys):
+    words = ["swin_unetr_btcv_seg", "--models", str(btcv_models), "--out"]
+    archive, repository = "swin_unetr_btcv_seg_v0.1.0.zip", "huggingface/swin_unetr_btcv_seg"
+    assert main([*words, str(tmp_path / "small")]) == 0
+    said = capsys.readouterr().out
+    assert f"zoo.verify {tmp_path / 'small' / archive}\n" in said and "sizes" not in said
+    monkeypatch.setattr(large_files, "LARGE", 1_000_000)
+    assert main([*words, str(tmp_path / "inside")]) == 0
+    said = capsys.readouterr().out
+    assert f"zoo.verify {tmp_path / 'inside' / archive}\n" in said
+    assert "models/model.pt is over 25 MB" in said and "fails at sizes" in said and "--large_files_url URL" in said
+    assert main([*words, str(tmp_path / "beside"), "--large_files_url", "https://example.org"]) == 0
+    said = capsys.readouterr().out
+    assert f"zoo.verify {tmp_path / 'beside' / repository}\n" in said and "sizes" not in said

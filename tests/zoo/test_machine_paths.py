@@ -28,6 +28,12 @@ from zoo.machine_paths import check_machine_paths, machine_paths
         "$os.path.join('/mnt', @name)",
         "['/mnt/a', '/mnt/b']",
         '$Path("~/data")',
+        "$HOME/data",
+        "${HOME}/data",
+        "$HOME",
+        "$os.path.expandvars('$HOME/data')",
+        " /home/ann",
+        "$' /home/ann'",
     ],
 )
 def test_a_place_on_one_machine_is_found(tmp_path, value):
@@ -48,6 +54,8 @@ def test_a_place_on_one_machine_is_found(tmp_path, value):
         "$@hu_window[0] / 2",
         "scripts.common.begin.begin",
         "~5 cases",
+        "$HOMES",
+        "a /b",
     ],
 )
 def test_what_only_looks_like_a_place_is_left_alone(tmp_path, value):
@@ -59,8 +67,11 @@ def test_yaml_and_logging_are_read_and_comments_are_not(tmp_path):
     (tmp_path / "train.yaml").write_text("# --dataset_dir /data/btcv\ndataset_dir: /data/btcv  # or /data/other\n")
     (tmp_path / "logging.conf").write_text("[handler_file]\nclass=FileHandler\nargs=('/var/log/train.log', 'a')\n")
     (tmp_path / "notes.txt").write_text("/home/ann")
+    (tmp_path / "more/deep").mkdir(parents=True)
+    (tmp_path / "more/deep/train.yaml").write_text("dataset_dir: /data/ct\n")
     assert machine_paths(tmp_path) == [
         "logging.conf, handler_file, args: ('/var/log/train.log', 'a')",
+        "more/deep/train.yaml, dataset_dir: /data/ct",
         "train.yaml, dataset_dir: /data/btcv",
     ]
     with pytest.raises(InputError, match=r"train\.yaml, dataset_dir: /data/btcv.*relative to the bundle"):

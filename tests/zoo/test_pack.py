@@ -107,6 +107,26 @@ def test_the_address_of_the_zip_stands_in_the_list(tmp_path, btcv_models):
     assert entry == {"checksum": package.checksum, "source": f"{prefix}/swin_unetr_btcv_seg_v0.1.0.zip"}
 
 
+@pytest.mark.parametrize("below", ["", "new/out"])
+def test_an_output_folder_that_is_a_file_is_refused(tmp_path, btcv_models, capsys, below):
+    (tmp_path / "out").write_text("text")
+    out = tmp_path / "out" / below
+    assert main(["swin_unetr_btcv_seg", "--models", str(btcv_models), "--out", str(out)]) == 1
+    assert f"Stopped: --out {out}: {tmp_path / 'out'} is a file" in capsys.readouterr().out
+
+
+def test_an_entry_over_several_lines_is_told(tmp_path, tree, btcv_models):
+    path = tree / "swin_unetr_btcv_seg/configs/train.yaml"
+    text = re.sub(r"^preset: (\w+)", r"preset:\n  \1", path.read_text(), flags=re.MULTILINE)
+    path.write_text(text)
+    refused(
+        r"configs/train\.yaml: preset cannot be set.*same line",
+        tree / "swin_unetr_btcv_seg",
+        out=tmp_path / "out",
+        models=btcv_models,
+    )
+
+
 def test_missing_weights_are_refused_on_the_command_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for name in ("swin_unetr_btcv_seg", "swin_unetr_pretrain"):

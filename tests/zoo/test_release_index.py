@@ -44,7 +44,8 @@ def test_other_bytes_of_a_released_version_are_refused(tmp_path):
     add_to_index(path, package="a_v0.1.0", checksum="11", url_prefix=None)
     before = path.read_bytes()
     with pytest.raises(
-        InputError, match=r"a_v0\.1\.0 was released with other bytes.*sha1 11, this package 12.*raise version"
+        InputError,
+        match=r"a_v0\.1\.0 was released with other bytes.*sha1 11, this package 12.*raise version.*never published, remove its entry from .*model_info\.json",
     ):
         add_to_index(path, package="a_v0.1.0", checksum="12", url_prefix=None)
     assert path.read_bytes() == before

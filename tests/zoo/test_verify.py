@@ -55,10 +55,11 @@ def test_a_packed_bundle_passes_every_check_on_the_command_line(tmp_path, btcv_m
     assert main([str(package.archive), "--schema", str(schema)]) == 0
     lines = capsys.readouterr().out.splitlines()
     outcomes = {line[13:].split(":")[0]: line[:11].strip() for line in lines[:-1]}
-    assert outcomes.pop("ckpt_export") == "not checked"
+    for check in ("ckpt_export", "torchrun on 2 GPUs", "flake8, black, isort"):
+        assert outcomes.pop(check) == "not checked"
     assert outcomes.pop("schema of the metadata") == ("ok" if find_spec("jsonschema") else "not checked")
     assert set(outcomes.values()) == {"ok"}, lines
-    assert set(CHECKS) <= outcomes.keys() and len(outcomes) == 20
+    assert set(CHECKS) <= outcomes.keys() and len(outcomes) == 21
     assert lines[-1].startswith("swin_unetr_btcv_seg: 2") and "FAILED" not in lines[-1]
 
 
@@ -114,6 +115,16 @@ def packages(**change):
     return write_changed
 
 
+def without(key):
+    def write_changed(folder):
+        path = folder / "configs/metadata.json"
+        content = json.loads(path.read_text())
+        del content[key]
+        path.write_text(json.dumps(content, indent=4))
+
+    return write_changed
+
+
 def as_link(folder):
     shutil.rmtree(folder / "scripts/common")
     (folder / "scripts/common").symlink_to("../../../bundles/common")
@@ -151,9 +162,12 @@ def large_file(**entry):
         (as_link, "real files alone", "scripts/common"),
         (write("scripts/__pycache__/a.pyc", ""), "real files alone", "scripts/__pycache__/a.pyc"),
         (write("configs/.train.yaml.swp", ""), "real files alone", ".train.yaml.swp"),
+        (write("configs/.git/config", ""), "real files alone", "configs/.git/config"),  # at the top alone is it git's
+        (write(".cache/other", ""), "real files alone", ".cache/other"),
         (metadata(network_data_format={}), "metadata", "inputs: image"),
         (pred(num_channels=13), "metadata", "num_channels 13, but channel_def names 14"),
         (pred(value_range=["0", "1"]), "metadata", "numbers are due"),
+        (pred(value_range=[]), "metadata", "value_range []: numbers are due"),
         (metadata(version="0.2.0"), "version and changelog", "0.2.0 is missing from the changelog"),
         (
             metadata(changelog={"0.1.0": "a", "0.2.0": "b"}),
@@ -164,6 +178,13 @@ def large_file(**entry):
         (packages(einops="0.1.0"), "packages", "einops 0.1.0 (here "),
         (packages(nopackage="1.0"), "packages", "nopackage 1.0 (here none)"),
         (metadata(pytorch_version="1.9.0"), "packages", "torch 1.9.0 (here "),
+        (
+            without("required_packages_version"),
+            "packages",
+            "required_packages_version in configs/metadata.json is None",
+        ),
+        (remove("configs/inference.json"), "JSON", "missing: configs/inference.json."),
+        (remove("configs/train.json"), "JSON", "missing: configs/train.json."),
         (one_indent, "JSON", "train.json is not indented by 4"),
         (other_seed, "JSON", "train.json and the YAML of that name say different things"),
         (write("configs/extra.yaml", "a: /home/ann\n"), "no paths of one machine", "extra.yaml, a: /home/ann"),
@@ -184,6 +205,31 @@ def test_each_fault_is_told_by_its_check(bundle, fault, check, said):
     assert said in found[check]
     beside = {"large files": {"sizes"}, "weights": {"labels"}, "metadata": {"labels"}}.get(check, set())
     assert found.keys() <= {check} | beside
+
+
+def test_what_hugging_face_and_git_lay_beside_a_download_is_no_fault(bundle):
+    for name in (".cache/huggingface/download/LICENSE.metadata", ".gitattributes", ".git/HEAD"):
+        write(name, "text")(bundle)
+    with open(bundle / ".git/pack", "wb") as file:
+        os.truncate(file.fileno(), 25_000_001)
+    assert failures(bundle) == {}
+
+
+def test_the_version_of_a_folder_must_not_be_released_yet(bundle, tmp_path, monkeypatch, capsys):
+    check, package = "version not released yet", f"{bundle.name}_v0.1.0"
+    (verdict,) = [verdict for verdict in verify(bundle, build=False) if verdict.check == check]
+    assert verdict.outcome == "not checked" and "--model_info FILE" in verdict.reason
+    entry = {"checksum": "11", "source": "x.zip"}
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({f"{bundle.name}_v0.0.9": entry}))
+    (verdict,) = [verdict for verdict in verify(bundle, model_info=other, build=False) if verdict.check == check]
+    assert verdict.outcome == "ok"
+    index = tmp_path / "model_info.json"
+    index.write_text(json.dumps({package: entry}))
+    assert f"{index} names {package} already" in failures(bundle, model_info=index)[check]
+    monkeypatch.setattr("zoo.verify.run_checks", lambda folder: iter(()))
+    assert main([str(bundle), "--model_info", str(index)]) == 1
+    assert f"FAILED       {check}" in capsys.readouterr().out
 
 
 def test_a_broken_file_does_not_end_the_verification(bundle):
@@ -253,9 +299,18 @@ def test_what_builds_wrong_is_told_by_its_check(bundle):
     )
     assert "`14` doesn't match: `9`" in found["network_def as the metadata say"]
     assert "spacing is [1.5, 1.5, 2.0], [4.0, 4.0, 5.0] in the training" in found["inference as the training"]
-    assert "epoch" in found["properties of train"]
+    assert "epoch" in found["properties of train"] and "epoch" in found["properties of train for torchrun"]
     assert "SupervisedJudge" in found["properties of evaluate"]
     assert found["properties of inference"] == "ValueError: missing, or under another id: handlers"
+
+
+def test_the_workflow_for_torchrun_is_built_with_its_overlay(bundle):
+    overlay = bundle / "configs/multi_gpu_train.yaml"
+    overlay.write_text(overlay.read_text() + "validate::evaluator::_target_: SupervisedJudge\n")
+    checks = ["properties of train", "properties of train for torchrun"]
+    found = dict(run_checks(bundle, checks))
+    assert found[checks[0]] is None
+    assert "SupervisedJudge" in found[checks[1]]
 
 
 def test_a_process_that_dies_fails_all_its_checks(tmp_path, bundle, monkeypatch):
@@ -288,7 +343,6 @@ def test_the_process_sees_the_bundles_scripts_and_nothing_of_this_project(tmp_pa
         (["nothing"], "nothing is no bundle"),
         (["swin_unetr_btcv_seg", "--schema", "none.json"], "--schema none.json is not there"),
         (["swin_unetr_btcv_seg", "--model_info", "none.json"], "--model_info none.json is not there"),
-        ([str(Path(__file__).parent), "--model_info", __file__], "--model_info goes with a downloaded zip"),
         ([str(Path(__file__).parent), "--task", "Task09_Spleen"], "--task and --models go with a bundle's name"),
     ],
 )

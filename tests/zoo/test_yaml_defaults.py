@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from bundles.common.input_error import InputError
 from zoo.yaml_defaults import set_defaults
 
 TEXT = """# Head
@@ -40,6 +41,6 @@ def test_a_text_stays_a_text(tmp_path, value):
 def test_an_entry_that_is_not_on_one_line_is_refused_and_the_file_stays(tmp_path, key):
     path = tmp_path / "a.yaml"
     path.write_text(TEXT)
-    with pytest.raises(ValueError, match=f"{key} cannot be set"):
+    with pytest.raises(InputError, match=f"a.yaml: {key} cannot be set"):
         set_defaults(path, {key: 1})
     assert path.read_text() == TEXT
