@@ -192,6 +192,9 @@ def _steps(bundle: str, asked: int | None) -> int:
     return asked or presets["cpu"]["max_steps"]
 
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 class Stopped(BaseException):
     """Ctrl-C, or a signal to end."""
 
@@ -451,8 +454,15 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def stop_by_signals() -> None:
+    """Let Ctrl-C and signals to end raise `Stopped`; those that are ignored (nohup) stay ignored."""
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _raise_stopped)
+
+
 def _raise_stopped(signal_number: int, _frame: object) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in ENDING:
         signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C would leave the stage's process behind
     raise Stopped(signal_number)
 
@@ -469,8 +479,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     console = Console()
     out = given.out.resolve()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _raise_stopped)
+    stop_by_signals()
     try:
         check_folder(out)
         with alone_in(out) as lock:

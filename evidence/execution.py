@@ -27,8 +27,9 @@ from bundles.common.data_list import first_file
 from bundles.common.input_error import InputError
 
 from .claim import Claim
-from .plan import BUNDLES, Command, Run, words_of, write_lists
+from .plan import Command, Run, words_of, write_lists
 from .records import DONE, read_scores
+from .study import BUNDLES
 
 SETTINGS, SPENT, LOG = "settings.json", ".spent.json", "log.txt"
 BEAT, SAY = 15.0, 30.0  # seconds between signs of life, and between progress lines

@@ -8,6 +8,7 @@ subset, the crops, the augmentation and the initial weights; what an encoder fil
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -19,11 +20,9 @@ from bundles.common.checkpoint_file import write_text
 from bundles.common.data_list import first_file
 from bundles.common.input_error import InputError
 
-from .study import CONTROL, PROXY_TASKS, Study
+from .study import CONTROL, NETWORK, PRETRAIN, PROXY_TASKS, SEGMENT, Study
 from .subsets import Case, Parts, labelled_subset
 
-BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
-PRETRAIN, SEGMENT = "swin_unetr_pretrain", "swin_unetr_msd"
 Z_SCORE = Path(__file__).with_name("z_score.yaml")
 
 
@@ -109,10 +108,20 @@ class Planner:
         parts: its patients.
         row: the row of the task (`bundles.swin_unetr_msd.scripts.tasks.choose_task`, with what the preset changes).
         task: what ``--task`` is: a name, or a file relative to the folder of the study.
+        absent: validation or tuning case to the names of the labels that its label file does not hold.
     """
 
-    def __init__(self, study: Study, parts: Parts, *, row: Mapping[str, Any], task: str | Path) -> None:
+    def __init__(
+        self,
+        study: Study,
+        parts: Parts,
+        *,
+        row: Mapping[str, Any],
+        task: str | Path,
+        absent: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         self.study, self.parts, self.row, self.task = study, parts, row, task
+        self.absent = dict(absent or {})
 
     def curve(self) -> list[Run]:
         """For every seed and n: each arm; before them the encoders that they start from."""
@@ -185,6 +194,7 @@ class Planner:
         names = [name for value, name in self.row["labels"].items() if int(value)]
         curve = {"n": list(self.study.curve["n"]), **self._outline_of(self.study.curve)}
         outline = {"study": self.study.name, "labels": names, "cases": sorted(self.parts.validation)}
+        outline |= {"absent": {case: list(labels) for case, labels in sorted(self.absent.items())}}
         outline |= {"arms": list(self.study.arms), "curve": curve, "ablation": None}
         if self.study.ablation:
             ablation = self.study.ablation
@@ -225,6 +235,7 @@ class Planner:
         """The fine-tuning of an arm, and the pre-training before it if it has one."""
         entries = self.study.arms[like or arm]
         options = {
+            **self.study.network,
             **(self.study.finetuning or {}),
             **(entries.get("finetuning") or {}),
             **(common or {}),
@@ -245,6 +256,7 @@ class Planner:
             "foreground_hu": self.row["foreground"],
             "hu_window": finetuned["hu_window"],
             "tasks": list(PROXY_TASKS),
+            **{key: self.row[key] for key in NETWORK if key in self.row},
             **(self.study.pretraining or {}),
             **changes,
         }
@@ -343,6 +355,8 @@ class Planner:
         )
         facts = {"arm": arm, "n": n, "seed": seed, "steps": steps, "encoder": encoder and encoder.name}
         facts |= {"encoder_seed": encoder and encoder.facts["seed"]}
+        if encoder:  # another pre-training under the same name is another start
+            facts["encoder_settings"] = _digest(encoder.settings)
         facts |= {"tasks": encoder.facts["tasks"] if encoder else []}
         return Run(
             name=name,
@@ -395,6 +409,10 @@ def words_of(command: Command, out: Path) -> list[str]:
 
 def _once(runs: Sequence[Run]) -> list[Run]:
     return list({run.name: run for run in runs}.values())
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _pair(case: Case) -> dict[str, Any]:

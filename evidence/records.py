@@ -48,9 +48,18 @@ def read_scores(path: Path) -> list[dict[str, Any]]:
 
 
 def table_of(
-    rows: Iterable[Mapping[str, Any]], *, cases: Sequence[str], labels: Sequence[str]
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    cases: Sequence[str],
+    labels: Sequence[str],
+    absent: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, np.ndarray]:
     """Scores by case and label.
+
+    Args:
+        rows: of ``scores.csv``.
+        cases, labels: the order of the table.
+        absent: see `leave_out_absent`.
 
     Raises:
         InputError: a row is of a case or label that is not among those asked for, or a case has no row.
@@ -68,6 +77,25 @@ def table_of(
                 table[metric][places[row["case"]], columns[row["label"]]] = row[metric]
     if missing := [case for case in cases if case not in seen]:
         raise InputError(f"{len(missing)} of {len(cases)} cases have no score, such as {missing[0]}.")
+    return leave_out_absent(table, cases=cases, labels=labels, absent=absent or {})
+
+
+def leave_out_absent(
+    table: dict[str, np.ndarray], *, cases: Sequence[str], labels: Sequence[str], absent: Mapping[str, Sequence[str]]
+) -> dict[str, np.ndarray]:
+    """Take out the scores of labels that a case's own label file does not hold, of every run alike.
+
+    An evaluation scores such a label 0 where the prediction has it and leaves it out where it has not, so that two runs would be compared on
+    different patients.
+
+    Args:
+        table: metric to scores (cases, labels); changed in place.
+        cases, labels: its order.
+        absent: case to the labels that its file does not hold.
+    """
+    out = np.array([[label in absent.get(case, ()) for label in labels] for case in cases], dtype=bool)
+    for scores in table.values():
+        scores[out.reshape(scores.shape)] = math.nan
     return table
 
 
@@ -90,7 +118,7 @@ def read_outline(out: Path) -> dict[str, Any]:
         raise InputError(
             f"{out} holds no study: {path.name} is not there. Run one first: python -m evidence.run STUDY --out {out}"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    return {"absent": {}, **json.loads(path.read_text(encoding="utf-8"))}  # studies of earlier versions do not say it
 
 
 def read_results(out: Path) -> list[Result]:
@@ -100,7 +128,9 @@ def read_results(out: Path) -> list[Result]:
     for folder in sorted(path for path in (out / "runs").glob("finetune_*") if path.is_dir()):
         if done := read_done(folder):
             try:
-                scores = table_of(done["scores"], cases=outline["cases"], labels=outline["labels"])
+                scores = table_of(
+                    done["scores"], cases=outline["cases"], labels=outline["labels"], absent=outline["absent"]
+                )
             except InputError as error:
                 raise InputError(f"{folder / DONE}: {error}") from None
             results.append(Result(folder.name, done["settings"]["facts"], scores, done["seconds"]))

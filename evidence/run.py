@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from pathlib import Path
 from bundles.common.checkpoint_file import write_text
 from bundles.common.input_error import InputError
 from bundles.swin_unetr_msd.scripts.common.input_error import InputError as BundleInputError
-from demo.run import Stopped, available_cores
+from demo.run import Stopped, available_cores, stop_by_signals
 
 from . import claim as claims
 from .claim import ClaimLost
@@ -34,7 +33,7 @@ from .records import DONE, OUTLINE
 from .report import write_report
 from .study import read_study
 from .study_data import planner_of, prepare_folder
-from .tracking import log_run, tracking_store
+from .tracking import log_run, open_store, tracking_store
 
 OUT = Path(__file__).resolve().parent / "out"
 WAIT = 5.0  # seconds between looks at what other processes do
@@ -76,10 +75,10 @@ def run_plan(
         RunFailed: if a command fails.
         Stopped: on Ctrl-C or a signal to end.
     """
-    for run in plan.runs:
-        check_settings(run, out)
     waiting = False
     while True:
+        for run in plan.runs:  # every time: another process may have begun since, by another edit of the study
+            check_settings(run, out)
         left = [run for run in plan.runs if not (out / "runs" / run.name / DONE).exists()]
         ready = [run for run in left if all((out / "runs" / name / DONE).exists() for name in run.needs)]
         held = None
@@ -97,6 +96,7 @@ def run_plan(
             continue
         waiting = False
         try:
+            check_settings(run, out)  # between the look and the claim
             if (out / "runs" / run.name / DONE).exists():  # finished between the look and the claim
                 continue
             say(f"{run.name} ...")
@@ -124,9 +124,8 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
 
 
 def call(action: Callable[[], int]) -> int:
-    """Do something from the command line: signals end it in order, errors of the user are one message."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _raise_stopped)
+    """Do something from the command line: signals end it in order (but those that are ignored), errors of the user are one message."""
+    stop_by_signals()
     try:
         return action()
     except (InputError, BundleInputError) as error:
@@ -138,12 +137,6 @@ def call(action: Callable[[], int]) -> int:
     except Stopped as stop:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         return stop.status
-
-
-def _raise_stopped(signal_number: int, _frame: object) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    raise Stopped(signal_number)
 
 
 def _positive(text: str) -> int:
@@ -175,8 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.list:
             return 0
 
-        write_text(out / OUTLINE, json.dumps(plan.outline, indent=1) + "\n")
         uri = given.tracking_uri or tracking_store(out)
+        open_store(uri, out=out)  # a wrong address shall not cost a run
+        write_text(out / OUTLINE, json.dumps(plan.outline, indent=1) + "\n")
         finished = run_plan(
             plan,
             out=out,

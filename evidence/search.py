@@ -29,7 +29,7 @@ from .run import OUT, arguments_of, call, plan_of, run_plan, say
 from .study import read_study
 from .study_data import planner_of, prepare_folder
 from .table import csv_of
-from .tracking import tracking_store
+from .tracking import open_store, tracking_store
 
 COLUMNS = ("arm", "recipe", "seeds", "seeds_planned", "dice", "sd_patients", "best")
 
@@ -39,7 +39,7 @@ def search_rows(plan: Plan, planner: Planner, out: Path) -> list[dict[str, Any]]
 
     ``best`` marks the arm's highest Dice, once all recipes of the arm are finished.
     """
-    labels = plan.outline["labels"]
+    labels, absent = plan.outline["labels"], plan.outline["absent"]
     rows = []
     for arm in planner.study.arms:
         of_arm = []
@@ -47,15 +47,16 @@ def search_rows(plan: Plan, planner: Planner, out: Path) -> list[dict[str, Any]]
             runs = [run for run in plan.runs if run.facts["arm"] == arm and run.facts.get("recipe") == recipe]
             done = [(run, read_done(out / "runs" / run.name)) for run in runs]
             tables = [
-                table_of(record["scores"], cases=run.cases["scored"], labels=labels)["dice"]
+                table_of(record["scores"], cases=run.cases["scored"], labels=labels, absent=absent)["dice"]
                 for run, record in done
                 if record
             ]
             row = {"arm": arm, "recipe": ", ".join(f"{key} {value}" for key, value in recipe.items()), "best": ""}
             row |= {"seeds": len(tables), "seeds_planned": len(runs), "dice": math.nan, "sd_patients": math.nan}
             if tables:
-                patients = np.nanmean(np.stack(tables), axis=(0, 2))
-                row["dice"] = figure_of(np.stack(tables))
+                scores = np.stack(tables)
+                patients = np.nanmean(scores[:, ~np.isnan(scores).all(axis=(0, 2))], axis=(0, 2))
+                row["dice"] = figure_of(scores)
                 row["sd_patients"] = float(np.std(patients, ddof=1)) if len(patients) > 1 else math.nan
             of_arm.append(row)
         if all(row["seeds"] == row["seeds_planned"] for row in of_arm):
@@ -104,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if not given.list:
             uri = given.tracking_uri or tracking_store(out)
+            open_store(uri, out=out)
             options = {"threads": given.threads, "tracking_uri": uri, "wait": not given.no_wait}
             run_plan(plan, out=out, say=say, report=report, **options)
             print(report())

@@ -14,9 +14,12 @@ import yaml
 
 from bundles.common.input_error import InputError
 
+BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
+PRETRAIN, SEGMENT = "swin_unetr_pretrain", "swin_unetr_msd"
 STUDIES = Path(__file__).with_name("studies")
 CONTROL = "scratch"
 PROXY_TASKS = ("inpainting", "contrast", "rotation")
+NETWORK = ("feature_size", "depths", "num_heads", "window_size")
 # What the plan itself decides, and no study may set.
 OF_THE_PLAN = (
     *("task", "dataset_dir", "data_list", "output_dir", "pretrained_encoder", "pretrained_model", "resume", "seed"),
@@ -36,7 +39,7 @@ class Study:
         preset: of both bundles.
         split: ``fold`` and ``folds`` of the untouched validation patients, as the bundles have them.
         tuning: number of training patients that no run trains on with labels: those that the search scores.
-        pretraining: options of swin_unetr_pretrain for every encoder.
+        pretraining: options of swin_unetr_pretrain for every encoder; its size of the network (`NETWORK`) holds for every fine-tuning, too.
         finetuning: options of swin_unetr_msd for every arm.
         evaluation: options of its ``evaluate.yaml``.
         arms: name to ``encoder`` (None, or what of ``pretraining`` it changes) and ``finetuning`` (likewise).
@@ -64,6 +67,11 @@ class Study:
     ablation: Mapping[str, Any] | None = None
     search: Mapping[str, Any] | None = None
     minutes: Mapping[str, float] | None = None
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """The size of the network that ``pretraining`` asks for: every arm has it, the control among them."""
+        return {key: self.pretraining[key] for key in NETWORK if (self.pretraining or {}).get(key) is not None}
 
     def steps_of(self, n: int) -> int:
         """Fine-tuning steps with ``n`` labelled patients.
@@ -127,20 +135,38 @@ def check_study(content: Mapping[str, Any], *, source: str) -> Study:
             _check_keys(_mapping(content[part], source, part), known, source, f"{part}.")
     for part in ("pretraining", "finetuning", "evaluation"):
         _check_options(content.get(part) or {}, source, part)
+    presets = _presets()
+    if content["preset"] not in presets:
+        raise InputError(
+            f"{source}: preset {content['preset']!r} is none that both bundles have: {', '.join(presets)}. Single values of another one can be set in "
+            "'pretraining' and 'finetuning'."
+        )
+    if content.get("row") is not None:
+        _mapping(content["row"], source, "row")
+    if not isinstance(content.get("task", ""), str | None):
+        raise InputError(f"{source}: task {content['task']!r} must be the name of a row of tasks.yaml.")
+    _numbers([content.get("tuning") or 0], source, "tuning", least=0)
+    for key, number in (content.get("synthetic") or {}).items():
+        _numbers([number], source, f"synthetic.{key}", least=0)
+    for key, minutes in (content.get("minutes") or {}).items():
+        if not _is_number(minutes) or minutes <= 0:
+            raise InputError(f"{source}: minutes.{key} {minutes!r} must be a number above 0.")
     if content.get("task") and content.get("row"):
         raise InputError(f"{source}: task {content['task']} and row exclude each other. Keep one of them.")
     _check_arms(content["arms"], source)
     _numbers(content["curve"].get("n"), source, "curve.n", least=1)
     _numbers(content["curve"].get("seeds"), source, "curve.seeds", least=0)
+    _check_switch(content["curve"], source, "curve")
     if content.get("ablation"):
         _check_ablation(content["ablation"], content["arms"], source)
     if content.get("search"):
         _check_search(content["search"], content["arms"], source)
+    _check_network(content, source)
     if not isinstance(content["steps"], Mapping):
         _numbers([content["steps"]], source, "steps", least=1)
     else:
         _numbers(list(content["steps"].values()), source, "steps", least=1)
-    if not str(content["name"]).replace("_", "").replace("-", "").isalnum():
+    if not isinstance(content["name"], str) or not content["name"].replace("_", "").replace("-", "").isalnum():
         raise InputError(f"{source}: name {content['name']!r} must be of letters, digits, _ and - alone.")
     return Study(**{key: value for key, value in content.items() if value is not None})
 
@@ -187,12 +213,22 @@ def _check_arms(arms: Any, source: str) -> None:
 def _check_ablation(ablation: Mapping[str, Any], arms: Mapping[str, Any], source: str) -> None:
     _numbers([ablation.get("n")], source, "ablation.n", least=1)
     _numbers(ablation.get("seeds"), source, "ablation.seeds", least=0)
+    _check_switch(ablation, source, "ablation")
     arm = ablation.get("arm")
-    if arm not in arms or arm == CONTROL:
+    if arm not in list(arms) or arm == CONTROL:
         raise InputError(f"{source}: ablation.arm {arm!r} must be an arm with an encoder: {', '.join(arms)}.")
-    for subset in ablation.get("subsets") or []:
-        if not isinstance(subset, list) or not set(subset) <= set(PROXY_TASKS) or len(set(subset)) < len(subset):
+    for subset in _entries(ablation.get("subsets"), source, "ablation.subsets"):
+        if not _is_subset(subset):
             raise InputError(f"{source}: ablation.subsets has {subset!r}; each is a list of {', '.join(PROXY_TASKS)}.")
+    for row in _entries(ablation.get("paper"), source, "ablation.paper"):
+        _check_keys(
+            _mapping(row, source, "each of ablation.paper"), {"tasks", "dice", "hd95"}, source, "ablation.paper."
+        )
+        figures = [value for key, value in row.items() if key != "tasks" and value is not None]
+        if not _is_subset(row.get("tasks")) or not all(map(_is_number, figures)):
+            raise InputError(
+                f"{source}: ablation.paper has {row!r}; each is as {{tasks: [inpainting, contrast], dice: 84.45}}, hd95 if known."
+            )
 
 
 def _check_search(search: Mapping[str, Any], arms: Mapping[str, Any], source: str) -> None:
@@ -208,11 +244,15 @@ def _check_search(search: Mapping[str, Any], arms: Mapping[str, Any], source: st
         for key, values in grid.items():
             if not isinstance(values, list) or not values:
                 raise InputError(f"{source}: {part}.{key} {values!r} must be a list of values to try.")
+            if any(value in values[:place] for place, value in enumerate(values)):
+                raise InputError(f"{source}: {part}.{key} {values!r} names a value twice.")
     single = _mapping(search.get("recipes_of") or {}, source, "search.recipes_of")
     _check_keys(single, set(arms), source, "search.recipes_of.")
     for arm, recipes in single.items():
         if not isinstance(recipes, list):
             raise InputError(f"{source}: search.recipes_of.{arm} {recipes!r} must be a list of recipes.")
+        if any(recipe in recipes[:place] for place, recipe in enumerate(recipes)):
+            raise InputError(f"{source}: search.recipes_of.{arm} {recipes!r} names a recipe twice.")
         for recipe in recipes:
             _check_options(recipe, source, f"search.recipes_of.{arm}")
     grid = math.prod(len(values) for values in grids["search.grid"].values())
@@ -225,6 +265,64 @@ def _check_search(search: Mapping[str, Any], arms: Mapping[str, Any], source: st
             f"{source}: the search gives the arms unequal numbers of recipes, {efforts}: a fair one tries as many for each. "
             "See search.grid_of and search.recipes_of."
         )
+
+
+def _check_network(content: Mapping[str, Any], source: str) -> None:
+    """Refuse a network for some runs alone: what arms differ in is their start."""
+    asked = content.get("pretraining") or {}
+    search = content.get("search") or {}
+    parts = [("finetuning", content.get("finetuning")), ("search.options", search.get("options"))]
+    parts += [
+        (f"arms.{name}.{key}", arm.get(key))
+        for name, arm in content["arms"].items()
+        for key in ("encoder", "finetuning")
+    ]
+    for name, recipes in (search.get("recipes_of") or {}).items():
+        parts += [(f"search.recipes_of.{name}", recipe) for recipe in recipes]
+    grids = {
+        "grid": search.get("grid"),
+        **{f"grid_of.{name}": grid for name, grid in (search.get("grid_of") or {}).items()},
+    }
+    for name, grid in grids.items():
+        parts += [(f"search.{name}", {key: value}) for key, values in (grid or {}).items() for value in values]
+    for part, options in parts:
+        for key in NETWORK:
+            if options and key in options and options[key] != asked.get(key):
+                raise InputError(
+                    f"{source}: {part} has {key} {options[key]!r}, pretraining {asked.get(key, 'none')!r}. All arms have one network: set "
+                    f"pretraining.{key}, which holds for every fine-tuning, and take it out here."
+                )
+
+
+def _check_switch(part: Mapping[str, Any], source: str, name: str) -> None:
+    if not isinstance(part.get("encoder_per_seed", True), bool):
+        raise InputError(
+            f"{source}: {name}.encoder_per_seed {part['encoder_per_seed']!r} must be true or false, without quotes."
+        )
+
+
+def _presets() -> list[str]:
+    """Names of the presets that both bundles have."""
+    first, second = (
+        yaml.safe_load((BUNDLES / bundle / "configs/presets.yaml").read_text(encoding="utf-8"))
+        for bundle in (PRETRAIN, SEGMENT)
+    )
+    return [name for name in first if name in second]
+
+
+def _entries(value: Any, source: str, key: str) -> list:
+    if value is not None and not isinstance(value, list):
+        raise InputError(f"{source}: {key} must be a list, not {value!r}.")
+    return value or []
+
+
+def _is_subset(tasks: Any) -> bool:
+    """A list of proxy tasks, none of them twice."""
+    return isinstance(tasks, list) and all(task in PROXY_TASKS and tasks.count(task) == 1 for task in tasks)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _numbers(values: Any, source: str, key: str, *, least: int) -> None:

@@ -9,20 +9,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import yaml
 
+from bundles.common.case_names import case_names
 from bundles.common.checkpoint_file import write_text
+from bundles.common.data_list import first_file
 from bundles.common.input_error import InputError
 from bundles.swin_unetr_msd.scripts.task_proposal import proposed_row
-from bundles.swin_unetr_msd.scripts.tasks import choose_task
+from bundles.swin_unetr_msd.scripts.tasks import check_dataset, choose_task
 from demo.synthetic_ct import write_dataset
 
 from .claim import one_at_a_time
-from .plan import BUNDLES, SEGMENT, Planner
-from .study import Study
+from .plan import Planner
+from .study import BUNDLES, SEGMENT, Study
 from .subsets import Parts, divide
 
-MARK = ".study"
+MARK, FINGERPRINT = ".study", ".data.json"
+TASKS = BUNDLES / SEGMENT / "configs/tasks.yaml"
 
 
 def prepare_folder(out: Path, study: str) -> None:
@@ -52,7 +57,8 @@ def planner_of(study: Study, *, data: Path | None, out: Path) -> Planner:
         out: folder of the study.
 
     Raises:
-        InputError: no data are given and the study has no synthetic ones; see `subsets.divide` and the bundle's tasks.
+        InputError: no data are given and the study has no synthetic ones; ``out`` was made of other data; the list's labels or channels are not
+            those of the row; see `subsets.divide` and the bundle's tasks.
     """
     own = data is None
     if own:
@@ -65,8 +71,35 @@ def planner_of(study: Study, *, data: Path | None, out: Path) -> Planner:
     if not own and study.synthetic:
         study = dataclasses.replace(study, row=None, task=None)  # those of the synthetic patients
     with one_at_a_time(out / ".data.lock"):
+        _check_fingerprint(parts, out, data)
         task, row = _row(study, parts, out)
-    return Planner(study, parts, row=row, task=task)
+    # the bundles see the plan's lists, which have the row's labels: the user's own is compared here
+    check_dataset(dataset_dir=str(data), data_list=None, row=row, file=str(TASKS))
+    scored = {**parts.validation, **parts.tuning}
+    return Planner(study, parts, row=row, task=task, absent=absent_labels(scored, labels=row["labels"]))
+
+
+def absent_labels(cases: Mapping[str, Mapping[str, Any]], *, labels: Mapping[str, str]) -> dict[str, list[str]]:
+    """The names of the labels that each case's label file does not hold, of cases that lack one.
+
+    Args:
+        cases: name to case, with its ``label`` file.
+        labels: value to name, background included.
+
+    Raises:
+        InputError: a label file cannot be read.
+    """
+    found = {}
+    for name, case in cases.items():
+        try:
+            present = {int(value) for value in np.unique(np.asarray(nib.load(case["label"]).dataobj))}
+        except Exception as error:  # a truncated gzip, a header of another format, a file that is not there
+            raise InputError(
+                f"{case['label']} cannot be read ({error}). Restore it, or take it out of the list."
+            ) from None
+        if lacking := [label for value, label in labels.items() if int(value) and int(value) not in present]:
+            found[name] = lacking
+    return found
 
 
 def _synthetic(folder: Path, counts: Mapping[str, int]) -> Path:
@@ -85,9 +118,48 @@ def _synthetic(folder: Path, counts: Mapping[str, int]) -> Path:
     return whole
 
 
+def fingerprint(parts: Parts) -> dict[str, dict[str, list[int]]]:
+    """What tells data sets apart wherever they lie: names of cases, and sizes in bytes of their files.
+
+    Tuning patients count as training: how many are set apart is the study's choice.
+    """
+    images = {first_file(scan): scan for scan in parts.unlabelled}
+    sections = {
+        "training": {**parts.training, **parts.tuning},
+        "validation": parts.validation,
+        "unlabelled": {name: images[file] for file, name in case_names(images).items()},
+    }
+    return {
+        section: {name: [Path(file).stat().st_size for file in _files(cases[name])] for name in sorted(cases)}
+        for section, cases in sections.items()
+    }
+
+
+def _files(case: Mapping[str, Any]) -> list[str]:
+    images = [case["image"]] if isinstance(case["image"], str) else list(case["image"])
+    return images + ([case["label"]] if "label" in case else [])
+
+
+def _check_fingerprint(parts: Parts, out: Path, data: Path) -> None:
+    """Refuse data that a study's folder was not made of. One without a fingerprint gets one: it may be of an earlier version."""
+    path, now = out / FINGERPRINT, fingerprint(parts)
+    if not path.exists():
+        write_text(path, json.dumps(now, indent=1) + "\n")
+        return
+    was = json.loads(path.read_text(encoding="utf-8"))
+    for section in now:
+        before, after = was.get(section, {}), now[section]
+        if changed := [name for name in sorted({**before, **after}) if before.get(name) != after.get(name)]:
+            name = changed[0]
+            how = "is new" if name not in before else "is gone" if name not in after else "has files of other sizes"
+            raise InputError(
+                f"{out} was made of other data than {data}: {len(changed)} {section} cases differ; {name} {how}. Its row of the task and its finished "
+                "runs are of those data: choose another --out, restore the data, or remove the folder to begin anew."
+            )
+
+
 def _row(study: Study, parts: Parts, out: Path) -> tuple[str | Path, Mapping[str, Any]]:
     """What ``--task`` is, and the row with the preset's values."""
-    table = BUNDLES / SEGMENT / "configs/tasks.yaml"
     task: str | Path = Path("task.yaml")
     if study.task:
         task = study.task
@@ -99,7 +171,7 @@ def _row(study: Study, parts: Parts, out: Path) -> tuple[str | Path, Mapping[str
         write_text(out / "lists/proposal.json", json.dumps(listed, indent=1) + "\n")
         proposed_row(out / "lists/proposal.json", output_dir=out)
     named = task if isinstance(task, str) else str(out / task)
-    return task, choose_task(task=named, file=str(table), preset=study.preset)
+    return task, choose_task(task=named, file=str(TASKS), preset=study.preset)
 
 
 def _write_once(path: Path, text: str) -> None:

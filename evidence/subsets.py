@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from bundles.common.data_list import first_file, parse_data_list, segmentation_s
 from bundles.common.input_error import InputError
 
 Case = Mapping[str, Any]
+UNLABELLED_SECTIONS = ("unlabelled", "unlabeled")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Parts:
         training: name to case: labelled, from whom the subsets are drawn. Pre-training sees their images.
         tuning: name to case: labelled, scored by the search alone. Pre-training validates on their images.
         validation: name to case: scored by the study, and seen by nothing before.
-        unlabelled: images for pre-training alone.
+        unlabelled: images for pre-training alone; none of them is of the parts above.
         labels, modality: of the data list.
     """
 
@@ -50,40 +52,32 @@ def divide(
         seed: of that draw.
 
     Raises:
-        InputError: the data are not there, an image has no label, or fewer training cases are there than to be set apart.
+        InputError: the data are not there, an image has no label, or fewer training cases are there than to be set apart; a file, or a patient
+            by the entries' ``patient``, both validates and trains (pre-training counts), or is twice in one section.
     """
     scans = {
         section: segmentation_scans(data, section=section, fold=fold, folds=folds, seed=seed)
         for section in ("training", "validation")
     }
+    path = Path(data)
+    content = parse_data_list((path if path.is_file() else path / "dataset.json").expanduser().absolute())
+    unlabelled = [scan for section in UNLABELLED_SECTIONS for scan in content.get(section, [])]
+    _check_apart(data, scans, unlabelled)
     names = case_names([first_file(scan) for section in scans.values() for scan in section])
     training, validation = (
         {names[first_file(scan)]: scan for scan in sorted(scans[section], key=lambda scan: names[first_file(scan)])}
         for section in ("training", "validation")
     )
-    if overlap := sorted(set(training) & set(validation)):
-        raise InputError(
-            f"{data}: {overlap[0]} is a training and a validation case at once. Take it out of one section."
-        )
     if not 0 <= tuning < len(training):
         raise InputError(
             f"{data}: tuning {tuning} patients cannot be set apart from {len(training)} training patients. Lower 'tuning' in the study."
         )
-    patients = [str(scan.get("patient", name)) for name, scan in training.items()]
-    if len(set(patients)) < len(patients):
-        raise InputError(
-            f"{data}: {len(patients)} training scans are of {len(set(patients))} patients. A study counts patients: keep one scan of each in the list."
-        )
-    path = Path(data)
-    content = parse_data_list((path if path.is_file() else path / "dataset.json").expanduser().absolute())
     apart = set(_shuffled(training, [seed, 0])[:tuning])
     return Parts(
         training={name: case for name, case in training.items() if name not in apart},
         tuning={name: case for name, case in training.items() if name in apart},
         validation=validation,
-        unlabelled=tuple(
-            {"image": scan["image"]} for section in ("unlabelled", "unlabeled") for scan in content.get(section, [])
-        ),
+        unlabelled=_further(unlabelled, seen=scans["training"]),
         labels=content.get("labels") or {},
         modality=content.get("modality"),
     )
@@ -101,6 +95,53 @@ def labelled_subset(parts: Parts, *, n: int, seed: int) -> list[str]:
             f"(after {len(parts.tuning)} for tuning). Lower n in the study."
         )
     return sorted(_shuffled(parts.training, [seed, 1])[:n])
+
+
+def _check_apart(data: str | Path, scans: Mapping[str, Sequence[Case]], unlabelled: Sequence[Case]) -> None:
+    """Refuse scored patients that any training sees, and patients that count twice."""
+    for section, listed in scans.items():
+        files = [file for scan in listed for file in sorted(_files(scan))]
+        if twice := _first_repeated(files):
+            raise InputError(f"{data}: the {section} section holds {twice} twice, maybe by a link. Keep one entry.")
+        patients = [str(scan.get("patient", first_file(scan))) for scan in listed]
+        if twice := _first_repeated(patients):
+            raise InputError(
+                f"{data}: {len(patients)} {section} scans are of {len(set(patients))} patients; {twice} has more than one. A study counts patients: "
+                "keep one scan of each in the list."
+            )
+    scored = {file for scan in scans["validation"] for file in _files(scan)}
+    of_scored = {str(scan["patient"]) for scan in scans["validation"] if "patient" in scan}
+    for section, listed in (("training", scans["training"]), ("unlabelled", unlabelled)):
+        for scan in listed:
+            both = first_file(scan) if _files(scan) & scored else None
+            if both is None and "patient" in scan and str(scan["patient"]) in of_scored:
+                both = f"patient {scan['patient']} ({first_file(scan)})"
+            if both:
+                raise InputError(
+                    f"{data}: {both} is in the {section} and in the validation section, or fold: what is scored must be seen by no training, "
+                    f"pre-training included. Take it out of one of them."
+                )
+
+
+def _further(unlabelled: Sequence[Case], *, seen: Sequence[Case]) -> tuple[Case, ...]:
+    """The unlabelled images that are not among the training cases, each once."""
+    known = {file for scan in seen for file in _files(scan)}
+    further = []
+    for scan in unlabelled:
+        if not _files(scan) & known:
+            further.append({"image": scan["image"]})
+        known |= _files(scan)
+    return tuple(further)
+
+
+def _files(scan: Case) -> set[str]:
+    """The real files of an image, whatever links lead to them."""
+    return {os.path.realpath(file) for file in ([scan["image"]] if isinstance(scan["image"], str) else scan["image"])}
+
+
+def _first_repeated(values: Sequence[str]) -> str | None:
+    seen: set[str] = set()
+    return next((value for value in values if value in seen or seen.add(value)), None)
 
 
 def _shuffled(names: Sequence[str] | Mapping[str, Any], seed: list[int]) -> list[str]:

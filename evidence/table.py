@@ -23,6 +23,7 @@ COLUMNS = (
     *("difference", "low", "high", "pairs_of_seeds", "higher", "lower", "equal"),
 )
 LOWER_IS_BETTER = ("hd95",)
+FEW_SEEDS = 5  # with fewer, `paired_bootstrap` is too sure where seeds differ
 
 
 def rows_of(
@@ -33,7 +34,7 @@ def rows_of(
     ``mean`` is over seeds and patients, then over labels (`paired_bootstrap.figure_of`); ``sd_patients`` the standard
     deviation (n - 1) over patients of their own mean over seeds and labels; ``sd_seeds`` that of the runs' figures;
     ``missed`` the scores that HD95 lacks since only one mask has the organ. The difference is to `CONTROL`, of the seeds
-    that both have finished. What was not finished is NaN.
+    that both have finished, ``by_seed`` that of each. What was not finished is NaN.
     """
     rows = []
     for metric in METRICS:
@@ -44,6 +45,7 @@ def rows_of(
             for place, label in [(None, MEAN), *enumerate(labels)]:
                 row = dict.fromkeys(COLUMNS, math.nan) | {"n": n, "arm": arm, "label": label, "metric": metric}
                 row |= {"seeds": len(done[arm]), "seeds_planned": len(part["seeds"])}
+                row |= {"by_seed": {}, "encoder_per_seed": part["encoder_per_seed"]}
                 pick = slice(None) if place is None else slice(place, place + 1)
                 if arm in scores:
                     own = scores[arm][:, :, pick]
@@ -53,7 +55,9 @@ def rows_of(
                     a, b = (
                         scores[each][[done[each].index(seed) for seed in both]][:, :, pick] for each in (arm, CONTROL)
                     )
-                    row |= _difference(paired_difference(a, b), len(both))
+                    found = paired_difference(a, b)
+                    row |= _difference(found, len(both))
+                    row["by_seed"] = dict(zip(both, found.by_seed, strict=True))
                 rows.append(row)
     return rows
 
@@ -158,7 +162,12 @@ def ablation_markdown(outline: Mapping[str, Any], rows: Sequence[Mapping[str, An
         runs = f"{dice['seeds']} of {dice['seeds_planned']}"
         cells = [*marks, runs, _spread(dice), _spread(hd95, 1), _interval(dice), *paper]
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join([*lines, "", _reading(), ""])
+    lines += ["", _reading(), ""]
+    for each in ablation["rows"]:
+        row = _row(rows, ablation["n"], each["arm"], MEAN, "dice")
+        if row["by_seed"]:
+            lines.append(f"- {', '.join(each['tasks'])}: {'; '.join([_by_seed(row), *_doubts(row)])}.")
+    return "\n".join([*lines, ""])
 
 
 def verdict(row: Mapping[str, Any]) -> str:
@@ -168,13 +177,28 @@ def verdict(row: Mapping[str, Any]) -> str:
     figures = f"{row['difference']:+.4f}, {LEVEL:.0%} interval {_ends(row)}"
     if math.isnan(row["low"]):
         return f"{row['difference']:+.4f} of one patient: no interval."
-    if row["pairs_of_seeds"] == 1:
-        figures += "; one seed: other labelled patients may say otherwise"
+    figures += f"; {_by_seed(row)}" + "".join(f"; {doubt}" for doubt in _doubts(row))
     if row["low"] > 0:
         return f"pre-training gains ({figures})."
     if row["high"] < 0:
         return f"pre-training loses ({figures})."
     return f"no difference shown ({figures}; it contains 0)."
+
+
+def _by_seed(row: Mapping[str, Any]) -> str:
+    return ", ".join(f"seed {seed} {difference:+.4f}" for seed, difference in row["by_seed"].items())
+
+
+def _doubts(row: Mapping[str, Any]) -> list[str]:
+    """What the interval does not know."""
+    doubts = []
+    if row["pairs_of_seeds"] == 1:
+        doubts.append("one seed: other labelled patients may say otherwise")
+    elif row["pairs_of_seeds"] < FEW_SEEDS:
+        doubts.append(f"{row['pairs_of_seeds']} seeds are few: the interval is too narrow where seeds differ")
+    if not row["encoder_per_seed"]:
+        doubts.append("one pre-training for all seeds: the interval leaves out how one differs from the next")
+    return doubts
 
 
 def _reading() -> str:

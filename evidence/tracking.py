@@ -14,8 +14,11 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 
@@ -24,11 +27,12 @@ from bundles.common.input_error import InputError
 from .claim import one_at_a_time
 from .paired_bootstrap import figure_of
 from .plan import Run
-from .records import METRICS, Result, table_of
+from .records import METRICS, Result, leave_out_absent, table_of
 
 OUTLINE_TAG, RUN_TAG = "evidence.outline", "evidence.run"
 CHUNK = 4000  # characters of a tag
 BATCH = 900  # metrics of a request, of 1000 that MLflow takes
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 FACTS_PARAM, SECONDS = "facts", "seconds"
 
 
@@ -42,6 +46,28 @@ def experiment_name(outline: Mapping[str, Any]) -> str:
     return f"evidence_{outline['study']}"
 
 
+def open_store(uri: str, *, out: Path | None = None) -> Any:
+    """The store's client, once it has answered.
+
+    Args:
+        uri: MLflow's store.
+        out: folder of the study that is to be logged: a database that is not there is made. None: the store must be there.
+
+    Raises:
+        InputError: the store is not there or does not answer.
+    """
+    path = _file_of(uri)
+    if path is not None and not (path if out is None else path.parent).exists():
+        raise InputError(f"MLflow's store {uri} is not there: {path if out is None else path.parent} does not exist.")
+    try:
+        with one_at_a_time(out / ".tracking.lock") if out else nullcontext(), _impatient():
+            client = _client(uri)
+            client.search_experiments(max_results=1)
+    except Exception as error:  # whatever a store of this kind raises: a refused connection, a file of something else
+        raise InputError(f"MLflow's store {uri} cannot be opened: {_words(error)}. Check --tracking_uri.") from None
+    return client
+
+
 def log_run(run: Run, done: Mapping[str, Any], *, outline: Mapping[str, Any], out: Path, uri: str) -> None:
     """Log a finished run: its facts, its options, its scores, and the curve of its training.
 
@@ -51,6 +77,9 @@ def log_run(run: Run, done: Mapping[str, Any], *, outline: Mapping[str, Any], ou
         outline: of the plan.
         out: folder of the study.
         uri: MLflow's store.
+
+    Raises:
+        InputError: the store cannot be written.
     """
     from mlflow.entities import Metric, Param
 
@@ -62,24 +91,29 @@ def log_run(run: Run, done: Mapping[str, Any], *, outline: Mapping[str, Any], ou
     metrics = [Metric(SECONDS, done["seconds"], now, 0)]
     if run.kind == "finetuning":
         scored = {case: i for i, case in enumerate(run.cases["scored"])}
-        table = table_of(done["scores"], cases=list(scored), labels=outline["labels"])
+        table = table_of(done["scores"], cases=list(scored), labels=outline["labels"], absent=outline["absent"])
         for metric in METRICS:
             metrics.append(Metric(f"mean_{metric}", figure_of(table[metric][None]), now, 0))
             for key, value in _keys(metric, table[metric], list(scored), outline["labels"]):
                 metrics.append(Metric(key, value, now, 0))
     metrics += [Metric(f"train/{key}", value, now, step) for step, key, value in _curve(out / "runs" / run.name)]
     metrics = [metric for metric in metrics if math.isfinite(metric.value)]
-    with one_at_a_time(out / ".tracking.lock"):  # SQLite is one file, and two would make the experiment twice
-        client = _client(uri)
-        experiment = _experiment(client, outline)
-        for old in _find(client, experiment, run.name):
-            client.delete_run(old.info.run_id)
-        tags = {RUN_TAG: run.name}
-        opened = client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
-        client.log_batch(opened, params=[Param(key, value) for key, value in list(params.items())[:100]])
-        for start in range(0, len(metrics), BATCH):
-            client.log_batch(opened, metrics=metrics[start : start + BATCH])
-        client.set_terminated(opened)
+    try:
+        with one_at_a_time(out / ".tracking.lock"):  # SQLite is one file, and two would make the experiment twice
+            client = _client(uri)
+            experiment = _experiment(client, outline)
+            for old in _find(client, experiment, run.name):
+                client.delete_run(old.info.run_id)
+            tags = {RUN_TAG: run.name}
+            opened = client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
+            client.log_batch(opened, params=[Param(key, value) for key, value in list(params.items())[:100]])
+            for start in range(0, len(metrics), BATCH):
+                client.log_batch(opened, metrics=metrics[start : start + BATCH])
+            client.set_terminated(opened)
+    except Exception as error:  # see `open_store`
+        raise InputError(
+            f"MLflow's store {uri} could not be written: {_words(error)}. {run.name} is not lost: the same command logs it without training it again."
+        ) from None
 
 
 def read_store(uri: str, *, study: str) -> tuple[dict[str, Any], list[Result]]:
@@ -90,9 +124,9 @@ def read_store(uri: str, *, study: str) -> tuple[dict[str, Any], list[Result]]:
         study: its name.
 
     Raises:
-        InputError: the store has no such experiment.
+        InputError: there is no such store, or it has no such experiment.
     """
-    client = _client(uri)
+    client = open_store(uri)
     found = client.get_experiment_by_name(experiment_name({"study": study}))
     if found is None or f"{OUTLINE_TAG}.0" not in found.tags:
         names = ", ".join(sorted(each.name for each in client.search_experiments())) or "none"
@@ -100,7 +134,7 @@ def read_store(uri: str, *, study: str) -> tuple[dict[str, Any], list[Result]]:
     chunks = []
     while f"{OUTLINE_TAG}.{len(chunks)}" in found.tags:
         chunks.append(found.tags[f"{OUTLINE_TAG}.{len(chunks)}"])
-    outline = json.loads("".join(chunks))
+    outline = {"absent": {}, **json.loads("".join(chunks))}  # studies of earlier versions do not say it
     newest: dict[str, Any] = {}
     for run in _all_runs(client, found.experiment_id):
         name = run.data.tags.get(RUN_TAG, "")
@@ -115,6 +149,7 @@ def read_store(uri: str, *, study: str) -> tuple[dict[str, Any], list[Result]]:
             for place, key in _places(metric, outline["cases"], outline["labels"]):
                 if key in run.data.metrics:
                     scores[metric][place] = run.data.metrics[key]
+        leave_out_absent(scores, cases=outline["cases"], labels=outline["labels"], absent=outline["absent"])
         facts = json.loads(run.data.params[FACTS_PARAM])
         results.append(Result(name, facts, scores, run.data.metrics[SECONDS]))
     return outline, results
@@ -150,6 +185,34 @@ def _client(uri: str) -> Any:
     from mlflow.tracking import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
+
+
+def _file_of(uri: str) -> Path | None:
+    """File or folder of a store on this machine, None for a server."""
+    scheme, colon, rest = uri.partition(":")
+    if not colon or len(scheme) == 1:  # a plain path, maybe of Windows
+        return Path(uri)
+    if scheme == "sqlite":
+        return Path(rest.removeprefix("///").partition("?")[0])
+    return Path(url2pathname(urlsplit(uri).path)) if scheme == "file" else None
+
+
+def _words(error: Exception) -> str:
+    """The first line of an error, without what its library adds."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """MLflow asks a server that does not answer for minutes; a first look need not."""
+    before = os.environ.get(RETRIES)
+    os.environ[RETRIES] = "2"
+    try:
+        yield
+    finally:
+        os.environ.pop(RETRIES)
+        if before is not None:
+            os.environ[RETRIES] = before
 
 
 def _experiment(client: Any, outline: Mapping[str, Any]) -> str:

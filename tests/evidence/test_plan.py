@@ -151,3 +151,35 @@ def test_a_search_without_tuning_patients_is_refused():
 def test_a_study_without_an_ablation_says_so():
     with pytest.raises(InputError, match="made_up has no ablation"):
         planner(ablation=None).ablation()
+
+
+def test_the_network_of_the_pretraining_is_that_of_every_fine_tuning():
+    network = {"feature_size": 24, "depths": [1, 1, 1, 1], "num_heads": [3, 6, 12, 24], "window_size": 7}
+    made = planner(pretraining={"max_steps": 100, **network})
+    for run in [*made.curve(), *made.ablation(), *made.search()]:
+        options = run.commands[0].options
+        assert {key: options[key] for key in network} == network
+    for run in planner().curve():  # else it is the preset's, and nothing is said
+        assert not set(network) & set(run.commands[0].options)
+
+
+def test_the_network_of_a_row_is_that_of_the_pretraining_too():
+    made = planner()
+    made.row = {**ROW, "feature_size": 24}  # the fine-tuning takes it from the row
+    assert named(made.curve())["pretrain_pretrained_seed0"].commands[0].options["feature_size"] == 24
+
+
+def test_another_pretraining_under_the_same_name_is_another_start():
+    facts = [
+        named(planner(pretraining={"max_steps": steps}).curve())["finetune_pretrained_n2_seed0"].settings["facts"]
+        for steps in (100, 100, 200)
+    ]
+    assert facts[0] == facts[1] and facts[0]["encoder_settings"] != facts[2]["encoder_settings"]
+    scratch = named(planner().curve())["finetune_scratch_n2_seed0"]
+    assert "encoder_settings" not in scratch.facts
+
+
+def test_the_outline_names_what_label_files_do_not_hold():
+    made = planner()
+    made.absent = {"val_03": ["liver"]}
+    assert made.outline()["absent"] == {"val_03": ["liver"]}

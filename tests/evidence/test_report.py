@@ -4,15 +4,19 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 
 import pytest
 from PIL import Image
 
+from bundles.common.checkpoint_file import write_text
 from bundles.common.input_error import InputError
 from evidence.report import main, write_report
+from evidence.run import plan_of
+from evidence.search import search_rows
 
-from .made_up_study import made_up_scores, whole_plan, write_study
+from .made_up_study import finished, made_up_scores, one_sided, planner, whole_plan, write_study
 
 
 def read(path):
@@ -133,3 +137,81 @@ def test_scores_of_other_cases_are_refused(tmp_path):
     path.write_text(path.read_text().replace("val_03", "somebody_else"))
     with pytest.raises(InputError, match="finetune_scratch_n2_seed0.*somebody_else"):
         write_report(tmp_path)
+
+
+def plan_with(absent, **changes):
+    made = planner(**changes)
+    made.absent = absent
+    return plan_of(made, ["curve", "ablation"])
+
+
+@pytest.mark.parametrize("absent", [{}, {"val_03": ["left kidney"]}])
+def test_the_difference_is_that_of_the_means_where_one_arm_predicts_what_a_case_does_not_have(tmp_path, absent):
+    plan = plan_with(absent)
+    write_study(tmp_path, plan, gain=0.05)
+    one_sided(tmp_path, plan)
+    write_report(tmp_path)
+    for label in ("mean", "left kidney"):
+        scratch, pretrained = (
+            row_of(read(tmp_path / "curve.csv"), n=2, arm=arm, label=label, metric="dice")
+            for arm in ("scratch", "pretrained")
+        )
+        gap = float(pretrained["mean"]) - float(scratch["mean"])
+        equal = float(pretrained["difference"]) == pytest.approx(gap, abs=2e-6)
+        assert equal == bool(absent)  # with the one-sided scores in, the means are of different patients
+    if absent:
+        rows = [
+            row_of(read(tmp_path / "curve.csv"), n=2, arm=arm, label="left kidney", metric="dice")
+            for arm in plan.study.arms
+        ]
+        assert [row["patients"] for row in rows] == ["19", "19"]
+
+
+def test_an_outline_of_an_earlier_version_leaves_nothing_out(tmp_path):
+    plan = whole_plan()
+    write_study(tmp_path, plan, gain=0.05)
+    before = write_report(tmp_path)
+    outline = {key: value for key, value in plan.outline.items() if key != "absent"}
+    (tmp_path / "outline.json").write_text(json.dumps(outline))
+    assert write_report(tmp_path) == before
+
+
+def test_each_seed_is_stated_and_few_seeds_are_doubted(tmp_path):
+    plan = whole_plan()
+    write_study(tmp_path, plan, gain=0.05)
+    lines = write_report(tmp_path).splitlines()
+    (line,) = [line for line in lines if line.startswith("- n = 2, pretrained:")]
+    difference = row_of(read(tmp_path / "curve.csv"), n=2, arm="pretrained", label="mean", metric="dice")["difference"]
+    seeds = [float(each) for each in re.findall(r"seed \d ([+-][0-9.]+\d)", line)]
+    assert len(seeds) == 3 and sum(seeds) / 3 == pytest.approx(float(difference), abs=1e-4)
+    assert "3 seeds are few: the interval is too narrow where seeds differ" in line
+    assert "one pre-training" not in line
+    (line,) = [line for line in lines if line.startswith("- inpainting, rotation:")]  # of the ablation
+    assert re.search(r"seed 0 \S+, seed 1 \S+; 2 seeds are few.*; one pre-training for all seeds", line)
+
+
+def test_one_pretraining_for_all_seeds_is_doubted_and_five_seeds_are_not(tmp_path):
+    curve = {"n": [2], "seeds": [0, 1, 2, 3, 4], "encoder_per_seed": False}
+    plan = plan_of(planner(curve=curve, ablation=None), ["curve"])
+    write_study(tmp_path, plan, gain=0.05)
+    text = write_report(tmp_path)
+    assert "the interval leaves out how one differs from the next" in text and "are few" not in text
+
+
+def test_a_search_leaves_out_the_same_scores(tmp_path):
+    made = planner()
+    made.absent = {"tune_01": ["left kidney"], "tune_02": ["liver", "left kidney"]}
+    plan = plan_of(made, ["search"])
+    recipe = {"learning_rate": 0.01, "warmup_steps": 1}
+    for run in plan.runs:
+        done = finished(run)
+        for row in done.get("scores", []):
+            gone = row["label"] in made.absent.get(row["case"], [])
+            row |= {"dice": 0.0 if gone else 0.4 if row["label"] == "liver" else 0.8}
+        write_text(tmp_path / "runs" / run.name / "done.json", json.dumps(done))
+    row = next(
+        row for row in search_rows(plan, made, tmp_path) if row["recipe"] == "learning_rate 0.01, warmup_steps 1"
+    )
+    assert recipe == made.recipes("scratch")[0] and row["arm"] == "scratch"
+    assert row["dice"] == pytest.approx((0.4 + 0.8) / 2)
+    assert row["sd_patients"] == pytest.approx(abs(0.6 - 0.4) / 2**0.5)  # of two patients; the third has no organ

@@ -12,6 +12,7 @@ import pytest
 
 from bundles.common.checkpoint_file import write_text
 from bundles.common.input_error import InputError
+from demo import run as demo
 from demo.run import Stopped
 from evidence import claim as claims
 from evidence import execution
@@ -19,9 +20,10 @@ from evidence import run as runner
 from evidence.execution import RunFailed
 from evidence.progress import overview, state_of
 from evidence.run import main, run_plan
+from evidence.search import main as search_main
 from evidence.study_data import prepare_folder
 
-from .made_up_study import finished, made_up_scores, whole_plan
+from .made_up_study import finished, made_up_scores, planner, whole_plan
 
 # Stands for a bundle: writes what the command would, and counts its calls.
 BUNDLE = """
@@ -222,3 +224,75 @@ def test_command_line_is_a_module(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "python -m evidence.run" in capsys.readouterr().out and sys.argv
+
+
+def test_settings_are_compared_again_when_a_run_is_claimed(plan, out, bundles, monkeypatch):
+    """Another process, with another edit of the study, begins and ends the run between the look and the claim."""
+    other = small(whole_plan(finetuning={"learning_rate": 0.5}), 1)
+    take = claims.take
+
+    def late(folder):
+        write_text(folder / "settings.json", json.dumps(other.runs[0].settings))
+        return take(folder)
+
+    monkeypatch.setattr(runner.claims, "take", late)
+    with pytest.raises(InputError, match="learning_rate was 0.5, now 0.02"):
+        go(small(plan, 1), out)
+    folder = out / "runs" / plan.runs[0].name
+    assert not (folder / "train").exists() and not claims.is_held(folder)
+    assert json.loads((folder / "settings.json").read_text()) == other.runs[0].settings
+
+
+def test_a_run_that_another_edit_of_the_study_began_meanwhile_stops_this_one(plan, out, bundles, monkeypatch):
+    other = whole_plan(finetuning={"learning_rate": 0.5})
+    carry_out = execution.carry_out
+
+    def meanwhile(run, **options):
+        for each, begun in zip(plan.runs[:4], other.runs[:4], strict=True):
+            if each.name != run.name:
+                write_text(out / "runs" / each.name / "settings.json", json.dumps(begun.settings))
+                write_text(out / "runs" / each.name / "done.json", json.dumps(finished(begun)))
+        return carry_out(run, **options)
+
+    monkeypatch.setattr(runner, "carry_out", meanwhile)
+    with pytest.raises(InputError, match="was made by other settings"):
+        go(small(plan, 4), out)
+
+
+@pytest.fixture
+def handlers():
+    """Handlers of signals as they were, after the test."""
+    before = {number: signal.getsignal(number) for number in demo.ENDING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("command", ["evidence", "demo"])
+def test_signals_that_are_ignored_stay_ignored(handlers, monkeypatch, tmp_path, command):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    seen = []
+
+    def look(*_):
+        seen.extend(signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM))
+        raise InputError("seen")
+
+    if command == "evidence":
+        runner.call(look)
+    else:
+        monkeypatch.setattr(demo, "check_folder", look)
+        demo.main(["--out", str(tmp_path)])
+    assert seen[0] is signal.SIG_IGN and seen[1] not in (signal.SIG_IGN, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("program", [main, search_main])
+def test_a_wrong_store_ends_before_the_first_run(plan, tmp_path, capsys, monkeypatch, program):
+    made = planner()
+    module = sys.modules[program.__module__]
+    monkeypatch.setattr(module, "planner_of", lambda *_, **__: made)
+    monkeypatch.setattr(module, "read_study", lambda _: made.study)
+    uri = f"sqlite:///{tmp_path / 'no/folder/mlruns.db'}"
+    assert program(["made_up", "--out", str(tmp_path / "out"), "--tracking_uri", uri]) == 1
+    assert f"Stopped: MLflow's store {uri}" in capsys.readouterr().err
+    assert not (tmp_path / "out/runs").exists()

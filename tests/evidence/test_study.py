@@ -15,6 +15,10 @@ def check(**changes):
     return check_study({**CONTENT, **changes}, source="own.yaml")
 
 
+def arms(**changes):
+    return {name: {**arm, **changes.get(name, {})} for name, arm in CONTENT["arms"].items()}
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in STUDIES.glob("*.yaml")))
 def test_studies_of_the_project_are_sound_and_named_as_their_files(name):
     assert read_study(name).name == name
@@ -78,9 +82,62 @@ def test_unknown_study_lists_the_known():
             {"search": {"n": 2, "seeds": [0], "recipes_of": {"scratch": {"drop_path": 1}}}},
             "search.recipes_of.scratch .*must be a list of recipes",
         ),
+        ({"tuning": "4"}, r"tuning .*'4'"),
+        ({"tuning": -1}, "tuning .*-1.*0 or more"),
+        ({"row": "abc"}, "row must be entries.*'abc'"),
+        ({"row": None, "task": 9}, "task 9 must be the name"),
+        ({"name": 5}, "name 5 must be"),
+        ({"preset": "few_label"}, "preset 'few_label' is none that both bundles have: official, cpu"),
+        ({"preset": "gpu"}, "preset 'gpu'.*official, cpu"),
+        ({"minutes": {"finetuning": "four"}}, "minutes.finetuning 'four' must be a number"),
+        ({"synthetic": {"training": "many"}}, "synthetic.training .*'many'"),
+        (
+            {"curve": {"n": [2], "seeds": [0], "encoder_per_seed": "no"}},
+            "curve.encoder_per_seed 'no' must be true or false",
+        ),
+        (
+            {"ablation": {**CONTENT["ablation"], "encoder_per_seed": "no"}},
+            "ablation.encoder_per_seed 'no' must be true or false",
+        ),
+        ({"ablation": {**CONTENT["ablation"], "paper": 5}}, "ablation.paper must be a list, not 5"),
+        ({"ablation": {**CONTENT["ablation"], "paper": [5]}}, "ablation.paper must be entries.*not 5"),
+        ({"ablation": {**CONTENT["ablation"], "paper": [{"dice": 1}]}}, r"ablation.paper has \{'dice': 1\}.*tasks:"),
+        (
+            {"ablation": {**CONTENT["ablation"], "paper": [{"tasks": ["contrast"], "dice": "high"}]}},
+            "ablation.paper has .*'high'",
+        ),
+        ({"ablation": {**CONTENT["ablation"], "subsets": 5}}, "ablation.subsets must be a list, not 5"),
+        ({"ablation": {**CONTENT["ablation"], "subsets": [[["contrast"]]]}}, "ablation.subsets has"),
+        ({"search": {"n": 2, "seeds": [0], "grid": {"drop_path": [0.1, 0.2, 0.1]}}}, "search.grid.drop_path .*twice"),
+        (
+            {"search": {"n": 2, "seeds": [0], "recipes_of": {arm: [{"drop_path": 1}] * 2 for arm in CONTENT["arms"]}}},
+            "search.recipes_of.scratch .*names a recipe twice",
+        ),
+        (
+            {"finetuning": {"feature_size": 24}},
+            "finetuning has feature_size 24, pretraining 'none'.*pretraining.feature_size",
+        ),
+        (
+            {"pretraining": {"window_size": 7}, "arms": arms(scratch={"finetuning": {"window_size": 4}})},
+            "arms.scratch.finetuning has window_size 4, pretraining 7",
+        ),
+        (
+            {"arms": arms(pretrained={"encoder": {"depths": [1, 1, 1, 1]}})},
+            r"arms.pretrained.encoder has depths \[1, 1",
+        ),
+        (
+            {"search": {"n": 2, "seeds": [0], "grid": {"feature_size": [12, 24]}}},
+            "search.grid has feature_size 12.*pretraining.feature_size",
+        ),
     ],
 )
 def test_mistakes_are_named(changes, words):
     with pytest.raises(InputError, match=words) as caught:
         check(**changes)
     assert "own.yaml" in str(caught.value)
+
+
+def test_an_arm_may_repeat_the_network_of_the_pretraining():
+    study = check(pretraining={"depths": [1, 1, 1, 1]}, arms=arms(scratch={"finetuning": {"depths": [1, 1, 1, 1]}}))
+    assert study.network == {"depths": [1, 1, 1, 1]}
+    assert check().network == {}

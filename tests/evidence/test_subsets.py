@@ -103,3 +103,70 @@ def test_two_scans_of_a_patient_are_refused(data):
 def test_missing_data_are_named(tmp_path):
     with pytest.raises(InputError, match="nowhere"):
         divide(tmp_path / "nowhere")
+
+
+def test_training_images_that_are_listed_again_as_unlabelled_count_once(data):
+    (data / "link.nii.gz").symlink_to(data / "training3.nii.gz")
+    (data / "more.nii.gz").touch()
+    again = ["training2.nii.gz", "link.nii.gz", "more.nii.gz", "more.nii.gz"]
+    rewrite(data, lambda content: content.update(unlabelled=again, unlabeled=["more.nii.gz"]))
+    divided = divide(data, tuning=6)
+    assert [case["image"] for case in divided.unlabelled] == [str(data / "more.nii.gz")]
+    assert len(divided.training) + len(divided.tuning) == 20
+
+
+@pytest.mark.parametrize("section", ["unlabelled", "unlabeled"])
+@pytest.mark.parametrize(
+    "entry", ["validation1.nii.gz", "link.nii.gz", {"image": ["more.nii.gz", "validation1.nii.gz"]}]
+)
+def test_validation_images_among_the_unlabelled_are_refused(data, section, entry):
+    (data / "link.nii.gz").symlink_to(data / "validation1.nii.gz")
+    (data / "more.nii.gz").touch()
+    rewrite(data, lambda content: content.update({section: ["more.nii.gz", entry]}))
+    name = entry if isinstance(entry, str) else entry["image"][0]
+    with pytest.raises(InputError, match=f"{name} is in the unlabelled and in the validation section"):
+        divide(data)
+
+
+def test_validation_images_of_a_fold_among_the_unlabelled_are_refused(data):
+    rewrite(data, lambda content: content.update(unlabelled=[case["image"] for case in content.pop("validation")]))
+    divide(data, fold=None, tuning=3)  # images without labels are nobody's validation
+    rewrite(data, lambda content: content.update(unlabelled=[case["image"] for case in content["training"]]))
+    with pytest.raises(InputError, match="is in the unlabelled and in the validation section"):
+        divide(data, fold=0, folds=4)
+
+
+def test_a_training_image_that_is_a_link_to_a_validation_image_is_refused(data):
+    (data / "training7.nii.gz").unlink()
+    (data / "training7.nii.gz").symlink_to(data / "validation2.nii.gz")
+    with pytest.raises(InputError, match="training7.nii.gz is in the training and in the validation section"):
+        divide(data)
+
+
+@pytest.mark.parametrize("section", ["training", "unlabelled"])
+def test_a_patient_who_validates_and_trains_is_refused(data, section):
+    (data / "more.nii.gz").touch()
+
+    def change(content):
+        content["unlabelled"] = [{"image": "more.nii.gz"}]
+        content["validation"][2]["patient"] = 17
+        content[section][0]["patient"] = "17"
+
+    rewrite(data, change)
+    file = {"training": "training0", "unlabelled": "more"}[section]
+    with pytest.raises(InputError, match=rf"patient 17 \(.*{file}.nii.gz\) is in the {section} and in the validation"):
+        divide(data)
+
+
+def test_a_patient_who_validates_twice_is_refused(data):
+    rewrite(data, lambda content: [case.update(patient="p9") for case in content["validation"][:2]])
+    with pytest.raises(InputError, match="5 validation scans are of 4 patients; p9 has more than one"):
+        divide(data)
+
+
+def test_a_file_that_validates_twice_is_refused(data):
+    (data / "link.nii.gz").symlink_to(data / "validation2.nii.gz")
+    again = {"image": "link.nii.gz", "label": "label_validation2.nii.gz"}
+    rewrite(data, lambda content: content["validation"].append(again))
+    with pytest.raises(InputError, match="validation section holds .*validation2.nii.gz twice"):
+        divide(data)

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from bundles.common.input_error import InputError
 from evidence.report import main, write_report
 from evidence.run import plan_of
-from evidence.tracking import log_run, read_store
+from evidence.tracking import log_run, open_store, read_store
 
-from .made_up_study import CONTENT, finished, planner, write_study
+from .made_up_study import CONTENT, finished, one_sided, planner, write_study
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +54,45 @@ def test_one_experiment_holds_each_run_once_with_its_facts(tracked):
 def test_an_unknown_study_names_the_experiments(tracked):
     with pytest.raises(InputError, match="evidence_other.*evidence_made_up"):
         read_store(tracked[1], study="other")
+
+
+def test_one_sided_scores_are_left_out_of_the_store_too(tmp_path):
+    made = planner(curve={**CONTENT["curve"], "n": [2], "seeds": [0, 1]}, ablation=None)
+    made.absent = {"val_03": ["left kidney"]}
+    plan = plan_of(made, ["curve"])
+    out, uri = tmp_path / "out", f"sqlite:///{tmp_path / 'mlruns.db'}"
+    write_study(out, plan, gain=0.05)
+    done = one_sided(out, plan)
+    write_report(out)
+    for run in plan.runs:
+        log_run(run, done[run.name], outline=plan.outline, out=out, uri=uri)
+    assert main([str(tmp_path / "again"), "--tracking_uri", uri, "--study", "made_up"]) == 0
+    for name in ("curve.csv", "curve.md", "curve.png"):
+        assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_a_report_from_a_store_that_is_not_there_makes_none(tmp_path, capsys):
+    for uri in (f"sqlite:///{tmp_path / 'missing.db'}", str(tmp_path / "missing"), f"file://{tmp_path / 'missing'}"):
+        with pytest.raises(SystemExit):
+            main([str(tmp_path / "report"), "--tracking_uri", uri, "--study", "made_up"])
+        assert re.search("Stopped: .*missing.* is not there", capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:///{}/no/folder/mlruns.db", "sqlite:///{}/text.db", "http://127.0.0.1:9", "htp://x"]
+)
+def test_a_wrong_address_is_named_before_anything_runs(tmp_path, uri):
+    (tmp_path / "text.db").write_text("this is no database" * 100)
+    uri = uri.format(tmp_path)
+    with pytest.raises(InputError, match=re.escape(uri)):
+        open_store(uri, out=tmp_path)
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_store_that_fails_later_loses_no_run(tmp_path, tracked):
+    _, _, plan = tracked
+    (tmp_path / "text.db").write_text("this is no database" * 100)
+    with pytest.raises(InputError, match="text.db could not be written.*the same command logs it"):
+        run = plan.runs[0]
+        log_run(run, finished(run), outline=plan.outline, out=tmp_path, uri=f"sqlite:///{tmp_path / 'text.db'}")

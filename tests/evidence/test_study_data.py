@@ -1,0 +1,173 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""The data of a study are those that its folder was made of, have the labels of its row, and say which organs they lack."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bundles.common.input_error import InputError
+from bundles.swin_unetr_msd.scripts.common.input_error import InputError as BundleInputError
+from evidence.study import check_study
+from evidence.study_data import absent_labels, planner_of, prepare_folder
+
+from .made_up_study import CONTENT, LABELS
+
+
+def write_scan(path, values, *, dtype=np.uint8):
+    """A scan that holds each of the values, of as many voxels as one needs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    voxels = np.zeros((4, 4, 4), dtype=dtype)
+    voxels.flat[: len(values)] = values
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Nine training, two validation and one unlabelled case in MSD form; the first validation case has no left kidney."""
+    folder = tmp_path / "data"
+    content = {
+        "labels": LABELS,
+        "modality": {"0": "CT"},
+        "training": [],
+        "validation": [],
+        "unlabelled": ["more.nii.gz"],
+    }
+    for section, number in (("training", 9), ("validation", 2)):
+        for i in range(number):
+            case = {"image": f"images/{section}{i}.nii.gz", "label": f"labels/{section}{i}.nii.gz"}
+            write_scan(folder / case["image"], [100, -50], dtype=np.int16)
+            write_scan(folder / case["label"], [1] if (section, i) == ("validation", 0) else [1, 2])
+            content[section].append(case)
+    write_scan(folder / "more.nii.gz", [1], dtype=np.int16)
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def rewrite(data, change):
+    content = json.loads((data / "dataset.json").read_text())
+    change(content)
+    (data / "dataset.json").write_text(json.dumps(content))
+
+
+def made(data, out, **changes):
+    prepare_folder(out, "made_up")
+    return planner_of(check_study({**CONTENT, **changes}, source="made_up.yaml"), data=data, out=out)
+
+
+def test_labels_that_a_file_does_not_hold_are_named(tmp_path):
+    held = {"both": [1, 2], "one": [2], "none": [0], "other": [1, 2, 9]}
+    for name, values in held.items():
+        write_scan(tmp_path / f"{name}.nii.gz", values, dtype=np.float32 if name == "one" else np.uint8)
+    cases = {name: {"label": str(tmp_path / f"{name}.nii.gz")} for name in held}
+    assert absent_labels(cases, labels=LABELS) == {"one": ["liver"], "none": ["liver", "left kidney"]}
+
+
+def test_a_label_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "torn.nii.gz").write_bytes(b"no scan")
+    with pytest.raises(InputError, match="torn.nii.gz cannot be read"):
+        absent_labels({"a": {"label": str(tmp_path / "torn.nii.gz")}}, labels=LABELS)
+
+
+def test_the_outline_of_a_data_set_names_what_its_scored_cases_lack(data, tmp_path):
+    assert made(data, tmp_path / "out").outline()["absent"] == {"validation0": ["left kidney"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda content: content.update(labels={"0": "background", "1": "liver"}), "declares labels .*made_up has"),
+        (lambda content: content.update(modality={"0": "CT", "1": "PET"}), "declares 2 channels"),
+        (lambda content: content.update(modality={"0": "T2"}), "declares the channels .*T2.*made_up has .*CT"),
+        (
+            lambda content: content.update(labels={"0": "background", "1": "Anterior", "2": "Posterior"}),
+            "those of Task04_Hippocampus; made_up has",
+        ),
+    ],
+)
+def test_labels_and_channels_of_the_list_must_be_those_of_the_row(data, tmp_path, change, words):
+    rewrite(data, change)
+    with pytest.raises(BundleInputError, match=f"dataset.json.*{words}"):
+        made(data, tmp_path / "out")
+
+
+def test_a_row_that_is_chosen_by_name_is_compared_too(data, tmp_path):
+    with pytest.raises(BundleInputError, match="dataset.json declares labels .*Task09_Spleen has"):
+        made(data, tmp_path / "out", row=None, task="Task09_Spleen")
+
+
+def test_a_list_by_its_own_path_is_compared(data, tmp_path):
+    shutil.move(data / "dataset.json", data / "ours.json")
+    assert len(made(data / "ours.json", tmp_path / "one").parts.validation) == 2
+    content = json.loads((data / "ours.json").read_text()) | {"labels": {"0": "background", "1": "liver"}}
+    (data / "ours.json").write_text(json.dumps(content))
+    with pytest.raises(BundleInputError, match="ours.json declares labels"):
+        made(data / "ours.json", tmp_path / "two")
+
+
+def test_the_same_data_elsewhere_are_the_same(data, tmp_path):
+    made(data, tmp_path / "out")
+    shutil.copytree(data, tmp_path / "moved")
+    made(tmp_path / "moved", tmp_path / "out", tuning=2)  # the study's choice
+    assert str(tmp_path) not in (tmp_path / "out/.data.json").read_text()
+
+
+def swap_validation(data):
+    rewrite(data, lambda content: content["validation"].append(content["training"].pop()))
+
+
+def drop_unlabelled(data):
+    rewrite(data, lambda content: content.pop("unlabelled"))
+
+
+def other_scan(data):
+    write_scan(data / "images/training3.nii.gz", list(range(60)), dtype=np.int16)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (swap_validation, "1 training cases differ; training8 is gone"),
+        (drop_unlabelled, "1 unlabelled cases differ; more is gone"),
+        (other_scan, "1 training cases differ; training3 has files of other sizes"),
+    ],
+)
+def test_other_data_in_a_folder_are_refused_with_what_to_do(data, tmp_path, change, words):
+    made(data, tmp_path / "out")
+    change(data)
+    with pytest.raises(InputError, match=f"out was made of other data than .*{words}.*choose another --out"):
+        made(data, tmp_path / "out")
+
+
+def test_a_stale_row_is_not_used_for_other_data(data, tmp_path):
+    """Without a row in the study one is proposed and kept in OUT: it is that of the data it was proposed for."""
+    content = {"row": None, "task": None}
+    made(data, tmp_path / "out", **content)
+    assert (tmp_path / "out/task.yaml").exists()
+    other_scan(data)
+    with pytest.raises(InputError, match="row of the task and its finished runs are of those data"):
+        made(data, tmp_path / "out", **content)
+
+
+def test_a_folder_of_an_earlier_version_gets_its_fingerprint(data, tmp_path):
+    made(data, tmp_path / "out")
+    before = (tmp_path / "out/.data.json").read_text()
+    Path(tmp_path / "out/.data.json").unlink()
+    made(data, tmp_path / "out")
+    assert (tmp_path / "out/.data.json").read_text() == before
+
+
+def test_no_scored_image_reaches_a_pretraining(data, tmp_path):
+    rewrite(data, lambda content: content["unlabelled"].append("images/training2.nii.gz"))
+    planner = made(data, tmp_path / "out")
+    run = next(run for run in planner.curve() if run.kind == "pretraining")
+    images = [case["image"] for case in run.lists["pretraining"]["training"]]
+    assert len(images) == len(set(images)) == 9 - 3 + 1 and not any("validation" in image for image in images)
+    rewrite(data, lambda content: content["unlabelled"].append("images/validation1.nii.gz"))
+    with pytest.raises(InputError, match="validation1.nii.gz is in the unlabelled and in the validation"):
+        made(data, tmp_path / "new")
