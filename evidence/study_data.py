@@ -26,7 +26,7 @@ from .plan import Planner
 from .study import BUNDLES, SEGMENT, Study
 from .subsets import Parts, divide
 
-MARK, FINGERPRINT = ".study", ".data.json"
+MARK, FINGERPRINT, PRESENT = ".study", ".data.json", ".present_labels.json"
 TASKS = BUNDLES / SEGMENT / "configs/tasks.yaml"
 
 
@@ -76,30 +76,40 @@ def planner_of(study: Study, *, data: Path | None, out: Path) -> Planner:
     # the bundles see the plan's lists, which have the row's labels: the user's own is compared here
     check_dataset(dataset_dir=str(data), data_list=None, row=row, file=str(TASKS))
     scored = {**parts.validation, **parts.tuning}
-    return Planner(study, parts, row=row, task=task, absent=absent_labels(scored, labels=row["labels"]))
+    return Planner(
+        study, parts, row=row, task=task, absent=absent_labels(scored, labels=row["labels"], remember=out / PRESENT)
+    )
 
 
-def absent_labels(cases: Mapping[str, Mapping[str, Any]], *, labels: Mapping[str, str]) -> dict[str, list[str]]:
+def absent_labels(
+    cases: Mapping[str, Mapping[str, Any]], *, labels: Mapping[str, str], remember: Path | None = None
+) -> dict[str, list[str]]:
     """The names of the labels that each case's label file does not hold, of cases that lack one.
 
     Args:
         cases: name to case, with its ``label`` file.
         labels: value to name, background included.
+        remember: file of what was found before, by case and size of the file; reading a hundred large CTs' labels takes minutes.
 
     Raises:
         InputError: a label file cannot be read.
     """
-    found = {}
+    known = json.loads(remember.read_text(encoding="utf-8")) if remember and remember.is_file() else {}
+    present = {}
     for name, case in cases.items():
         try:
-            present = {int(value) for value in np.unique(np.asarray(nib.load(case["label"]).dataobj))}
+            key = f"{name}, {Path(case['label']).stat().st_size} bytes"
+            values = known.get(key) or np.unique(np.asarray(nib.load(case["label"]).dataobj)).tolist()
         except Exception as error:  # a truncated gzip, a header of another format, a file that is not there
             raise InputError(
                 f"{case['label']} cannot be read ({error}). Restore it, or take it out of the list."
             ) from None
-        if lacking := [label for value, label in labels.items() if int(value) and int(value) not in present]:
-            found[name] = lacking
-    return found
+        known[key], present[name] = values, {int(value) for value in values}
+    if remember:
+        write_text(remember, json.dumps(known, indent=1) + "\n")
+    names = {int(value): name for value, name in labels.items() if int(value)}
+    absent = {case: [name for value, name in names.items() if value not in held] for case, held in present.items()}
+    return {case: lacking for case, lacking in absent.items() if lacking}
 
 
 def _synthetic(folder: Path, counts: Mapping[str, int]) -> Path:

@@ -68,6 +68,18 @@ def test_labels_that_a_file_does_not_hold_are_named(tmp_path):
     assert absent_labels(cases, labels=LABELS) == {"one": ["liver"], "none": ["liver", "left kidney"]}
 
 
+def test_a_label_file_is_read_once_unless_its_size_changes(tmp_path):
+    path, remember = tmp_path / "a.nii.gz", tmp_path / "present.json"
+    write_scan(path, [1])
+    cases = {"a": {"label": str(path)}}
+    assert absent_labels(cases, labels=LABELS, remember=remember) == {"a": ["left kidney"]}
+    path.write_bytes(b"x" * path.stat().st_size)  # not readable, and not read
+    assert absent_labels(cases, labels=LABELS, remember=remember) == {"a": ["left kidney"]}
+    path.write_bytes(b"x")
+    with pytest.raises(InputError, match="cannot be read"):
+        absent_labels(cases, labels=LABELS, remember=remember)
+
+
 def test_a_label_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "torn.nii.gz").write_bytes(b"no scan")
     with pytest.raises(InputError, match="torn.nii.gz cannot be read"):
