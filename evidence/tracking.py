@@ -7,7 +7,6 @@ study is the experiment's tags. A run that was carried out anew takes the place 
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -23,6 +22,7 @@ from urllib.request import url2pathname
 import numpy as np
 
 from bundles.common.input_error import InputError
+from bundles.common.training_log import read_log
 
 from .claim import one_at_a_time
 from .paired_bootstrap import figure_of
@@ -174,9 +174,7 @@ def _curve(folder: Path) -> list[tuple[int, str, float]]:
     path = folder / "train" / "training_log.csv"
     if not path.is_file():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("step")]
-    return [(int(row["step"]), key, float(row[key])) for row in rows for key in ("loss", "lr") if row.get(key)]
+    return [(row["step"], key, row[key]) for row in read_log(path) for key in ("loss", "learning_rate")]
 
 
 def _client(uri: str) -> Any:

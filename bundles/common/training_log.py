@@ -21,10 +21,11 @@ logger = logging.getLogger(__name__)
 
 
 def read_log(path: str | Path) -> list[dict[str, float]]:
-    """Rows of a ``training_log.csv``, numbers as float; a last line cut off by a kill is left out."""
+    """Rows of a ``training_log.csv``, numbers as float, the step whole; a last line cut off by a kill is left out."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    return [{k: float(v) for k, v in row.items()} for row in rows if all(row.values()) and None not in row]
+    rows = [{k: float(v) for k, v in row.items()} for row in rows if all(row.values()) and None not in row]
+    return [{**row, "step": int(row["step"])} for row in rows]
 
 
 def loss_figure(rows: list[dict[str, float]], title: str) -> Figure:

@@ -82,6 +82,7 @@ def test_rows_after_the_step_that_a_run_resumes_from_are_not_doubled(tmp_path, o
     rows = read_log(log.path)
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10]
     assert [row["loss"] for row in rows] == pytest.approx([1.5, 3.5, 5.5, 7.5, 9.5])
+    assert [line.partition(",")[0] for line in log.path.read_text().splitlines()] == ["step", "2", "4", "6", "8", "10"]
 
 
 def test_a_run_that_starts_anew_starts_a_new_table(tmp_path):

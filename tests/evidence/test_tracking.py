@@ -24,6 +24,9 @@ def tracked(tmp_path_factory):
     write_study(out, plan, gain=0.05)
     write_report(out)
     log_run(plan.runs[-1], finished(plan.runs[-1], gain=0.4), outline=plan.outline, out=out, uri=uri)
+    log = out / "runs/finetune_pretrained_n4_seed1/train/training_log.csv"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("step,loss,loss_dice,learning_rate\n20.0,1.5,1.0,0.02\n40,1.25,0.5,0.01\n")  # of a resumed run
     for run in plan.runs:
         log_run(run, finished(run), outline=plan.outline, out=out, uri=uri)
     return out, uri, plan
@@ -49,6 +52,9 @@ def test_one_experiment_holds_each_run_once_with_its_facts(tracked):
     assert one.data.params["arm"] == "pretrained" and one.data.params["n"] == "4" and one.data.params["seed"] == "1"
     assert one.data.params["encoder"] == "pretrain_pretrained_seed1"
     assert "mean_dice" in one.data.metrics and "dice/01 liver/0001 val_00" in one.data.metrics
+    curves = {"train/loss": [(20, 1.5), (40, 1.25)], "train/learning_rate": [(20, 0.02), (40, 0.01)]}
+    for key, points in curves.items():
+        assert [(each.step, each.value) for each in client.get_metric_history(one.info.run_id, key)] == points
 
 
 def test_an_unknown_study_names_the_experiments(tracked):
