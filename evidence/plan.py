@@ -20,7 +20,7 @@ from bundles.common.checkpoint_file import write_text
 from bundles.common.data_list import first_file
 from bundles.common.input_error import InputError
 
-from .study import CONTROL, NETWORK, PRETRAIN, PROXY_TASKS, SEGMENT, Study
+from .study import CONTROL, NETWORK, PRETRAIN, PROXY_TASKS, SEGMENT, Study, recipes_of
 from .subsets import Case, Parts, labelled_subset
 
 Z_SCORE = Path(__file__).with_name("z_score.yaml")
@@ -171,10 +171,7 @@ class Planner:
 
     def recipes(self, arm: str) -> list[dict[str, Any]]:
         """Every combination of the values of the search's grid, and of what it has for this arm alone; then the arm's single recipes."""
-        search = self._part("search")
-        grid = {**(search.get("grid") or {}), **((search.get("grid_of") or {}).get(arm) or {})}
-        combined = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-        return combined + [dict(recipe) for recipe in (search.get("recipes_of") or {}).get(arm) or []]
+        return recipes_of(self._part("search"), arm)
 
     def subsets(self) -> list[list[str]]:
         """Subsets of the proxy tasks that the ablation compares, none among them."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -171,6 +172,13 @@ def check_study(content: Mapping[str, Any], *, source: str) -> Study:
     return Study(**{key: value for key, value in content.items() if value is not None})
 
 
+def recipes_of(search: Mapping[str, Any], arm: str) -> list[dict[str, Any]]:
+    """Every combination of the values of a search's grid, and of what it has for this arm alone; then the arm's single recipes."""
+    grid = {**(search.get("grid") or {}), **((search.get("grid_of") or {}).get(arm) or {})}
+    combined = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    return combined + [dict(recipe) for recipe in (search.get("recipes_of") or {}).get(arm) or []]
+
+
 def _mapping(value: Any, source: str, key: str) -> Mapping:
     if not isinstance(value, Mapping):
         raise InputError(f"{source}: {key} must be entries, 'key: value', not {value!r}.")
@@ -255,11 +263,7 @@ def _check_search(search: Mapping[str, Any], arms: Mapping[str, Any], source: st
             raise InputError(f"{source}: search.recipes_of.{arm} {recipes!r} names a recipe twice.")
         for recipe in recipes:
             _check_options(recipe, source, f"search.recipes_of.{arm}")
-    grid = math.prod(len(values) for values in grids["search.grid"].values())
-    efforts = {
-        arm: grid * math.prod(len(values) for values in (own.get(arm) or {}).values()) + len(single.get(arm) or [])
-        for arm in arms
-    }
+    efforts = {arm: len(recipes_of(search, arm)) for arm in arms}
     if len(set(efforts.values())) > 1:
         raise InputError(
             f"{source}: the search gives the arms unequal numbers of recipes, {efforts}: a fair one tries as many for each. "

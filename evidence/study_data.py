@@ -15,7 +15,7 @@ import yaml
 
 from bundles.common.case_names import case_names
 from bundles.common.checkpoint_file import write_text
-from bundles.common.data_list import first_file
+from bundles.common.data_list import first_file, image_files
 from bundles.common.input_error import InputError
 from bundles.swin_unetr_msd.scripts.task_proposal import proposed_row
 from bundles.swin_unetr_msd.scripts.tasks import check_dataset, choose_task
@@ -146,8 +146,7 @@ def fingerprint(parts: Parts) -> dict[str, dict[str, list[int]]]:
 
 
 def _files(case: Mapping[str, Any]) -> list[str]:
-    images = [case["image"]] if isinstance(case["image"], str) else list(case["image"])
-    return images + ([case["label"]] if "label" in case else [])
+    return image_files(case) + ([case["label"]] if "label" in case else [])
 
 
 def _check_fingerprint(parts: Parts, out: Path, data: Path) -> None:

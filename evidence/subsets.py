@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bundles.common.case_names import case_names
-from bundles.common.data_list import first_file, parse_data_list, segmentation_scans
+from bundles.common.data_list import first_file, image_files, parse_data_list, segmentation_scans
 from bundles.common.input_error import InputError
 
 Case = Mapping[str, Any]
@@ -136,7 +136,7 @@ def _further(unlabelled: Sequence[Case], *, seen: Sequence[Case]) -> tuple[Case,
 
 def _files(scan: Case) -> set[str]:
     """The real files of an image, whatever links lead to them."""
-    return {os.path.realpath(file) for file in ([scan["image"]] if isinstance(scan["image"], str) else scan["image"])}
+    return {os.path.realpath(file) for file in image_files(scan)}
 
 
 def _first_repeated(values: Sequence[str]) -> str | None:

@@ -22,7 +22,6 @@ COLUMNS = (
     *("n", "arm", "label", "metric", "seeds", "seeds_planned", "patients", "missed", "mean", "sd_patients", "sd_seeds"),
     *("difference", "low", "high", "pairs_of_seeds", "higher", "lower", "equal"),
 )
-LOWER_IS_BETTER = ("hd95",)
 FEW_SEEDS = 5  # with fewer, `paired_bootstrap` is too sure where seeds differ
 
 

@@ -20,6 +20,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from monai.utils import ensure_tuple
 
 from .btcv_folder import btcv_data_list
 from .choices import check_choice
@@ -281,7 +282,12 @@ def _inference_scans(source: StrPath) -> list[dict]:
 
 def first_file(scan: dict) -> str:
     """The file of an entry's image, the first one where it has one per channel: by it a scan is known."""
-    return scan["image"] if isinstance(scan["image"], str) else scan["image"][0]
+    return image_files(scan)[0]
+
+
+def image_files(scan: dict) -> list[str]:
+    """The files of an entry's image: one, or one for each channel."""
+    return list(ensure_tuple(scan["image"]))
 
 
 def data_list_labels(dataset_dir: StrPath, data_list: StrPath | None = None) -> dict[int, str]:

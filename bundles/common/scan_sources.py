@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .btcv_folder import find_layout
-from .data_list import MASK_FOLDERS, SECTIONS, is_nifti, is_scan, parse_data_list
+from .data_list import MASK_FOLDERS, SECTIONS, image_files, is_nifti, is_scan, parse_data_list
 from .dicom_series import Series, find_series, is_dicom
 from .input_error import InputError
 from .meta_image import SUFFIXES as METAIMAGE
@@ -226,7 +226,7 @@ class _Search:
             for entry in content.get(section, []):
                 if isinstance(entry.get("label"), str):
                     self.label_files.add(os.path.realpath(entry["label"]))
-                images = [entry["image"]] if isinstance(entry["image"], str) else entry["image"]
+                images = image_files(entry)
                 known = section if section in ("validation", "test") else "training"
                 told = {key: value for key, value in entry.items() if key != "patient"}
                 if entry.get("patient") not in (None, ""):
@@ -335,7 +335,7 @@ class _Search:
         for real, entry in self.listed.items():
             if real in met or not os.path.isfile(real):
                 continue
-            images = [entry["image"]] if isinstance(entry["image"], str) else entry["image"]
+            images = image_files(entry)
             path = next((image for image in images if os.path.realpath(image) == real), real)
             inside = any(Path(path).is_relative_to(root) for root in self.roots)
             reason = "is hidden, a result, or no scan that is read here" if inside else "lies outside the sources"

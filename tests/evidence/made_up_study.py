@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,13 @@ def parts(training: int = 12, tuning: int = 3, validation: int = 20) -> Parts:
         labels=LABELS,
         modality={"0": "CT"},
     )
+
+
+def rewrite(data: Path, change: Callable[[dict], object]) -> None:
+    """Change the data list of a folder."""
+    content = json.loads((data / "dataset.json").read_text())
+    change(content)
+    (data / "dataset.json").write_text(json.dumps(content))
 
 
 def planner(**changes: object) -> Planner:

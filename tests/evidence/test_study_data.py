@@ -16,7 +16,7 @@ from bundles.swin_unetr_msd.scripts.common.input_error import InputError as Bund
 from evidence.study import check_study
 from evidence.study_data import absent_labels, planner_of, prepare_folder
 
-from .made_up_study import CONTENT, LABELS
+from .made_up_study import CONTENT, LABELS, rewrite
 
 
 def write_scan(path, values, *, dtype=np.uint8):
@@ -47,12 +47,6 @@ def data(tmp_path):
     write_scan(folder / "more.nii.gz", [1], dtype=np.int16)
     (folder / "dataset.json").write_text(json.dumps(content))
     return folder
-
-
-def rewrite(data, change):
-    content = json.loads((data / "dataset.json").read_text())
-    change(content)
-    (data / "dataset.json").write_text(json.dumps(content))
 
 
 def made(data, out, **changes):

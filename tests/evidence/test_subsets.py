@@ -10,7 +10,7 @@ import pytest
 from bundles.common.input_error import InputError
 from evidence.subsets import divide, labelled_subset
 
-from .made_up_study import parts
+from .made_up_study import parts, rewrite
 
 
 @pytest.fixture
@@ -26,12 +26,6 @@ def data(tmp_path):
     content = {"labels": {"0": "background", "1": "liver"}, "modality": {"0": "CT"}, **sections}
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     return tmp_path
-
-
-def rewrite(data, change):
-    content = json.loads((data / "dataset.json").read_text())
-    change(content)
-    (data / "dataset.json").write_text(json.dumps(content))
 
 
 def test_parts_never_overlap_and_lose_nobody(data):

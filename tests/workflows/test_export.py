@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from bundles.common.checkpoint_file import save_atomically
 from bundles.common.swin_encoder import build_swin_unetr
 from bundles.common.weights import load_model
 from tests.zoo.conftest import ENCODER, ORGANS
+from tests.zoo.own_process import python
 from zoo.archive import extract_archive
 from zoo.pack import pack
 
@@ -37,15 +36,6 @@ class Exported:
     other: Network
 
 
-def run(*words: str, cwd: Path) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-    return done.stdout + done.stderr
-
-
 @pytest.fixture(scope="module", params=MERGINGS)
 def exported(request, tmp_path_factory) -> Exported:
     """Weights of random numbers: what is compared does not ask for a training."""
@@ -61,8 +51,8 @@ def exported(request, tmp_path_factory) -> Exported:
     folder = extract_archive(package.archive, work / "unpacked")
     shape = ["--input_shape", str([1, 1, *ROI])]
     torchscript = ["--config_file", "configs/inference.yaml", "--key_in_ckpt", "model", "--use_trace", "True"]
-    run("-m", "monai.bundle", "ckpt_export", *torchscript, *shape, cwd=folder)
-    run("-m", "monai.bundle", "onnx_export", "--args_file", "configs/export_onnx.yaml", *shape, cwd=folder)
+    python("-m", "monai.bundle", "ckpt_export", *torchscript, *shape, cwd=folder)
+    python("-m", "monai.bundle", "onnx_export", "--args_file", "configs/export_onnx.yaml", *shape, cwd=folder)
     networks = {}
     for merging in MERGINGS:
         networks[merging] = build_swin_unetr(ENCODER | {"merging": merging}, out_channels=14).eval()
@@ -119,7 +109,8 @@ print("found", json.dumps([type(network).__name__, config.get_parsed_content("en
 @pytest.mark.parametrize("exported", ["legacy"], indirect=True)
 def test_the_overlay_for_tensorrt_is_well_formed(exported):
     """All that can be known of it without a GPU: there MONAI leaves the network as it is."""
-    said = run("-c", TENSORRT, cwd=exported.folder)
+    ended = python("-c", TENSORRT, cwd=exported.folder)
+    said = ended.stdout + ended.stderr
     (found,) = [line for line in said.splitlines() if line.startswith("found ")]
     network, engine, amp, arguments = json.loads(found.removeprefix("found "))
     assert (network, engine, amp) == ("FastSwinUNETR", "./models/model.pt.64x64x32", False)

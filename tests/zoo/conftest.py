@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import pytest
 import torch
 import yaml
@@ -15,6 +16,7 @@ import yaml
 from bundles.common.checkpoint_file import save_atomically
 from bundles.common.swin_encoder import build_swin_unetr
 from bundles.swin_unetr_pretrain.scripts.network import OFFICIAL_HEADS, TASKS, SwinPretrainer
+from demo.synthetic_ct import draw_patient, render
 from zoo.bundle_files import BUNDLES
 
 ENCODER = {
@@ -89,6 +91,15 @@ def spleen_models(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def pretrained_models(tmp_path_factory) -> Path:
     return save_pretrained(tmp_path_factory.mktemp("pretrained_models"))
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory) -> Path:
+    """A synthetic patient."""
+    image, _, affine = render(draw_patient(0))
+    path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(image, affine), path)
+    return path
 
 
 @pytest.fixture

@@ -3,28 +3,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from demo.synthetic_ct import draw_patient, render
 from zoo.archive import extract_archive
 from zoo.pack import pack
 
 from .conftest import ORGANS
-
-
-@pytest.fixture(scope="module")
-def scan(tmp_path_factory) -> Path:
-    image, _, affine = render(draw_patient(0))
-    path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
-    nib.save(nib.Nifti1Image(image, affine), path)
-    return path
+from .own_process import python
 
 
 @pytest.fixture
@@ -35,15 +24,6 @@ def unpacked(tmp_path, unbuilt, btcv_models, spleen_models):
         return extract_archive(package.archive, tmp_path / "zoo")
 
     return make
-
-
-def python(*words: str, cwd: Path) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "PYTHONWARNINGS": "ignore"}
-    run = subprocess.run(
-        [sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert run.returncode == 0, f"{run.stdout[-3000:]}\n{run.stderr[-6000:]}"
-    return run.stdout
 
 
 @pytest.mark.parametrize(
@@ -59,7 +39,7 @@ def test_it_segments_a_scan_as_it_lies(unpacked, scan, tmp_path, name, task, lab
         "--output_dir",
         str(tmp_path / "masks"),
     ]
-    said = python("-m", "monai.bundle", "run", *words, cwd=folder)
+    said = python("-m", "monai.bundle", "run", *words, cwd=folder).stdout
     assert "trained with" not in said  # no setting differs from the training's
     original, mask = nib.load(scan), nib.load(tmp_path / "masks/scan_seg.nii.gz")
     assert mask.shape == original.shape
@@ -89,5 +69,5 @@ assert not any(name.split(".")[0] in ("bundles", "zoo") for name in sys.modules)
 
 def test_monai_load_builds_its_network_with_its_weights_inside_the_folder_and_elsewhere(unpacked):
     folder = unpacked("swin_unetr_btcv_seg")
-    said = python("-c", LOAD, str(folder.parent), cwd=folder).splitlines()
+    said = python("-c", LOAD, str(folder.parent), cwd=folder).stdout.splitlines()
     assert [line for line in said if line.startswith("classes: ")] == [f"classes: {len(ORGANS)}"] * 2

@@ -4,21 +4,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from demo.synthetic_ct import draw_patient, render
 from zoo.pack import Package, pack
 from zoo.verify import main
 
 from .loopback import serve_folder, serve_hub
+from .own_process import python
 
 NAME, REPO = "swin_unetr_btcv_seg", "someone/swin_unetr_btcv_seg"
 # The command line's own functions, one process for all three: importing MONAI takes most of the time.
@@ -44,22 +41,6 @@ def package(tmp_path_factory, btcv_models) -> Package:
         return pack(NAME, models=btcv_models, out=tmp_path_factory.mktemp("out"))
 
 
-@pytest.fixture(scope="module")
-def scan(tmp_path_factory) -> Path:
-    image, _, affine = render(draw_patient(0))
-    path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
-    nib.save(nib.Nifti1Image(image, affine), path)
-    return path
-
-
-def python(*words: object, cwd: Path, **environment: str) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "PYTHONWARNINGS": "ignore", **environment}
-    command = [sys.executable, *map(str, words)]
-    run = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, f"{run.stdout[-3000:]}\n{run.stderr[-6000:]}"
-    return run.stdout
-
-
 def assert_it_worked(said: str, folder: Path, scan: Path) -> None:
     mask = nib.load(folder / "masks/scan_seg.nii.gz")
     assert mask.shape == nib.load(scan).shape and len(np.unique(mask.dataobj)) > 1
@@ -69,7 +50,7 @@ def assert_it_worked(said: str, folder: Path, scan: Path) -> None:
 def test_a_zip_from_a_web_server_segments_a_scan_and_loads(package, scan, tmp_path):
     with serve_folder(package.archive.parent) as address:
         options = {"url": f"{address}/{package.archive.name}"}
-        assert_it_worked(python("-c", USE, json.dumps(options), tmp_path, scan, cwd=tmp_path), tmp_path, scan)
+        assert_it_worked(python("-c", USE, json.dumps(options), tmp_path, scan, cwd=tmp_path).stdout, tmp_path, scan)
 
 
 @pytest.mark.parametrize("version", ["0.1.0", None])
@@ -82,7 +63,7 @@ def test_a_hugging_face_repository_segments_a_scan_and_loads(package, scan, tmp_
             python("-m", "monai.bundle", "download", *words, cwd=tmp_path, **hub)
         else:
             assert_it_worked(
-                python("-c", USE, json.dumps(options), tmp_path, scan, cwd=tmp_path, **hub), tmp_path, scan
+                python("-c", USE, json.dumps(options), tmp_path, scan, cwd=tmp_path, **hub).stdout, tmp_path, scan
             )
     ours = {path.relative_to(package.hugging_face) for path in package.hugging_face.rglob("*") if path.is_file()}
     assert all((tmp_path / NAME / path).read_bytes() == (package.hugging_face / path).read_bytes() for path in ours)

@@ -4,10 +4,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -18,6 +15,8 @@ import torch
 from demo.synthetic_ct import draw_patient, render
 from zoo.archive import extract_archive, file_hash
 from zoo.pack import pack
+
+from .own_process import python
 
 # As BundleTrainTask of MONAI Label 0.8.5 does it.
 LABEL = """
@@ -81,16 +80,7 @@ def trained(tmp_path_factory, bundles, scans) -> dict[str, dict]:
     btcv, spleen = bundles.values()
     shutil.copy(btcv / "models/model.pt", btcv / "models/chosen.pt")
     tasks = [(str(btcv), "chosen.pt", scans[:2], scans[2:]), (str(spleen), "none.pt", scans, [])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "PYTHONWARNINGS": "ignore"}
-    run = subprocess.run(
-        [sys.executable, "-c", LABEL, json.dumps(tasks)],
-        cwd=tmp_path_factory.mktemp("elsewhere"),
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, f"{run.stdout[-3000:]}\n{run.stderr[-6000:]}"
+    python("-c", LABEL, json.dumps(tasks), cwd=tmp_path_factory.mktemp("elsewhere"))
     return {name: torch.load(folder / "models/model.pt", weights_only=True) for name, folder in bundles.items()}
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from .common.data_list import first_file
+from .common.data_list import first_file, image_files
 from .common.distributed import rank
 from .common.input_error import InputError
 from .common.refused_scan import RefusedScan
@@ -130,7 +130,7 @@ def _with_progress(results: Iterator, count: int) -> Iterable:
 
 
 def _measure_or_say_why_not(item: dict, labels: tuple[int, ...], intensities: bool) -> ScanFacts | str:
-    files = [item["image"]] if isinstance(item["image"], str) else item["image"]
+    files = image_files(item)
     file = item["label"]  # the one that is being read, for the message
     try:
         label, class_voxels = _read_label(file, labels)
