@@ -94,6 +94,12 @@ def figure_of(scores: ArrayLike) -> float:
     return float(_figure(scores, np.ones((1, scores.shape[0])), np.ones((1, scores.shape[1])))[0])
 
 
+def patient_means(scores: np.ndarray) -> np.ndarray:
+    """Each patient's mean over the scores (seeds, patients, organs) that are there; patients without any are left out."""
+    present = scores[:, ~np.isnan(scores).all(axis=(0, 2))]
+    return np.nanmean(present, axis=(0, 2)) if present.size else np.array([])
+
+
 def _figure(table: np.ndarray, of_seeds: np.ndarray, of_patients: np.ndarray) -> np.ndarray:
     """The figure of each draw (draws,); ``of_seeds`` (draws, seeds) and ``of_patients`` (draws, patients) count what was drawn."""
     present = ~np.isnan(table)

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The few-label curve as a picture: Dice of every arm over n, each patient a dot, and the paired difference with its interval."""
+"""The results of a study as pictures: Dice of every arm with each patient a dot, and the paired difference with its interval."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from matplotlib.figure import Figure
 
 from bundles.common.bootstrap import LEVEL
 
+from .paired_bootstrap import patient_means
 from .records import Result, stacked
 from .study import CONTROL
 from .table import MEAN
 
 COLOURS = ("#c2410c", "#0f766e", "#1d4ed8", "#7e22ce", "#a16207", "#be185d")  # scratch first
-WIDTH = 0.16  # of an arm, in places between two n
+WIDTH = 0.16  # of an arm, in places on the axis
+LEAST_REACH = 0.02  # of the differences' axis: noise is not drawn large
+
+Rows = Sequence[Mapping[str, Any]]
 
 
-def curve_figure(outline: Mapping[str, Any], results: Sequence[Result], rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw the curve; what is not finished stays empty.
+def curve_figure(outline: Mapping[str, Any], results: Sequence[Result], rows: Rows) -> Figure:
+    """Draw the few-label curve, the arms side by side at each n; what is not finished stays empty.
 
     Args:
         outline: of the study.
@@ -33,59 +37,89 @@ def curve_figure(outline: Mapping[str, Any], results: Sequence[Result], rows: Se
     Returns:
         The figure, made without pyplot.
     """
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    dice, difference = figure.subplots(1, 2, width_ratios=(3, 2))
-    sizes, arms = outline["curve"]["n"], [CONTROL, *(arm for arm in outline["arms"] if arm != CONTROL)]
-    reach = [0.02]
+    curve = outline["curve"]
+    arms = [CONTROL, *(arm for arm in outline["arms"] if arm != CONTROL)]
+    figure, panels = _empty(outline["study"], [str(n) for n in curve["n"]], ends="line: mean", ratios=(3, 2))
     for number, arm in enumerate(arms):
-        colour = COLOURS[number % len(COLOURS)]
         shift = WIDTH * (number - (len(arms) - 1) / 2)
-        places = np.arange(len(sizes)) + shift
-        of_arm = [_mean_row(rows, n, arm) for n in sizes]
-        dice.plot(places, [row["mean"] for row in of_arm], "o-", color=colour, label=arm, zorder=3, markersize=5)
-        for place, n in zip(places, sizes, strict=True):
-            _patients(dice, results, outline, n=n, arm=arm, place=place, colour=colour)
-        if arm != CONTROL:
-            difference.plot(places, [row["difference"] for row in of_arm], "o", color=colour, label=arm, zorder=3)
-            for place, row in zip(places, of_arm, strict=True):
-                if not math.isnan(row["low"]):
-                    difference.plot([place, place], [row["low"], row["high"]], color=colour, linewidth=2)
-                    reach += [abs(row["low"]), abs(row["high"])]
-    difference.axhline(0, color="0.5", linewidth=1)
-    difference.set_ylim(-1.1 * max(reach), 1.1 * max(reach))
-    difference.set_title(f"Dice, minus {CONTROL}; bar: {LEVEL:.0%} interval", fontsize=10)
-    dice.set_title("Dice; dot: a patient, mean over seeds; line: mean", fontsize=10)
-    for panel in (dice, difference):
-        panel.set_xticks(range(len(sizes)), [f"{n}" for n in sizes])
-        panel.set_xlim(-0.6, len(sizes) - 0.4)
+        places = {n: place + shift for place, n in enumerate(curve["n"])}
+        _draw_arm(panels, curve, results, rows, arm=arm, places=places, colour=COLOURS[number % len(COLOURS)])
+    for panel in panels:
         panel.set_xlabel("labelled patients")
-        panel.grid(axis="y", alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-    dice.legend(fontsize=8, frameon=False, loc="best")
-    figure.suptitle(outline["study"], fontsize=11)
+    panels[0].legend(fontsize=8, frameon=False, loc="best")
     return figure
 
 
-def _patients(
-    panel: Axes,
+def ablation_figure(outline: Mapping[str, Any], results: Sequence[Result], rows: Rows) -> Figure:
+    """Draw the ablation, the subsets of the proxy tasks side by side; what is not finished stays empty.
+
+    Args:
+        outline: of the study, with an ablation.
+        results: its finished runs.
+        rows: `table.ablation_rows`.
+
+    Returns:
+        The figure, made without pyplot.
+    """
+    ablation = outline["ablation"]
+    title = f"{outline['study']}: proxy tasks, {ablation['n']} labelled patients"
+    names = ["\n".join(each["tasks"]) or CONTROL for each in ablation["rows"]]
+    figure, panels = _empty(title, names, ends="circle: mean", ratios=(1, 1))
+    for place, each in enumerate(ablation["rows"]):
+        colour = COLOURS[0 if each["arm"] == CONTROL else 1]
+        _draw_arm(panels, ablation, results, rows, arm=each["arm"], places={ablation["n"]: place}, colour=colour)
+    for panel in panels:
+        panel.tick_params(axis="x", labelsize=6)
+    return figure
+
+
+def _empty(title: str, ticks: Sequence[str], *, ends: str, ratios: tuple[int, int]) -> tuple[Figure, tuple[Axes, Axes]]:
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    dice, difference = figure.subplots(1, 2, width_ratios=ratios)
+    dice.set_title(f"Dice; dot: a patient, mean over seeds; {ends}", fontsize=10)
+    difference.set_title(f"Dice, minus {CONTROL}; bar: {LEVEL:.0%} interval", fontsize=10)
+    difference.axhline(0, color="0.5", linewidth=1)
+    difference.set_ylim(-1.1 * LEAST_REACH, 1.1 * LEAST_REACH)
+    for panel in (dice, difference):
+        panel.set_xticks(range(len(ticks)), ticks)
+        panel.set_xlim(-0.6, len(ticks) - 0.4)
+        panel.grid(axis="y", alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    return figure, (dice, difference)
+
+
+def _draw_arm(
+    panels: tuple[Axes, Axes],
+    part: Mapping[str, Any],
     results: Sequence[Result],
-    outline: Mapping[str, Any],
+    rows: Rows,
     *,
-    n: int,
     arm: str,
-    place: float,
+    places: Mapping[int, float],
     colour: str,
 ) -> None:
-    scores, _ = stacked(results, outline["curve"], metric="dice", n=n, arms=[arm])
-    if arm not in scores:
+    dice, difference = panels
+    of_arm = [_mean_row(rows, n, arm) for n in places]
+    at = list(places.values())
+    dice.plot(at, [row["mean"] for row in of_arm], "o-", color=colour, label=arm, zorder=3, markersize=5)
+    for n, place in places.items():
+        scores, _ = stacked(results, part, metric="dice", n=n, arms=[arm])
+        patients = patient_means(scores[arm]) if arm in scores else np.array([])
+        spread = np.random.default_rng(0).uniform(-WIDTH / 3, WIDTH / 3, len(patients))
+        dice.plot(place + spread, patients, ".", color=colour, alpha=0.35, markersize=4)
+    if arm == CONTROL:
         return
-    table = scores[arm][:, ~np.isnan(scores[arm]).all(axis=(0, 2))]
-    patients = np.nanmean(table, axis=(0, 2)) if table.size else np.array([])
-    spread = np.random.default_rng(0).uniform(-WIDTH / 3, WIDTH / 3, len(patients))
-    panel.plot(place + spread, patients, ".", color=colour, alpha=0.35, markersize=4)
+    difference.plot(at, [row["difference"] for row in of_arm], "o", color=colour, label=arm, zorder=3)
+    for place, row in zip(at, of_arm, strict=True):
+        if not math.isnan(row["low"]):
+            difference.plot([place, place], [row["low"], row["high"]], color=colour, linewidth=2)
+            reach = 1.1 * max(abs(row["low"]), abs(row["high"]))
+            if reach > difference.get_ylim()[1]:
+                difference.set_ylim(-reach, reach)
 
 
-def _mean_row(rows: Sequence[Mapping[str, Any]], n: int, arm: str) -> Mapping[str, Any]:
+def _mean_row(rows: Rows, n: int, arm: str) -> Mapping[str, Any]:
     wanted = (n, arm, MEAN, "dice")
     return next(row for row in rows if (row["n"], row["arm"], row["label"], row["metric"]) == wanted)

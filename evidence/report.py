@@ -1,11 +1,11 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Draw the tables and the picture of a study again: from its folder, or from MLflow alone.
+"""Draw the tables and the pictures of a study again: from its folder, or from MLflow alone.
 
     python -m evidence.report OUT
     python -m evidence.report OUT --tracking_uri sqlite:////runs/openkbp/mlruns.db --study openkbp
 
-They are ``curve.csv``, ``curve.md``, ``curve.png``, and of an ablation ``ablation.csv`` and ``ablation.md``. Runs that are
-not finished leave their places empty.
+They are ``curve.csv``, ``curve.md`` and ``curve.png``, and of an ablation ``ablation.csv``, ``ablation.md`` and
+``ablation.png``. Runs that are not finished leave their places empty.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from bundles.common.checkpoint_file import atomic_path, write_text
 from bundles.common.input_error import InputError
 
-from .picture import curve_figure
+from .picture import ablation_figure, curve_figure
 from .records import Result, read_outline, read_results
 from .table import ablation_markdown, ablation_rows, csv_of, curve_markdown, curve_rows
 
@@ -30,7 +32,7 @@ def write_report(out: Path) -> str:
 
 
 def draw(outline: Mapping[str, Any], results: Sequence[Result], folder: Path) -> str:
-    """Write tables and picture of these results, and return the tables as Markdown.
+    """Write tables and pictures of these results, and return the tables as Markdown.
 
     Args:
         outline: what the study is about (`plan.Planner.outline`).
@@ -39,17 +41,20 @@ def draw(outline: Mapping[str, Any], results: Sequence[Result], folder: Path) ->
     """
     rows = curve_rows(outline, results)
     text = curve_markdown(outline, rows)
-    write_text(folder / "curve.csv", csv_of(rows))
-    write_text(folder / "curve.md", text)
-    with atomic_path(folder / "curve.png") as path:
-        curve_figure(outline, results, rows).savefig(path, dpi=150, metadata={"Software": None})
+    _write(folder, "curve", rows, text, curve_figure(outline, results, rows))
     if outline["ablation"]:
         rows = ablation_rows(outline, results)
         table = ablation_markdown(outline, rows)
-        write_text(folder / "ablation.csv", csv_of(rows))
-        write_text(folder / "ablation.md", table)
+        _write(folder, "ablation", rows, table, ablation_figure(outline, results, rows))
         text += "\n" + table
     return text
+
+
+def _write(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], text: str, figure: Figure) -> None:
+    write_text(folder / f"{name}.csv", csv_of(rows))
+    write_text(folder / f"{name}.md", text)
+    with atomic_path(folder / f"{name}.png") as path:
+        figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 
 from bundles.common.bootstrap import DRAWS, LEVEL
 
-from .paired_bootstrap import PairedDifference, figure_of, paired_difference
+from .paired_bootstrap import PairedDifference, figure_of, paired_difference, patient_means
 from .records import METRICS, Result, stacked
 from .study import CONTROL
 
@@ -62,8 +62,7 @@ def rows_of(
 
 
 def _moments(own: np.ndarray) -> dict[str, Any]:
-    present = own[:, ~np.isnan(own).all(axis=(0, 2))]
-    patients = np.nanmean(present, axis=(0, 2)) if present.size else np.array([])
+    patients = patient_means(own)
     by_seed = [figure_of(own[[i]]) for i in range(len(own))]
     return {
         "patients": len(patients),

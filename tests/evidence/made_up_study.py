@@ -15,6 +15,7 @@ from evidence.run import plan_of
 from evidence.study import check_study
 from evidence.subsets import Parts
 
+REPORT = tuple(f"{part}.{kind}" for part in ("curve", "ablation") for kind in ("csv", "md", "png"))
 LABELS = {"0": "background", "1": "liver", "2": "left kidney"}
 ROW = {
     "modality": "CT",

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Table and picture from MLflow alone are those from the folder, to the byte."""
+"""Tables and pictures from MLflow alone are those from the folder, to the byte."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from evidence.report import main, write_report
 from evidence.run import plan_of
 from evidence.tracking import log_run, open_store, read_store
 
-from .made_up_study import CONTENT, finished, one_sided, planner, write_study
+from .made_up_study import CONTENT, REPORT, finished, one_sided, planner, write_study
 
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory):
     """A folder and a store of the same small study; one run was logged twice, first with other scores."""
     out = tmp_path_factory.mktemp("study")
-    plan = plan_of(planner(curve={**CONTENT["curve"], "seeds": [0, 1]}, ablation=None), ["curve"])
+    plan = plan_of(planner(curve={**CONTENT["curve"], "seeds": [0, 1]}), ["curve", "ablation"])
     uri = f"sqlite:///{out / 'mlruns.db'}"
     write_study(out, plan, gain=0.05)
     write_report(out)
@@ -35,7 +35,7 @@ def tracked(tmp_path_factory):
 def test_report_from_the_store_equals_that_from_the_folder(tracked, tmp_path, capsys):
     out, uri, _ = tracked
     assert main([str(tmp_path), "--tracking_uri", uri, "--study", "made_up"]) == 0
-    for name in ("curve.csv", "curve.md", "curve.png"):
+    for name in REPORT:
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
     assert "pre-training gains" in capsys.readouterr().out
 
