@@ -21,7 +21,7 @@ import numpy as np
 
 from bundles.common.checkpoint_file import write_text
 
-from .paired_bootstrap import figure_of
+from .paired_bootstrap import figure_of, patient_means
 from .plan import Plan, Planner
 from .progress import overview
 from .records import read_done, table_of
@@ -55,7 +55,7 @@ def search_rows(plan: Plan, planner: Planner, out: Path) -> list[dict[str, Any]]
             row |= {"seeds": len(tables), "seeds_planned": len(runs), "dice": math.nan, "sd_patients": math.nan}
             if tables:
                 scores = np.stack(tables)
-                patients = np.nanmean(scores[:, ~np.isnan(scores).all(axis=(0, 2))], axis=(0, 2))
+                patients = patient_means(scores)
                 row["dice"] = figure_of(scores)
                 row["sd_patients"] = float(np.std(patients, ddof=1)) if len(patients) > 1 else math.nan
             of_arm.append(row)

@@ -175,7 +175,7 @@ def check_study(content: Mapping[str, Any], *, source: str) -> Study:
 def recipes_of(search: Mapping[str, Any], arm: str) -> list[dict[str, Any]]:
     """Every combination of the values of a search's grid, and of what it has for this arm alone; then the arm's single recipes."""
     grid = {**(search.get("grid") or {}), **((search.get("grid_of") or {}).get(arm) or {})}
-    combined = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    combined = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
     return combined + [dict(recipe) for recipe in (search.get("recipes_of") or {}).get(arm) or []]
 
 
@@ -259,16 +259,22 @@ def _check_search(search: Mapping[str, Any], arms: Mapping[str, Any], source: st
     for arm, recipes in single.items():
         if not isinstance(recipes, list):
             raise InputError(f"{source}: search.recipes_of.{arm} {recipes!r} must be a list of recipes.")
-        if any(recipe in recipes[:place] for place, recipe in enumerate(recipes)):
-            raise InputError(f"{source}: search.recipes_of.{arm} {recipes!r} names a recipe twice.")
         for recipe in recipes:
             _check_options(recipe, source, f"search.recipes_of.{arm}")
+    for arm in arms:
+        recipes = recipes_of(search, arm)
+        if twice := [recipe for place, recipe in enumerate(recipes) if recipe in recipes[:place]]:
+            raise InputError(
+                f"{source}: the search has {twice[0]!r} twice for {arm}, in search.grid or search.recipes_of.{arm}."
+            )
     efforts = {arm: len(recipes_of(search, arm)) for arm in arms}
     if len(set(efforts.values())) > 1:
         raise InputError(
             f"{source}: the search gives the arms unequal numbers of recipes, {efforts}: a fair one tries as many for each. "
             "See search.grid_of and search.recipes_of."
         )
+    if not any(efforts.values()):
+        raise InputError(f"{source}: the search tries nothing. See search.grid and search.recipes_of.")
 
 
 def _check_network(content: Mapping[str, Any], source: str) -> None:

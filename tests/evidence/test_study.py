@@ -61,7 +61,7 @@ def test_unknown_study_lists_the_known():
         ({"search": {"n": 2, "seeds": [0], "grid": {"learning_rate": 0.1}}}, "search.grid.learning_rate 0.1"),
         (
             {"search": {"n": 2, "seeds": [0], "grid_of": {"scratch": {"warmup_steps": [1, 2, 3]}}}},
-            "'scratch': 3, 'pretrained': 1",
+            "'scratch': 3, 'pretrained': 0",
         ),
         (
             {
@@ -108,10 +108,22 @@ def test_unknown_study_lists_the_known():
         ),
         ({"ablation": {**CONTENT["ablation"], "subsets": 5}}, "ablation.subsets must be a list, not 5"),
         ({"ablation": {**CONTENT["ablation"], "subsets": [[["contrast"]]]}}, "ablation.subsets has"),
+        ({"search": {"n": 2, "seeds": [0], "grid": {}}}, "the search tries nothing"),
+        (
+            {
+                "search": {
+                    "n": 2,
+                    "seeds": [0],
+                    "grid": {"drop_path": [0.1, 0.2]},
+                    "recipes_of": {"pretrained": [{"drop_path": 0.2}], "scratch": [{"drop_path": 0}]},
+                }
+            },
+            "the search has .'drop_path': 0.2. twice for pretrained",
+        ),
         ({"search": {"n": 2, "seeds": [0], "grid": {"drop_path": [0.1, 0.2, 0.1]}}}, "search.grid.drop_path .*twice"),
         (
             {"search": {"n": 2, "seeds": [0], "recipes_of": {arm: [{"drop_path": 1}] * 2 for arm in CONTENT["arms"]}}},
-            "search.recipes_of.scratch .*names a recipe twice",
+            "the search has .'drop_path': 1. twice for scratch",
         ),
         (
             {"finetuning": {"feature_size": 24}},
