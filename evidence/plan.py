@@ -20,7 +20,7 @@ from bundles.common.checkpoint_file import write_text
 from bundles.common.data_list import first_file
 from bundles.common.input_error import InputError
 
-from .study import CONTROL, NETWORK, PRETRAIN, PROXY_TASKS, SEGMENT, Study, recipes_of
+from .study import CONTROL, NETWORK, PRETRAIN, PROXY_TASKS, SEGMENT, Study, recipes_of, tried_options
 from .subsets import Case, Parts, labelled_subset
 
 Z_SCORE = Path(__file__).with_name("z_score.yaml")
@@ -165,7 +165,6 @@ class Planner:
                 seed=seed,
                 encoder_seed=self.study.curve["seeds"][0],
                 recipe=recipe,
-                common=search.get("options") or {},
             )
         return _once(runs)
 
@@ -227,17 +226,14 @@ class Planner:
         like: str | None = None,
         tasks: Sequence[str] | None = None,
         recipe: Mapping[str, Any] | None = None,
-        common: Mapping[str, Any] | None = None,
     ) -> list[Run]:
         """The fine-tuning of an arm, and the pre-training before it if it has one."""
         entries = self.study.arms[like or arm]
-        options = {
-            **self.study.network,
-            **(self.study.finetuning or {}),
-            **(entries.get("finetuning") or {}),
-            **(common or {}),
-            **(recipe or {}),
-        }
+        if recipe is None:
+            of_arm = {**(self.study.finetuning or {}), **(entries.get("finetuning") or {})}
+        else:
+            of_arm = tried_options(vars(self.study), arm, recipe)
+        options = {**self.study.network, **of_arm}
         if entries["encoder"] is None:
             return [self._finetuning(arm, n, seed, options, recipe, None)]
         changes = dict(entries["encoder"]) | ({} if tasks is None else {"tasks": list(tasks)})

@@ -163,6 +163,8 @@ def check_study(content: Mapping[str, Any], *, source: str) -> Study:
     if content.get("search"):
         _check_search(content["search"], content["arms"], source)
     _check_network(content, source)
+    if content.get("search"):
+        _check_recipes(content, source)
     if not isinstance(content["steps"], Mapping):
         _numbers([content["steps"]], source, "steps", least=1)
     else:
@@ -177,6 +179,23 @@ def recipes_of(search: Mapping[str, Any], arm: str) -> list[dict[str, Any]]:
     grid = {**(search.get("grid") or {}), **((search.get("grid_of") or {}).get(arm) or {})}
     combined = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
     return combined + [dict(recipe) for recipe in (search.get("recipes_of") or {}).get(arm) or []]
+
+
+def tried_options(study: Mapping[str, Any], arm: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Fine-tuning options with which the search tries a recipe.
+
+    Of the arm's own options those that any of its recipes names are left out: they are what is searched, and hold the winner of an earlier search,
+    which a recipe that says nothing of them would inherit.
+
+    Args:
+        study: its entries.
+        arm: one of its arms.
+        recipe: one of `recipes_of` that arm.
+    """
+    search, own = study["search"], study["arms"][arm].get("finetuning") or {}
+    searched = {key for each in recipes_of(search, arm) for key in each}
+    kept = {key: value for key, value in own.items() if key not in searched}
+    return {**(study.get("finetuning") or {}), **kept, **(search.get("options") or {}), **recipe}
 
 
 def _mapping(value: Any, source: str, key: str) -> Mapping:
@@ -275,6 +294,20 @@ def _check_search(search: Mapping[str, Any], arms: Mapping[str, Any], source: st
         )
     if not any(efforts.values()):
         raise InputError(f"{source}: the search tries nothing. See search.grid and search.recipes_of.")
+
+
+def _check_recipes(content: Mapping[str, Any], source: str) -> None:
+    """Refuse recipes that name other options and come to the same: an arm would have fewer tries than it seems."""
+    for arm in content["arms"]:
+        tried: list[tuple[dict, dict]] = []
+        for recipe in recipes_of(content["search"], arm):
+            options = tried_options(content, arm, recipe)
+            if same := [each for each, before in tried if before == options]:
+                raise InputError(
+                    f"{source}: the search tries {same[0]!r} and {recipe!r} for {arm}, which are equal with what else holds for them (finetuning, "
+                    f"arms.{arm}.finetuning, search.options): {options!r}. Change or remove one of them."
+                )
+            tried.append((recipe, options))
 
 
 def _check_network(content: Mapping[str, Any], source: str) -> None:

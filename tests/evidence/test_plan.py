@@ -61,6 +61,29 @@ def test_single_recipes_come_beside_the_grid():
     assert runs[3].commands[0].options["freeze_encoder"] is True
 
 
+def test_a_recipe_inherits_nothing_of_what_the_search_is_about():
+    """The arm's own options hold the winner of an earlier search."""
+    arms = {
+        "scratch": {"encoder": None, "finetuning": {"warmup_steps": 5}},
+        "pretrained": {"encoder": {}, "finetuning": {"encoder_lr_decay": 0.75, "drop_path": 0.1}},
+    }
+    search = {"n": 2, "seeds": [9], "grid": {"learning_rate": [0.01]}, "options": {"val_interval": 7}}
+    search["recipes_of"] = {
+        "scratch": [{"learning_rate": 0.005}],
+        "pretrained": [{"learning_rate": 0.01, "encoder_lr_decay": 0.75}],
+    }
+    made = planner(arms=arms, search=search)
+    tried = [run.commands[0].options for run in made.search() if run.kind == "finetuning"]
+    assert [options["learning_rate"] for options in tried] == [0.01, 0.005, 0.01, 0.01]
+    # of scratch no recipe names warmup_steps: it stays
+    assert [options.get("warmup_steps") for options in tried] == [5, 5, None, None]
+    assert [options.get("encoder_lr_decay") for options in tried] == [None, None, None, 0.75]
+    assert [options.get("drop_path") for options in tried] == [None, None, 0.1, 0.1]
+    assert all(options["val_interval"] == 7 for options in tried)
+    curve = named(made.curve())["finetune_pretrained_n2_seed0"].commands[0].options
+    assert curve["encoder_lr_decay"] == 0.75
+
+
 def test_a_run_comes_after_those_that_it_needs():
     seen = set()
     for run in whole_plan().runs:

@@ -126,6 +126,19 @@ def test_unknown_study_lists_the_known():
             "the search has .'drop_path': 1. twice for scratch",
         ),
         (
+            {
+                "search": {
+                    "n": 2,
+                    "seeds": [9],
+                    "recipes_of": {
+                        "scratch": [{"drop_path": 0.1}, {"drop_path": 0.2}],
+                        "pretrained": [{"drop_path": 0.1}, {"drop_path": 0.1, "learning_rate": 0.02}],
+                    },
+                }
+            },
+            "the search tries {'drop_path': 0.1} and {'drop_path': 0.1, 'learning_rate': 0.02} for pretrained.*equal",
+        ),
+        (
             {"finetuning": {"feature_size": 24}},
             "finetuning has feature_size 24, pretraining 'none'.*pretraining.feature_size",
         ),
