@@ -106,6 +106,24 @@ def test_psnr_of_a_tenth_off_is_20_db_and_that_of_a_perfect_reconstruction_is_bo
     assert math.isnan(psnr(pair(True, 0.5, [False, False])))  # nothing was hidden
 
 
+def test_a_contrast_that_gives_all_crops_one_vector_is_warned_of(caplog):
+    loss, turns = ProxyTaskLoss(tasks=["contrast"]), torch.zeros(8, dtype=torch.long)
+
+    def said(embeddings):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            metrics = evaluate([({"contrast": embeddings}, {"turns": turns})], loss).state.metrics
+        assert set(metrics) == {"loss", "loss_contrast", "contrast_top1"}
+        return metrics["loss_contrast"], [record.getMessage() for record in caplog.records]
+
+    equal = torch.ones(8, 6) + 1e-4 * torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    value, messages = said(equal)
+    assert value == pytest.approx(math.log(7), abs=1e-4)
+    assert len(messages) == 1 and "1.9459" in messages[0] and "--warmup_steps" in messages[0]
+    value, messages = said(torch.cat([torch.eye(4, 6), torch.eye(4, 6)]))
+    assert value < math.log(7) - 0.1 and messages == []
+
+
 def test_contrast_top1_counts_the_views_whose_nearest_is_the_partner():
     first = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     # views of crop 0 are alike; the second view of crop 1 looks like the first of crop 2, and the other way round

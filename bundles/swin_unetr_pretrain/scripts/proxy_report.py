@@ -31,7 +31,8 @@ HIGHER_IS_BETTER = {
     "masked_psnr": True,
 }
 TASK_OF = {"rotation_accuracy": "rotation", "contrast_top1": "contrast", "masked_psnr": "inpainting"}
-NOT_PER_VIEW = ("views", "squared_error", "masked_voxels")
+NOT_PER_VIEW = ("views", "squared_error", "masked_voxels", "equal_embeddings")
+COLLAPSED = 0.005  # nats that the contrast may lie below the loss of equal embeddings and still have learnt nothing
 
 
 def higher_is_better(select_by: str, tasks: Sequence[str]) -> bool:
@@ -63,6 +64,7 @@ def measure(
 
     ``loss`` and ``loss_<task>``, ``rotation_accuracy`` (chance 0.25) and ``contrast_top1`` (the partner is the nearest of the other 2B - 1 views).
     To be divided by each other: ``squared_error`` and ``masked_voxels``, both over the masked voxels, intensities in [0, 1].
+    ``equal_embeddings`` is what ``loss_contrast`` reads where all crops get one vector, ln(2B - 1).
     """
     views = len(targets["turns"])
     values = {"loss": loss(outputs, targets), **{f"loss_{name}": value for name, value in loss.parts.items()}}
@@ -71,6 +73,7 @@ def measure(
     if "contrast" in outputs:
         similarity, partner = loss.contrast.logits(*outputs["contrast"].chunk(2))
         values["contrast_top1"] = (similarity.argmax(1) == partner).float().mean()
+        values["equal_embeddings"] = math.log(similarity.shape[1] - 1)
     sums = {"views": float(views)} | {name: float(value) * views for name, value in values.items()}
     if "inpainting" in outputs:
         hidden = targets["mask"].expand_as(targets["crop"])
@@ -126,6 +129,14 @@ class ProxyReport:
         if rank() == 0:
             said = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             logger.info("validation over %d views  %s", int(sums["views"]), said)
+            nothing_learnt = sums.get("equal_embeddings", 0.0) / sums["views"]
+            if nothing_learnt and metrics["loss_contrast"] > nothing_learnt - COLLAPSED:
+                logger.warning(
+                    "loss_contrast %.4f: all crops still get one vector (ln of the other views, %.4f). Early it may leave that; if it stays, "
+                    "start again with a longer --warmup_steps (a quarter of --max_steps) or another --seed",
+                    metrics["loss_contrast"],
+                    nothing_learnt,
+                )
             if self.path is not None:
                 with atomic_path(Path(self.path)) as temporary:
                     temporary.write_text(json.dumps({"views": int(sums["views"]), **metrics}, indent=2) + "\n")
