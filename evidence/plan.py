@@ -24,6 +24,7 @@ from .study import CONTROL, NETWORK, PRETRAIN, PROXY_TASKS, SEGMENT, Study, reci
 from .subsets import Case, Parts, labelled_subset
 
 Z_SCORE = Path(__file__).with_name("z_score.yaml")
+LISTS = "lists"  # folder of a run's data lists, in its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Command:
         name: what it does: ``train`` or ``evaluate``.
         bundle: folder name.
         configs: config files, relative to the bundle or absolute.
-        options: name to value, of plain types; paths as `Path`, relative to the folder of the study's runs and lists.
+        options: name to value, of plain types; paths as `Path`, relative to the study's folder, and those of data lists, ``lists/NAME.json``, to the run's.
         result: the file that it ends with, relative to the run's folder.
     """
 
@@ -54,7 +55,7 @@ class Run:
         kind: ``pretraining`` or ``finetuning``: runs of a kind and as many steps take about as long.
         facts: what the report needs to know: arm, n, seed, encoder, tasks, steps.
         commands: in their order.
-        lists: name of a data list to its content; written before the first command.
+        lists: name of a data list to its content, with paths of this machine; written before every command (`write_lists`).
         cases: names of the cases that train, and of those that are scored.
         row: of the task, with the preset's values.
         needs: names of runs that must be done before.
@@ -267,7 +268,7 @@ class Planner:
             configs=configs,
             options={
                 "preset": self.study.preset,
-                "dataset_dir": Path("lists/pretraining.json"),
+                "dataset_dir": Path(LISTS, "pretraining.json"),
                 "output_dir": Path("runs", name, "train"),
                 "seed": seed,
                 "resume": True,
@@ -308,7 +309,7 @@ class Planner:
             f"n{n}_seed{seed}": self._list({"training": [_pair(self.parts.training[case]) for case in subset]}),
             "tuning" if searching else "validation": self._list({"test": [_pair(case) for case in scored.values()]}),
         }
-        training_list, scored_list = (Path("lists", f"{each}.json") for each in lists)
+        training_list, scored_list = (Path(LISTS, f"{each}.json") for each in lists)
         steps = options.get("max_steps", self.study.steps_of(n))
         start = {} if encoder is None else {"pretrained_encoder": Path("runs", encoder.name, "train/models/encoder.pt")}
         train = Command(
@@ -381,20 +382,26 @@ def square_roi(roi_size: Sequence[int]) -> list[int]:
 
 
 def write_lists(run: Run, out: Path) -> None:
-    """Write the data lists of a run where they are not as they should be."""
+    """Write the data lists of a run, where they are not as they should be, into its own folder: another machine may have the data elsewhere."""
     for name, content in run.lists.items():
-        path, text = out / "lists" / f"{name}.json", json.dumps(content, indent=1) + "\n"
+        path, text = out / "runs" / run.name / LISTS / f"{name}.json", json.dumps(content, indent=1) + "\n"
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
 
 
-def words_of(command: Command, out: Path) -> list[str]:
-    """The words after ``python`` of a command, to be run in the bundle's folder."""
+def words_of(command: Command, out: Path, folder: Path) -> list[str]:
+    """The words after ``python`` of a command, to be run in the bundle's folder.
+
+    Args:
+        command: of a run.
+        out: folder of the study.
+        folder: of the run.
+    """
     configs = command.configs[0] if len(command.configs) == 1 else repr(list(command.configs))
     words = ["-W", "ignore", "-m", "monai.bundle", "run", "--config_file", configs]
     for name, value in command.options.items():
         if isinstance(value, Path):
-            value = out / value
+            value = (folder if value.parts[0] == LISTS else out) / value
         word = "$None" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
         words += [f"--{name}", word]
     return words

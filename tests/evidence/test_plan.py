@@ -144,10 +144,10 @@ def test_crops_that_are_turned_are_square(roi, square):
 
 def test_words_are_those_of_the_command_line():
     run = named(planner(finetuning={"max_gradient_norm": None}).curve())["finetune_pretrained_n2_seed0"]
-    words = words_of(run.commands[0], Path("/out"))
+    words = words_of(run.commands[0], Path("/out"), Path("/out/runs", run.name))
     assert words[words.index("--max_gradient_norm") + 1] == "$None"
     assert words[words.index("--resume") + 1] == "true"
-    assert words[words.index("--dataset_dir") + 1] == "/out/lists/n2_seed0.json"
+    assert words[words.index("--dataset_dir") + 1] == f"/out/runs/{run.name}/lists/n2_seed0.json"
     assert words[words.index("--task") + 1] == "/out/task.yaml"
 
 
@@ -159,9 +159,10 @@ def test_settings_hold_no_path_of_this_machine():
 def test_lists_are_in_msd_form(tmp_path):
     run = named(planner().curve())["finetune_scratch_n2_seed0"]
     write_lists(run, tmp_path)
-    listed = json.loads((tmp_path / "lists/n2_seed0.json").read_text())
+    folder = tmp_path / "runs" / run.name / "lists"
+    listed = json.loads((folder / "n2_seed0.json").read_text())
     assert len(listed["training"]) == 2 and listed["labels"]["1"] == "liver" and listed["modality"] == {"0": "CT"}
-    assert len(json.loads((tmp_path / "lists/validation.json").read_text())["test"]) == 20
+    assert len(json.loads((folder / "validation.json").read_text())["test"]) == 20
 
 
 def test_a_search_without_tuning_patients_is_refused():

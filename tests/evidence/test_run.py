@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,8 @@ from evidence import claim as claims
 from evidence import execution
 from evidence import run as runner
 from evidence.execution import RunFailed
+from evidence.plan import words_of as plan_words_of
+from evidence.plan import write_lists
 from evidence.progress import overview, state_of
 from evidence.run import main, run_plan
 from evidence.search import main as search_main
@@ -48,7 +52,7 @@ def bundles(monkeypatch, tmp_path):
     program = tmp_path / "bundle.py"
     program.write_text(BUNDLE)
 
-    def words_of(command, out):
+    def words_of(command, out, folder):
         result = out / next(value for key, value in command.options.items() if key == "output_dir").parent
         return [str(program), str(result / command.result), str(result / ".made_up.csv")]
 
@@ -102,6 +106,45 @@ def test_commands_that_ended_well_are_not_repeated(plan, out, bundles):
     go(small(plan, 1), out)
     assert not (out / "runs" / run.name / "train/models/calls").exists()
     assert (out / "runs" / run.name / "evaluation/calls").read_text() == "x"
+
+
+def elsewhere(run):
+    """The run on a machine that has the data in another folder."""
+    lists = json.loads(json.dumps(run.lists).replace("/data/", "/mnt/data/"))
+    return dataclasses.replace(run, lists=lists)
+
+
+def test_each_command_reads_lists_of_the_machine_that_it_runs_on(plan, out, bundles, monkeypatch):
+    """Another machine does a run of its own just before the evaluation of this one reads its list."""
+    names = ("finetune_scratch_n2_seed0", "finetune_scratch_n2_seed1")
+    here, there = (run for run in plan.runs if run.name in names)
+    seen, call = [], execution._call
+
+    def look(command, folder, **options):
+        if (folder.name, command.name) == (here.name, "evaluate"):
+            go(type(plan)(study=plan.study, runs=(elsewhere(there),), outline=plan.outline), out)
+        words = plan_words_of(command, out, folder)
+        read = json.loads(Path(words[words.index("--dataset_dir") + 1]).read_text())
+        seen.append((folder.name, command.name, (read.get("training") or read["test"])[0]["image"]))
+        call(command, folder, **options)
+
+    monkeypatch.setattr(execution, "_call", look)
+    go(type(plan)(study=plan.study, runs=(here,), outline=plan.outline), out)
+    roots = {(name, command): image.rpartition("/")[0] for name, command, image in seen}
+    assert roots == {
+        (here.name, "train"): "/data",
+        (here.name, "evaluate"): "/data",
+        (there.name, "train"): "/mnt/data",
+        (there.name, "evaluate"): "/mnt/data",
+    }
+
+
+def test_a_run_that_is_taken_over_elsewhere_reads_the_lists_of_there(plan, out, bundles):
+    run = plan.runs[0]
+    (out / "runs" / run.name / "lists").mkdir(parents=True)
+    write_lists(run, out)
+    go(type(plan)(study=plan.study, runs=(elsewhere(run),), outline=plan.outline), out)
+    assert "/mnt/data/val_00.nii.gz" in (out / "runs" / run.name / "lists/validation.json").read_text()
 
 
 def test_other_settings_are_refused_by_name_with_both_values(plan, out, bundles):
