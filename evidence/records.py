@@ -15,6 +15,8 @@ import numpy as np
 
 from bundles.common.input_error import InputError
 
+from .encoder_figures import figures_of
+
 METRICS = ("dice", "nsd", "hd95")
 DONE, OUTLINE = "done.json", "outline.json"
 
@@ -135,6 +137,20 @@ def read_results(out: Path) -> list[Result]:
                 raise InputError(f"{folder / DONE}: {error}") from None
             results.append(Result(folder.name, done["settings"]["facts"], scores, done["seconds"]))
     return results
+
+
+def read_figures(out: Path) -> dict[str, dict[str, float]]:
+    """Name of each finished pre-training of a study's folder to its figures (`encoder_figures.figures_of`)."""
+    found = {}
+    for folder in sorted(path for path in (out / "runs").glob("pretrain_*") if path.is_dir()):
+        if done := read_done(folder):
+            found[folder.name] = figures_of_done(folder, done)
+    return found
+
+
+def figures_of_done(folder: Path, done: Mapping[str, Any]) -> dict[str, float]:
+    """Figures of a finished pre-training; runs of earlier versions have them in the files of their training alone."""
+    return done["figures"] if "figures" in done else figures_of(folder, done["settings"])
 
 
 def stacked(

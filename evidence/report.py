@@ -22,29 +22,35 @@ from bundles.common.checkpoint_file import atomic_path, write_text
 from bundles.common.input_error import InputError
 
 from .picture import ablation_figure, curve_figure
-from .records import Result, read_outline, read_results
+from .records import Result, read_figures, read_outline, read_results
 from .table import ablation_markdown, ablation_rows, csv_of, curve_markdown, curve_rows
 
 
 def write_report(out: Path) -> str:
     """Write the report of a study's folder into it, and return its tables."""
-    return draw(read_outline(out), read_results(out), out)
+    return draw(read_outline(out), read_results(out), read_figures(out), out)
 
 
-def draw(outline: Mapping[str, Any], results: Sequence[Result], folder: Path) -> str:
+def draw(
+    outline: Mapping[str, Any],
+    results: Sequence[Result],
+    figures: Mapping[str, Mapping[str, float]],
+    folder: Path,
+) -> str:
     """Write tables and pictures of these results, and return the tables as Markdown.
 
     Args:
         outline: what the study is about (`plan.Planner.outline`).
-        results: the finished runs, from wherever.
+        results: the finished fine-tunings, from wherever.
+        figures: of the finished pre-trainings by name.
         folder: gets the files.
     """
     rows = curve_rows(outline, results)
-    text = curve_markdown(outline, rows)
+    text = curve_markdown(outline, rows, figures)
     _write(folder, "curve", rows, text, curve_figure(outline, results, rows))
     if outline["ablation"]:
         rows = ablation_rows(outline, results)
-        table = ablation_markdown(outline, rows)
+        table = ablation_markdown(outline, rows, figures)
         _write(folder, "ablation", rows, table, ablation_figure(outline, results, rows))
         text += "\n" + table
     return text

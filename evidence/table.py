@@ -13,6 +13,7 @@ import numpy as np
 
 from bundles.common.bootstrap import DRAWS, LEVEL
 
+from .encoder_figures import encoder_table
 from .paired_bootstrap import PairedDifference, figure_of, paired_difference, patient_means
 from .records import METRICS, Result, stacked
 from .study import CONTROL
@@ -111,8 +112,10 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def curve_markdown(outline: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The few-label curve as a Markdown table, with a sentence for each n, and Dice by label."""
+def curve_markdown(
+    outline: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Mapping[str, float]]
+) -> str:
+    """The few-label curve as a Markdown table, with a sentence for each n, Dice by label, and the encoders' ``figures``."""
     lines = [
         f"## {outline['study']}: few-label curve",
         "",
@@ -141,11 +144,13 @@ def curve_markdown(outline: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
         for arm in outline["arms"]:
             cells = [_figure(_row(rows, n, arm, label, "dice")["mean"]) for label in outline["labels"]]
             lines.append(f"| {n} | {arm} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", *encoder_table(outline["curve"], outline["arms"], figures), ""])
 
 
-def ablation_markdown(outline: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The ablation as a Markdown table in the form of the paper's, its figures beside ours."""
+def ablation_markdown(
+    outline: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Mapping[str, float]]
+) -> str:
+    """The ablation as a Markdown table in the form of the paper's, its figures beside ours, and the encoders' ``figures``."""
     ablation = outline["ablation"]
     lines = [
         f"## {outline['study']}: proxy tasks, n = {ablation['n']}",
@@ -165,7 +170,8 @@ def ablation_markdown(outline: Mapping[str, Any], rows: Sequence[Mapping[str, An
         row = _row(rows, ablation["n"], each["arm"], MEAN, "dice")
         if row["by_seed"]:
             lines.append(f"- {', '.join(each['tasks'])}: {'; '.join([_by_seed(row), *_doubts(row)])}.")
-    return "\n".join([*lines, ""])
+    arms = [each["arm"] for each in ablation["rows"]]
+    return "\n".join([*lines, "", *encoder_table(ablation, arms, figures), ""])
 
 
 def verdict(row: Mapping[str, Any]) -> str:

@@ -27,13 +27,14 @@ from bundles.common.training_log import read_log
 from .claim import one_at_a_time
 from .paired_bootstrap import figure_of
 from .plan import Run
-from .records import METRICS, Result, leave_out_absent, table_of
+from .records import METRICS, Result, figures_of_done, leave_out_absent, table_of
 
 OUTLINE_TAG, RUN_TAG = "evidence.outline", "evidence.run"
 CHUNK = 4000  # characters of a tag
 BATCH = 900  # metrics of a request, of 1000 that MLflow takes
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 FACTS_PARAM, SECONDS = "facts", "seconds"
+FIGURE = "validation/"  # of a pre-training
 
 
 def tracking_store(out: Path) -> str:
@@ -89,6 +90,9 @@ def log_run(run: Run, done: Mapping[str, Any], *, outline: Mapping[str, Any], ou
     params |= {f"train.{key}": str(value)[:500] for key, value in run.commands[0].options.items()}
     now = int(1000 * time.time())
     metrics = [Metric(SECONDS, done["seconds"], now, 0)]
+    if run.kind == "pretraining":
+        figures = figures_of_done(out / "runs" / run.name, done)
+        metrics += [Metric(FIGURE + key, value, now, 0) for key, value in figures.items()]
     if run.kind == "finetuning":
         scored = {case: i for i, case in enumerate(run.cases["scored"])}
         table = table_of(done["scores"], cases=list(scored), labels=outline["labels"], absent=outline["absent"])
@@ -116,8 +120,8 @@ def log_run(run: Run, done: Mapping[str, Any], *, outline: Mapping[str, Any], ou
         ) from None
 
 
-def read_store(uri: str, *, study: str) -> tuple[dict[str, Any], list[Result]]:
-    """The outline of a study and its finished fine-tunings, from MLflow alone.
+def read_store(uri: str, *, study: str) -> tuple[dict[str, Any], list[Result], dict[str, dict[str, float]]]:
+    """The outline of a study, its finished fine-tunings, and the figures of its pre-trainings by name, from MLflow alone.
 
     Args:
         uri: MLflow's store.
@@ -138,11 +142,15 @@ def read_store(uri: str, *, study: str) -> tuple[dict[str, Any], list[Result]]:
     newest: dict[str, Any] = {}
     for run in _all_runs(client, found.experiment_id):
         name = run.data.tags.get(RUN_TAG, "")
-        if name.startswith("finetune_") and run.info.status == "FINISHED":
+        if name.startswith(("finetune_", "pretrain_")) and run.info.status == "FINISHED":
             if name not in newest or run.info.start_time > newest[name].info.start_time:
                 newest[name] = run
-    results = []
+    results, figures = [], {}
     for name, run in sorted(newest.items()):
+        if name.startswith("pretrain_"):
+            found_here = {key: value for key, value in run.data.metrics.items() if key.startswith(FIGURE)}
+            figures[name] = {key.removeprefix(FIGURE): value for key, value in found_here.items()}
+            continue
         scores = {}
         for metric in METRICS:
             scores[metric] = np.full((len(outline["cases"]), len(outline["labels"])), math.nan)
@@ -152,7 +160,7 @@ def read_store(uri: str, *, study: str) -> tuple[dict[str, Any], list[Result]]:
         leave_out_absent(scores, cases=outline["cases"], labels=outline["labels"], absent=outline["absent"])
         facts = json.loads(run.data.params[FACTS_PARAM])
         results.append(Result(name, facts, scores, run.data.metrics[SECONDS]))
-    return outline, results
+    return outline, results, figures
 
 
 def _places(metric: str, cases: list[str], labels: list[str]) -> Iterator[tuple[tuple[int, int], str]]:

@@ -339,3 +339,12 @@ def test_a_wrong_store_ends_before_the_first_run(plan, tmp_path, capsys, monkeyp
     assert program(["made_up", "--out", str(tmp_path / "out"), "--tracking_uri", uri]) == 1
     assert f"Stopped: MLflow's store {uri}" in capsys.readouterr().err
     assert not (tmp_path / "out/runs").exists()
+
+
+def test_a_finished_pretraining_keeps_the_figures_of_its_last_validation(plan, out, bundles):
+    run = next(run for run in plan.runs if run.kind == "pretraining")
+    validation = {"views": 64, "loss_rotation": 1.4, "rotation_accuracy": 0.125}
+    write_text(out / "runs" / run.name / "train/validation.json", json.dumps(validation))
+    go(type(plan)(study=plan.study, runs=(run,), outline=plan.outline), out)
+    done = json.loads((out / "runs" / run.name / "done.json").read_text())
+    assert done["figures"] == {"steps": 100, **validation}

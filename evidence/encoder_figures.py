@@ -1,0 +1,123 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""How well a pre-training learnt its proxy tasks: the figures of its last validation, beside what they are without learning."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from scipy.stats import binomtest
+
+from bundles.common.presets import choose
+from bundles.common.seeded_crops import BatchShare
+
+from .study import BUNDLES, CONTROL, PRETRAIN
+
+ROTATION_CHANCE = 0.25  # of four turns
+P_VALUE = 0.001  # one-sided binomial test; that of docs/explanation/measured.md
+MARGIN = 0.005  # a contrast loss that is lower by less than this has learnt nothing
+UNLEARNT = "contrast_without_learning"
+SHOWN = {"masked_psnr": 1, "loss_contrast": 4, "contrast_top1": 3, "rotation_accuracy": 3}  # columns and their digits
+
+
+def figures_of(folder: Path, settings: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of a pre-training's last validation.
+
+    Args:
+        folder: of the run.
+        settings: of its ``done.json``: batch size and crops decide what the contrast loss is without learning.
+
+    Returns:
+        Those of ``train/validation.json`` (views, losses, accuracies, PSNR in dB), ``contrast_without_learning`` where contrast is among the tasks,
+        and ``steps``; empty where that file is not there.
+    """
+    path = folder / "train" / "validation.json"
+    if not path.is_file():
+        return {}
+    options = settings["commands"]["train"]["options"]
+    configs = BUNDLES / PRETRAIN / "configs"
+    defaults = yaml.safe_load((configs / "train.yaml").read_text(encoding="utf-8"))
+    values = {**defaults, **choose(preset=options["preset"], file=str(configs / "presets.yaml")), **options}
+    figures = {"steps": values["max_steps"], **json.loads(path.read_text(encoding="utf-8"))}
+    if "loss_contrast" in figures:
+        volumes = figures["views"] // (2 * values["crops_per_volume"])
+        figures[UNLEARNT] = contrast_without_learning(
+            volumes=volumes, batch_size=values["batch_size"], crops_per_volume=values["crops_per_volume"]
+        )
+    return figures
+
+
+def contrast_without_learning(*, volumes: int, batch_size: int, crops_per_volume: int) -> float:
+    """The NT-Xent loss of embeddings that are all equal: ln(2 crops - 1), the mean over the views of a validation's batches.
+
+    Args:
+        volumes: of the validation.
+        batch_size: volumes of a batch.
+        crops_per_volume: crops of a volume, in two views each.
+    """
+    sizes = [len(batch) for batch in BatchShare(number=volumes, batch_size=batch_size).batches]
+    return sum(size * math.log(2 * size * crops_per_volume - 1) for size in sizes) / volumes
+
+
+def doubts_of(figures: Mapping[str, float]) -> list[str]:
+    """The proxy tasks that these figures do not show to be learnt, in words."""
+    doubts = []
+    if UNLEARNT in figures and not figures["loss_contrast"] < figures[UNLEARNT] - MARGIN:
+        doubts.append(
+            f"contrast was not learnt: its loss {figures['loss_contrast']:.4f} is not below {figures[UNLEARNT]:.4f}, that of equal embeddings"
+        )
+    if "rotation_accuracy" in figures:
+        views = int(figures["views"])
+        right = round(figures["rotation_accuracy"] * views)
+        if binomtest(right, views, ROTATION_CHANCE, alternative="greater").pvalue >= P_VALUE:
+            doubts.append(
+                f"rotation is not above chance: {right} of {views} views right, {ROTATION_CHANCE * views:g} expected (one-sided binomial test at {P_VALUE})"
+            )
+    return doubts
+
+
+def encoder_table(
+    part: Mapping[str, Any], arms: Sequence[str], figures: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    """Markdown lines: the encoders of a part of the study with their figures, and which proxy tasks were not learnt.
+
+    Args:
+        part: of the outline: ``seeds``, ``encoder_per_seed``.
+        arms: of that part.
+        figures: name of a pre-training to its figures; empty ones leave the places empty.
+    """
+    seeds = part["seeds"] if part["encoder_per_seed"] else part["seeds"][:1]
+    found = {
+        f"{arm}, seed {seed}": figures.get(f"pretrain_{arm}_seed{seed}") or {}
+        for arm in arms
+        if arm != CONTROL
+        for seed in seeds
+    }
+    lines = [
+        "Encoders:",
+        "",
+        "| encoder | steps | inpainting: PSNR (dB) | contrast: loss | contrast: top-1 | rotation: accuracy |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, own in found.items():
+        cells = [name, f"{own['steps']:g}" if "steps" in own else "", *(_cell(own, *shown) for shown in SHOWN.items())]
+        lines.append(f"| {' | '.join(cells)} |")
+    unlearnt = sorted({f"{own[UNLEARNT]:.4f}" for own in found.values() if UNLEARNT in own})
+    chance = f"contrast loss {' or '.join(unlearnt)} (ln of the number of other views in a batch), " if unlearnt else ""
+    lines += [
+        "",
+        "Figures of the last validation of the pre-training, on scans that it does not train on; the weights that are kept are those of the validation with "
+        f"the lowest loss, which may be an earlier one. Without learning: {chance}rotation accuracy {ROTATION_CHANCE:g}.",
+    ]
+    doubted = {name: doubts for name, own in found.items() if (doubts := doubts_of(own))}
+    said = [f"- {name}: {'; '.join(doubts)}." for name, doubts in doubted.items()]
+    return [*lines, "", *said] if said else lines
+
+
+def _cell(figures: Mapping[str, float], key: str, digits: int) -> str:
+    value = figures.get(key, math.nan)
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
