@@ -80,11 +80,11 @@ def carry_out(run: Run, *, out: Path, claim: Claim, threads: int, say: Callable[
         ClaimLost: if another process took the run over.
     """
     folder = out / "runs" / run.name
-    write_lists(run, out)
     write_text(folder / SETTINGS, json.dumps(run.settings, indent=1) + "\n")
     for command in run.commands:
         mark = folder / f".{command.name}.done"
         if not mark.exists():
+            write_lists(run, out)  # an attempt before may have been on a machine that has the data elsewhere
             _call(command, folder, out=out, claim=claim, threads=threads, say=say)
             if not (folder / command.result).is_file():
                 raise RunFailed(f"{run.name}: {command.name} ended well, but did not write {folder / command.result}")
@@ -108,7 +108,7 @@ def finish(run: Run, done: Mapping[str, Any], *, out: Path, claim: Claim) -> Non
 
 
 def _call(command: Command, folder: Path, *, out: Path, claim: Claim, threads: int, say: Callable[[str], None]) -> None:
-    words = words_of(command, out)
+    words = words_of(command, out, folder)
     spent, began = _spent(folder), time.monotonic()
     log = folder / LOG
     with open(log, "ab") as written, open(log, errors="replace") as read:
