@@ -84,11 +84,19 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All runs of a study's part, each before those that need it, and what the report will be about."""
+    """What is to be carried out, and what the report will be about.
+
+    Attributes:
+        study: the study.
+        runs: of the parts that were asked for, each before those that need it.
+        outline: see `Planner.outline`.
+        beside: runs of the study's other parts, which the report draws if they are finished: none may be of other settings.
+    """
 
     study: Study
     runs: tuple[Run, ...]
     outline: Mapping[str, Any] = field(default_factory=dict)
+    beside: tuple[Run, ...] = ()
 
 
 def subset_name(tasks: Sequence[str]) -> str:

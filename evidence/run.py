@@ -40,10 +40,17 @@ WAIT = 5.0  # seconds between looks at what other processes do
 PARTS = ("curve", "ablation")
 
 
-def plan_of(planner: Planner, parts: Sequence[str]) -> Plan:
-    """The runs of parts of a study, each once."""
-    runs = [run for part in parts for run in getattr(planner, part)()]
-    return Plan(study=planner.study, runs=tuple({run.name: run for run in runs}.values()), outline=planner.outline())
+def plan_of(planner: Planner, parts: Sequence[str], *, beside: Sequence[str] = ()) -> Plan:
+    """The runs of parts of a study, each once.
+
+    Args:
+        planner: of the study.
+        parts: names of the parts whose runs are wanted.
+        beside: of further parts that the report draws (`Plan.beside`).
+    """
+    runs, others = ({run.name: run for part in each for run in getattr(planner, part)()} for each in (parts, beside))
+    rest = tuple(run for name, run in others.items() if name not in runs)
+    return Plan(study=planner.study, runs=tuple(runs.values()), outline=planner.outline(), beside=rest)
 
 
 def run_plan(
@@ -71,13 +78,13 @@ def run_plan(
         Whether all runs are done.
 
     Raises:
-        InputError: a run was made by other settings.
+        InputError: a run of the plan, or one that would be drawn beside it, was made by other settings.
         RunFailed: if a command fails.
         Stopped: on Ctrl-C or a signal to end.
     """
     waiting = False
     while True:
-        for run in plan.runs:  # every time: another process may have begun since, by another edit of the study
+        for run in (*plan.runs, *plan.beside):  # every time: another process may have begun since, by another edit
             check_settings(run, out)
         left = [run for run in plan.runs if not (out / "runs" / run.name / DONE).exists()]
         ready = [run for run in left if all((out / "runs" / name / DONE).exists() for name in run.needs)]
@@ -163,7 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = (given.out or OUT / study.name).resolve()
         prepare_folder(out, study.name)
         parts = [part for part in PARTS if given.part == part or (given.part == "all" and getattr(study, part))]
-        plan = plan_of(planner_of(study, data=given.data and given.data.resolve(), out=out), parts)
+        drawn = [part for part in PARTS if getattr(study, part)]  # one report, whatever is run now
+        plan = plan_of(planner_of(study, data=given.data and given.data.resolve(), out=out), parts, beside=drawn)
         print(overview(plan, out, names=given.list), flush=True)
         if given.list:
             return 0

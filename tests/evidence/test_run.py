@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -23,11 +24,11 @@ from evidence.execution import RunFailed
 from evidence.plan import words_of as plan_words_of
 from evidence.plan import write_lists
 from evidence.progress import overview, state_of
-from evidence.run import main, run_plan
+from evidence.run import main, plan_of, run_plan
 from evidence.search import main as search_main
 from evidence.study_data import prepare_folder
 
-from .made_up_study import finished, made_up_scores, planner, whole_plan
+from .made_up_study import finished, made_up_scores, planner, whole_plan, write_study
 
 # Stands for a bundle: writes what the command would, and counts its calls.
 BUNDLE = """
@@ -153,6 +154,36 @@ def test_other_settings_are_refused_by_name_with_both_values(plan, out, bundles)
     with pytest.raises(InputError) as caught:
         go(small(changed, 3), out)
     assert "learning_rate was 0.02, now 0.5" in str(caught.value) and "finetune_" in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["curve", "ablation"])
+def test_no_report_mixes_parts_of_other_settings(tmp_path, capsys, monkeypatch, part):
+    """After an edit of the study the runs of one part alone are removed and made anew."""
+    prepare_folder(tmp_path / "out", "made_up")
+    write_study(tmp_path / "out", whole_plan(), gain=0.05)
+    made = planner(finetuning={"learning_rate": 0.5})
+    for run in plan_of(made, [part]).runs:
+        shutil.rmtree(tmp_path / "out/runs" / run.name)
+    monkeypatch.setattr(runner, "planner_of", lambda *_, **__: made)
+    monkeypatch.setattr(runner, "read_study", lambda _: made.study)
+    begun = []
+    monkeypatch.setattr(runner, "carry_out", lambda run, **_: begun.append(run.name))
+    store = f"sqlite:///{tmp_path / 'mlruns.db'}"
+    words = ["made_up", "--out", str(tmp_path / "out"), "--part", part, "--tracking_uri", store]
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert "was made by other settings" in error and "learning_rate was 0.02, now 0.5" in error
+    assert not begun and not (tmp_path / "out/curve.md").exists()
+
+
+def test_a_part_without_runs_is_no_hindrance(plan, out, bundles):
+    made = planner()
+    plan = plan_of(made, ["ablation"], beside=["curve", "ablation"])
+    assert {run.name for run in plan.runs}.isdisjoint(run.name for run in plan.beside)
+    assert len(plan.runs) == 23 and len(plan.beside) == 15 - 4
+    small = type(plan)(study=plan.study, runs=plan.runs[:2], outline=plan.outline, beside=plan.beside)
+    assert go(small, out)[0]
+    assert not any((out / "runs" / run.name / "done.json").exists() for run in plan.beside)
 
 
 def test_more_seeds_reuse_what_is_there(plan, out, bundles):
