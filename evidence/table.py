@@ -23,6 +23,7 @@ COLUMNS = (
     *("n", "arm", "label", "metric", "seeds", "seeds_planned", "patients", "missed", "mean", "sd_patients", "sd_seeds"),
     *("difference", "low", "high", "pairs_of_seeds", "higher", "lower", "equal"),
 )
+FIGURES = ("Dice", "NSD", "HD95 (mm)", "Dice, minus scratch", "patients better / worse", "HD95, minus scratch (mm)")
 FEW_SEEDS = 5  # with fewer, `paired_bootstrap` is too sure where seeds differ
 
 
@@ -119,15 +120,12 @@ def curve_markdown(
     lines = [
         f"## {outline['study']}: few-label curve",
         "",
-        "| n | arm | runs | Dice | HD95 (mm) | Dice, minus scratch | patients better / worse |",
-        "|---|---|---|---|---|---|---|",
+        f"| n | arm | runs | {' | '.join(FIGURES)} |",
+        "|---|---|---|" + "---|" * len(FIGURES),
     ]
     for n in outline["curve"]["n"]:
         for arm in outline["arms"]:
-            dice, hd95 = (_row(rows, n, arm, MEAN, metric) for metric in ("dice", "hd95"))
-            runs = f"{dice['seeds']} of {dice['seeds_planned']}"
-            cells = [n, arm, runs, _spread(dice), _spread(hd95, 1), _interval(dice), _wins(dice)]
-            lines.append(f"| {' | '.join(map(str, cells))} |")
+            lines.append(f"| {' | '.join([str(n), arm, *_cells(rows, n, arm)])} |")
     lines += ["", _reading(), ""]
     for n in outline["curve"]["n"]:
         for arm in outline["arms"]:
@@ -155,16 +153,13 @@ def ablation_markdown(
     lines = [
         f"## {outline['study']}: proxy tasks, n = {ablation['n']}",
         "",
-        "| inpainting | contrast | rotation | runs | Dice | HD95 (mm) | Dice, minus scratch | paper: Dice (BTCV) | paper: HD95 |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| inpainting | contrast | rotation | runs | {' | '.join(FIGURES)} | paper: Dice (BTCV) | paper: HD95 |",
+        "|---|---|---|---|---|---|" + "---|" * len(FIGURES),
     ]
     for each in ablation["rows"]:
-        dice, hd95 = (_row(rows, ablation["n"], each["arm"], MEAN, metric) for metric in ("dice", "hd95"))
         marks = ["x" if task in each["tasks"] else "" for task in ("inpainting", "contrast", "rotation")]
         paper = ["" if each[key] is None else f"{each[key]:.2f}" for key in ("paper_dice", "paper_hd95")]
-        runs = f"{dice['seeds']} of {dice['seeds_planned']}"
-        cells = [*marks, runs, _spread(dice), _spread(hd95, 1), _interval(dice), *paper]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        lines.append(f"| {' | '.join([*marks, *_cells(rows, ablation['n'], each['arm']), *paper])} |")
     lines += ["", _reading(), ""]
     for each in ablation["rows"]:
         row = _row(rows, ablation["n"], each["arm"], MEAN, "dice")
@@ -207,10 +202,19 @@ def _doubts(row: Mapping[str, Any]) -> list[str]:
 
 def _reading() -> str:
     return (
-        "Dice and HD95: mean over runs and patients, then over labels; ± the standard deviation over patients (of their mean over runs). "
+        "Dice, NSD and HD95: mean over runs and patients, then over labels; ± the standard deviation over patients (of their mean over runs). "
+        "Missed: scores that HD95 lacks, for only one of prediction and label file has the organ; arms that miss others have HD95 of other organs, "
+        "and only its difference, over the scores that both arms have, compares them. "
         f"Difference: of the same patients and seeds, with its {LEVEL:.0%} percentile bootstrap interval; {DRAWS} draws, each of as many seeds "
-        "and, by itself, as many patients with replacement. Better and worse count patients by their mean over runs and labels."
+        "and, by itself, as many patients with replacement. Better and worse count patients by their mean Dice over runs and labels."
     )
+
+
+def _cells(rows: Sequence[Mapping[str, Any]], n: int, arm: str) -> list[str]:
+    """How many runs, and the `FIGURES` of an arm at one n."""
+    dice, nsd, hd95 = (_row(rows, n, arm, MEAN, metric) for metric in METRICS)
+    runs = f"{dice['seeds']} of {dice['seeds_planned']}"
+    return [runs, _spread(dice), _spread(nsd), _spread(hd95, 1), _interval(dice), _wins(dice), _interval(hd95, 1)]
 
 
 def _row(rows: Sequence[Mapping[str, Any]], n: int, arm: str, label: str, metric: str) -> Mapping[str, Any]:
@@ -230,14 +234,14 @@ def _spread(row: Mapping[str, Any], digits: int = 4) -> str:
     return f"{row['mean']:.{digits}f}{spread}{missed}"
 
 
-def _ends(row: Mapping[str, Any]) -> str:
-    return f"[{row['low']:+.4f}, {row['high']:+.4f}]"
+def _ends(row: Mapping[str, Any], digits: int = 4) -> str:
+    return f"[{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]"
 
 
-def _interval(row: Mapping[str, Any]) -> str:
+def _interval(row: Mapping[str, Any], digits: int = 4) -> str:
     if math.isnan(row["difference"]):
         return ""
-    return f"{row['difference']:+.4f}" + ("" if math.isnan(row["low"]) else f" {_ends(row)}")
+    return f"{row['difference']:+.{digits}f}" + ("" if math.isnan(row["low"]) else f" {_ends(row, digits)}")
 
 
 def _wins(row: Mapping[str, Any]) -> str:

@@ -89,6 +89,29 @@ def test_ablation_has_a_row_for_each_subset_with_the_papers_figures_beside(tmp_p
         assert float(row_of(rows, arm=arm, label="mean", metric="dice")["low"]) > 0
 
 
+def cells_of(text, *start):
+    """Cells by heading of the first line of a Markdown table that begins with these cells."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    return dict(zip(rows[0], next(row for row in rows[2:] if row[: len(start)] == list(start)), strict=True))
+
+
+def test_tables_have_nsd_and_the_paired_difference_of_hd95(tmp_path):
+    write_study(tmp_path, whole_plan(), gain=0.05)
+    write_report(tmp_path)
+    for name, start, arm in (("curve", ("4", "pretrained"), "pretrained"), ("ablation", ("x", "", ""), "inpainting")):
+        text = (tmp_path / f"{name}.md").read_text()
+        cells, n = cells_of(text, *start), 4 if name == "curve" else 2
+        nsd, hd95, dice = (
+            row_of(read(tmp_path / f"{name}.csv"), n=n, arm=arm, label="mean", metric=metric)
+            for metric in ("nsd", "hd95", "dice")
+        )
+        assert cells["NSD"].startswith(f"{float(nsd['mean']):.4f} ±")
+        ends = [f"{float(hd95[key]):+.1f}" for key in ("difference", "low", "high")]
+        assert cells["HD95, minus scratch (mm)"] == f"{ends[0]} [{ends[1]}, {ends[2]}]" and float(ends[2]) < 0
+        assert cells["patients better / worse"] == f"{dice['higher']} / {dice['lower']}"
+        assert "missed)" in cells["HD95 (mm)"] and "Missed: scores that HD95 lacks" in text
+
+
 def test_unfinished_runs_leave_their_places_empty(tmp_path):
     plan = whole_plan()
     left = tuple(run.name for run in plan.runs if run.facts.get("n") == 4 and run.facts["arm"] == "pretrained")
