@@ -228,6 +228,10 @@ def _check_arms(arms: Any, source: str) -> None:
         _check_options(arm.get("finetuning") or {}, source, f"arms.{name}.finetuning")
         if not str(name).replace("_", "").isalnum():
             raise InputError(f"{source}: arm {name!r} must be of letters, digits and _ alone.")
+        if name in PROXY_TASKS:  # other subsets have a hyphen
+            raise InputError(
+                f"{source}: arm {name!r} has the name of an ablation row, the encoder of that proxy task alone. Choose another, such as {name}_only."
+            )
         if (name == CONTROL) != (arm.get("encoder") is None):
             raise InputError(
                 f"{source}: arms.{name}.encoder is {arm.get('encoder')!r}; the arm {CONTROL}, and no other, has null; "

@@ -49,6 +49,11 @@ def test_unknown_study_lists_the_known():
         ({"curve": {"n": [2, 2], "seeds": [0]}}, "curve.n .*twice"),
         ({"arms": {"scratch": {"encoder": None}}}, "at least one arm with an encoder"),
         ({"arms": {"scratch": {"encoder": {}}, "pretrained": {"encoder": {}}}}, "arms.scratch.encoder"),
+        (
+            {"arms": {**CONTENT["arms"], "rotation": {"encoder": {"tasks": ["rotation"]}}}},
+            "arm 'rotation' has the name of an ablation row.*such as rotation_only",
+        ),
+        ({"arms": {**CONTENT["arms"], "contrast-rotation": {"encoder": {}}}}, "arm 'contrast-rotation' must be of"),
         ({"finetuning": {"seed": 3}}, "finetuning.seed is set by the plan"),
         ({"task": "Task09_Spleen"}, "Task09_Spleen and row exclude each other"),
         ({"steps": 0}, "steps"),
