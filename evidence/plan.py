@@ -318,7 +318,7 @@ class Planner:
             "tuning" if searching else "validation": self._list({"test": [_pair(case) for case in scored.values()]}),
         }
         training_list, scored_list = (Path(LISTS, f"{each}.json") for each in lists)
-        steps = options.get("max_steps", self.study.steps_of(n))
+        steps = options["max_steps"] if "max_steps" in options else self.study.steps_of(n)
         start = {} if encoder is None else {"pretrained_encoder": Path("runs", encoder.name, "train/models/encoder.pt")}
         train = Command(
             name="train",

@@ -163,8 +163,10 @@ def check_study(content: Mapping[str, Any], *, source: str) -> Study:
     if content.get("search"):
         _check_search(content["search"], content["arms"], source)
     _check_network(content, source)
+    _check_steps(content, source)
     if content.get("search"):
         _check_recipes(content, source)
+        _check_seeds(content, source)
     if not isinstance(content["steps"], Mapping):
         _numbers([content["steps"]], source, "steps", least=1)
     else:
@@ -317,28 +319,50 @@ def _check_recipes(content: Mapping[str, Any], source: str) -> None:
 def _check_network(content: Mapping[str, Any], source: str) -> None:
     """Refuse a network for some runs alone: what arms differ in is their start."""
     asked = content.get("pretraining") or {}
-    search = content.get("search") or {}
-    parts = [("finetuning", content.get("finetuning")), ("search.options", search.get("options"))]
-    parts += [
-        (f"arms.{name}.{key}", arm.get(key))
-        for name, arm in content["arms"].items()
-        for key in ("encoder", "finetuning")
-    ]
-    for name, recipes in (search.get("recipes_of") or {}).items():
-        parts += [(f"search.recipes_of.{name}", recipe) for recipe in recipes]
-    grids = {
-        "grid": search.get("grid"),
-        **{f"grid_of.{name}": grid for name, grid in (search.get("grid_of") or {}).items()},
-    }
-    for name, grid in grids.items():
-        parts += [(f"search.{name}", {key: value}) for key, values in (grid or {}).items() for value in values]
-    for part, options in parts:
+    parts = [("search.options", (content.get("search") or {}).get("options"))]
+    parts += [(f"arms.{name}.encoder", arm.get("encoder")) for name, arm in content["arms"].items()]
+    for part, options in [*_finetunings(content), *parts]:
         for key in NETWORK:
             if options and key in options and options[key] != asked.get(key):
                 raise InputError(
                     f"{source}: {part} has {key} {options[key]!r}, pretraining {asked.get(key, 'none')!r}. All arms have one network: set "
                     f"pretraining.{key}, which holds for every fine-tuning, and take it out here."
                 )
+
+
+def _check_steps(content: Mapping[str, Any], source: str) -> None:
+    """Refuse steps of fine-tuning for some runs alone: arms are compared after equally many."""
+    for part, options in _finetunings(content):
+        if "max_steps" in options:
+            raise InputError(
+                f"{source}: {part} has max_steps {options['max_steps']!r}. All arms are trained for equally many steps: set 'steps', or "
+                "search.options.max_steps for all runs of the search, and take it out here."
+            )
+
+
+def _check_seeds(content: Mapping[str, Any], source: str) -> None:
+    """Refuse a search on the labelled subsets that are compared afterwards."""
+    for part in ("curve", "ablation"):
+        seeds = (content.get(part) or {}).get("seeds") or []
+        if common := sorted({*seeds} & {*content["search"]["seeds"]}):
+            raise InputError(
+                f"{source}: search.seeds {content['search']['seeds']} and {part}.seeds {seeds} share {', '.join(map(str, common))}: recipes would be "
+                "chosen on the very subsets and draws that are compared afterwards. Give the search other seeds."
+            )
+
+
+def _finetunings(content: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Options of fine-tuning, by where the study has them: of all arms, of each, and what the search tries."""
+    search = content.get("search") or {}
+    parts = [("finetuning", content.get("finetuning"))]
+    parts += [(f"arms.{name}.finetuning", arm.get("finetuning")) for name, arm in content["arms"].items()]
+    for name, recipes in (search.get("recipes_of") or {}).items():
+        parts += [(f"search.recipes_of.{name}", recipe) for recipe in recipes]
+    grids = {"grid": search.get("grid")}
+    grids |= {f"grid_of.{name}": grid for name, grid in (search.get("grid_of") or {}).items()}
+    for name, grid in grids.items():
+        parts += [(f"search.{name}", {key: value}) for key, values in (grid or {}).items() for value in values]
+    return [(name, options or {}) for name, options in parts]
 
 
 def _check_switch(part: Mapping[str, Any], source: str, name: str) -> None:

@@ -100,9 +100,11 @@ def labelled_subset(parts: Parts, *, n: int, seed: int) -> list[str]:
 def _check_apart(data: str | Path, scans: Mapping[str, Sequence[Case]], unlabelled: Sequence[Case]) -> None:
     """Refuse scored patients that any training sees, and patients that count twice."""
     for section, listed in scans.items():
-        files = [file for scan in listed for file in sorted(_files(scan))]
-        if twice := _first_repeated(files):
-            raise InputError(f"{data}: the {section} section holds {twice} twice, maybe by a link. Keep one entry.")
+        paths = {file: path for scan in listed for file, path in _files(scan).items()}
+        if twice := _first_repeated([file for scan in listed for file in _files(scan)]):
+            raise InputError(
+                f"{data}: the {section} section holds {paths[twice]} twice, maybe by a link. Keep one entry."
+            )
         patients = [str(scan.get("patient", first_file(scan))) for scan in listed]
         if twice := _first_repeated(patients):
             raise InputError(
@@ -113,7 +115,7 @@ def _check_apart(data: str | Path, scans: Mapping[str, Sequence[Case]], unlabell
     of_scored = {str(scan["patient"]) for scan in scans["validation"] if "patient" in scan}
     for section, listed in (("training", scans["training"]), ("unlabelled", unlabelled)):
         for scan in listed:
-            both = first_file(scan) if _files(scan) & scored else None
+            both = first_file(scan) if _files(scan).keys() & scored else None
             if both is None and "patient" in scan and str(scan["patient"]) in of_scored:
                 both = f"patient {scan['patient']} ({first_file(scan)})"
             if both:
@@ -128,15 +130,25 @@ def _further(unlabelled: Sequence[Case], *, seen: Sequence[Case]) -> tuple[Case,
     known = {file for scan in seen for file in _files(scan)}
     further = []
     for scan in unlabelled:
-        if not _files(scan) & known:
+        if not _files(scan).keys() & known:
             further.append({"image": scan["image"]})
-        known |= _files(scan)
+        known |= _files(scan).keys()
     return tuple(further)
 
 
-def _files(scan: Case) -> set[str]:
-    """The real files of an image, whatever links lead to them."""
-    return {os.path.realpath(file) for file in image_files(scan)}
+def _files(scan: Case) -> dict[str, str]:
+    """The files of an image: what tells each apart, whatever links lead to it, to its path."""
+    paths = [os.path.realpath(file) for file in image_files(scan)]
+    return {_identity(path): path for path in paths}
+
+
+def _identity(path: str) -> str:
+    """The path of a file, or, where hard links give it several, its number on its disk."""
+    try:
+        status = os.stat(path)
+    except OSError:  # not there: it is named where it is read
+        return path
+    return f"{status.st_dev}/{status.st_ino}" if status.st_nlink > 1 else path
 
 
 def _first_repeated(values: Sequence[str]) -> str | None:

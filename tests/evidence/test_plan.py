@@ -84,6 +84,15 @@ def test_a_recipe_inherits_nothing_of_what_the_search_is_about():
     assert curve["encoder_lr_decay"] == 0.75
 
 
+def test_a_search_of_fewer_steps_needs_no_steps_of_its_n():
+    search = {"n": 3, "seeds": [9], "grid": {"learning_rate": [0.01, 0.02]}}
+    with pytest.raises(InputError, match="steps has no entry for n = 3"):
+        planner(search=search).search()
+    runs = planner(search={**search, "options": {"max_steps": 20}}).search()
+    assert {run.facts["steps"] for run in runs if run.kind == "finetuning"} == {20}
+    assert {run.commands[0].options["max_steps"] for run in runs if run.kind == "finetuning"} == {20}
+
+
 def test_a_run_comes_after_those_that_it_needs():
     seen = set()
     for run in whole_plan().runs:

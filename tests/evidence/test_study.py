@@ -54,6 +54,36 @@ def test_unknown_study_lists_the_known():
             "arm 'rotation' has the name of an ablation row.*such as rotation_only",
         ),
         ({"arms": {**CONTENT["arms"], "contrast-rotation": {"encoder": {}}}}, "arm 'contrast-rotation' must be of"),
+        ({"finetuning": {"max_steps": 9}}, "finetuning has max_steps 9.*set 'steps'"),
+        (
+            {"arms": arms(scratch={"finetuning": {"max_steps": 900}})},
+            "arms.scratch.finetuning has max_steps 900.*equally many steps: set 'steps'",
+        ),
+        (
+            {"search": {"n": 2, "seeds": [9], "grid": {"max_steps": [10, 20]}}},
+            "search.grid has max_steps 10.*search.options.max_steps",
+        ),
+        (
+            {
+                "search": {
+                    "n": 2,
+                    "seeds": [9],
+                    "recipes_of": {"scratch": [{"drop_path": 0.1}], "pretrained": [{"max_steps": 70}]},
+                }
+            },
+            "search.recipes_of.pretrained has max_steps 70",
+        ),
+        (
+            {"search": {"n": 2, "seeds": [9, 2], "grid": {"drop_path": [0, 0.1]}}},
+            r"search.seeds \[9, 2\] and curve.seeds \[0, 1, 2\] share 2:.*other seeds",
+        ),
+        (
+            {
+                "search": {"n": 2, "seeds": [9], "grid": {"drop_path": [0, 0.1]}},
+                "ablation": {**CONTENT["ablation"], "seeds": [8, 9]},
+            },
+            r"search.seeds \[9\] and ablation.seeds \[8, 9\] share 9",
+        ),
         ({"finetuning": {"seed": 3}}, "finetuning.seed is set by the plan"),
         ({"task": "Task09_Spleen"}, "Task09_Spleen and row exclude each other"),
         ({"steps": 0}, "steps"),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -128,6 +129,21 @@ def test_validation_images_of_a_fold_among_the_unlabelled_are_refused(data):
     rewrite(data, lambda content: content.update(unlabelled=[case["image"] for case in content["training"]]))
     with pytest.raises(InputError, match="is in the unlabelled and in the validation section"):
         divide(data, fold=0, folds=4)
+
+
+def test_a_hard_link_of_a_validation_image_is_refused(data):
+    os.link(data / "validation1.nii.gz", data / "other_name.nii.gz")
+    rewrite(data, lambda content: content.update(unlabelled=["other_name.nii.gz"]))
+    with pytest.raises(InputError, match="other_name.nii.gz is in the unlabelled and in the validation section"):
+        divide(data)
+
+
+def test_a_file_that_validates_twice_by_a_hard_link_is_refused(data):
+    os.link(data / "validation2.nii.gz", data / "other_name.nii.gz")
+    again = {"image": "other_name.nii.gz", "label": "label_validation2.nii.gz"}
+    rewrite(data, lambda content: content["validation"].append(again))
+    with pytest.raises(InputError, match="validation section holds .*/(other_name|validation2).nii.gz twice"):
+        divide(data)
 
 
 def test_a_training_image_that_is_a_link_to_a_validation_image_is_refused(data):
