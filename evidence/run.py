@@ -33,7 +33,7 @@ from .records import DONE, OUTLINE
 from .report import write_report
 from .study import read_study
 from .study_data import planner_of, prepare_folder
-from .tracking import log_run, open_store, tracking_store
+from .tracking import log_missing, log_run, open_store, tracking_store
 
 OUT = Path(__file__).resolve().parent / "out"
 WAIT = 5.0  # seconds between looks at what other processes do
@@ -108,7 +108,7 @@ def run_plan(
                 continue
             say(f"{run.name} ...")
             done = carry_out(run, out=out, claim=held, threads=threads, say=say)
-            log_run(run, done, outline=plan.outline, out=out, uri=tracking_uri)
+            log_run(run.name, done, outline=plan.outline, out=out, uri=tracking_uri)
             finish(run, done, out=out, claim=held)
         except ClaimLost:
             say(f"{run.name}: another process took it over")
@@ -179,6 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         uri = given.tracking_uri or tracking_store(out)
         open_store(uri, out=out)  # a wrong address shall not cost a run
         write_text(out / OUTLINE, json.dumps(plan.outline, indent=1) + "\n")
+        log_missing(out, outline=plan.outline, uri=uri, say=say)
         finished = run_plan(
             plan,
             out=out,

@@ -29,7 +29,7 @@ from .run import OUT, arguments_of, call, plan_of, run_plan, say
 from .study import read_study
 from .study_data import planner_of, prepare_folder
 from .table import csv_of
-from .tracking import open_store, tracking_store
+from .tracking import log_missing, open_store, tracking_store
 
 COLUMNS = ("arm", "recipe", "seeds", "seeds_planned", "dice", "sd_patients", "best")
 
@@ -106,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not given.list:
             uri = given.tracking_uri or tracking_store(out)
             open_store(uri, out=out)
+            log_missing(out, outline=plan.outline, uri=uri, say=say)
             options = {"threads": given.threads, "tracking_uri": uri, "wait": not given.no_wait}
             run_plan(plan, out=out, say=say, report=report, **options)
             print(report())

@@ -7,12 +7,13 @@ study is the experiment's tags. A run that was carried out anew takes the place 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,23 @@ from bundles.common.training_log import read_log
 
 from .claim import one_at_a_time
 from .paired_bootstrap import figure_of
-from .plan import Run
-from .records import METRICS, Result, figures_of_done, leave_out_absent, table_of
+from .records import (
+    METRICS,
+    OUTLINE,
+    Result,
+    figures_of_done,
+    leave_out_absent,
+    read_done,
+    read_outline,
+    table_of,
+)
 
-OUTLINE_TAG, RUN_TAG = "evidence.outline", "evidence.run"
+OUTLINE_TAG, RUN_TAG, DIGEST_TAG = "evidence.outline", "evidence.run", "evidence.digest"
 CHUNK = 4000  # characters of a tag
 BATCH = 900  # metrics of a request, of 1000 that MLflow takes
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 FACTS_PARAM, SECONDS = "facts", "seconds"
+LOCK = ".tracking.lock"
 FIGURE = "validation/"  # of a pre-training
 
 
@@ -61,7 +71,7 @@ def open_store(uri: str, *, out: Path | None = None) -> Any:
     if path is not None and not (path if out is None else path.parent).exists():
         raise InputError(f"MLflow's store {uri} is not there: {path if out is None else path.parent} does not exist.")
     try:
-        with one_at_a_time(out / ".tracking.lock") if out else nullcontext(), _impatient():
+        with one_at_a_time(out / LOCK) if out else nullcontext(), _impatient():
             client = _client(uri)
             client.search_experiments(max_results=1)
     except Exception as error:  # whatever a store of this kind raises: a refused connection, a file of something else
@@ -69,55 +79,111 @@ def open_store(uri: str, *, out: Path | None = None) -> Any:
     return client
 
 
-def log_run(run: Run, done: Mapping[str, Any], *, outline: Mapping[str, Any], out: Path, uri: str) -> None:
+def log_run(name: str, done: Mapping[str, Any], *, outline: Mapping[str, Any], out: Path, uri: str) -> None:
     """Log a finished run: its facts, its options, its scores, and the curve of its training.
 
     Args:
-        run: of the plan.
+        name: of the run.
         done: what `execution.carry_out` returns.
-        outline: of the plan.
+        outline: of the plan, where the folder does not say yet what its report is about.
         out: folder of the study.
         uri: MLflow's store.
 
     Raises:
         InputError: the store cannot be written.
     """
+    with _writing(uri, out, f"{name} is not lost: the same command logs it without training it again.") as client:
+        experiment = _experiment(client, _outline_of(out, outline), out, uri)
+        _log(client, experiment, name, done, outline=outline, out=out)
+
+
+def log_missing(out: Path, *, outline: Mapping[str, Any], uri: str, say: Callable[[str], None]) -> None:
+    """Make the store equal to a study's folder: what its report is about, and finished runs that the store lacks or has otherwise.
+
+    Such runs were finished with another store, or by an earlier version, or carried out anew in a folder that was taken away.
+
+    Args:
+        out: folder of the study.
+        outline: as in `log_run`.
+        uri: MLflow's store.
+        say: gets a progress line where there is something to log.
+
+    Raises:
+        InputError: the store cannot be written.
+    """
+    with _writing(uri, out, "Nothing is lost: the same command logs what is missing.") as client:
+        experiment = _experiment(client, _outline_of(out, outline), out, uri)
+        logged = {
+            (run.data.tags.get(RUN_TAG), run.data.tags.get(DIGEST_TAG))
+            for run in _all_runs(client, experiment)
+            if run.info.status == "FINISHED"
+        }
+        found = {folder: read_done(folder) for folder in sorted((out / "runs").glob("*")) if folder.is_dir()}
+        missing = {
+            folder: done for folder, done in found.items() if done and (folder.name, _digest(done)) not in logged
+        }
+        if missing:
+            say(f"logging {len(missing)} finished runs that {uri} lacks")
+        for folder, done in missing.items():
+            _log(client, experiment, folder.name, done, outline=outline, out=out)
+
+
+@contextmanager
+def _writing(uri: str, out: Path, comfort: str) -> Iterator[Any]:
+    """The client of a store, for one process of a study at a time: SQLite is one file, and two would make the experiment twice."""
+    with one_at_a_time(out / LOCK):
+        try:
+            yield _client(uri)
+        except InputError:
+            raise
+        except Exception as error:  # see `open_store`
+            raise InputError(f"MLflow's store {uri} could not be written: {_words(error)}. {comfort}") from None
+
+
+def _log(
+    client: Any, experiment: str, name: str, done: Mapping[str, Any], *, outline: Mapping[str, Any], out: Path
+) -> None:
+    """Log a run in place of what the experiment has under its name."""
     from mlflow.entities import Metric, Param
 
-    facts = run.facts
-    params = {"kind": run.kind, FACTS_PARAM: json.dumps(facts)}
+    settings = done["settings"]
+    facts = settings["facts"]
+    params = {"kind": settings["kind"], FACTS_PARAM: json.dumps(facts)}
     params |= {key: "" if value is None else str(value) for key, value in facts.items()}
-    params |= {f"train.{key}": str(value)[:500] for key, value in run.commands[0].options.items()}
+    params |= {f"train.{key}": str(value)[:500] for key, value in settings["commands"]["train"]["options"].items()}
+    values = {SECONDS: done["seconds"]}
+    folder = out / "runs" / name
+    if settings["kind"] == "pretraining":
+        values |= {FIGURE + key: value for key, value in figures_of_done(folder, done).items()}
+    else:
+        cases = settings["cases"]["scored"]
+        labels = [label for value, label in settings["row"]["labels"].items() if int(value)]
+        table = table_of(done["scores"], cases=cases, labels=labels)
+        for metric in METRICS:  # all of them: what the report leaves out, it leaves out when it reads
+            values |= dict(_keys(metric, table[metric], cases, labels))
+        leave_out_absent(table, cases=cases, labels=labels, absent=outline["absent"])
+        values |= {f"mean_{metric}": figure_of(table[metric][None]) for metric in METRICS}
     now = int(1000 * time.time())
-    metrics = [Metric(SECONDS, done["seconds"], now, 0)]
-    if run.kind == "pretraining":
-        figures = figures_of_done(out / "runs" / run.name, done)
-        metrics += [Metric(FIGURE + key, value, now, 0) for key, value in figures.items()]
-    if run.kind == "finetuning":
-        scored = {case: i for i, case in enumerate(run.cases["scored"])}
-        table = table_of(done["scores"], cases=list(scored), labels=outline["labels"], absent=outline["absent"])
-        for metric in METRICS:
-            metrics.append(Metric(f"mean_{metric}", figure_of(table[metric][None]), now, 0))
-            for key, value in _keys(metric, table[metric], list(scored), outline["labels"]):
-                metrics.append(Metric(key, value, now, 0))
-    metrics += [Metric(f"train/{key}", value, now, step) for step, key, value in _curve(out / "runs" / run.name)]
+    metrics = [Metric(key, value, now, 0) for key, value in values.items()]
+    metrics += [Metric(f"train/{key}", value, now, step) for step, key, value in _curve(folder)]
     metrics = [metric for metric in metrics if math.isfinite(metric.value)]
-    try:
-        with one_at_a_time(out / ".tracking.lock"):  # SQLite is one file, and two would make the experiment twice
-            client = _client(uri)
-            experiment = _experiment(client, outline)
-            for old in _find(client, experiment, run.name):
-                client.delete_run(old.info.run_id)
-            tags = {RUN_TAG: run.name}
-            opened = client.create_run(experiment, run_name=run.name, tags=tags).info.run_id
-            client.log_batch(opened, params=[Param(key, value) for key, value in list(params.items())[:100]])
-            for start in range(0, len(metrics), BATCH):
-                client.log_batch(opened, metrics=metrics[start : start + BATCH])
-            client.set_terminated(opened)
-    except Exception as error:  # see `open_store`
-        raise InputError(
-            f"MLflow's store {uri} could not be written: {_words(error)}. {run.name} is not lost: the same command logs it without training it again."
-        ) from None
+    for old in _find(client, experiment, name):
+        client.delete_run(old.info.run_id)
+    tags = {RUN_TAG: name, DIGEST_TAG: _digest(done)}
+    opened = client.create_run(experiment, run_name=name, tags=tags).info.run_id
+    client.log_batch(opened, params=[Param(key, value) for key, value in list(params.items())[:100]])
+    for start in range(0, len(metrics), BATCH):
+        client.log_batch(opened, metrics=metrics[start : start + BATCH])
+    client.set_terminated(opened)
+
+
+def _digest(done: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(done, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _outline_of(out: Path, planned: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the folder's report is about: another process may have begun since, by another edit of the study."""
+    return read_outline(out) if (out / OUTLINE).is_file() else planned
 
 
 def read_store(uri: str, *, study: str) -> tuple[dict[str, Any], list[Result], dict[str, dict[str, float]]]:
@@ -221,7 +287,8 @@ def _impatient() -> Iterator[None]:
             os.environ[RETRIES] = before
 
 
-def _experiment(client: Any, outline: Mapping[str, Any]) -> str:
+def _experiment(client: Any, outline: Mapping[str, Any], out: Path, uri: str) -> str:
+    """The id of the folder's own experiment, with its outline as tags; another folder's study of that name is left alone."""
     name = experiment_name(outline)
     found = client.get_experiment_by_name(name)
     experiment = client.create_experiment(name) if found is None else found.experiment_id

@@ -57,7 +57,7 @@ def bundles(monkeypatch, tmp_path):
         result = out / next(value for key, value in command.options.items() if key == "output_dir").parent
         return [str(program), str(result / command.result), str(result / ".made_up.csv")]
 
-    def log_run(run, done, **_):
+    def log_run(name, done, **_):
         pass
 
     monkeypatch.setattr(execution, "words_of", words_of)

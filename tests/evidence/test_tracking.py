@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 
+from bundles.common.checkpoint_file import write_text
 from bundles.common.input_error import InputError
-from evidence.report import main, write_report
+from evidence.report import draw, main, write_report
 from evidence.run import plan_of
-from evidence.tracking import log_run, open_store, read_store
+from evidence.tracking import log_missing, log_run, open_store, read_store
 
 from .made_up_study import CONTENT, REPORT, finished, one_sided, planner, write_study
 
@@ -23,12 +25,12 @@ def tracked(tmp_path_factory):
     uri = f"sqlite:///{out / 'mlruns.db'}"
     write_study(out, plan, gain=0.05)
     write_report(out)
-    log_run(plan.runs[-1], finished(plan.runs[-1], gain=0.4), outline=plan.outline, out=out, uri=uri)
+    log_run(plan.runs[-1].name, finished(plan.runs[-1], gain=0.4), outline=plan.outline, out=out, uri=uri)
     log = out / "runs/finetune_pretrained_n4_seed1/train/training_log.csv"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("step,loss,loss_dice,learning_rate\n20.0,1.5,1.0,0.02\n40,1.25,0.5,0.01\n")  # of a resumed run
     for run in plan.runs:
-        log_run(run, finished(run), outline=plan.outline, out=out, uri=uri)
+        log_run(run.name, finished(run), outline=plan.outline, out=out, uri=uri)
     return out, uri, plan
 
 
@@ -71,7 +73,7 @@ def test_one_sided_scores_are_left_out_of_the_store_too(tmp_path):
     done = one_sided(out, plan)
     write_report(out)
     for run in plan.runs:
-        log_run(run, done[run.name], outline=plan.outline, out=out, uri=uri)
+        log_run(run.name, done[run.name], outline=plan.outline, out=out, uri=uri)
     assert main([str(tmp_path / "again"), "--tracking_uri", uri, "--study", "made_up"]) == 0
     for name in ("curve.csv", "curve.md", "curve.png"):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
@@ -101,4 +103,53 @@ def test_a_store_that_fails_later_loses_no_run(tmp_path, tracked):
     (tmp_path / "text.db").write_text("this is no database" * 100)
     with pytest.raises(InputError, match="text.db could not be written.*the same command logs it"):
         run = plan.runs[0]
-        log_run(run, finished(run), outline=plan.outline, out=tmp_path, uri=f"sqlite:///{tmp_path / 'text.db'}")
+        log_run(run.name, finished(run), outline=plan.outline, out=tmp_path, uri=f"sqlite:///{tmp_path / 'text.db'}")
+
+
+def small(**changes):
+    """A curve of one n; the seeds are 0 and 1 unless changed."""
+    return plan_of(
+        planner(**{"curve": {**CONTENT["curve"], "n": [2], "seeds": [0, 1]}, "ablation": None} | changes), ["curve"]
+    )
+
+
+def same_from_the_store(out, uri, folder, **options):
+    """Whether the report from MLflow alone has the bytes of that from the folder."""
+    write_report(out)
+    draw(*read_store(uri, study="made_up", **options), folder)
+    return all((folder / name).read_bytes() == (out / name).read_bytes() for name in REPORT if "curve" in name)
+
+
+def test_a_store_follows_the_folder_through_changes_of_the_study(tmp_path):
+    out, uri = tmp_path / "out", f"sqlite:///{tmp_path / 'mlruns.db'}"
+    plan = small()
+    write_study(out, plan, gain=0.05)
+    for run in plan.runs:
+        log_run(run.name, finished(run), outline=plan.outline, out=out, uri=uri)
+    assert same_from_the_store(out, uri, tmp_path / "again")
+    made = planner(curve={**CONTENT["curve"], "n": [2], "seeds": [0]}, ablation=None)
+    made.absent = {"val_01": ["liver"]}
+    changed = made.outline()
+    write_text(out / "outline.json", json.dumps(changed))
+    log_missing(out, outline=changed, uri=uri, say=pytest.fail)  # no run is logged anew
+    assert same_from_the_store(out, uri, tmp_path / "again")
+    assert "1 of 1" in (out / "curve.md").read_text()
+    # a process of the study as it was logs its run: the report stays the folder's
+    log_run(plan.runs[0].name, finished(plan.runs[0]), outline=plan.outline, out=out, uri=uri)
+    assert same_from_the_store(out, uri, tmp_path / "again")
+
+
+def test_another_store_gets_what_was_finished_before(tmp_path):
+    out, uri = tmp_path / "out", f"sqlite:///{tmp_path / 'new.db'}"
+    plan = small()
+    write_study(out, plan, gain=0.05)
+    said = []
+    log_missing(out, outline=plan.outline, uri=uri, say=said.append)
+    assert said == [f"logging {len(plan.runs)} finished runs that {uri} lacks"]
+    assert same_from_the_store(out, uri, tmp_path / "again")
+    one = finished(plan.runs[-1], gain=0.4)  # carried out anew in a folder that was taken away
+    write_text(out / "runs" / plan.runs[-1].name / "done.json", json.dumps(one))
+    log_missing(out, outline=plan.outline, uri=uri, say=said.append)
+    assert said[1] == f"logging 1 finished runs that {uri} lacks"
+    assert same_from_the_store(out, uri, tmp_path / "again")
+    log_missing(out, outline=plan.outline, uri=uri, say=pytest.fail)
