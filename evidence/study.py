@@ -50,6 +50,7 @@ class Study:
         search: ``n``, ``seeds``, ``options``, ``grid`` for all arms, ``grid_of`` single ones, and their further ``recipes_of`` options;
             equally many recipes for each arm.
         minutes: rough minutes of a pre-training and of a fine-tuning, until some have finished.
+        source: the study's file, no entry of it.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Study:
     ablation: Mapping[str, Any] | None = None
     search: Mapping[str, Any] | None = None
     minutes: Mapping[str, float] | None = None
+    source: str = ""
 
     @property
     def network(self) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def check_study(content: Mapping[str, Any], *, source: str) -> Study:
     Raises:
         InputError: see `read_study`.
     """
-    _check_keys(content, {field.name for field in fields(Study)}, source, "")
+    _check_keys(content, {field.name for field in fields(Study)} - {"source"}, source, "")
     if missing := [key for key in REQUIRED if content.get(key) is None]:
         raise InputError(f"{source} lacks {', '.join(missing)}.")
     for part, known in PARTS.items():
@@ -173,7 +175,7 @@ def check_study(content: Mapping[str, Any], *, source: str) -> Study:
         _numbers(list(content["steps"].values()), source, "steps", least=1)
     if not isinstance(content["name"], str) or not content["name"].replace("_", "").replace("-", "").isalnum():
         raise InputError(f"{source}: name {content['name']!r} must be of letters, digits, _ and - alone.")
-    return Study(**{key: value for key, value in content.items() if value is not None})
+    return Study(**{key: value for key, value in content.items() if value is not None}, source=source)
 
 
 def recipes_of(search: Mapping[str, Any], arm: str) -> list[dict[str, Any]]:

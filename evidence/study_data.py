@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import nibabel as nib
@@ -17,6 +19,7 @@ from bundles.common.case_names import case_names
 from bundles.common.checkpoint_file import write_text
 from bundles.common.data_list import first_file, image_files
 from bundles.common.input_error import InputError
+from bundles.swin_unetr_msd.scripts.common.input_error import InputError as BundleInputError
 from bundles.swin_unetr_msd.scripts.task_proposal import proposed_row
 from bundles.swin_unetr_msd.scripts.tasks import check_dataset, choose_task
 from demo.synthetic_ct import write_dataset
@@ -26,7 +29,7 @@ from .plan import Planner
 from .study import BUNDLES, SEGMENT, Study
 from .subsets import Parts, divide
 
-MARK, FINGERPRINT, PRESENT = ".study", ".data.json", ".present_labels.json"
+MARK, FINGERPRINT, PRESENT, TASK = ".study", ".data.json", ".present_labels.json", "task.yaml"
 TASKS = BUNDLES / SEGMENT / "configs/tasks.yaml"
 
 
@@ -71,10 +74,11 @@ def planner_of(study: Study, *, data: Path | None, out: Path) -> Planner:
     if not own and study.synthetic:
         study = dataclasses.replace(study, row=None, task=None)  # those of the synthetic patients
     with one_at_a_time(out / ".data.lock"):
-        _check_fingerprint(parts, out, data)
-        task, row = _row(study, parts, out)
-    # the bundles see the plan's lists, which have the row's labels: the user's own is compared here
-    check_dataset(dataset_dir=str(data), data_list=None, row=row, file=str(TASKS))
+        now = fingerprint(parts)
+        _check_fingerprint(now, out, data)
+        task, row = _row(study, parts, out, data)
+        if not (out / FINGERPRINT).exists():  # not before: what was refused shall not hold the folder
+            write_text(out / FINGERPRINT, json.dumps(now, indent=1) + "\n")
     scored = {**parts.validation, **parts.tuning}
     return Planner(
         study, parts, row=row, task=task, absent=absent_labels(scored, labels=row["labels"], remember=out / PRESENT)
@@ -149,11 +153,10 @@ def _files(case: Mapping[str, Any]) -> list[str]:
     return image_files(case) + ([case["label"]] if "label" in case else [])
 
 
-def _check_fingerprint(parts: Parts, out: Path, data: Path) -> None:
-    """Refuse data that a study's folder was not made of. One without a fingerprint gets one: it may be of an earlier version."""
-    path, now = out / FINGERPRINT, fingerprint(parts)
+def _check_fingerprint(now: Mapping[str, Mapping[str, list[int]]], out: Path, data: Path) -> None:
+    """Refuse data that a study's folder was not made of. One without a fingerprint is new, or of an earlier version."""
+    path = out / FINGERPRINT
     if not path.exists():
-        write_text(path, json.dumps(now, indent=1) + "\n")
         return
     was = json.loads(path.read_text(encoding="utf-8"))
     for section in now:
@@ -167,24 +170,51 @@ def _check_fingerprint(parts: Parts, out: Path, data: Path) -> None:
             )
 
 
-def _row(study: Study, parts: Parts, out: Path) -> tuple[str | Path, Mapping[str, Any]]:
-    """What ``--task`` is, and the row with the preset's values."""
-    task: str | Path = Path("task.yaml")
+def _row(study: Study, parts: Parts, out: Path, data: Path) -> tuple[str | Path, Mapping[str, Any]]:
+    """What ``--task`` is, and the row with the preset's values; of a row that is refused nothing is kept."""
+
+    def checked(task: str | Path) -> Mapping[str, Any]:
+        row = choose_task(task=str(task), file=str(TASKS), preset=study.preset)
+        # the bundles see the plan's lists, which have the row's labels: the user's own is compared here
+        check_dataset(dataset_dir=str(data), data_list=None, row=row, file=str(TASKS))
+        return row
+
     if study.task:
-        task = study.task
-    elif study.row:
-        _write_once(out / task, yaml.safe_dump({study.name: dict(study.row)}, sort_keys=False))
-    elif not (out / task).exists():
+        return study.task, checked(study.task)
+    kept = out / TASK
+    if study.row:
+        text = yaml.safe_dump({study.name: dict(study.row)}, sort_keys=False)
+        with TemporaryDirectory() as folder, _named(given := Path(folder, TASK), f"{study.source}, row"):
+            given.write_text(text, encoding="utf-8")
+            row = checked(given)
+        _keep(text, kept, study)
+        return Path(TASK), row
+    if not kept.exists():
         listed = {"name": study.name, "labels": parts.labels, "modality": parts.modality}
         listed["training"] = list(parts.training.values())
-        write_text(out / "lists/proposal.json", json.dumps(listed, indent=1) + "\n")
-        proposed_row(out / "lists/proposal.json", output_dir=out)
-    named = task if isinstance(task, str) else str(out / task)
-    return task, choose_task(task=named, file=str(TASKS), preset=study.preset)
+        proposal = out / "lists/proposal.json"
+        write_text(proposal, json.dumps(listed, indent=1) + "\n")
+        with _named(proposal, str(data if data.is_file() else data / "dataset.json")):
+            proposed_row(proposal, output_dir=out)
+    return Path(TASK), checked(kept)
 
 
-def _write_once(path: Path, text: str) -> None:
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise InputError(f"{path} holds another row than the study. Take the change back, or choose another --out.")
-    if not path.exists():
-        write_text(path, text)
+@contextmanager
+def _named(generated: Path, given: str) -> Iterator[None]:
+    """Let errors about a file that was made from the user's name the user's."""
+    try:
+        yield
+    except (InputError, BundleInputError) as error:
+        raise type(error)(str(error).replace(str(generated), given)) from None
+
+
+def _keep(text: str, path: Path, study: Study) -> None:
+    """Write the study's row where the bundles read it. While nothing was run by another, that one may be replaced."""
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    runs = sorted(path.parent.glob("runs/*"))
+    if path.exists() and runs:
+        raise InputError(
+            f"{study.source}: row is not the one that {runs[0]} was made by, which stands in {path}. Take the change back, or choose another --out."
+        )
+    write_text(path, text)

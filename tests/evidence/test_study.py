@@ -43,6 +43,7 @@ def test_unknown_study_lists_the_known():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"source": "ours"}, "source is no key of a study"),
         ({"ablatoin": {}}, "ablatoin.*Did you mean ablation"),
         ({"curve": {"n": [2], "seed": [0]}}, "curve.seed.*Did you mean curve.seeds"),
         ({"curve": {"n": [0], "seeds": [0]}}, r"curve.n \[0\]"),

@@ -10,13 +10,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
 
 from bundles.common.input_error import InputError
 from bundles.swin_unetr_msd.scripts.common.input_error import InputError as BundleInputError
 from evidence.study import check_study
 from evidence.study_data import absent_labels, planner_of, prepare_folder
 
-from .made_up_study import CONTENT, LABELS, rewrite
+from .made_up_study import CONTENT, LABELS, ROW, rewrite
 
 
 def write_scan(path, values, *, dtype=np.uint8):
@@ -114,6 +115,49 @@ def test_a_list_by_its_own_path_is_compared(data, tmp_path):
     (data / "ours.json").write_text(json.dumps(content))
     with pytest.raises(BundleInputError, match="ours.json declares labels"):
         made(data / "ours.json", tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({key: value for key, value in ROW.items() if key != "spacing"}, "made_up.yaml, row: made_up lacks spacing"),
+        ({**ROW, "modality": "PET"}, "made_up.yaml, row: made_up has modality 'PET'"),
+        ({**ROW, "labels": {"0": "background", "1": "liver"}}, "dataset.json declares labels"),
+    ],
+)
+def test_a_refused_row_leaves_the_folder_to_the_corrected_one(data, tmp_path, wrong, words):
+    with pytest.raises(BundleInputError, match=words) as caught:
+        made(data, tmp_path / "out", row=wrong)
+    assert "task.yaml" not in str(caught.value)
+    assert made(data, tmp_path / "out").row["spacing"] == ROW["spacing"]
+
+
+def test_a_row_may_be_changed_until_something_was_run_by_it(data, tmp_path):
+    made(data, tmp_path / "out")
+    other = {**ROW, "nsd_tolerance": 2.0}
+    assert made(data, tmp_path / "out", row=other).row["nsd_tolerance"] == 2.0
+    assert yaml.safe_load((tmp_path / "out/task.yaml").read_text()) == {"made_up": other}
+    (tmp_path / "out/runs/finetune_scratch_n2_seed0").mkdir(parents=True)
+    made(data, tmp_path / "out", row=other)
+    with pytest.raises(InputError, match="made_up.yaml: row is not the one that .*finetune_scratch_n2_seed0 was made"):
+        made(data, tmp_path / "out")
+    assert yaml.safe_load((tmp_path / "out/task.yaml").read_text()) == {"made_up": other}
+
+
+def test_data_that_were_refused_do_not_hold_the_folder(data, tmp_path):
+    shutil.copytree(data, tmp_path / "wrong")
+    rewrite(tmp_path / "wrong", lambda content: content.update(modality={"0": "T2"}))
+    other_scan(tmp_path / "wrong")
+    with pytest.raises(BundleInputError, match="declares the channels"):
+        made(tmp_path / "wrong", tmp_path / "out")
+    made(data, tmp_path / "out")
+
+
+def test_a_row_that_cannot_be_proposed_names_the_list_of_the_user(data, tmp_path):
+    rewrite(data, lambda content: content.pop("modality"))
+    with pytest.raises(BundleInputError) as caught:
+        made(data, tmp_path / "out", row=None)
+    assert str(data / "dataset.json") in str(caught.value) and "proposal.json" not in str(caught.value)
 
 
 def test_the_same_data_elsewhere_are_the_same(data, tmp_path):
