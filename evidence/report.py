@@ -69,14 +69,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="folder of a study; with --tracking_uri any folder for the report")
     parser.add_argument("--tracking_uri", help="draw from this store of MLflow alone")
     parser.add_argument("--study", help="with --tracking_uri: name of the study")
+    parser.add_argument(
+        "--experiment", help="with --tracking_uri: where several folders' studies of that name are in it"
+    )
     given = parser.parse_args(arguments)
     if bool(given.tracking_uri) != bool(given.study):
         parser.error("--tracking_uri and --study go together")
+    if given.experiment and not given.tracking_uri:
+        parser.error("--experiment is of --tracking_uri")
     try:
         if given.tracking_uri:
             from .tracking import read_store
 
-            print(draw(*read_store(given.tracking_uri, study=given.study), given.out))
+            print(draw(*read_store(given.tracking_uri, study=given.study, experiment=given.experiment), given.out))
         else:
             print(write_report(given.out))
     except InputError as error:

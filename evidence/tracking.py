@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Every run of a study in MLflow, one experiment a study, so that table and picture can be drawn from the store alone.
+"""Every run of a study in MLflow, one experiment a study's folder, so that table and picture can be drawn from the store alone.
 
 A fine-tuning's scores are metrics ``dice/03 larynx/0017 patient_a`` (metric, label, case), beside their means; the outline of the
 study is the experiment's tags. A run that was carried out anew takes the place of the one before.
@@ -13,6 +13,7 @@ import math
 import os
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -22,6 +23,7 @@ from urllib.request import url2pathname
 
 import numpy as np
 
+from bundles.common.checkpoint_file import write_text
 from bundles.common.input_error import InputError
 from bundles.common.training_log import read_log
 
@@ -43,7 +45,8 @@ CHUNK = 4000  # characters of a tag
 BATCH = 900  # metrics of a request, of 1000 that MLflow takes
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 FACTS_PARAM, SECONDS = "facts", "seconds"
-LOCK = ".tracking.lock"
+LOCK, IDENTITY = ".tracking.lock", ".study_id"
+STUDY_TAG, FOLDER_TAG = "evidence.study", "evidence.folder"
 FIGURE = "validation/"  # of a pre-training
 
 
@@ -52,9 +55,9 @@ def tracking_store(out: Path) -> str:
     return f"sqlite:///{(out / 'mlruns.db').as_posix()}"
 
 
-def experiment_name(outline: Mapping[str, Any]) -> str:
-    """Name of the experiment of a study."""
-    return f"evidence_{outline['study']}"
+def experiment_name(study: str) -> str:
+    """Name of the experiment of a study; a further folder's of the same study has the folder's identity after it."""
+    return f"evidence_{study}"
 
 
 def open_store(uri: str, *, out: Path | None = None) -> Any:
@@ -186,25 +189,22 @@ def _outline_of(out: Path, planned: Mapping[str, Any]) -> Mapping[str, Any]:
     return read_outline(out) if (out / OUTLINE).is_file() else planned
 
 
-def read_store(uri: str, *, study: str) -> tuple[dict[str, Any], list[Result], dict[str, dict[str, float]]]:
+def read_store(
+    uri: str, *, study: str, experiment: str | None = None
+) -> tuple[dict[str, Any], list[Result], dict[str, dict[str, float]]]:
     """The outline of a study, its finished fine-tunings, and the figures of its pre-trainings by name, from MLflow alone.
 
     Args:
         uri: MLflow's store.
         study: its name.
+        experiment: name of the experiment, where folders of several studies of that name were logged.
 
     Raises:
-        InputError: there is no such store, or it has no such experiment.
+        InputError: there is no such store, it has no such experiment, or several and none is named.
     """
     client = open_store(uri)
-    found = client.get_experiment_by_name(experiment_name({"study": study}))
-    if found is None or f"{OUTLINE_TAG}.0" not in found.tags:
-        names = ", ".join(sorted(each.name for each in client.search_experiments())) or "none"
-        raise InputError(f"{uri} has no experiment {experiment_name({'study': study})}. Its experiments: {names}.")
-    chunks = []
-    while f"{OUTLINE_TAG}.{len(chunks)}" in found.tags:
-        chunks.append(found.tags[f"{OUTLINE_TAG}.{len(chunks)}"])
-    outline = {"absent": {}, **json.loads("".join(chunks))}  # studies of earlier versions do not say it
+    found = _chosen(client, uri, study, experiment)
+    outline = _outline_in(found)
     newest: dict[str, Any] = {}
     for run in _all_runs(client, found.experiment_id):
         name = run.data.tags.get(RUN_TAG, "")
@@ -227,6 +227,30 @@ def read_store(uri: str, *, study: str) -> tuple[dict[str, Any], list[Result], d
         facts = json.loads(run.data.params[FACTS_PARAM])
         results.append(Result(name, facts, scores, run.data.metrics[SECONDS]))
     return outline, results, figures
+
+
+def _chosen(client: Any, uri: str, study: str, experiment: str | None) -> Any:
+    named = [each for each in _of_study(client, study) if f"{OUTLINE_TAG}.0" in each.tags]
+    found = [each for each in named if experiment in (None, each.name)]
+    if not found:
+        names = ", ".join(sorted(each.name for each in client.search_experiments())) or "none"
+        raise InputError(
+            f"{uri} has no experiment {experiment or experiment_name(study)} of the study {study}. Its experiments: {names}."
+        )
+    if len(found) > 1:
+        said = []
+        for each in sorted(found, key=lambda each: each.name):
+            outline = _outline_in(each)
+            said.append(f"{each.name} ({len(outline['cases'])} scored patients, n = {outline['curve']['n']})")
+        raise InputError(f"{uri} has {len(found)} studies {study}: {'; '.join(said)}. Say which by --experiment NAME.")
+    return found[0]
+
+
+def _outline_in(experiment: Any) -> dict[str, Any]:
+    chunks: list[str] = []
+    while f"{OUTLINE_TAG}.{len(chunks)}" in experiment.tags:
+        chunks.append(experiment.tags[f"{OUTLINE_TAG}.{len(chunks)}"])
+    return {"absent": {}, **json.loads("".join(chunks))}  # studies of earlier versions do not say it
 
 
 def _places(metric: str, cases: list[str], labels: list[str]) -> Iterator[tuple[tuple[int, int], str]]:
@@ -289,12 +313,23 @@ def _impatient() -> Iterator[None]:
 
 def _experiment(client: Any, outline: Mapping[str, Any], out: Path, uri: str) -> str:
     """The id of the folder's own experiment, with its outline as tags; another folder's study of that name is left alone."""
-    name = experiment_name(outline)
-    found = client.get_experiment_by_name(name)
-    experiment = client.create_experiment(name) if found is None else found.experiment_id
+    study, own = outline["study"], _identity(out)
+    found = next((each for each in _of_study(client, study) if each.tags.get(FOLDER_TAG) == own), None)
+    if found is None:
+        name, tags = experiment_name(study), {STUDY_TAG: study, FOLDER_TAG: own}
+        taken = client.get_experiment_by_name(name)
+        if taken is None:
+            found = client.get_experiment(client.create_experiment(name, tags=tags))
+        elif FOLDER_TAG not in taken.tags and taken.lifecycle_stage == "active" and _lies_in(uri, out):
+            for key, value in tags.items():  # of an earlier version, in the folder's own store
+                client.set_experiment_tag(taken.experiment_id, key, value)
+            found = taken
+        else:
+            found = client.get_experiment(client.create_experiment(f"{name}-{own}", tags=tags))
+    experiment = found.experiment_id
     text = json.dumps(outline)
     tags = {f"{OUTLINE_TAG}.{i}": text[i * CHUNK : (i + 1) * CHUNK] for i in range(-(-len(text) // CHUNK))}
-    old = {} if found is None else found.tags
+    old = found.tags
     for key, value in tags.items():
         if old.get(key) != value:
             client.set_experiment_tag(experiment, key, value)
@@ -302,6 +337,32 @@ def _experiment(client: Any, outline: Mapping[str, Any], out: Path, uri: str) ->
         if key.startswith(OUTLINE_TAG):
             client.delete_experiment_tag(experiment, key)
     return experiment
+
+
+def _identity(out: Path) -> str:
+    """What tells folders of one study apart, wherever they lie; made with the first run that is logged, under the lock of `_writing`."""
+    path = out / IDENTITY
+    if not path.is_file():
+        write_text(path, uuid.uuid4().hex[:8] + "\n")
+    return path.read_text(encoding="utf-8").strip()
+
+
+def _lies_in(uri: str, out: Path) -> bool:
+    """Whether a store is a file of the study's folder."""
+    path = _file_of(uri)
+    return path is not None and path.resolve().is_relative_to(out.resolve())
+
+
+def _of_study(client: Any, study: str) -> list[Any]:
+    """Experiments of a study's name, one for each folder; one of an earlier version, that does not say whose it is, is among them."""
+    found, token = [], None
+    while True:
+        page = client.search_experiments(page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            break
+    return [each for each in found if each.tags.get(STUDY_TAG) == study or each.name == experiment_name(study)]
 
 
 def _find(client: Any, experiment: str, name: str) -> list[Any]:

@@ -14,7 +14,7 @@ from evidence.report import draw, main, write_report
 from evidence.run import plan_of
 from evidence.tracking import log_missing, log_run, open_store, read_store
 
-from .made_up_study import CONTENT, REPORT, finished, one_sided, planner, write_study
+from .made_up_study import CONTENT, REPORT, finished, one_sided, parts, planner, write_study
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +153,48 @@ def test_another_store_gets_what_was_finished_before(tmp_path):
     assert said[1] == f"logging 1 finished runs that {uri} lacks"
     assert same_from_the_store(out, uri, tmp_path / "again")
     log_missing(out, outline=plan.outline, uri=uri, say=pytest.fail)
+
+
+def test_folders_of_one_study_keep_their_runs_apart_in_one_store(tmp_path, capsys):
+    uri = f"sqlite:///{tmp_path / 'server.db'}"
+    first, second = small(), planner(curve={**CONTENT["curve"], "n": [2], "seeds": [0]}, ablation=None)
+    second.parts = parts(validation=5)  # other data
+    plans = {"a": first, "b": plan_of(second, ["curve"])}
+    for name, plan in plans.items():
+        write_study(tmp_path / name, plan, gain=0.05 if name == "a" else -0.2)
+        for run in plan.runs:
+            done = json.loads((tmp_path / name / "runs" / run.name / "done.json").read_text())
+            log_run(run.name, done, outline=plan.outline, out=tmp_path / name, uri=uri)
+    own = (tmp_path / "b/.study_id").read_text().strip()
+    names = {"a": "evidence_made_up", "b": f"evidence_made_up-{own}"}
+    for name, experiment in names.items():
+        assert same_from_the_store(tmp_path / name, uri, tmp_path / "again", experiment=experiment)
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "report"), "--tracking_uri", uri, "--study", "made_up"])
+    error = capsys.readouterr().err
+    for name, patients in (("a", 20), ("b", 5)):
+        assert f"{names[name]} ({patients} scored patients, n = [2])" in error
+    assert "has 2 studies made_up" in error and "--experiment NAME" in error
+    words = [str(tmp_path / "report"), "--tracking_uri", uri, "--study", "made_up", "--experiment", names["b"]]
+    assert main(words) == 0
+    (tmp_path / "b").rename(tmp_path / "c")  # the same study at another place
+    log_missing(tmp_path / "c", outline=plans["b"].outline, uri=uri, say=pytest.fail)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_an_experiment_of_an_earlier_version_is_taken_on_in_the_folders_own_store_alone(tmp_path, inside):
+    from mlflow.tracking import MlflowClient
+
+    out, plan = tmp_path / "out", small()
+    write_study(out, plan, gain=0.05)
+    uri = f"sqlite:///{(out if inside else tmp_path) / 'mlruns.db'}"
+    client = MlflowClient(tracking_uri=uri)
+    tags = {"evidence.outline.0": json.dumps({key: value for key, value in plan.outline.items() if key != "absent"})}
+    old = client.create_experiment("evidence_made_up", tags=tags)
+    run = client.create_run(old, run_name=plan.runs[0].name, tags={"evidence.run": plan.runs[0].name})
+    client.set_terminated(run.info.run_id)
+    log_missing(out, outline=plan.outline, uri=uri, say=lambda _: None)
+    kept = [each.info.run_id for each in client.search_runs([old])]
+    assert (run.info.run_id in kept) != inside and len(kept) == (len(plan.runs) if inside else 1)
+    other = {} if inside else {"experiment": f"evidence_made_up-{(out / '.study_id').read_text().strip()}"}
+    assert same_from_the_store(out, uri, tmp_path / "again", **other)
