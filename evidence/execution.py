@@ -46,12 +46,15 @@ def check_settings(run: Run, out: Path) -> None:
     """Compare what a run was made by, or was begun with, with what it would be made by now.
 
     Raises:
-        InputError: names each setting that differs, with both values.
+        InputError: names each setting that differs, with both values; or both precisions. A run of an earlier version, which did not keep its
+            precision, is taken as it is.
     """
     path = out / "runs" / run.name / SETTINGS
     if not path.exists():
         return
-    was, now = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(run.settings)
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    precision = kept.pop("precision", run.precision)
+    was, now = _flat(kept), _flat(run.settings_of_study)
     changed = [key for key in sorted({**was, **now}) if was.get(key) != now.get(key)]
     if changed:
         said = "; ".join(f"{key} was {was.get(key)!r}, now {now.get(key)!r}" for key in changed[:5])
@@ -59,6 +62,12 @@ def check_settings(run: Run, out: Path) -> None:
         raise InputError(
             f"{path.parent} was made by other settings: {said}{more}. Take the change back, remove the folder to run it "
             "again, or choose another --out."
+        )
+    if precision != run.precision:
+        raise InputError(
+            f"{path.parent} was computed in {_listed(precision)}; this process would compute in {_listed(run.precision)}. Runs that are compared must "
+            "not differ in it. Start all processes on the same kind of GPU (CUDA_VISIBLE_DEVICES), or begin in another --out with 'amp: false', or "
+            "'amp: true' and one 'amp_type', in pretraining, finetuning and evaluation of the study."
         )
 
 
@@ -154,6 +163,10 @@ def _named_as_planned(rows: list[dict[str, Any]], run: Run) -> list[dict[str, An
     own = case_names(files)
     planned = {own[file]: name for file, name in zip(files, run.cases["scored"], strict=True)}
     return [{**row, "case": planned[row["case"]]} for row in rows]
+
+
+def _listed(precision: Mapping[str, str]) -> str:
+    return ", ".join(f"{kind} ({command})" for command, kind in sorted(precision.items()))
 
 
 def _spent(folder: Path) -> float:

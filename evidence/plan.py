@@ -20,6 +20,7 @@ from bundles.common.checkpoint_file import write_text
 from bundles.common.data_list import first_file
 from bundles.common.input_error import InputError
 
+from .precision import precision_of
 from .study import CONTROL, NETWORK, PRETRAIN, PROXY_TASKS, SEGMENT, Study, recipes_of, tried_options
 from .subsets import Case, Parts, labelled_subset
 
@@ -59,6 +60,7 @@ class Run:
         cases: names of the cases that train, and of those that are scored.
         row: of the task, with the preset's values.
         needs: names of runs that must be done before.
+        precision: command, or ``encoder``, to what it computes in on this machine (`precision.precision_of`).
     """
 
     name: str
@@ -69,10 +71,16 @@ class Run:
     cases: Mapping[str, Sequence[str]]
     row: Mapping[str, Any]
     needs: tuple[str, ...] = ()
+    precision: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides the result, without a path of this machine: equal settings, equal result."""
+        return {**self.settings_of_study, "precision": dict(self.precision)}
+
+    @property
+    def settings_of_study(self) -> dict[str, Any]:
+        """Those of the settings that are the same on every machine."""
         commands = {
             command.name: {"bundle": command.bundle, "configs": [Path(name).name for name in command.configs]}
             | {"options": {key: _plain(value) for key, value in command.options.items()}}
@@ -294,6 +302,7 @@ class Planner:
             lists={"pretraining": content},
             row=self.row,
             cases={"training": [*self.parts.training, *unlabelled], "validation": list(self.parts.tuning)},
+            precision={"train": precision_of(command.options)},
         )
 
     def _finetuning(
@@ -358,7 +367,7 @@ class Planner:
         facts = {"arm": arm, "n": n, "seed": seed, "steps": steps, "encoder": encoder and encoder.name}
         facts |= {"encoder_seed": encoder and encoder.facts["seed"]}
         if encoder:  # another pre-training under the same name is another start
-            facts["encoder_settings"] = _digest(encoder.settings)
+            facts["encoder_settings"] = _digest(encoder.settings_of_study)
         facts |= {"tasks": encoder.facts["tasks"] if encoder else []}
         return Run(
             name=name,
@@ -369,6 +378,8 @@ class Planner:
             row=self.row,
             cases={"training": subset, "scored": list(scored)},
             needs=() if encoder is None else (encoder.name,),
+            precision={each.name: precision_of(each.options) for each in (train, evaluate)}
+            | ({} if encoder is None else {"encoder": encoder.precision["train"]}),
         )
 
     def _list(self, sections: Mapping[str, list[dict]]) -> dict[str, Any]:

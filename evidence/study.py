@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from bundles.common.input_error import InputError
+from bundles.common.mixed_precision import TYPES
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 PRETRAIN, SEGMENT = "swin_unetr_pretrain", "swin_unetr_msd"
@@ -166,6 +167,7 @@ def check_study(content: Mapping[str, Any], *, source: str) -> Study:
         _check_search(content["search"], content["arms"], source)
     _check_network(content, source)
     _check_steps(content, source)
+    _check_precision(content, source)
     if content.get("search"):
         _check_recipes(content, source)
         _check_seeds(content, source)
@@ -340,6 +342,25 @@ def _check_steps(content: Mapping[str, Any], source: str) -> None:
                 f"{source}: {part} has max_steps {options['max_steps']!r}. All arms are trained for equally many steps: set 'steps', or "
                 "search.options.max_steps for all runs of the search, and take it out here."
             )
+
+
+def _check_precision(content: Mapping[str, Any], source: str) -> None:
+    """Refuse what is no precision, and one for some fine-tunings alone."""
+    parts = [(part, content.get(part)) for part in ("pretraining", "finetuning", "evaluation")]
+    parts += [("search.options", (content.get("search") or {}).get("options"))]
+    parts += [(f"arms.{name}.encoder", arm.get("encoder")) for name, arm in content["arms"].items()]
+    for part, options in parts:
+        options = options or {}
+        if not isinstance(options.get("amp", True), bool):
+            raise InputError(f"{source}: {part}.amp {options['amp']!r} must be true or false, without quotes.")
+        if options.get("amp_type", "auto") not in ("auto", *TYPES):
+            raise InputError(f"{source}: {part}.amp_type {options['amp_type']!r} must be auto, {' or '.join(TYPES)}.")
+    for part, options in _finetunings(content):
+        for key in ("amp", "amp_type"):
+            if key in options and part != "finetuning":
+                raise InputError(
+                    f"{source}: {part} has {key} {options[key]!r}. All arms compute in one precision: set finetuning.{key}, and take it out here."
+                )
 
 
 def _check_seeds(content: Mapping[str, Any], source: str) -> None:

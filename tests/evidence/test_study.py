@@ -55,6 +55,16 @@ def test_unknown_study_lists_the_known():
             "arm 'rotation' has the name of an ablation row.*such as rotation_only",
         ),
         ({"arms": {**CONTENT["arms"], "contrast-rotation": {"encoder": {}}}}, "arm 'contrast-rotation' must be of"),
+        ({"evaluation": {"amp": "no"}}, "evaluation.amp 'no' must be true or false"),
+        ({"pretraining": {"amp_type": "fp8"}}, "pretraining.amp_type 'fp8' must be auto, bf16 or fp16"),
+        (
+            {"arms": arms(pretrained={"finetuning": {"amp": False}})},
+            "arms.pretrained.finetuning has amp False.*one precision: set finetuning.amp",
+        ),
+        (
+            {"search": {"n": 2, "seeds": [9], "grid": {"amp_type": ["bf16", "fp16"]}}},
+            "search.grid has amp_type 'bf16'",
+        ),
         ({"finetuning": {"max_steps": 9}}, "finetuning has max_steps 9.*set 'steps'"),
         (
             {"arms": arms(scratch={"finetuning": {"max_steps": 900}})},
