@@ -29,7 +29,7 @@ from bundles.common.input_error import InputError
 from .claim import Claim
 from .encoder_figures import figures_of
 from .plan import Command, Run, words_of, write_lists
-from .records import DONE, read_scores
+from .records import DONE, read_json, read_scores
 from .study import BUNDLES
 
 SETTINGS, SPENT, LOG = "settings.json", ".spent.json", "log.txt"
@@ -52,7 +52,7 @@ def check_settings(run: Run, out: Path) -> None:
     path = out / "runs" / run.name / SETTINGS
     if not path.exists():
         return
-    kept = json.loads(path.read_text(encoding="utf-8"))
+    kept = read_json(path, "the run then goes on by the study as it is now")
     precision = kept.pop("precision", run.precision)
     was, now = _flat(kept), _flat(run.settings_of_study)
     changed = [key for key in sorted({**was, **now}) if was.get(key) != now.get(key)]

@@ -348,7 +348,7 @@ class Planner:
             },
             result="train/models/model.pt",
         )
-        shared = {key: options[key] for key in ("spacing", "hu_window", "roi_size", "labels") if key in options}
+        shared = {key: options[key] for key in ("spacing", "hu_window", "roi_size") if key in options}
         evaluate = Command(
             name="evaluate",
             bundle=SEGMENT,

@@ -101,10 +101,25 @@ def leave_out_absent(
     return table
 
 
+def read_json(path: Path, then: str) -> Any:
+    """Content of a file that a study has written; ``then``: what happens once it is removed.
+
+    Raises:
+        InputError: it is empty or torn, as a full disk or a power cut may leave it.
+        FileNotFoundError: it is not there.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"{path} is no JSON ({error}; {path.stat().st_size} bytes): it was torn, by a full disk or a power cut. Remove it: {then}."
+        ) from None
+
+
 def read_done(folder: Path) -> dict[str, Any] | None:
     """``done.json`` of a run's folder, or None."""
     try:
-        return json.loads((folder / DONE).read_text(encoding="utf-8"))
+        return read_json(folder / DONE, "the same command makes it again, of what has been trained")
     except FileNotFoundError:
         return None
 
@@ -120,7 +135,10 @@ def read_outline(out: Path) -> dict[str, Any]:
         raise InputError(
             f"{out} holds no study: {path.name} is not there. Run one first: python -m evidence.run STUDY --out {out}"
         )
-    return {"absent": {}, **json.loads(path.read_text(encoding="utf-8"))}  # studies of earlier versions do not say it
+    return {
+        "absent": {},
+        **read_json(path, "the next run writes it again"),
+    }  # studies of earlier versions do not say it
 
 
 def read_results(out: Path) -> list[Result]:

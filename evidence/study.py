@@ -25,7 +25,7 @@ NETWORK = ("feature_size", "depths", "num_heads", "window_size")
 # What the plan itself decides, and no study may set.
 OF_THE_PLAN = (
     *("task", "dataset_dir", "data_list", "output_dir", "pretrained_encoder", "pretrained_model", "resume", "seed"),
-    *("fold", "folds", "bundle_root", "preset", "device"),
+    *("fold", "folds", "labels", "bundle_root", "preset", "device"),
 )
 
 
@@ -118,6 +118,8 @@ def read_study(name: str) -> Study:
         raise InputError(f"There is no study {name} ({path}). Known are {known}; or give the path of a YAML file.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text in UTF-8 ({error}). Save it as UTF-8.") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path} is no YAML: {error}") from None
     if not isinstance(content, Mapping):
@@ -146,7 +148,9 @@ def check_study(content: Mapping[str, Any], *, source: str) -> Study:
             "'pretraining' and 'finetuning'."
         )
     if content.get("row") is not None:
-        _mapping(content["row"], source, "row")
+        cases = _mapping(content["row"], source, "row").get("cases")
+        if cases is not None:
+            _mapping(cases, source, "row.cases")
     if not isinstance(content.get("task", ""), str | None):
         raise InputError(f"{source}: task {content['task']!r} must be the name of a row of tasks.yaml.")
     _numbers([content.get("tuning") or 0], source, "tuning", least=0)
@@ -165,6 +169,7 @@ def check_study(content: Mapping[str, Any], *, source: str) -> Study:
         _check_ablation(content["ablation"], content["arms"], source)
     if content.get("search"):
         _check_search(content["search"], content["arms"], source)
+    _check_sizes(content, source)
     _check_network(content, source)
     _check_steps(content, source)
     _check_precision(content, source)
@@ -230,7 +235,7 @@ def _check_arms(arms: Any, source: str) -> None:
     _mapping(arms, source, "arms")
     for name, arm in arms.items():
         _check_keys(_mapping(arm, source, f"arms.{name}"), {"encoder", "finetuning"}, source, f"arms.{name}.")
-        _check_options(arm.get("encoder") or {}, source, f"arms.{name}.encoder")
+        _check_options({} if arm.get("encoder") is None else arm["encoder"], source, f"arms.{name}.encoder")
         _check_options(arm.get("finetuning") or {}, source, f"arms.{name}.finetuning")
         if not str(name).replace("_", "").isalnum():
             raise InputError(f"{source}: arm {name!r} must be of letters, digits and _ alone.")
@@ -318,6 +323,27 @@ def _check_recipes(content: Mapping[str, Any], source: str) -> None:
                     f"arms.{arm}.finetuning, search.options): {options!r}. Change or remove one of them."
                 )
             tried.append((recipe, options))
+
+
+def _check_sizes(content: Mapping[str, Any], source: str) -> None:
+    """Refuse a ROI and proxy tasks that the plan cannot read."""
+    row, preset = content.get("row") or {}, content["preset"]
+    encoders = [(f"arms.{name}.encoder", arm.get("encoder")) for name, arm in content["arms"].items()]
+    encoders.append(("pretraining", content.get("pretraining")))
+    others = [("row", row), (f"row.{preset}", row.get(preset)), ("evaluation", content.get("evaluation"))]
+    others.append(("search.options", (content.get("search") or {}).get("options")))
+    for part, options in [*_finetunings(content), *encoders, *others]:
+        if isinstance(options, Mapping) and "roi_size" in options:
+            size = options["roi_size"]
+            if not (isinstance(size, list) and len(size) == 3 and all(type(side) is int and side > 0 for side in size)):
+                raise InputError(
+                    f"{source}: {part}.roi_size {size!r} must be three whole numbers of voxels: [x, y, z]."
+                )
+    for part, options in encoders:
+        if options and "tasks" in options and not (options["tasks"] and _is_subset(options["tasks"])):
+            raise InputError(
+                f"{source}: {part}.tasks {options['tasks']!r} must be a list of {', '.join(PROXY_TASKS)}, at least one."
+            )
 
 
 def _check_network(content: Mapping[str, Any], source: str) -> None:
@@ -423,5 +449,7 @@ def _numbers(values: Any, source: str, key: str, *, least: int) -> None:
     whole = isinstance(values, Sequence) and not isinstance(values, str) and values
     if not whole or not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values):
         raise InputError(f"{source}: {key} {values!r} must be whole numbers, {least} or more.")
+    if key.rpartition(".")[2] in ("seed", "seeds") and max(values) >= 2**32:
+        raise InputError(f"{source}: {key} {values!r} must be below 2^32 = {2**32}.")
     if len(set(values)) < len(values) and key.endswith(("seeds", ".n")):
         raise InputError(f"{source}: {key} {values!r} names a number twice.")

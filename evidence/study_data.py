@@ -26,6 +26,7 @@ from demo.synthetic_ct import write_dataset
 
 from .claim import one_at_a_time
 from .plan import Planner
+from .records import read_json
 from .study import BUNDLES, SEGMENT, Study
 from .subsets import Parts, divide
 
@@ -39,6 +40,9 @@ def prepare_folder(out: Path, study: str) -> None:
     Raises:
         InputError: it holds another study, or something else.
     """
+    above = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise InputError(f"--out {out} cannot be a folder: {above} is a file. Choose another --out.")
     mark = out / MARK
     if mark.exists():
         if (held := mark.read_text(encoding="utf-8").strip()) != study:
@@ -98,7 +102,7 @@ def absent_labels(
     Raises:
         InputError: a label file cannot be read.
     """
-    known = json.loads(remember.read_text(encoding="utf-8")) if remember and remember.is_file() else {}
+    known = read_json(remember, "it is made again") if remember and remember.is_file() else {}
     present = {}
     for name, case in cases.items():
         try:
@@ -108,6 +112,10 @@ def absent_labels(
             raise InputError(
                 f"{case['label']} cannot be read ({error}). Restore it, or take it out of the list."
             ) from None
+        if wrong := [value for value in values if not float(value).is_integer()]:
+            raise InputError(
+                f"{case['label']} holds {wrong[0]}, which is no label: whole numbers are. Mend it, or take it out of the list."
+            )
         known[key], present[name] = values, {int(value) for value in values}
     if remember:
         write_text(remember, json.dumps(known, indent=1) + "\n")
@@ -158,7 +166,7 @@ def _check_fingerprint(now: Mapping[str, Mapping[str, list[int]]], out: Path, da
     path = out / FINGERPRINT
     if not path.exists():
         return
-    was = json.loads(path.read_text(encoding="utf-8"))
+    was = read_json(path, "it is made again of the data that are given then")
     for section in now:
         before, after = was.get(section, {}), now[section]
         if changed := [name for name in sorted({**before, **after}) if before.get(name) != after.get(name)]:

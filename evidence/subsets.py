@@ -55,13 +55,23 @@ def divide(
         InputError: the data are not there, an image has no label, or fewer training cases are there than to be set apart; a file, or a patient
             by the entries' ``patient``, both validates and trains (pre-training counts), or is twice in one section.
     """
+    path = Path(data)
+    content = parse_data_list((path if path.is_file() else path / "dataset.json").expanduser().absolute())
+    for section in ("training", "validation", *UNLABELLED_SECTIONS):
+        for scan in content.get(section, []):
+            if scan.get("patient", "") is None:
+                raise InputError(
+                    f"{data}: {first_file(scan)} has patient null. Give the patient's name, or leave the key out."
+                )
     scans = {
         section: segmentation_scans(data, section=section, fold=fold, folds=folds, seed=seed)
         for section in ("training", "validation")
     }
-    path = Path(data)
-    content = parse_data_list((path if path.is_file() else path / "dataset.json").expanduser().absolute())
     unlabelled = [scan for section in UNLABELLED_SECTIONS for scan in content.get(section, [])]
+    if missing := [file for scan in unlabelled for file in image_files(scan) if not Path(file).is_file()]:
+        raise InputError(
+            f"{data}: {len(missing)} unlabelled images do not exist, such as {missing[0]}. Restore them, or take them out of the list."
+        )
     _check_apart(data, scans, unlabelled)
     names = case_names([first_file(scan) for section in scans.values() for scan in section])
     training, validation = (

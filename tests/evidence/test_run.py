@@ -379,3 +379,19 @@ def test_a_finished_pretraining_keeps_the_figures_of_its_last_validation(plan, o
     go(type(plan)(study=plan.study, runs=(run,), outline=plan.outline), out)
     done = json.loads((out / "runs" / run.name / "done.json").read_text())
     assert done["figures"] == {"steps": 100, **validation}
+
+
+@pytest.mark.parametrize("name", ["settings.json", "done.json"])
+def test_a_torn_file_of_a_run_is_named_and_made_again(plan, out, bundles, name):
+    plan = small(plan, 1)
+    go(plan, out)
+    path = out / "runs" / plan.runs[0].name / name
+    before = path.read_text()
+    path.write_text("")
+    with pytest.raises(InputError, match=f"{name} is no JSON .*Remove it"):
+        go(plan, out)
+        overview(plan, out, names=False)
+    path.unlink()
+    (path.parent / "done.json").unlink(missing_ok=True)
+    assert go(plan, out)[0] and path.read_text() == before
+    assert (path.parent / "train/models/calls").read_text() == "x"  # nothing was trained again

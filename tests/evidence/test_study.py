@@ -129,6 +129,21 @@ def test_unknown_study_lists_the_known():
             "search.recipes_of.scratch .*must be a list of recipes",
         ),
         ({"tuning": "4"}, r"tuning .*'4'"),
+        ({"arms": arms(pretrained={"encoder": False})}, "arms.pretrained.encoder must be entries.*not False"),
+        ({"arms": arms(pretrained={"encoder": []})}, r"arms.pretrained.encoder must be entries.*not \[\]"),
+        ({"finetuning": {"roi_size": [64, 64]}}, r"finetuning.roi_size \[64, 64\] must be three whole numbers"),
+        ({"pretraining": {"roi_size": 64}}, "pretraining.roi_size 64 must be three"),
+        ({"row": {**CONTENT["row"], "roi_size": "64x64x32"}}, "row.roi_size '64x64x32' must be three"),
+        ({"row": {**CONTENT["row"], "cpu": {"roi_size": [64, 64, 0]}}}, r"row.cpu.roi_size \[64, 64, 0\] must be"),
+        (
+            {"search": {"n": 2, "seeds": [9], "grid": {"roi_size": [[64, 64], [64, 64, 32]]}}},
+            r"search.grid.roi_size \[64, 64\] must be three",
+        ),
+        ({"curve": {"n": [2], "seeds": [2**32]}}, "curve.seeds .*must be below 2"),
+        ({"pretraining": {"tasks": None}}, "pretraining.tasks None must be a list of inpainting"),
+        ({"arms": arms(pretrained={"encoder": {"tasks": []}})}, r"arms.pretrained.encoder.tasks \[\] must be a list"),
+        ({"row": {**CONTENT["row"], "cases": 3}}, "row.cases must be entries.*not 3"),
+        ({"finetuning": {"labels": {"0": "background"}}}, "finetuning.labels is set by the plan"),
         ({"tuning": -1}, "tuning .*-1.*0 or more"),
         ({"row": "abc"}, "row must be entries.*'abc'"),
         ({"row": None, "task": 9}, "task 9 must be the name"),
@@ -212,3 +227,9 @@ def test_an_arm_may_repeat_the_network_of_the_pretraining():
     study = check(pretraining={"depths": [1, 1, 1, 1]}, arms=arms(scratch={"finetuning": {"depths": [1, 1, 1, 1]}}))
     assert study.network == {"depths": [1, 1, 1, 1]}
     assert check().network == {}
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "own.yaml").write_bytes("name: Schädel".encode("latin-1"))
+    with pytest.raises(InputError, match="own.yaml is no text in UTF-8"):
+        read_study(str(tmp_path / "own.yaml"))

@@ -221,3 +221,44 @@ def test_no_scored_image_reaches_a_pretraining(data, tmp_path):
     rewrite(data, lambda content: content["unlabelled"].append("images/validation1.nii.gz"))
     with pytest.raises(InputError, match="validation1.nii.gz is in the unlabelled and in the validation"):
         made(data, tmp_path / "new")
+
+
+@pytest.mark.parametrize("row", [CONTENT["row"], None])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda content: content.update(labels=5), "dataset.json.* .?labels.? .*5"),
+        (lambda content: content.update(modality=5), "declares .?modality.? 5"),
+        (lambda content: content.update(modality="CT"), "declares .?modality.? 'CT'"),
+        (lambda content: content["training"][3].update(patient=None), "training3.nii.gz has patient null"),
+        (lambda content: content["unlabelled"].append("gone.nii.gz"), "1 unlabelled images do not exist.*gone.nii.gz"),
+    ],
+)
+def test_a_data_list_that_cannot_be_read_is_named(data, tmp_path, change, words, row):
+    rewrite(data, change)
+    with pytest.raises((InputError, BundleInputError), match=words):
+        made(data, tmp_path / "out", row=row)
+
+
+@pytest.mark.parametrize("value", [np.nan, 1.5])
+def test_a_label_file_of_values_that_are_no_labels_is_named(tmp_path, value):
+    write_scan(tmp_path / "a.nii.gz", [1, value], dtype=np.float32)
+    with pytest.raises(InputError, match=f"a.nii.gz holds {value}, which is no label"):
+        absent_labels({"a": {"label": str(tmp_path / "a.nii.gz")}}, labels=LABELS)
+
+
+@pytest.mark.parametrize("inside", ["", "sub/folder"])
+def test_a_file_is_no_folder_for_a_study(tmp_path, inside):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(InputError, match="taken is a file. Choose another --out"):
+        prepare_folder(tmp_path / "taken" / inside, "made_up")
+
+
+@pytest.mark.parametrize("name", [".data.json", ".present_labels.json"])
+def test_a_torn_file_of_the_folder_is_named(data, tmp_path, name):
+    made(data, tmp_path / "out")
+    (tmp_path / "out" / name).write_text("")
+    with pytest.raises(InputError, match=f"{name} is no JSON .*0 bytes.*Remove it"):
+        made(data, tmp_path / "out")
+    (tmp_path / "out" / name).unlink()
+    made(data, tmp_path / "out")

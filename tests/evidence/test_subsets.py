@@ -70,6 +70,7 @@ def test_a_fold_validates_where_the_list_has_no_section(data):
 
 def test_unlabelled_scans_are_for_pretraining(data):
     rewrite(data, lambda content: content.update(unlabelled=["more.nii.gz"]))
+    (data / "more.nii.gz").touch()
     assert [case["image"] for case in divide(data).unlabelled] == [str(data / "more.nii.gz")]
 
 

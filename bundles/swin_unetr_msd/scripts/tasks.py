@@ -136,6 +136,10 @@ def check_dataset(*, dataset_dir: str, data_list: str | None, row: Mapping[str, 
     content = parse_data_list(path)
     task = row["name"]
     declared = content.get("labels") or row["labels"]
+    if not isinstance(declared, Mapping):
+        raise InputError(
+            f'{path} declares labels {declared!r}: they must be values with names, such as {{"0": "background", "1": "spleen"}}.'
+        )
     try:
         values = sorted(int(value) for value in declared)
     except ValueError:
@@ -148,6 +152,10 @@ def check_dataset(*, dataset_dir: str, data_list: str | None, row: Mapping[str, 
             f"{path} declares labels {declared}, but {task} has {row['labels']}. Is this the folder of that task?"
         )
     channels = content.get("modality") or row["channels"]
+    if not isinstance(channels, Mapping | list):
+        raise InputError(
+            f'{path} declares modality {channels!r}: it must be channels with names, such as {{"0": "CT"}}.'
+        )
     if len(channels) != len(row["channels"]):
         raise InputError(
             f"{path} declares {len(channels)} channels ({channels}), but {task} has {len(row['channels'])}: {row['channels']}."
