@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,13 +55,14 @@ def prepare_folder(out: Path, study: str) -> None:
     write_text(mark, f"{study}\n")
 
 
-def planner_of(study: Study, *, data: Path | None, out: Path) -> Planner:
+def planner_of(study: Study, *, data: Path | None, out: Path, say: Callable[[str], None] = print) -> Planner:
     """Find the data, divide them, and choose or propose the row of the task.
 
     Args:
         study: the study.
         data: folder or list of a data set in MSD form; None: synthetic patients are made in ``out``.
         out: folder of the study.
+        say: gets a line where the study's row is not used: it is that of its synthetic patients, and the data given have other labels.
 
     Raises:
         InputError: no data are given and the study has no synthetic ones; ``out`` was made of other data; the list's labels or channels are not
@@ -75,8 +76,14 @@ def planner_of(study: Study, *, data: Path | None, out: Path) -> Planner:
             data = _synthetic(out / "data", study.synthetic)
     split = study.split or {}
     parts = divide(data, fold=split.get("fold"), folds=split.get("folds"), tuning=study.tuning)
-    if not own and study.synthetic:
-        study = dataclasses.replace(study, row=None, task=None)  # those of the synthetic patients
+    if not own and study.synthetic and (study.row or study.task):
+        labels = _labels_of_row(study)
+        if parts.labels and parts.labels != labels:  # the row is that of the synthetic patients
+            say(
+                f"{study.source}: {'row' if study.row else 'task'} is not used: its labels are {labels}, those of {data} {parts.labels}. "
+                f"The row is proposed for these data instead: {out / TASK}"
+            )
+            study = dataclasses.replace(study, row=None, task=None)
     with one_at_a_time(out / ".data.lock"):
         now = fingerprint(parts)
         _check_fingerprint(now, out, data)
@@ -87,6 +94,12 @@ def planner_of(study: Study, *, data: Path | None, out: Path) -> Planner:
     return Planner(
         study, parts, row=row, task=task, absent=absent_labels(scored, labels=row["labels"], remember=out / PRESENT)
     )
+
+
+def _labels_of_row(study: Study) -> dict[str, str]:
+    """The labels of the row that a study has or names."""
+    labels = (study.row or choose_task(task=study.task, file=str(TASKS), preset=study.preset)).get("labels")
+    return {str(value): name for value, name in labels.items()} if isinstance(labels, Mapping) else {}
 
 
 def absent_labels(

@@ -262,3 +262,26 @@ def test_a_torn_file_of_the_folder_is_named(data, tmp_path, name):
         made(data, tmp_path / "out")
     (tmp_path / "out" / name).unlink()
     made(data, tmp_path / "out")
+
+
+@pytest.mark.parametrize("labels", [LABELS, {"0": "background", "1": "liver", "2": "spleen"}])
+def test_the_row_of_synthetic_patients_is_used_for_data_with_its_labels_or_said_not_to_be(
+    data, tmp_path, labels, capsys
+):
+    row = {**CONTENT["row"], "hu_window": [-10.0, 10.0], "labels": labels}
+    out = tmp_path / "out"
+    planner = made(data, out, row=row, synthetic={"training": 4})
+    said = capsys.readouterr().out
+    if labels == LABELS:
+        assert planner.row["hu_window"] == [-10.0, 10.0] and said == ""
+    else:
+        assert planner.row["hu_window"] != [-10.0, 10.0] and planner.row["labels"] == LABELS
+        assert (
+            said.startswith("made_up.yaml: row is not used: its labels are") and f"instead: {out / 'task.yaml'}" in said
+        )
+
+
+def test_a_task_of_synthetic_patients_is_said_not_to_be_used(data, tmp_path, capsys):
+    planner = made(data, tmp_path / "out", row=None, task="Task09_Spleen", synthetic={"training": 4})
+    assert planner.row["labels"] == LABELS
+    assert "made_up.yaml: task is not used: its labels are" in capsys.readouterr().out
