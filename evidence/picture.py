@@ -17,7 +17,7 @@ from bundles.common.bootstrap import LEVEL
 from .paired_bootstrap import patient_means
 from .records import Result, stacked
 from .study import CONTROL
-from .table import MEAN
+from .table import MEAN, row_of
 
 COLOURS = ("#c2410c", "#0f766e", "#1d4ed8", "#7e22ce", "#a16207", "#be185d")  # scratch first
 WIDTH = 0.16  # of an arm, in places on the axis
@@ -101,7 +101,7 @@ def _draw_arm(
     colour: str,
 ) -> None:
     dice, difference = panels
-    of_arm = [_mean_row(rows, n, arm) for n in places]
+    of_arm = [row_of(rows, n, arm, MEAN, "dice") for n in places]
     at = list(places.values())
     dice.plot(at, [row["mean"] for row in of_arm], "o-", color=colour, label=arm, zorder=3, markersize=5)
     for n, place in places.items():
@@ -118,8 +118,3 @@ def _draw_arm(
             reach = 1.1 * max(abs(row["low"]), abs(row["high"]))
             if reach > difference.get_ylim()[1]:
                 difference.set_ylim(-reach, reach)
-
-
-def _mean_row(rows: Rows, n: int, arm: str) -> Mapping[str, Any]:
-    wanted = (n, arm, MEAN, "dice")
-    return next(row for row in rows if (row["n"], row["arm"], row["label"], row["metric"]) == wanted)

@@ -130,7 +130,7 @@ def curve_markdown(
     for n in outline["curve"]["n"]:
         for arm in outline["arms"]:
             if arm != CONTROL:
-                lines.append(f"- n = {n}, {arm}: {verdict(_row(rows, n, arm, MEAN, 'dice'))}")
+                lines.append(f"- n = {n}, {arm}: {verdict(row_of(rows, n, arm, MEAN, 'dice'))}")
     lines += [
         "",
         "Dice by label:",
@@ -140,7 +140,7 @@ def curve_markdown(
     ]
     for n in outline["curve"]["n"]:
         for arm in outline["arms"]:
-            cells = [_figure(_row(rows, n, arm, label, "dice")["mean"]) for label in outline["labels"]]
+            cells = [_figure(row_of(rows, n, arm, label, "dice")["mean"]) for label in outline["labels"]]
             lines.append(f"| {n} | {arm} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *encoder_table(outline["curve"], outline["arms"], figures), ""])
 
@@ -162,7 +162,7 @@ def ablation_markdown(
         lines.append(f"| {' | '.join([*marks, *_cells(rows, ablation['n'], each['arm']), *paper])} |")
     lines += ["", _reading(), ""]
     for each in ablation["rows"]:
-        row = _row(rows, ablation["n"], each["arm"], MEAN, "dice")
+        row = row_of(rows, ablation["n"], each["arm"], MEAN, "dice")
         if row["by_seed"]:
             lines.append(f"- {', '.join(each['tasks'])}: {'; '.join([_by_seed(row), *_doubts(row)])}.")
     arms = [each["arm"] for each in ablation["rows"]]
@@ -212,12 +212,13 @@ def _reading() -> str:
 
 def _cells(rows: Sequence[Mapping[str, Any]], n: int, arm: str) -> list[str]:
     """How many runs, and the `FIGURES` of an arm at one n."""
-    dice, nsd, hd95 = (_row(rows, n, arm, MEAN, metric) for metric in METRICS)
+    dice, nsd, hd95 = (row_of(rows, n, arm, MEAN, metric) for metric in METRICS)
     runs = f"{dice['seeds']} of {dice['seeds_planned']}"
     return [runs, _spread(dice), _spread(nsd), _spread(hd95, 1), _interval(dice), _wins(dice), _interval(hd95, 1)]
 
 
-def _row(rows: Sequence[Mapping[str, Any]], n: int, arm: str, label: str, metric: str) -> Mapping[str, Any]:
+def row_of(rows: Sequence[Mapping[str, Any]], n: int, arm: str, label: str, metric: str) -> Mapping[str, Any]:
+    """The one row of these."""
     wanted = (n, arm, label, metric)
     return next(row for row in rows if (row["n"], row["arm"], row["label"], row["metric"]) == wanted)
 
