@@ -9,18 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from scipy.stats import binomtest
 
-from bundles.common.presets import choose
-from bundles.common.seeded_crops import BatchShare
-from bundles.swin_unetr_pretrain.scripts.proxy_report import COLLAPSED
+from bundles.swin_unetr_pretrain.scripts.proxy_report import COLLAPSED, UNLEARNT
 
-from .study import BUNDLES, CONTROL, PRETRAIN
+from .study import CONTROL
 
 ROTATION_CHANCE = 0.25  # of four turns
 P_VALUE = 0.001  # one-sided binomial test; that of docs/explanation/measured.md
-UNLEARNT = "contrast_without_learning"
 SHOWN = {"masked_psnr": 1, "loss_contrast": 4, "contrast_top1": 3, "rotation_accuracy": 3}  # columns and their digits
 
 
@@ -29,38 +25,15 @@ def figures_of(folder: Path, settings: Mapping[str, Any]) -> dict[str, float]:
 
     Args:
         folder: of the run.
-        settings: of its ``done.json``: batch size and crops decide what the contrast loss is without learning.
+        settings: of its ``done.json``.
 
     Returns:
-        Those of ``train/validation.json`` (views, losses, accuracies, PSNR in dB), ``contrast_without_learning`` where contrast is among the tasks,
-        and ``steps``; empty where that file is not there.
+        Those of ``train/validation.json`` (`proxy_report.ProxyReport`) and ``steps``; empty where that file is not there.
     """
     path = folder / "train" / "validation.json"
     if not path.is_file():
         return {}
-    options = settings["commands"]["train"]["options"]
-    configs = BUNDLES / PRETRAIN / "configs"
-    defaults = yaml.safe_load((configs / "train.yaml").read_text(encoding="utf-8"))
-    values = {**defaults, **choose(preset=options["preset"], file=str(configs / "presets.yaml")), **options}
-    figures = {"steps": values["max_steps"], **json.loads(path.read_text(encoding="utf-8"))}
-    if "loss_contrast" in figures:
-        volumes = figures["views"] // (2 * values["crops_per_volume"])
-        figures[UNLEARNT] = contrast_without_learning(
-            volumes=volumes, batch_size=values["batch_size"], crops_per_volume=values["crops_per_volume"]
-        )
-    return figures
-
-
-def contrast_without_learning(*, volumes: int, batch_size: int, crops_per_volume: int) -> float:
-    """The NT-Xent loss of embeddings that are all equal: ln(2 crops - 1), the mean over the views of a validation's batches.
-
-    Args:
-        volumes: of the validation.
-        batch_size: volumes of a batch.
-        crops_per_volume: crops of a volume, in two views each.
-    """
-    sizes = [len(batch) for batch in BatchShare(number=volumes, batch_size=batch_size).batches]
-    return sum(size * math.log(2 * size * crops_per_volume - 1) for size in sizes) / volumes
+    return {"steps": settings["facts"]["steps"], **json.loads(path.read_text(encoding="utf-8"))}
 
 
 def doubts_of(figures: Mapping[str, float]) -> list[str]:

@@ -19,9 +19,10 @@ from typing import Any
 from bundles.common.checkpoint_file import write_text
 from bundles.common.data_list import first_file
 from bundles.common.input_error import InputError
+from bundles.common.presets import choose
 
 from .precision import precision_of
-from .study import CONTROL, NETWORK, PRETRAIN, PROXY_TASKS, SEGMENT, Study, recipes_of, tried_options
+from .study import BUNDLES, CONTROL, NETWORK, PRETRAIN, PROXY_TASKS, SEGMENT, Study, recipes_of, tried_options
 from .subsets import Case, Parts, labelled_subset
 
 Z_SCORE = Path(__file__).with_name("z_score.yaml")
@@ -294,10 +295,11 @@ class Planner:
             result="train/models/encoder.pt",
         )
         unlabelled = [Path(first_file(case)).name for case in self.parts.unlabelled]
+        preset = choose(preset=self.study.preset, file=str(BUNDLES / PRETRAIN / "configs/presets.yaml"))
         return Run(
             name=name,
             kind="pretraining",
-            facts={"arm": arm, "seed": seed, "tasks": options["tasks"], "steps": options.get("max_steps")},
+            facts={"arm": arm, "seed": seed, "tasks": options["tasks"], "steps": {**preset, **options}["max_steps"]},
             commands=(command,),
             lists={"pretraining": content},
             row=self.row,

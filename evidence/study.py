@@ -295,12 +295,6 @@ def _check_search(search: Mapping[str, Any], arms: Mapping[str, Any], source: st
             raise InputError(f"{source}: search.recipes_of.{arm} {recipes!r} must be a list of recipes.")
         for recipe in recipes:
             _check_options(recipe, source, f"search.recipes_of.{arm}")
-    for arm in arms:
-        recipes = recipes_of(search, arm)
-        if twice := [recipe for place, recipe in enumerate(recipes) if recipe in recipes[:place]]:
-            raise InputError(
-                f"{source}: the search has {twice[0]!r} twice for {arm}, in search.grid or search.recipes_of.{arm}."
-            )
     efforts = {arm: len(recipes_of(search, arm)) for arm in arms}
     if len(set(efforts.values())) > 1:
         raise InputError(
@@ -312,7 +306,7 @@ def _check_search(search: Mapping[str, Any], arms: Mapping[str, Any], source: st
 
 
 def _check_recipes(content: Mapping[str, Any], source: str) -> None:
-    """Refuse recipes that name other options and come to the same: an arm would have fewer tries than it seems."""
+    """Refuse recipes that come to the same options: an arm would have fewer tries than it seems."""
     for arm in content["arms"]:
         tried: list[tuple[dict, dict]] = []
         for recipe in recipes_of(content["search"], arm):

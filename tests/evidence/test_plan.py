@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 
 import pytest
+from monai.bundle import ConfigParser
 
 from bundles.common.input_error import InputError
 from evidence.plan import Z_SCORE, square_roi, words_of, write_lists
+from evidence.study import BUNDLES, PRETRAIN
 
-from .made_up_study import ROW, parts, planner, whole_plan
+from .made_up_study import CONTENT, ROW, parts, planner, whole_plan
 
 
 def named(runs):
@@ -82,6 +84,15 @@ def test_a_recipe_inherits_nothing_of_what_the_search_is_about():
     assert all(options["val_interval"] == 7 for options in tried)
     curve = named(made.curve())["finetune_pretrained_n2_seed0"].commands[0].options
     assert curve["encoder_lr_decay"] == 0.75
+
+
+def test_the_steps_of_a_pretraining_are_the_studys_or_its_presets():
+    def steps(pretraining):
+        return {run.facts["steps"] for run in planner(pretraining=pretraining).curve() if run.kind == "pretraining"}
+
+    presets = ConfigParser.load_config_file(str(BUNDLES / PRETRAIN / "configs/presets.yaml"))
+    assert steps({"max_steps": 7}) == {7}
+    assert steps({}) == {presets[CONTENT["preset"]]["max_steps"]}
 
 
 def test_a_search_of_fewer_steps_needs_no_steps_of_its_n():

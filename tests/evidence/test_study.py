@@ -179,12 +179,12 @@ def test_unknown_study_lists_the_known():
                     "recipes_of": {"pretrained": [{"drop_path": 0.2}], "scratch": [{"drop_path": 0}]},
                 }
             },
-            "the search has .'drop_path': 0.2. twice for pretrained",
+            "the search tries {'drop_path': 0.2} and {'drop_path': 0.2} for pretrained",
         ),
         ({"search": {"n": 2, "seeds": [0], "grid": {"drop_path": [0.1, 0.2, 0.1]}}}, "search.grid.drop_path .*twice"),
         (
             {"search": {"n": 2, "seeds": [0], "recipes_of": {arm: [{"drop_path": 1}] * 2 for arm in CONTENT["arms"]}}},
-            "the search has .'drop_path': 1. twice for scratch",
+            "the search tries {'drop_path': 1} and {'drop_path': 1} for scratch",
         ),
         (
             {

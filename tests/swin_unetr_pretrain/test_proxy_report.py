@@ -150,6 +150,23 @@ def test_the_report_is_written_and_logged(tmp_path, caplog):
     )
 
 
+def test_the_report_says_what_the_contrast_is_without_learning(tmp_path):
+    loss = ProxyTaskLoss(tasks=["contrast"])
+
+    def report_of(embedding):
+        batches = [
+            ({"contrast": embedding(views)}, {"turns": torch.zeros(views, dtype=torch.long)}) for views in (8, 8, 4)
+        ]
+        evaluate(batches, loss, path=str(tmp_path / "validation.json"))
+        return json.loads((tmp_path / "validation.json").read_text())
+
+    equal = report_of(lambda views: torch.ones(views, 6))
+    assert equal["contrast_without_learning"] == pytest.approx((16 * math.log(7) + 4 * math.log(3)) / 20)
+    assert equal["contrast_without_learning"] == pytest.approx(equal["loss_contrast"], abs=1e-6)
+    random = report_of(lambda views: torch.randn(views, 6, generator=torch.Generator().manual_seed(0)))
+    assert random["contrast_without_learning"] == equal["contrast_without_learning"] != random["loss_contrast"]
+
+
 def test_a_second_validation_starts_from_zero():
     loss = ProxyTaskLoss(tasks=["rotation"])
     report = ProxyReport(loss=loss)

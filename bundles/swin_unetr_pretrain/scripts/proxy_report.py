@@ -31,7 +31,8 @@ HIGHER_IS_BETTER = {
     "masked_psnr": True,
 }
 TASK_OF = {"rotation_accuracy": "rotation", "contrast_top1": "contrast", "masked_psnr": "inpainting"}
-NOT_PER_VIEW = ("views", "squared_error", "masked_voxels", "equal_embeddings")
+UNLEARNT = "contrast_without_learning"  # of the report: what loss_contrast reads where all crops get one vector
+NOT_PER_VIEW = ("views", "squared_error", "masked_voxels", UNLEARNT)
 COLLAPSED = 0.005  # nats that the contrast may lie below the loss of equal embeddings and still have learnt nothing
 
 
@@ -64,7 +65,7 @@ def measure(
 
     ``loss`` and ``loss_<task>``, ``rotation_accuracy`` (chance 0.25) and ``contrast_top1`` (the partner is the nearest of the other 2B - 1 views).
     To be divided by each other: ``squared_error`` and ``masked_voxels``, both over the masked voxels, intensities in [0, 1].
-    ``equal_embeddings`` is what ``loss_contrast`` reads where all crops get one vector, ln(2B - 1).
+    ``contrast_without_learning`` is what ``loss_contrast`` reads where all crops get one vector, ln(2B - 1).
     """
     views = len(targets["turns"])
     values = {"loss": loss(outputs, targets), **{f"loss_{name}": value for name, value in loss.parts.items()}}
@@ -73,7 +74,7 @@ def measure(
     if "contrast" in outputs:
         similarity, partner = loss.contrast.logits(*outputs["contrast"].chunk(2))
         values["contrast_top1"] = (similarity.argmax(1) == partner).float().mean()
-        values["equal_embeddings"] = math.log(similarity.shape[1] - 1)
+        values[UNLEARNT] = math.log(similarity.shape[1] - 1)
     sums = {"views": float(views)} | {name: float(value) * views for name, value in values.items()}
     if "inpainting" in outputs:
         hidden = targets["mask"].expand_as(targets["crop"])
@@ -89,7 +90,8 @@ class ProxyReport:
 
     Args:
         loss: `losses.ProxyTaskLoss`.
-        path: JSON file for the report, or None.
+        path: JSON file for the report, or None: ``views``, the metrics, and ``contrast_without_learning``, the contrast loss (nats) of equal embeddings
+            in the same batches.
     """
 
     def __init__(self, *, loss: torch.nn.Module, path: str | None = None) -> None:
@@ -129,14 +131,16 @@ class ProxyReport:
         if rank() == 0:
             said = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             logger.info("validation over %d views  %s", int(sums["views"]), said)
-            nothing_learnt = sums.get("equal_embeddings", 0.0) / sums["views"]
-            if nothing_learnt and metrics["loss_contrast"] > nothing_learnt - COLLAPSED:
+            report = {"views": int(sums["views"]), **metrics}
+            if UNLEARNT in sums:
+                report[UNLEARNT] = sums[UNLEARNT] / sums["views"]
+            if UNLEARNT in report and metrics["loss_contrast"] > report[UNLEARNT] - COLLAPSED:
                 logger.warning(
                     "loss_contrast %.4f: all crops still get one vector (ln of the other views, %.4f). Early it may leave that; if it stays, "
                     "start again with a longer --warmup_steps (a quarter of --max_steps) or another --seed",
                     metrics["loss_contrast"],
-                    nothing_learnt,
+                    report[UNLEARNT],
                 )
             if self.path is not None:
                 with atomic_path(Path(self.path)) as temporary:
-                    temporary.write_text(json.dumps({"views": int(sums["views"]), **metrics}, indent=2) + "\n")
+                    temporary.write_text(json.dumps(report, indent=2) + "\n")
