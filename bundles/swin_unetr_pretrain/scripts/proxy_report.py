@@ -137,7 +137,7 @@ class ProxyReport:
             if UNLEARNT in report and metrics["loss_contrast"] > report[UNLEARNT] - COLLAPSED:
                 logger.warning(
                     "loss_contrast %.4f: all crops still get one vector (ln of the other views, %.4f). Early it may leave that; if it stays, "
-                    "start again with a longer --warmup_steps (a quarter of --max_steps) or another --seed",
+                    "start again with a longer --warmup_steps (a quarter of --max_steps) and, if it had that, half the --learning_rate",
                     metrics["loss_contrast"],
                     report[UNLEARNT],
                 )
