@@ -11,6 +11,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from bundles.common.checkpoint_dialect import find_weights
 from bundles.swin_unetr_pretrain.scripts.proxy_report import COLLAPSED, UNLEARNT
 
 from .study import CONTROL
@@ -28,12 +29,17 @@ def figures_of(folder: Path, settings: Mapping[str, Any]) -> dict[str, float]:
         settings: of its ``done.json``.
 
     Returns:
-        Those of ``train/validation.json`` (`proxy_report.ProxyReport`) and ``steps``; empty where that file is not there.
+        Those of ``train/validation.json`` (`proxy_report.ProxyReport`), ``steps``, and ``steps_kept``, the step of the weights of ``encoder.pt``, the best by
+        their validation; empty where the first file is not there.
     """
     path = folder / "train" / "validation.json"
     if not path.is_file():
         return {}
-    return {"steps": settings["facts"]["steps"], **json.loads(path.read_text(encoding="utf-8"))}
+    figures = {"steps": settings["facts"]["steps"], **json.loads(path.read_text(encoding="utf-8"))}
+    encoder = folder / "train" / "models" / "encoder.pt"
+    if encoder.is_file():
+        figures["steps_kept"] = find_weights(str(encoder)).content["trained"]["steps"]
+    return figures
 
 
 def doubts_of(figures: Mapping[str, float]) -> list[str]:
@@ -77,18 +83,25 @@ def encoder_table(
         "|---|---|---|---|---|---|",
     ]
     for name, own in found.items():
-        cells = [name, f"{own['steps']:g}" if "steps" in own else "", *(_cell(own, *shown) for shown in SHOWN.items())]
+        cells = [name, _steps(own), *(_cell(own, *shown) for shown in SHOWN.items())]
         lines.append(f"| {' | '.join(cells)} |")
     unlearnt = sorted({f"{own[UNLEARNT]:.4f}" for own in found.values() if UNLEARNT in own})
     chance = f"contrast loss {' or '.join(unlearnt)} (ln of the number of other views in a batch), " if unlearnt else ""
     lines += [
         "",
         "Figures of the last validation of the pre-training, on scans that it does not train on; the weights that are kept are those of the validation with "
-        f"the lowest loss, which may be an earlier one. Without learning: {chance}rotation accuracy {ROTATION_CHANCE:g}.",
+        f"the lowest loss, of an earlier step where the table says so. Without learning: {chance}rotation accuracy {ROTATION_CHANCE:g}.",
     ]
     doubted = {name: doubts for name, own in found.items() if (doubts := doubts_of(own))}
     said = [f"- {name}: {'; '.join(doubts)}." for name, doubts in doubted.items()]
     return [*lines, "", *said] if said else lines
+
+
+def _steps(figures: Mapping[str, float]) -> str:
+    if "steps" not in figures:
+        return ""
+    kept = figures.get("steps_kept", figures["steps"])
+    return f"{figures['steps']:g}" + (f" (weights of {kept:g})" if kept != figures["steps"] else "")
 
 
 def _cell(figures: Mapping[str, float], key: str, digits: int) -> str:

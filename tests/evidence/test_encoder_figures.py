@@ -8,7 +8,8 @@ import math
 
 from scipy.stats import binom
 
-from bundles.common.checkpoint_file import write_text
+from bundles.common.checkpoint_file import save_atomically, write_text
+from bundles.common.swin_encoder import build_encoder
 from evidence.encoder_figures import doubts_of, figures_of
 from evidence.records import read_figures
 from evidence.report import write_report
@@ -41,6 +42,14 @@ def test_figures_are_those_of_the_last_validation_and_its_steps(tmp_path):
     assert figures_of(tmp_path / "empty", pretraining().settings) == {}
 
 
+def test_figures_name_the_step_of_the_weights_that_are_kept(tmp_path, record):
+    write_text(tmp_path / "train/validation.json", json.dumps(COLLAPSED))
+    weights = {f"swinViT.{name}": value for name, value in build_encoder(record).state_dict().items()}
+    content = {"state_dict": weights, "encoder": record, "trained": {"steps": 50}}
+    save_atomically(content, tmp_path / "train/models/encoder.pt")
+    assert figures_of(tmp_path, pretraining().settings) == {**COLLAPSED, "steps": 100, "steps_kept": 50}
+
+
 def test_tasks_that_were_not_learnt_are_named():
     figures = COLLAPSED
     contrast, rotation = doubts_of(figures)
@@ -62,12 +71,12 @@ def test_the_report_shows_the_encoders_of_each_part(tmp_path):
     write_study(tmp_path, plan, gain=0.0)
     bad = "pretrain_pretrained_seed2"
     done = json.loads((tmp_path / "runs" / bad / "done.json").read_text())
-    done["figures"] |= COLLAPSED
+    done["figures"] |= {**COLLAPSED, "steps_kept": 50}
     write_text(tmp_path / "runs" / bad / "done.json", json.dumps(done))
     write_report(tmp_path)
     curve, ablation = ((tmp_path / f"{part}.md").read_text() for part in ("curve", "ablation"))
     assert "| pretrained, seed 1 | 100 | 12.3 | 1.3429 | 0.600 | 0.500 |" in curve
-    assert "| pretrained, seed 2 | 100 | 11.9 | 1.9459 | 0.250 | 0.125 |" in curve
+    assert "| pretrained, seed 2 | 100 (weights of 50) | 11.9 | 1.9459 | 0.250 | 0.125 |" in curve
     assert "contrast loss 1.9459 (ln of the number of other views in a batch), rotation accuracy 0.25" in curve
     (doubt,) = [line for line in curve.splitlines() if "not learnt" in line or "not above chance" in line]
     assert doubt.startswith("- pretrained, seed 2: contrast was not learnt") and "rotation is not above" in doubt
