@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bundles.common.checkpoint_file import write_text
+from bundles.common.swin_encoder import build_encoder
 from evidence.plan import Plan, Planner
 from evidence.run import plan_of
 from evidence.study import check_study
@@ -113,6 +114,12 @@ def made_up_figures(tasks, *, seed: int) -> dict[str, float]:
     if "contrast" in tasks:
         figures |= {"loss_contrast": 1.2 + seed / 7, "contrast_top1": 0.6, "contrast_without_learning": math.log(7)}
     return figures | ({"rotation_accuracy": 0.5} if "rotation" in tasks else {})
+
+
+def encoder_file(record, *, steps: int) -> dict:
+    """The content of an ``encoder.pt`` of a pre-training whose best weights are those of a step."""
+    weights = {f"swinViT.{name}": value for name, value in build_encoder(record).state_dict().items()}
+    return {"state_dict": weights, "encoder": record, "trained": {"steps": steps}}
 
 
 def finished(run, *, gain: float = 0.05) -> dict:

@@ -9,12 +9,11 @@ import math
 from scipy.stats import binom
 
 from bundles.common.checkpoint_file import save_atomically, write_text
-from bundles.common.swin_encoder import build_encoder
 from evidence.encoder_figures import doubts_of, figures_of
 from evidence.records import read_figures
 from evidence.report import write_report
 
-from .made_up_study import finished, made_up_figures, planner, whole_plan, write_study
+from .made_up_study import encoder_file, finished, made_up_figures, planner, whole_plan, write_study
 
 # As a pre-training wrote it whose embeddings had become one.
 COLLAPSED = {
@@ -44,9 +43,7 @@ def test_figures_are_those_of_the_last_validation_and_its_steps(tmp_path):
 
 def test_figures_name_the_step_of_the_weights_that_are_kept(tmp_path, record):
     write_text(tmp_path / "train/validation.json", json.dumps(COLLAPSED))
-    weights = {f"swinViT.{name}": value for name, value in build_encoder(record).state_dict().items()}
-    content = {"state_dict": weights, "encoder": record, "trained": {"steps": 50}}
-    save_atomically(content, tmp_path / "train/models/encoder.pt")
+    save_atomically(encoder_file(record, steps=50), tmp_path / "train/models/encoder.pt")
     assert figures_of(tmp_path, pretraining().settings) == {**COLLAPSED, "steps": 100, "steps_kept": 50}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bundles.common.checkpoint_file import write_text
+from bundles.common.checkpoint_file import save_atomically, write_text
 from bundles.common.input_error import InputError
 from demo import run as demo
 from demo.run import Stopped
@@ -28,7 +28,7 @@ from evidence.run import main, plan_of, run_plan
 from evidence.search import main as search_main
 from evidence.study_data import prepare_folder
 
-from .made_up_study import finished, made_up_scores, planner, whole_plan, write_study
+from .made_up_study import encoder_file, finished, made_up_scores, planner, whole_plan, write_study
 
 # Stands for a bundle: writes what the command would, and counts its calls.
 BUNDLE = """
@@ -372,13 +372,16 @@ def test_a_wrong_store_ends_before_the_first_run(plan, tmp_path, capsys, monkeyp
     assert not (tmp_path / "out/runs").exists()
 
 
-def test_a_finished_pretraining_keeps_the_figures_of_its_last_validation(plan, out, bundles):
+def test_a_finished_pretraining_keeps_the_figures_of_its_last_validation(plan, out, bundles, record):
     run = next(run for run in plan.runs if run.kind == "pretraining")
     validation = {"views": 64, "loss_rotation": 1.4, "rotation_accuracy": 0.125}
-    write_text(out / "runs" / run.name / "train/validation.json", json.dumps(validation))
+    folder = out / "runs" / run.name
+    write_text(folder / "train/validation.json", json.dumps(validation))
+    save_atomically(encoder_file(record, steps=50), folder / "train/models/encoder.pt")
+    write_text(folder / ".train.done", "")  # the training has ended, its record has not been written
     go(type(plan)(study=plan.study, runs=(run,), outline=plan.outline), out)
     done = json.loads((out / "runs" / run.name / "done.json").read_text())
-    assert done["figures"] == {"steps": 100, **validation}
+    assert done["figures"] == {"steps": 100, "steps_kept": 50, **validation}
 
 
 @pytest.mark.parametrize("name", ["settings.json", "done.json"])
