@@ -140,6 +140,7 @@ class Planner:
     ) -> None:
         self.study, self.parts, self.row, self.task = study, parts, row, task
         self.absent = dict(absent or {})
+        self.preset_values = choose(preset=study.preset, file=str(BUNDLES / PRETRAIN / "configs/presets.yaml"))
 
     def curve(self) -> list[Run]:
         """For every seed and n: each arm; before them the encoders that they start from."""
@@ -295,11 +296,15 @@ class Planner:
             result="train/models/encoder.pt",
         )
         unlabelled = [Path(first_file(case)).name for case in self.parts.unlabelled]
-        preset = choose(preset=self.study.preset, file=str(BUNDLES / PRETRAIN / "configs/presets.yaml"))
         return Run(
             name=name,
             kind="pretraining",
-            facts={"arm": arm, "seed": seed, "tasks": options["tasks"], "steps": {**preset, **options}["max_steps"]},
+            facts={
+                "arm": arm,
+                "seed": seed,
+                "tasks": options["tasks"],
+                "steps": {**self.preset_values, **options}["max_steps"],
+            },
             commands=(command,),
             lists={"pretraining": content},
             row=self.row,
