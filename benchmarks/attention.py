@@ -24,8 +24,8 @@ import torch
 
 from benchmarks.side_by_side import write_json
 from benchmarks.step_report import PRECISIONS, add_options, check_options, head, machine_floor, measure, show
-from bundles.common.input_error import InputError
-from bundles.common.swin_encoder import build_encoder
+from bundles.common.errors import InputError
+from bundles.common.networks.swin_unetr import build_encoder
 
 FAST, STOCK = SIDES = ("fast", "stock")
 MODES = ("forward", "forward + backward")

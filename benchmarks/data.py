@@ -69,16 +69,16 @@ from rich.progress import track
 from torch.nn import functional as F
 
 from benchmarks.side_by_side import machine, print_table, resident_bytes, write_json
-from bundles.common.data_list import unlabelled_scans
-from bundles.common.foreground import above_or_all
-from bundles.common.input_error import InputError
-from bundles.common.prepare_scan import Outputs, Recipe, Task, prepare_scan
-from bundles.common.scan_audit import USED
-from bundles.common.scan_sources import Candidate
-from bundles.common.seeded_crops import SeededCrops
-from bundles.swin_unetr_pretrain.scripts.body_crops import RandBodyCropsd
-from bundles.swin_unetr_pretrain.scripts.hu_window import intensities
-from bundles.swin_unetr_pretrain.scripts.stored_crops import StoredCrops
+from bundles.common.data.data_list import unlabelled_scans
+from bundles.common.data.foreground import above_or_all
+from bundles.common.data.seeded_crops import SeededCrops
+from bundles.common.errors import InputError
+from bundles.common.scans.search import Candidate
+from bundles.pretraining.crops.body_crops import RandBodyCropsd
+from bundles.pretraining.crops.hu_window import intensities
+from bundles.pretraining.crops.stored_crops import StoredCrops
+from bundles.pretraining.preparation.audit import USED
+from bundles.pretraining.preparation.one_scan import Outputs, Recipe, Task, prepare_scan
 
 OFFICIAL = "official chain"
 PERSISTENT = "PersistentDataset"

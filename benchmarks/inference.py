@@ -69,12 +69,13 @@ from benchmarks.side_by_side import (
     work,
     write_json,
 )
-from bundles.common.foreground import above_or_all
-from bundles.common.input_error import InputError
-from bundles.common.native_labels import NativeLabelsd
-from bundles.common.presets import choose
-from bundles.common.probability_inferer import ProbabilityInferer
-from bundles.common.swin_encoder import FIELDS, build_swin_unetr
+from bundles.common.data.foreground import above_or_all
+from bundles.common.errors import InputError
+from bundles.common.networks.swin_unetr import build_swin_unetr
+from bundles.common.run.presets import choose
+from bundles.common.weights.encoder_record import FIELDS
+from bundles.segmentation.inference.native_labels import NativeLabelsd
+from bundles.segmentation.inference.probability_inferer import ProbabilityInferer
 
 OURS, PLAIN, ZOO = SIDES = ("ours", "plain", "zoo")
 MODELS = ("base", "small", "tiny", "cpu")

@@ -41,9 +41,9 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from bundles.common.checkpoint_file import write_text
-from bundles.common.input_error import InputError
-from bundles.common.native_labels import NativeLabelsd
+from bundles.common.errors import InputError
+from bundles.common.files import write_text
+from bundles.segmentation.inference.native_labels import NativeLabelsd
 
 GIB = 2**30
 REFERENCE = "class volumes, Invertd"

@@ -53,12 +53,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from bundles.common.input_error import InputError
-from bundles.common.presets import choose
-from bundles.common.roi_size import check_roi_size
-from bundles.common.swin_encoder import resolve_encoder
-from bundles.swin_unetr_pretrain.scripts.losses import TASKS, ProxyTaskLoss
-from bundles.swin_unetr_pretrain.scripts.network import SwinPretrainer
+from bundles.common.errors import InputError
+from bundles.common.networks.roi_size import check_roi_size
+from bundles.common.run.presets import choose
+from bundles.common.weights.encoder_record import resolve_encoder
+from bundles.pretraining.network import SwinPretrainer
+from bundles.pretraining.proxy_tasks.losses import TASKS, ProxyTaskLoss
 
 PRESETS = Path(__file__).resolve().parents[1] / "bundles/swin_unetr_pretrain/configs/presets.yaml"
 GIB, TERA = 2**30, 10**12

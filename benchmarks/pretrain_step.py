@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from benchmarks.bundle_training import engine_steps, training_config
 from benchmarks.side_by_side import write_json
 from benchmarks.step_report import PRECISIONS, add_options, check_options, head, machine_floor, measure, show
-from bundles.common.input_error import InputError
+from bundles.common.errors import InputError
 
 OURS, STOCK, OFFICIAL, ANOMALY = SIDES = ("ours", "ours, stock network", "official", "official, anomaly detection")
 DEFAULT_SIDES = (OURS, OFFICIAL, ANOMALY)

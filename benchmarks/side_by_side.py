@@ -54,7 +54,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from bundles.common.checkpoint_file import write_text
+from bundles.common.files import write_text
 
 MIB, GIB = 2**20, 2**30
 PACKAGES = ("torch", "monai", "numpy")

@@ -22,8 +22,8 @@ from benchmarks.side_by_side import (
     print_table,
     work,
 )
-from bundles.common.input_error import InputError
-from bundles.common.mixed_precision import TYPES
+from bundles.common.errors import InputError
+from bundles.common.run.mixed_precision import TYPES
 
 PRECISIONS = {"fp32": torch.float32, **TYPES}
 

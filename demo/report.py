@@ -23,11 +23,11 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from bundles.common.case_names import case_name
-from bundles.common.checkpoint_file import atomic_path
-from bundles.common.input_error import InputError
-from bundles.common.overlay import load_ras, overlay_figure
-from bundles.common.training_log import read_log
+from bundles.common.data.case_names import case_name
+from bundles.common.errors import InputError
+from bundles.common.files import atomic_path
+from bundles.common.training.log import read_log
+from bundles.segmentation.results.overlay import load_ras, overlay_figure
 
 from .summary import RUNS, clock, mlflow_command, read_scores, read_stages, score_text, tolerance_text
 

@@ -27,7 +27,7 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from bundles.common.input_error import InputError
+from bundles.common.errors import InputError
 
 from .stage import RECORDS, Attempt, Records, Stage
 from .summary import clock, print_summary
@@ -52,7 +52,11 @@ def stages(out: Path, *, pretrain_steps: int | None = None, finetune_steps: int 
         pretrain_steps: steps of the pre-training; None: those of the ``cpu`` preset.
         finetune_steps: steps of each fine-tuning; None: those of the ``cpu`` preset.
     """
-    code = {bundle: (ROOT / "bundles/common", ROOT / bundle) for bundle in (PRETRAIN, SEGMENT)}
+    shared = {PRETRAIN: "bundles/pretraining", SEGMENT: "bundles/segmentation"}
+    code = {
+        bundle: [ROOT / name for name in ("bundles/common", shared[bundle], f"{bundle}/configs", f"{bundle}/scripts")]
+        for bundle in (PRETRAIN, SEGMENT)
+    }
 
     def bundle_run(bundle: str, config: str, **options: object) -> list[str]:
         words = ["-m", "monai.bundle", "run", "--config_file", f"{bundle}/configs/{config}.yaml"]
@@ -130,9 +134,9 @@ def stages(out: Path, *, pretrain_steps: int | None = None, finetune_steps: int 
         Stage(
             name="data",
             title="Synthetic patients",
-            command=["-m", "demo.synthetic_ct", "--out", path("data")],
+            command=["-m", "tools.synthetic_ct", "--out", path("data")],
             outputs=["data/*labelled/dataset*.json", "data/*/*/*.nii.gz"],
-            code=[ROOT / "demo/synthetic_ct.py"],
+            code=[ROOT / "tools/synthetic_ct.py"],
             seconds=10,
         ),
         pretraining(),

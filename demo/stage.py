@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bundles.common.input_error import InputError
+from bundles.common.errors import InputError
 
 RECORDS = ".stages"
 CODE_SUFFIXES = {".py", ".yaml", ".json", ".conf", ".jinja"}
@@ -143,7 +143,7 @@ def code_hash(paths: Sequence[Path]) -> str:
     files = {Path(path): Path(path).name for path in paths if Path(path).is_file()}
     for root in (Path(path) for path in paths if Path(path).is_dir()):
         for folder, folders, names in os.walk(root):
-            folders[:] = sorted(set(folders) - {"__pycache__", "models", "output", "data", "docs"})
+            folders[:] = sorted(set(folders) - {"__pycache__"})
             for name in sorted(names):
                 if Path(name).suffix in CODE_SUFFIXES:
                     files[Path(folder, name)] = f"{root.name}/{Path(folder, name).relative_to(root).as_posix()}"

@@ -18,12 +18,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bundles.common.checkpoint_file import atomic_path, write_text
-from bundles.common.input_error import InputError
+from bundles.common.errors import InputError
+from bundles.common.files import atomic_path, write_text
 
-from .picture import ablation_figure, curve_figure
-from .records import Result, read_figures, read_outline, read_results
-from .table import ablation_markdown, ablation_rows, csv_of, curve_markdown, curve_rows
+from .results.figure import ablation_figure, curve_figure
+from .results.records import Result, read_figures, read_outline, read_results
+from .results.table import ablation_markdown, ablation_rows, csv_of, curve_markdown, curve_rows
 
 
 def write_report(out: Path) -> str:
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--experiment is of --tracking_uri")
     try:
         if given.tracking_uri:
-            from .tracking import read_store
+            from .results.mlflow_store import read_store
 
             print(draw(*read_store(given.tracking_uri, study=given.study, experiment=given.experiment), given.out))
         else:

@@ -19,21 +19,21 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bundles.common.checkpoint_file import write_text
-from bundles.common.input_error import InputError
-from bundles.swin_unetr_msd.scripts.common.input_error import InputError as BundleInputError
+from bundles.common.errors import InputError
+from bundles.common.files import write_text
 from demo.run import Stopped, available_cores, stop_by_signals
 
-from . import claim as claims
-from .claim import ClaimLost
-from .execution import RunFailed, carry_out, check_settings, finish
-from .plan import Plan, Planner
-from .progress import overview
-from .records import DONE, OUTLINE
 from .report import write_report
-from .study import read_study
-from .study_data import planner_of, prepare_folder
-from .tracking import log_missing, log_run, open_store, tracking_store
+from .results.mlflow_store import log_missing, log_run, open_store, tracking_store
+from .results.records import DONE, OUTLINE
+from .runs import run_claim as claims
+from .runs.execution import RunFailed, carry_out, check_settings, finish
+from .runs.plan import Plan, Planner
+from .runs.planning import planner_of
+from .runs.progress import overview
+from .runs.run_claim import ClaimLost
+from .study.study import read_study
+from .study.study_data import prepare_folder
 
 OUT = Path(__file__).resolve().parent / "out"
 WAIT = 5.0  # seconds between looks at what other processes do
@@ -135,7 +135,7 @@ def call(action: Callable[[], int]) -> int:
     stop_by_signals()
     try:
         return action()
-    except (InputError, BundleInputError) as error:
+    except InputError as error:
         print(f"Stopped: {error}", file=sys.stderr)
         return 1
     except RunFailed as error:

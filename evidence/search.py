@@ -19,17 +19,18 @@ from typing import Any
 
 import numpy as np
 
-from bundles.common.checkpoint_file import write_text
+from bundles.common.files import write_text
 
-from .paired_bootstrap import figure_of, patient_means
-from .plan import Plan, Planner
-from .progress import overview
-from .records import read_done, table_of
+from .results.mlflow_store import log_missing, open_store, tracking_store
+from .results.paired_bootstrap import figure_of, patient_means
+from .results.records import read_done, table_of
+from .results.table import csv_of
 from .run import OUT, arguments_of, call, plan_of, run_plan, say
-from .study import read_study
-from .study_data import planner_of, prepare_folder
-from .table import csv_of
-from .tracking import log_missing, open_store, tracking_store
+from .runs.plan import Plan, Planner
+from .runs.planning import planner_of
+from .runs.progress import overview
+from .study.study import read_study
+from .study.study_data import prepare_folder
 
 COLUMNS = ("arm", "recipe", "seeds", "seeds_planned", "dice", "sd_patients", "best")
 

@@ -18,22 +18,22 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bundles.common.checkpoint_file import atomic_path
-from bundles.common.input_error import InputError
+from bundles.common.errors import InputError
+from bundles.common.files import atomic_path
 
-from .archive import file_hash, write_archive
-from .bundle_checks import check_labels, check_paths, check_version, read_metadata
-from .bundle_files import copy_bundle, find_bundle
-from .bundle_process import run_checks
-from .flat_task import MSD, find_task, flat_name, flatten
-from .json_copies import write_json_copies
-from .large_files import LARGE, large_files, list_large_files
-from .model_card import write_hugging_face
-from .names import check_name
-from .packed_weights import copy_weights, read_weights
-from .release_index import INDEX, add_to_index, released
-from .trained_settings import set_trained_defaults
-from .weights_note import add_weights_note
+from .checks.bundle_process import run_checks
+from .checks.file_checks import check_labels, check_paths, check_version, read_metadata
+from .package.archive import file_hash, write_archive
+from .package.bundle_files import copy_bundle, find_bundle
+from .package.flat_task import MSD, find_task, flat_name, flatten
+from .package.json_copies import write_json_copies
+from .package.large_files import LARGE, large_files, list_large_files
+from .package.model_card import write_hugging_face
+from .package.names import check_name
+from .package.packed_weights import copy_weights, read_weights
+from .package.release_index import INDEX, add_to_index, released
+from .package.trained_settings import set_trained_defaults
+from .package.weights_note import add_weights_note
 
 OUT = Path(__file__).resolve().parent / "out"
 

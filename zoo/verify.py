@@ -24,14 +24,14 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from bundles.common.input_error import InputError
+from bundles.common.errors import InputError
 
-from . import bundle_checks
-from .archive import extract_archive, file_hash
-from .bundle_checks import NotChecked, check_schema, read_metadata
-from .bundle_process import run_checks
+from .checks import file_checks as bundle_checks
+from .checks.bundle_process import run_checks
+from .checks.file_checks import NotChecked, check_schema, read_metadata
 from .pack import stage
-from .release_index import INDEX, read_index, released
+from .package.archive import extract_archive, file_hash
+from .package.release_index import INDEX, read_index, released
 
 STYLES = {"ok": "green", "FAILED": "bold red", "not checked": "yellow"}
 EXPORT = "scripting fails for Swin UNETR, MONAI's own too: the zoo's exclusion list is for that. Export with --use_trace True and --input_shape"

@@ -43,8 +43,8 @@ from benchmarks.data import (
     stays_in_cache,
     store_scans,
 )
-from bundles.common.foreground import above_or_all
-from bundles.swin_unetr_pretrain.scripts.hu_window import intensities
+from bundles.common.data.foreground import above_or_all
+from bundles.pretraining.crops.hu_window import intensities
 
 SHAPE, ROI = (48, 40, 36), (32, 32, 32)
 TRAIN = Path(data.__file__).resolve().parents[1] / "bundles/swin_unetr_pretrain/configs/train.yaml"

@@ -27,7 +27,7 @@ from benchmarks.inference import (
     window_work,
 )
 from benchmarks.side_by_side import MIB, Comparison, Floor, Side
-from bundles.common.sliding_window import window_places
+from bundles.segmentation.inference.sliding_window import window_places
 
 SIZE = (60, 60, 32)
 SMALL = (320.0, 320.0, 150.0)  # mm

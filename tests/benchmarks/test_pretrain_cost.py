@@ -22,8 +22,8 @@ from benchmarks.pretrain_cost import (
     main,
     step_cost,
 )
-from bundles.swin_unetr_pretrain.scripts.losses import TASKS, ProxyTaskLoss
-from bundles.swin_unetr_pretrain.scripts.network import EMBEDDING, SwinPretrainer
+from bundles.pretraining.network import EMBEDDING, SwinPretrainer
+from bundles.pretraining.proxy_tasks.losses import TASKS, ProxyTaskLoss
 
 CROP = (64, 64, 32)
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from rich.console import Console
 
-from bundles.common.input_error import InputError
+from bundles.common.errors import InputError
 from demo.report import curve_figure, dice_figure, main, write_report
 from demo.summary import RUNS, clock, print_summary, score_text
 

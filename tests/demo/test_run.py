@@ -15,7 +15,7 @@ import time
 import pytest
 from rich.console import Console
 
-from bundles.common.input_error import InputError
+from bundles.common.errors import InputError
 from demo import run as demo
 from demo.stage import Records, Stage
 
@@ -241,7 +241,7 @@ def test_screen_shows_step_loss_and_time_left():
 
 def test_step_lines_of_the_bundles_are_understood():
     """The format of `training_log.TrainingLog`, which no other test ties to the demo."""
-    from bundles.common import training_log
+    from bundles.common.training import log as training_log
 
     source = open(training_log.__file__).read()
     form = re.search(r'"(step %d/%d[^"]*)"', source)[1]

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from bundles.common.input_error import InputError
+from bundles.common.errors import InputError
 from demo.stage import Records, Stage, code_hash
 
 
@@ -80,7 +80,7 @@ def test_changed_code_makes_it_stale(records, first, code, name):
 
 def test_files_that_are_no_code_do_not_matter(records, first, code):
     do(records, first)
-    for name in ("models/model.py", "scripts/__pycache__/network.cpython-311.pyc", "docs/a.py", "README.md"):
+    for name in ("models/model.pt", "scripts/__pycache__/network.cpython-311.pyc", "docs/a.md", "README.md"):
         (code / name).parent.mkdir(parents=True, exist_ok=True)
         (code / name).write_text("x")
     assert records.is_done(first)

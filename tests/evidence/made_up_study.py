@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bundles.common.checkpoint_file import write_text
-from bundles.common.swin_encoder import build_encoder
-from evidence.plan import Plan, Planner
+from bundles.common.files import write_text
+from bundles.common.networks.swin_unetr import build_encoder
 from evidence.run import plan_of
-from evidence.study import check_study
-from evidence.subsets import Parts
+from evidence.runs.plan import Plan, Planner
+from evidence.study.study import check_study
+from evidence.study.subsets import Parts
 
 REPORT = tuple(f"{part}.{kind}" for part in ("curve", "ablation") for kind in ("csv", "md", "png"))
 LABELS = {"0": "background", "1": "liver", "2": "left kidney"}

@@ -10,8 +10,8 @@ import re
 import pytest
 from PIL import Image
 
-from bundles.common.checkpoint_file import write_text
-from bundles.common.input_error import InputError
+from bundles.common.errors import InputError
+from bundles.common.files import write_text
 from evidence.report import main, write_report
 from evidence.run import plan_of
 from evidence.search import search_rows

@@ -13,20 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from bundles.common.checkpoint_file import save_atomically, write_text
-from bundles.common.input_error import InputError
+from bundles.common.errors import InputError
+from bundles.common.files import write_text
+from bundles.common.weights.checkpoint_file import save_atomically
 from demo import run as demo
 from demo.run import Stopped
-from evidence import claim as claims
-from evidence import execution
 from evidence import run as runner
-from evidence.execution import RunFailed
-from evidence.plan import words_of as plan_words_of
-from evidence.plan import write_lists
-from evidence.progress import overview, state_of
 from evidence.run import main, plan_of, run_plan
+from evidence.runs import execution
+from evidence.runs import run_claim as claims
+from evidence.runs.execution import RunFailed
+from evidence.runs.plan import words_of as plan_words_of
+from evidence.runs.plan import write_lists
+from evidence.runs.progress import overview, state_of
 from evidence.search import main as search_main
-from evidence.study_data import prepare_folder
+from evidence.study.study_data import prepare_folder
 
 from .made_up_study import encoder_file, finished, made_up_scores, planner, whole_plan, write_study
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from demo.synthetic_ct import write_dataset
+from tools.synthetic_ct import write_dataset
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ from typing import Any
 
 import requests
 
-from zoo.archive import extract_archive
+from zoo.package.archive import extract_archive
 
 SERVER_PYTHON = Path(__file__).with_name("server_python")
 STARTS_WITHIN, TRAINS_WITHIN = 240, 480  # seconds

@@ -17,12 +17,12 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from demo.synthetic_ct import ORGANS, draw_patient, render
-from tests.workflows.command_line import run_bundle, succeed
-from tests.workflows.conftest import save, write_list
-from zoo.archive import file_hash
+from tools.synthetic_ct import ORGANS, draw_patient, render
 from zoo.pack import pack
+from zoo.package.archive import file_hash
 
+from ..workflows.command_line import run_bundle, succeed
+from ..workflows.conftest import save, write_list
 from .server import Server, serve
 
 PYTHON = os.environ.get("LABEL_PYTHON")

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bundles.common.checkpoint_dialect import official_layout
-from bundles.common.swin_encoder import build_encoder, build_swin_unetr, read_record
-from bundles.common.weights import encoder_state, load_encoder, load_model
+from bundles.common.networks.swin_unetr import build_encoder, build_swin_unetr
+from bundles.common.weights.dialects import official_layout
+from bundles.common.weights.encoder_record import read_record
+from bundles.common.weights.loading import encoder_state, load_encoder, load_model
 
 PYTHON = os.environ.get("LEGACY_PYTHON")
 pytestmark = [

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from monai.transforms import CropForeground
 
-from bundles.common.patch_store import StoredScan
-from tests.common.raw_scans import contents, ras, read_list
-from tests.workflows.command_line import run_bundle
+from bundles.pretraining.crops.patch_store import StoredScan
 
+from ..common.scans.raw_scans import contents, ras, read_list
+from ..workflows.command_line import run_bundle
 from .test_real_scans import DATA
 
 pytestmark = [

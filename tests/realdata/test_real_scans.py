@@ -18,9 +18,10 @@ import torch
 from monai.bundle import ConfigParser
 from scipy.stats import binomtest
 
-from bundles.common.native_labels import NativeLabelsd
-from bundles.common.training_log import read_log
-from tests.workflows.command_line import BUNDLES, ROOT, run_bundle, succeed
+from bundles.common.training.log import read_log
+from bundles.segmentation.inference.native_labels import NativeLabelsd
+
+from ..workflows.command_line import BUNDLES, ROOT, run_bundle, succeed
 
 DATA = Path(os.environ.get("REALDATA", ROOT.parent / "shared" / "data"))
 pytestmark = [

@@ -14,8 +14,7 @@ import pytest
 import torch
 from monai.networks.nets import SwinUNETR
 
-from tests.common.dicom_files import write_series
-
+from ..common.scans.dicom_files import write_series
 from .command_line import SMALL, run_bundle, succeed
 
 WINDOW = {"preset": "cpu", "roi_size": "[64,64,32]"}

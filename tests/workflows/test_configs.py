@@ -9,7 +9,7 @@ import pytest
 import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from bundles.swin_unetr_pretrain.scripts.network import UNTOLD
+from bundles.pretraining.network import UNTOLD
 
 from .command_line import BUNDLES
 

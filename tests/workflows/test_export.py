@@ -13,13 +13,14 @@ import onnxruntime
 import pytest
 import torch
 
-from bundles.common.checkpoint_file import save_atomically
-from bundles.common.swin_encoder import build_swin_unetr
-from bundles.common.weights import load_model
-from tests.zoo.conftest import ENCODER, ORGANS
-from tests.zoo.own_process import python
-from zoo.archive import extract_archive
+from bundles.common.networks.swin_unetr import build_swin_unetr
+from bundles.common.weights.checkpoint_file import save_atomically
+from bundles.common.weights.loading import load_model
 from zoo.pack import pack
+from zoo.package.archive import extract_archive
+
+from ..zoo.conftest import ENCODER, ORGANS
+from ..zoo.own_process import python
 
 ROI = [64, 64, 32]
 BATCHES = (1, 2, 3)

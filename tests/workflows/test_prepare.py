@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bundles.common.patch_store import StoredScan
+from bundles.pretraining.crops.patch_store import StoredScan
 
-from ..common.raw_scans import MIN_BODY, contents, phantom, read_list, write_bad, write_good, write_nifti
+from ..common.scans.raw_scans import MIN_BODY, contents, phantom, read_list, write_bad, write_good, write_nifti
 from .command_line import SMALL, _command, kill_when, run_bundle, start, succeed
 
 BUNDLE = "swin_unetr_pretrain"

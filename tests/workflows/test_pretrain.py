@@ -16,9 +16,9 @@ import pytest
 import torch
 from monai.utils import path_to_sqlite_uri
 
-from bundles.common.swin_encoder import build_swin_unetr
-from bundles.common.training_log import read_log
-from bundles.common.weights import load_model
+from bundles.common.networks.swin_unetr import build_swin_unetr
+from bundles.common.training.log import read_log
+from bundles.common.weights.loading import load_model
 
 from .command_line import BUNDLES, SMALL, run_bundle, succeed
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bundles.common.training_log import read_log
+from bundles.common.training.log import read_log
 
 from .command_line import BUNDLES, SMALL, kill_when, run_bundle, signal_when, start, succeed
 

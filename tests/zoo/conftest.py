@@ -13,11 +13,11 @@ import pytest
 import torch
 import yaml
 
-from bundles.common.checkpoint_file import save_atomically
-from bundles.common.swin_encoder import build_swin_unetr
-from bundles.swin_unetr_pretrain.scripts.network import OFFICIAL_HEADS, TASKS, SwinPretrainer
-from demo.synthetic_ct import draw_patient, render
-from zoo.bundle_files import BUNDLES
+from bundles.common.networks.swin_unetr import build_swin_unetr
+from bundles.common.weights.checkpoint_file import save_atomically
+from bundles.pretraining.network import OFFICIAL_HEADS, TASKS, SwinPretrainer
+from tools.synthetic_ct import draw_patient, render
+from zoo.package.bundle_files import BUNDLES
 
 ENCODER = {
     "in_channels": 1,

@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from zoo.archive import extract_archive
 from zoo.pack import pack
+from zoo.package.archive import extract_archive
 
 from .conftest import ORGANS
 from .own_process import python

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from demo.synthetic_ct import draw_patient, render
-from zoo.archive import extract_archive, file_hash
+from tools.synthetic_ct import draw_patient, render
 from zoo.pack import pack
+from zoo.package.archive import extract_archive, file_hash
 
 from .own_process import python
 
@@ -118,6 +118,6 @@ def test_preprocessing_and_postprocessing_ask_for_the_image_alone(bundles):
         steps = config["preprocessing"]["transforms"]
         assert {step["keys"] for step in steps} == {"image"}
         assert [step["_target_"] for step in steps if "Spacingd" in step["_target_"]] == [
-            "scripts.common.monai_label.Spacingd"
+            "scripts.segmentation.training.monai_label.Spacingd"
         ]
         assert config["postprocessing"]["transforms"][0]["_target_"].endswith("NativeLabelsd")

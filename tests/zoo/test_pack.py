@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from bundles.common.checkpoint_file import save_atomically
-from bundles.common.input_error import InputError
-from zoo.archive import extract_archive
-from zoo.bundle_files import files_of
+from bundles.common.errors import InputError
+from bundles.common.weights.checkpoint_file import save_atomically
 from zoo.pack import main, pack
+from zoo.package.archive import extract_archive
+from zoo.package.bundle_files import files_of
 
 from .conftest import ORGANS, save_btcv, save_pretrained, save_task
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from zoo.bundle_files import BUNDLES
-from zoo.flat_task import find_task, flat_name, task_metadata
+from zoo.package.bundle_files import BUNDLES
+from zoo.package.flat_task import find_task, flat_name, task_metadata
 
 from .conftest import ROWS
 

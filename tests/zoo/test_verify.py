@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bundles.common.checkpoint_file import save_atomically
-from zoo import bundle_process
-from zoo.bundle_process import run_checks
+from bundles.common.weights.checkpoint_file import save_atomically
+from zoo.checks import bundle_process
+from zoo.checks.bundle_process import run_checks
+from zoo.checks.workflow_checks import CHECKS
 from zoo.pack import pack, stage
 from zoo.verify import main, verify
-from zoo.workflow_checks import CHECKS
 
 from .conftest import save_task
 

@@ -1,0 +1,463 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""From what the user points at (a folder, a data list, a NIfTI file) to the scans of one section.
+
+A data list is the JSON file that the Medical Segmentation Decathlon (MSD) ships as ``dataset.json``::
+
+    {"training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}, ...],
+     "validation": [...], "test": ["imagesTs/b.nii.gz", ...], "labels": {"0": "background", "1": "spleen"}}
+
+Paths are relative to the folder of the list. An entry may carry ``fold`` (its cross-validation fold) and ``patient``
+(scans of one patient never lie on both sides of a split).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from monai.utils import ensure_tuple
+
+from ..errors import InputError
+from ..run.option_checks import check_choice
+from .btcv_folder import btcv_data_list
+from .nifti_files import _content, _first, _nifti_below, _one_nifti, is_nifti, is_scan
+from .splits import draw_folds, draw_share
+
+logger = logging.getLogger(__name__)
+
+UNLABELLED_SECTIONS = ("unlabeled", "unlabelled")
+SECTIONS = ("training", "validation", "test", *UNLABELLED_SECTIONS)
+
+StrPath = str | os.PathLike
+
+
+def read_data_list(path: StrPath) -> dict:
+    """Read a data list, make its paths absolute and check that all its files exist.
+
+    Args:
+        path: the JSON file, in MSD form (see the module).
+
+    Returns:
+        The content of the file; in its sections each entry is a dict with ``image`` (an absolute path or a list of
+        them), ``label`` (an absolute path) if it has one, and whatever else it carries.
+
+    Raises:
+        InputError: the list is not there, is no JSON, has no entries, or names files that do not exist.
+    """
+    path = Path(path).expanduser().absolute()
+    content = parse_data_list(path)
+    for section in SECTIONS:
+        _check_files(content.get(section, []), section, path, keys=("image", "label"))
+    return content
+
+
+def segmentation_scans(
+    dataset_dir: StrPath,
+    *,
+    data_list: StrPath | None = None,
+    section: str,
+    fold: int | str | None = 0,
+    folds: int | None = None,
+    seed: int = 0,
+    label: str = "required",
+    may_be_empty: bool = False,
+) -> list[dict]:
+    """List the scans of one section for fine-tuning or evaluation.
+
+    Training and validation are split by the first rule that fits:
+
+    1. ``fold="all"``: every scan trains, validation is empty.
+    2. ``fold=None`` and the list has a ``validation`` section: the sections as they stand. Without one, as fold 0.
+    3. Every entry carries ``fold``: the entries of that fold are the validation.
+    4. Training and validation sections together are split into ``folds`` folds by patient (the entry's ``patient``,
+       else its image). The draw depends on ``seed`` and the patients alone, not on the order of the list nor on where
+       the data set lies.
+
+    Args:
+        dataset_dir: folder that holds ``dataset.json``.
+        data_list: another JSON file instead, absolute or relative to ``dataset_dir``.
+        section: ``training``, ``validation``, ``test``, or ``all`` (training and validation, whatever the fold).
+        fold: see above.
+        folds: number of folds that rule 4 makes; None: `FOLDS`, or one for each patient where there are fewer.
+        seed: of the draw of rule 4.
+        label: ``required`` or ``optional``.
+        may_be_empty: let ``fold="all"`` give an empty validation, for a training without one.
+
+    Returns:
+        Entries ``{"image": path or list of paths, "label": path, ...}``.
+
+    Raises:
+        InputError: see `read_data_list` (only the files of the returned entries are looked for); a label is missing;
+            there are fewer patients than folds; the fold does not exist; the section is empty.
+    """
+    if label not in ("required", "optional"):
+        raise ValueError(f"label must be 'required' or 'optional', got {label!r}")
+    check_choice(name="section", value=section, choices=("training", "validation", "test", "all"))
+    if not isinstance(dataset_dir, (str, os.PathLike)):
+        raise InputError(
+            f"dataset_dir {dataset_dir!r} must be one folder here: labelled scans come from one data list."
+        )
+    path = _list_path(dataset_dir, data_list)
+    content = parse_data_list(path)
+    if section == "test":
+        scans = content.get("test", [])
+    elif section == "all":
+        scans = content.get("training", []) + content.get("validation", [])
+    else:
+        training, validation = _split(content, path, fold=fold, folds=folds, seed=seed)
+        scans = training if section == "training" else validation
+        both = {str(scan["image"]) for scan in training} & {str(scan["image"]) for scan in validation}
+        if both:
+            logger.warning(
+                "%s: %d scans train and validate at once, e.g. %s: scores will flatter", path, len(both), min(both)
+            )
+    if not scans and section == "validation" and fold == "all":
+        if may_be_empty:
+            return []
+        raise InputError(
+            f"{path}: with fold 'all' every scan trained, none is left to validate on. Ask for --section training."
+        )
+    if not scans:
+        raise InputError(f"{path} has no scans for section '{section}'. {_sections_of(content)}")
+    unlabelled = [scan for scan in scans if "label" not in scan]
+    if unlabelled and label == "required":
+        raise InputError(
+            f"{path}: {len(unlabelled)} of {len(scans)} scans of section '{section}' have no 'label', e.g. "
+            f"{unlabelled[0]['image']}. Add their labels to the list, or take these entries out of it."
+        )
+    _check_files(scans, section, path, keys=("image", "label"))
+    return scans
+
+
+def unlabelled_scans(
+    dataset_dir: StrPath | Sequence[StrPath],
+    *,
+    data_list: StrPath | None = None,
+    section: str,
+    validation_share: float = 0.05,
+    seed: int = 0,
+    stored: bool = False,
+) -> list[dict]:
+    """List the scans of one section for pre-training: images alone.
+
+    A folder with a ``dataset.json`` gives its training, unlabelled and validation sections (never its test). A folder
+    without one gives every NIfTI file below it, except masks (`MASK_FOLDERS`, `RESULT_NAMES`). If any
+    source has a validation section, those scans are the validation and all others train; otherwise a seeded draw
+    holds out ``validation_share`` of the patients (an entry's ``patient``, else each scan is one), at least one.
+
+    Args:
+        dataset_dir: a folder, a JSON data list or a NIfTI file, or several of them. A file met twice counts once.
+        data_list: name of the list in a folder, instead of ``dataset.json``.
+        section: ``training``, ``validation``, or ``all`` for both.
+        validation_share: between 0 and 1.
+        seed: of the draw.
+        stored: give the file of the patch store instead of the image (``store`` of an entry, see `prepare`).
+
+    Returns:
+        Items ``{"image": path or list of paths}``, sorted by path.
+
+    Raises:
+        InputError: ``stored``, and a source is no data list of stored scans.
+        InputError: a source does not exist or has no scans; fewer than two scans in all; no scan left to train on.
+    """
+    check_choice(name="section", value=section, choices=("training", "validation", "all"))
+    sources = [dataset_dir] if isinstance(dataset_dir, (str, os.PathLike)) else list(dataset_dir)
+    if data_list is not None and len(sources) > 1 and Path(data_list).is_absolute():
+        raise InputError(
+            f"data_list {data_list} is one absolute path, but dataset_dir names {len(sources)} sources: it would hide "
+            "the others. Name the list itself as one of the sources in dataset_dir."
+        )
+    if not 0 < validation_share < 1:
+        raise InputError(f"validation_share must lie between 0 and 1, got {validation_share}")
+    key = "store" if stored else "image"
+    training: dict[tuple, dict] = {}
+    validation: dict[tuple, dict] = {}
+    for source in sources:
+        listed, held_out = _unlabelled_source(Path(source).expanduser().absolute(), data_list, key)
+        training |= {_identity(scan["image"]): scan for scan in listed}
+        validation |= {_identity(scan["image"]): scan for scan in held_out}
+    pool = training | validation
+    if len(pool) < 2:
+        raise InputError(
+            f"Pre-training needs at least 2 scans, one of them for validation; {len(pool)} found in "
+            f"{', '.join(map(str, sources)) or 'dataset_dir, which is empty'}. Add scans, or name more folders."
+        )
+    order = sorted(pool)  # by the images, whatever is read of them: a store gives the draws of its scans
+    if validation:
+        held_out = set(validation)
+        if len(held_out) == len(pool):
+            raise InputError(
+                f"All {len(pool)} scans of {', '.join(map(str, sources))} are in a 'validation' section: none is left "
+                "to train on. Add a 'training' section."
+            )
+    else:
+        held_out = _drawn_by_patient(pool, share=validation_share, seed=seed)
+    return [
+        {"image": pool[each][key]}
+        for each in order
+        if section == "all" or (each in held_out) == (section == "validation")
+    ]
+
+
+def _drawn_by_patient(pool: dict[tuple, dict], *, share: float, seed: int) -> set[tuple]:
+    """Draw a share of the patients, at least one; returns their scans. A scan without a patient is one of its own."""
+    patients = {each: (str(scan["patient"]),) if "patient" in scan else each for each, scan in pool.items()}
+    if len(set(patients.values())) < 2:
+        logger.warning(
+            "all %d scans carry the patient %r: the validation is drawn among them and holds scans of a patient that trains",
+            *(len(pool), next(iter(patients.values()))[0]),
+        )
+        patients = {each: each for each in pool}
+    drawn = draw_share(set(patients.values()), share=share, seed=seed)
+    return {each for each, patient in patients.items() if patient in drawn}
+
+
+def inference_scans(source: StrPath | Sequence[StrPath]) -> list[dict]:
+    """List the scans to predict: images alone.
+
+    Args:
+        source: a NIfTI file; a JSON data list (its ``test`` section); a folder: the NIfTI files in it, else the
+            ``test`` section of its ``dataset.json``, else the NIfTI files below it (without masks, see `MASK_FOLDERS`); or
+            several of these.
+
+    Returns:
+        Items ``{"image": path or list of paths}``.
+
+    Raises:
+        InputError: the source does not exist or has no scans; two scans have one name, so that one mask would
+            overwrite the other.
+    """
+    sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    scans = [scan for one in sources for scan in _inference_scans(one)]
+    files: dict[str, str] = {}
+    for scan in scans:
+        file = first_file(scan)
+        other = files.setdefault(re.sub(r"\.nii(\.gz)?$", "", os.path.basename(file)), file)
+        if other != file:
+            raise InputError(
+                f"{other} and {file} have the same name, and so would their masks: one would overwrite the other. "
+                "Predict them in two runs with an --output_dir each, or rename one."
+            )
+    return scans
+
+
+def _inference_scans(source: StrPath) -> list[dict]:
+    source = Path(source).expanduser().absolute()
+    if not source.exists():
+        raise InputError(f"{source} not found. {_content(source.parent)}")
+    if source.is_dir():
+        direct = sorted(str(path) for path in source.iterdir() if is_scan(path.name) and path.is_file())
+        if direct or not (source / "dataset.json").is_file():
+            return [{"image": image} for image in direct or _nifti_below(source)]
+        source = source / "dataset.json"
+    if is_nifti(source.name):
+        return [{"image": image} for image in _one_nifti(source)]
+    content = parse_data_list(source)
+    scans = content.get("test", [])
+    if not scans:
+        raise InputError(
+            f"{source} has no 'test' section to predict. {_sections_of(content)} "
+            "Name a folder of NIfTI files, or one file, to predict other scans."
+        )
+    _check_files(scans, "test", source, keys=("image",))
+    return [{"image": scan["image"]} for scan in scans]
+
+
+def first_file(scan: dict) -> str:
+    """The file of an entry's image, the first one where it has one per channel: by it a scan is known."""
+    return image_files(scan)[0]
+
+
+def image_files(scan: dict) -> list[str]:
+    """The files of an entry's image: one, or one for each channel."""
+    return list(ensure_tuple(scan["image"]))
+
+
+def data_list_labels(dataset_dir: StrPath, data_list: StrPath | None = None) -> dict[int, str]:
+    """Return the ``labels`` of the data list, e.g. ``{0: "background", 1: "spleen"}``; empty if it has none.
+
+    Raises:
+        InputError: see `read_data_list`; or ``labels`` is not a mapping of whole numbers to names.
+    """
+    path = _list_path(dataset_dir, data_list)
+    labels = parse_data_list(path).get("labels") or {}
+    try:
+        return {int(number): str(name) for number, name in labels.items()}
+    except (AttributeError, ValueError):
+        raise InputError(
+            f'{path}: \'labels\' must map label values to names, as in {{"0": "background", "1": "spleen"}}, '
+            f"got {labels!r}"
+        ) from None
+
+
+# ---- the data list -------------------------------------------------------------------------------------------------
+
+
+def _list_path(dataset_dir: StrPath, data_list: StrPath | None) -> Path:
+    folder = Path(dataset_dir).expanduser().absolute()
+    if data_list is not None:
+        return folder / Path(data_list).expanduser()
+    return folder if folder.is_file() else folder / "dataset.json"
+
+
+def parse_data_list(path: Path) -> dict:
+    """Read a data list, or make that of a folder in BTCV's layout, with absolute paths, without looking for the files."""
+    content = btcv_data_list(path.parent) if path.name == "dataset.json" and not path.is_file() else None
+    if content is None and not path.is_file():
+        raise InputError(
+            f"Data list {path} not found. {_content(path.parent)} (Without a data list, a folder with labels must be laid out like BTCV: "
+            "imagesTr and labelsTr, or RawData/Training/img and label.)"
+        )
+    try:
+        content = content or json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not a JSON data list: it is not UTF-8 text.") from None
+    keys = list(content) if isinstance(content, dict) else f"none, it is a {type(content).__name__}"
+    if not isinstance(content, dict) or not any(content.get(section) for section in SECTIONS):
+        raise InputError(
+            f"{path} has no scans: none of its sections {', '.join(SECTIONS)} has entries; its keys: {keys}. "
+            'It must look like {"training": [{"image": ..., "label": ...}, ...]}. To take all NIfTI files of a folder, '
+            "point at the folder of the images itself."
+        )
+    for section in SECTIONS:
+        if section not in content:
+            continue
+        if not isinstance(content[section], list):
+            raise InputError(f"{path}: section '{section}' must be a list of entries, got {content[section]!r:.80}")
+        content[section] = [_entry(entry, f"{path}: {section}[{i}]", path) for i, entry in enumerate(content[section])]
+    return content
+
+
+def _entry(entry: str | dict, where: str, path: Path) -> dict:
+    entry = {"image": entry} if isinstance(entry, str) else entry
+    image = entry.get("image") if isinstance(entry, dict) else None
+    files = image if isinstance(image, list) else [image]
+    if not files or not all(isinstance(file, str) and file for file in files):
+        raise InputError(
+            f"{where} has no usable 'image': {entry!r:.200}. An entry is {{\"image\": path or list of paths, "
+            '"label": path}, or the path of an image alone.'
+        )
+    entry = dict(
+        entry, image=[_resolve(file, path) for file in files] if isinstance(image, list) else _resolve(image, path)
+    )
+    if entry.get("label") in (None, ""):
+        entry.pop("label", None)
+    elif isinstance(entry["label"], str):
+        entry["label"] = _resolve(entry["label"], path)
+    if isinstance(entry.get("store"), str):
+        entry["store"] = _resolve(entry["store"], path)
+    return entry
+
+
+def _resolve(file: str, list_path: Path) -> str:
+    # normpath, not resolve(): a link keeps the name that the user gave it.
+    return os.path.normpath(list_path.parent / file)
+
+
+def _check_files(scans: list[dict], section: str, path: Path, *, keys: Sequence[str]) -> None:
+    files = []
+    for scan in scans:
+        for key in keys:
+            value = scan.get(key, [])
+            if key == "label" and key in scan and not isinstance(value, str):
+                raise InputError(f"{path}: the label of {scan['image']} must be the path of one file, got {value!r}")
+            files += value if isinstance(value, list) else [value]
+    missing = [file for file in files if not os.path.isfile(file)]
+    if missing:
+        raise InputError(
+            f"{path}: {len(missing)} of {len(files)} files of section '{section}' do not exist: {_first(missing, 3)}. "
+            f"Paths in a data list are relative to its folder, {path.parent}."
+        )
+
+
+def _sections_of(content: dict) -> str:
+    sections = [f"'{section}' ({len(content[section])})" for section in SECTIONS if content.get(section)]
+    return f"Its sections: {', '.join(sections)}."
+
+
+# ---- training and validation ---------------------------------------------------------------------------------------
+
+
+def _split(content: dict, path: Path, *, fold: int | str | None, folds: int | None, seed: int) -> tuple[list, list]:
+    """Return the training and the validation entries, by the rules of `segmentation_scans`."""
+    training, validation = content.get("training", []), content.get("validation", [])
+    pool = training + validation
+    if fold == "all":
+        return pool, []
+    if fold is None and validation:
+        return training, validation
+    fold = 0 if fold is None else fold
+    carried = sum("fold" in scan for scan in pool)
+    if 0 < carried < len(pool):
+        raise InputError(
+            f"{path}: {carried} of {len(pool)} training and validation entries carry a 'fold'. Give every entry one, "
+            "or none; or use the list's own validation section (fold: null)."
+        )
+    if carried:
+        fold_of = [scan["fold"] for scan in pool]
+    else:
+        fold_of = draw_folds([_patient(scan, path) for scan in pool], path, folds=folds, seed=seed)
+    known = sorted(set(fold_of), key=str)
+    if isinstance(fold, bool) or fold not in known:
+        raise InputError(f"fold must be one of {known} or 'all', got {fold!r} ({path})")
+    if len(known) == 1:
+        raise InputError(f"{path}: every entry carries fold {known[0]}: none is left to train on.")
+    return (
+        [scan for scan, number in zip(pool, fold_of, strict=True) if number != fold],
+        [scan for scan, number in zip(pool, fold_of, strict=True) if number == fold],
+    )
+
+
+def _patient(scan: dict, path: Path) -> str:
+    if "patient" in scan:
+        return str(scan["patient"])
+    return os.path.relpath(first_file(scan), path.parent)  # relative: the split must not change when the data move
+
+
+# ---- folders and files ---------------------------------------------------------------------------------------------
+
+
+def _unlabelled_source(source: Path, data_list: StrPath | None, key: str) -> tuple[list[dict], list[dict]]:
+    """Return the training and the validation entries of one source of `unlabelled_scans`, which have ``key``."""
+    path = _list_path(source, data_list if source.is_dir() else None)
+    if key == "store" and (is_nifti(path.name) or not path.is_file()):
+        raise InputError(
+            f"{source} holds no patch store: {path.name if is_nifti(path.name) else path} is no data list of stored scans. "
+            "Make one by configs/prepare.yaml and name its folder, or read the scans themselves by --data nifti."
+        )
+    if is_nifti(source.name) and not source.is_dir():
+        return [{"image": image} for image in _one_nifti(source)], []
+    if source.is_dir() and data_list is None and not path.is_file():
+        return [{"image": image} for image in _nifti_below(source)], []
+    if not source.exists():
+        raise InputError(f"{source} not found. {_content(source.parent)}")
+    content = parse_data_list(path)
+    training = [scan for name in ("training", *UNLABELLED_SECTIONS) for scan in content.get(name, [])]
+    validation = content.get("validation", [])
+    if not training and not validation:
+        raise InputError(f"{path} has no 'training' section to pre-train on. {_sections_of(content)}")
+    without = [scan for scan in training + validation if key not in scan]
+    if without:
+        raise InputError(
+            f"{path}: {len(without)} scans have no 'store', such as {without[0]['image']}. Run configs/prepare.yaml with --write_store true, or "
+            "read the scans themselves by --data nifti."
+        )
+    _check_files(training, "training", path, keys=(key,))
+    _check_files(validation, "validation", path, keys=(key,))
+    return training, validation
+
+
+def _identity(image: str | list[str]) -> tuple[str, ...]:
+    """The real file(s) of an image, whatever links lead to it."""
+    return tuple(os.path.realpath(file) for file in ([image] if isinstance(image, str) else image))
+
+
+def label_as_reference(scans: Sequence[dict]) -> list[dict]:
+    """Items with ``label`` under the key ``reference``, which no preprocessing touches: what a score compares with."""
+    return [{"image": item["image"], "reference": item["label"]} for item in scans]

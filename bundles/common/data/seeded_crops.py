@@ -1,0 +1,162 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Training crops whose content depends on the seed and the number of the draw alone.
+
+Draw ``i`` decides which volume is read and every random transform of it. So the same seed gives the same crops whatever the
+number of workers, a resumed run continues with the draws that the unbroken run would have made, and the ranks of a
+distributed run share the draws out among themselves without a sampler that has to be told the epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import CacheDataset, MetaTensor
+from monai.transforms import Compose
+from torch.utils.data import Dataset, Sampler
+
+from ..errors import InputError
+from ..run.distributed import rank, world_size
+
+
+def _plain(crop: dict[str, Any]) -> dict[str, Any]:
+    """Tensors without metadata: they train faster, and torch.compile does not recompile for them (traps.md 20)."""
+    return {
+        k: v.as_tensor() if isinstance(v, MetaTensor) else v for k, v in crop.items() if not k.endswith("_transforms")
+    }
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What the number of a draw decides: the volume that is read, and the seed of all that is random about it.
+
+    Attributes:
+        volumes: how many there are.
+        seed: seed of the run.
+        shuffle: visit the volumes in a new random order in every pass; False: volume ``i`` at draw ``i``.
+    """
+
+    volumes: int
+    seed: int
+    shuffle: bool
+
+    def volume_of(self, draw: int) -> int:
+        """Index of the volume that a draw reads."""
+        if not self.shuffle:
+            return draw % self.volumes
+        order = np.random.default_rng([self.seed, draw // self.volumes]).permutation(self.volumes)
+        return int(order[draw % self.volumes])
+
+    def seed_of(self, draw: int) -> int:
+        """Seed of the random transforms of a draw."""
+        return int(np.random.SeedSequence([self.seed, draw]).generate_state(1)[0])
+
+
+class SeededCrops(Dataset):
+    """Map-style dataset over draws: ``dataset[i]`` is a list of crops (dicts) of the volume that draw ``i`` chose.
+
+    The volumes are visited in a new random order in every pass over the data. Each crop carries ``"draw"``, so that later
+    steps (masks, rotations) can seed themselves by it.
+
+    Args:
+        data: items of the data list.
+        preprocessing: deterministic transforms, whose result is cached.
+        augmentation: random transforms, crops among them; runs anew for each draw.
+        seed: seed of the run.
+        cache_num: how many preprocessed volumes to keep in memory.
+        shuffle: False visits volume ``i`` at draw ``i``, for validation on crops that are the same every time.
+
+    Raises:
+        InputError: from a draw whose crops hold voxels that are not finite, with the file.
+    """
+
+    def __init__(
+        self,
+        *,
+        data: Sequence[dict],
+        preprocessing: Compose,
+        augmentation: Compose,
+        seed: int,
+        cache_num: int,
+        shuffle: bool = True,
+    ) -> None:
+        self.data = data
+        self.volumes = CacheDataset(data, preprocessing, cache_num=cache_num, num_workers=2, progress=len(data) > 20)
+        self.augmentation = augmentation
+        self.draws = Draws(volumes=len(data), seed=seed, shuffle=shuffle)
+
+    def __len__(self) -> int:
+        """Number of volumes, so one pass; draws go on beyond it."""
+        return len(self.volumes)
+
+    def volume_of(self, draw: int) -> int:
+        """Index of the volume that a draw reads."""
+        return self.draws.volume_of(draw)
+
+    def __getitem__(self, draw: int) -> list[dict[str, Any]]:
+        self.augmentation.set_random_state(seed=self.draws.seed_of(draw))
+        volume = self.volume_of(draw)
+        try:
+            crops = self.augmentation(self.volumes[volume])
+        except (RuntimeError, ValueError) as error:  # MONAI wraps what a transform raises
+            if "sampling location" not in f"{error} {error.__cause__}":
+                raise
+            raise InputError(
+                f"{self.data[volume]['image']} has no place to draw a crop from: it is air alone. Remove it from the data list."
+            ) from error
+        crops = [{**_plain(crop), "draw": draw} for crop in (crops if isinstance(crops, list) else [crops])]
+        if not all(torch.isfinite(crop["image"]).all() for crop in crops):
+            raise InputError(
+                f"{self.data[volume]['image']} has voxels that are not numbers (NaN or infinite). Mend or remove it; --check_data full "
+                "finds all such files before a run."
+            )
+        return crops
+
+
+class DrawSampler(Sampler[int]):
+    """The draws of this rank, from iteration ``first`` to the last: iteration i takes draws ``i*W*B + r*B .. +B`` (W ranks, B volumes each).
+
+    Args:
+        iterations: iterations of the whole run.
+        batch_size: volumes per iteration on each rank.
+    """
+
+    def __init__(self, *, iterations: int, batch_size: int) -> None:
+        self.iterations = iterations
+        self.batch_size = batch_size
+        self.first = 0
+
+    def __len__(self) -> int:
+        return (self.iterations - self.first) * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        for iteration in range(self.first, self.iterations):
+            start = (iteration * world_size() + rank()) * self.batch_size
+            yield from range(start, start + self.batch_size)
+
+
+class BatchShare(Sampler[list[int]]):
+    """Batches of a validation set in order, shared among the ranks: rank r of W takes batches r, r + W, ...
+
+    The batches are those of one process, whatever the number of ranks, so that what is measured per batch (negatives of the contrast) is
+    too. Every rank takes equally many: the first batches are repeated where they do not divide, to be counted once by their draws.
+
+    Args:
+        number: size of the validation set.
+        batch_size: volumes per batch; the last one may be smaller, or larger by one: a single volume is no batch to compare crops in.
+    """
+
+    def __init__(self, *, number: int, batch_size: int) -> None:
+        self.batches = [list(range(start, min(start + batch_size, number))) for start in range(0, number, batch_size)]
+        if len(self.batches) > 1 and len(self.batches[-1]) == 1:
+            self.batches[-2:] = [self.batches[-2] + self.batches[-1]]
+
+    def __len__(self) -> int:
+        return -(-len(self.batches) // world_size())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for index in range(rank(), len(self) * world_size(), world_size()):
+            yield self.batches[index % len(self.batches)]

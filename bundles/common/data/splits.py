@@ -1,0 +1,39 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Draws that split patients into training and validation."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+
+FOLDS = 5  # paper: five-fold cross-validation
+
+
+def draw_share(patients: Collection, *, share: float, seed: int) -> set:
+    """Draw a share of the patients, at least one and never all; depends on the seed and the patients alone."""
+    distinct = sorted(patients)
+    count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
+    # RandomState: numpy promises that its stream never changes between versions.
+    return {distinct[i] for i in np.random.RandomState(seed).permutation(len(distinct))[:count]}
+
+
+def draw_folds(patients: list[str], path: Path, *, folds: int | None, seed: int) -> list[int]:
+    """Draw a fold for each patient; returns one number per entry of ``patients`` (which may repeat)."""
+    distinct = sorted(set(patients))
+    if folds is None:
+        folds = FOLDS if len(distinct) < 2 else min(FOLDS, len(distinct))
+    if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
+        raise InputError(f"folds must be a whole number of at least 2, got {folds!r}")
+    if len(distinct) < folds:
+        raise InputError(
+            f"{path}: {len(distinct)} patient(s) with training or validation scans cannot fill {folds} folds. Give the "
+            'list a "validation" section and use it (fold: null), ask for fewer folds (--folds), or train on all '
+            "scans without validation (--fold all)."
+        )
+    drawn = np.random.RandomState(seed).permutation(len(distinct))
+    fold_of = {distinct[index]: position % folds for position, index in enumerate(drawn)}
+    return [fold_of[patient] for patient in patients]

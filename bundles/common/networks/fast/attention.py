@@ -1,0 +1,230 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Window attention of Swin that never keeps a table of scores, in training neither: MONAI's weights, names and results.
+
+MONAI's `WindowAttention` writes windows x heads x tokens x tokens numbers several times over and keeps them for the backward. Here
+
+- on a GPU, `scaled_dot_product_attention` takes bias and mask broadcast over the batch, in the dtype of the queries, with gradients;
+- on a CPU, where that call keeps all scores as soon as the bias needs a gradient, `chunked_attention` works through the windows
+  a few at a time and computes the scores once more for the backward;
+- while a network is traced or exported, MONAI's own operations are used.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from monai.networks.nets.swin_unetr import WindowAttention
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from .windows import WindowPlan
+
+CHUNK = 2**21  # scores held at a time on a CPU: they should stay in its cache
+
+
+def is_exporting() -> bool:
+    """A network is being traced or exported: plain operations only, no caches."""
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting()
+
+
+def _no_autocast() -> torch.autocast:
+    return torch.autocast("cpu", enabled=False)
+
+
+class _ChunkedAttention(torch.autograd.Function):
+    """softmax(scale q k^T + bias + mask) v, a few windows at a time; nothing of windows x heads x tokens x tokens is kept.
+
+    Scores are computed in float32 at least, whatever the dtype of the queries.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: torch.Tensor, bias: torch.Tensor, masks: torch.Tensor | None, runs: tuple, scale: float
+    ) -> torch.Tensor:
+        ctx.save_for_backward(qkv, bias)
+        ctx.masks, ctx.runs, ctx.scale = masks, runs, scale
+        bias = bias.detach()
+        folded = bias[None] if masks is None else bias + masks[:, None].to(bias.dtype)
+        return attend_by_kind(qkv, folded, runs, scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None, None]:
+        qkv, bias = ctx.saved_tensors
+        needs_qkv, needs_bias = ctx.needs_input_grad[:2]
+        samples, windows, tokens, _, heads, width = qkv.shape
+        wide = torch.promote_types(qkv.dtype, torch.float32)
+        bias = bias.to(wide)
+        # few large operations: where cores are shared, each parallel region may wait for a thread that sleeps
+        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).to(wide).contiguous()  # (B, windows, heads, tokens, width)
+        q.mul_(ctx.scale)
+        grad = grad.view(samples, windows, tokens, heads, width).transpose(2, 3).to(wide).contiguous()
+        grad_qkv = torch.empty((3, *q.shape), dtype=wide) if needs_qkv else None
+        grad_bias = torch.zeros(bias.shape, dtype=wide) if needs_bias else None
+        step = min(windows, max(1, CHUNK // (heads * tokens * tokens)))
+        scores = torch.empty(step, heads, tokens, tokens, dtype=wide)
+        slopes = torch.empty_like(scores)
+        for kind, first, last in ctx.runs:
+            offset = bias if ctx.masks is None else bias + ctx.masks[kind].to(wide)
+            for sample, start in itertools.product(range(samples), range(first, last, step)):
+                part = slice(start, min(start + step, last))
+                qc, kc, vc, gc = (t[sample, part].flatten(0, 1) for t in (q, k, v, grad))
+                p = scores[: part.stop - part.start].copy_(offset).flatten(0, 1).baddbmm_(qc, kc.transpose(1, 2))
+                torch.softmax(p, dim=-1, out=p)
+                ds = torch.bmm(gc, vc.transpose(1, 2), out=slopes[: part.stop - part.start].flatten(0, 1))
+                torch._softmax_backward_data(ds, p, -1, wide, grad_input=ds)
+                if needs_bias:
+                    grad_bias.add_(ds.unflatten(0, (-1, heads)).sum(dim=0))
+                if needs_qkv:
+                    dq, dk, dv = grad_qkv[:, sample, part].flatten(1, 2)
+                    torch.bmm(ds, kc, out=dq)
+                    torch.bmm(ds.transpose(1, 2), qc, out=dk)
+                    torch.bmm(p.transpose(1, 2), gc, out=dv)
+        if needs_qkv:
+            grad_qkv[0].mul_(ctx.scale)
+            grad_qkv = grad_qkv.permute(1, 2, 4, 0, 3, 5).to(qkv.dtype)
+        return grad_qkv, grad_bias, None, None, None
+
+
+def attend_by_kind(qkv: torch.Tensor, folded: torch.Tensor, runs: tuple, scale: float) -> torch.Tensor:
+    """Attention of all windows of one kind at a time: the CPU's flash kernel reads one bias for all of them.
+
+    Args:
+        qkv: (B, windows, tokens, 3, heads, width).
+        folded: (kinds, heads, tokens, tokens), bias and mask, without a gradient.
+        runs: `WindowPlan.runs`.
+        scale: of the scores.
+
+    Returns:
+        (B, windows, tokens, heads x width).
+    """
+    samples, windows, tokens, _, heads, width = qkv.shape
+    out = qkv.new_empty(samples, windows, tokens, heads, width)
+    for kind, first, last in runs:
+        bias = folded[kind].to(qkv.dtype)[None]
+        for sample in range(samples):
+            q, k, v = qkv[sample, first:last].permute(2, 0, 3, 1, 4)
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+            out[sample, first:last] = attended.transpose(1, 2)
+    return out.flatten(-2)
+
+
+@torch.compiler.disable  # the loop over windows must not be unrolled: a graph break under torch.compile, on CPUs alone
+def chunked_attention(
+    qkv: torch.Tensor, bias: torch.Tensor, masks: torch.Tensor | None, runs: tuple, scale: float
+) -> torch.Tensor:
+    """Attention within windows on a CPU, differentiable in ``qkv`` and ``bias``.
+
+    Args:
+        qkv: (B, windows, tokens, 3, heads, width).
+        bias: (heads, tokens, tokens), of every window.
+        masks: (kinds, tokens, tokens) or None.
+        runs: `WindowPlan.runs`.
+        scale: of the scores.
+
+    Returns:
+        (B, windows, tokens, heads x width).
+    """
+    with _no_autocast():
+        return _ChunkedAttention.apply(qkv, bias, masks, runs, scale)
+
+
+def fused_attention(qkv: torch.Tensor, folded: torch.Tensor, kind: torch.Tensor, scale: float) -> torch.Tensor:
+    """The same through one call of `scaled_dot_product_attention`, differentiable in ``qkv`` and ``folded``.
+
+    Shifted windows lie in the dimension of the heads, so that the masked bias is broadcast over the batch and not repeated for it.
+
+    Args:
+        qkv: (B, windows, tokens, 3, heads, width).
+        folded: (kinds, heads, tokens, tokens), bias and mask, from `fold`.
+        kind: (windows,) `WindowPlan.kind`.
+        scale: of the scores.
+
+    Returns:
+        (B, windows, tokens, heads x width).
+    """
+    samples, windows, tokens, _, heads, width = qkv.shape
+    if len(folded) == 1:
+        q, k, v = qkv.flatten(0, 1).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=folded, scale=scale)
+        return out.transpose(1, 2).reshape(samples, windows, tokens, heads * width)
+    q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3)
+    # gathered with its padding, so that the rows stay a multiple of 8 apart
+    bias = F.pad(folded, (0, -tokens % 8)).index_select(0, kind).flatten(0, 1)[None, ..., :tokens]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    return out.view(samples, windows, heads, tokens, width).transpose(2, 3).reshape(samples, windows, tokens, -1)
+
+
+class FastWindowAttention(WindowAttention):
+    """MONAI's `WindowAttention` without its tables of scores.
+
+    ``forward`` also takes a `WindowPlan` in place of the mask: windows then have to stand in the plan's order. With a mask of MONAI's
+    shape, with dropout of the attention, or while exporting, it is MONAI's forward.
+    """
+
+    _kept: tuple | None = None  # (key, folded bias, ...) of the last forward without gradients
+
+    def forward(self, x: torch.Tensor, mask: WindowPlan | torch.Tensor | None) -> torch.Tensor:
+        drops = self.training and self.attn_drop.p > 0
+        if not isinstance(mask, WindowPlan) or drops or is_exporting():
+            return super().forward(x, mask.dense_mask() if isinstance(mask, WindowPlan) else mask)
+        tokens, channels = x.shape[1:]
+        qkv = self.qkv(x).view(-1, mask.windows, tokens, 3, self.num_heads, channels // self.num_heads)
+        if not torch.is_grad_enabled():
+            folded = self._folded_once(mask, tokens, qkv.dtype)
+            if x.device.type == "cpu":
+                x = attend_by_kind(qkv, folded, mask.runs, self.scale)
+            else:
+                x = fused_attention(qkv, folded, mask.kind, self.scale)
+        else:
+            self._kept = None
+            bias = self.position_bias(tokens)
+            if x.device.type == "cpu":
+                x = chunked_attention(qkv, bias[..., :tokens], mask.masks, mask.runs, self.scale)
+            else:
+                x = fused_attention(qkv, fold(bias, mask.masks, qkv.dtype), mask.kind, self.scale)
+        return self.proj_drop(self.proj(x.view(-1, tokens, channels)))
+
+    def position_bias(self, tokens: int) -> torch.Tensor:
+        """The learnt bias of each pair of tokens, (heads, tokens, tokens + padding to a multiple of 8).
+
+        A window of fewer tokens than the full one reads the corner of the full window's index. That is not its own index, but
+        what every published checkpoint was trained with.
+        """
+        index = F.pad(self.relative_position_index[:tokens, :tokens], (0, -tokens % 8))
+        bias = self.relative_position_bias_table[index.flatten()].view(*index.shape, self.num_heads)
+        return bias.permute(2, 0, 1).contiguous()
+
+    def _folded_once(self, plan: WindowPlan, tokens: int, dtype: torch.dtype) -> torch.Tensor:
+        """Bias and masks folded anew only when weights, shape or dtype have changed since the last call."""
+        table = self.relative_position_bias_table
+        if torch.compiler.is_compiling() or table.is_inference():
+            return fold(self.position_bias(tokens), plan.masks, dtype)
+        masks = None if plan.masks is None else id(plan.masks)
+        key = (table._version, table.data_ptr(), table.device, table.dtype, dtype, tokens, masks)
+        if self._kept is None or self._kept[0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                folded = fold(self.position_bias(tokens), plan.masks, dtype)
+            # table and masks are held so that nothing else can come to lie at the same address
+            self._kept = (key, folded, table.detach(), plan.masks)
+        return self._kept[1]
+
+    def train(self, mode: bool = True) -> FastWindowAttention:
+        # not every write counts as a new version (fused optimisers, `.data`): train() and eval() stand between training and inference
+        self._kept = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
+
+def fold(bias: torch.Tensor, masks: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """Position bias and shift masks in one, (kinds, heads, tokens, tokens), rows a multiple of 8 apart, in the dtype of the queries.
+
+    Without that multiple the fused kernels of a GPU would copy the bias at every call.
+    """
+    tokens = bias.shape[1]
+    folded = bias[None] if masks is None else bias + F.pad(masks, (0, -tokens % 8))[:, None].to(bias.dtype)
+    return folded.to(dtype)[..., :tokens]

@@ -1,0 +1,109 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""MONAI's Swin UNETR, or its encoder alone, on a faster path: the same modules, parameters and results, other forwards.
+
+`make_fast` changes the class of the modules of a stock network, as PyTorch's lazy modules do it, so that constructors, initial weights,
+names, hooks and state dicts stay MONAI's. Tokens stay in channels-last order from the patch embedding to the last stage.
+While a network is traced or exported, every forward is MONAI's.
+"""
+
+from __future__ import annotations
+
+import torch
+from monai.networks.blocks.dynunet_block import UnetOutBlock, UnetResBlock
+from monai.networks.nets.swin_unetr import (
+    BasicLayer,
+    SwinTransformer,
+    SwinTransformerBlock,
+    SwinUNETR,
+    WindowAttention,
+    get_window_size,
+)
+from torch import nn
+from torch.nn import functional as F
+
+from .attention import FastWindowAttention, is_exporting
+from .unet_blocks import FastSwinUNETR, FastUnetOutBlock, FastUnetResBlock
+from .windows import WindowPlan, from_windows, to_windows, window_plan
+
+
+@torch.compiler.disable  # a graph break under torch.compile, for a plan that is ready and not traced
+def _plan(grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], x: torch.Tensor) -> WindowPlan:
+    """The plan for tokens on the device of ``x``; one made of fake tensors (a tool counts operations) is not kept."""
+    plan_of = window_plan if type(x) is torch.Tensor else window_plan.__wrapped__
+    return plan_of(grid, window, shift, x.device)
+
+
+class FastSwinTransformerBlock(SwinTransformerBlock):
+    """Attention and MLP with their residuals on tokens (B, D, H, W, C); works out its own masks."""
+
+    def forward_part1(self, x: torch.Tensor, mask_matrix: torch.Tensor | None) -> torch.Tensor:
+        if is_exporting():
+            return super().forward_part1(x, mask_matrix)
+        grid = tuple(x.shape[1:-1])
+        window, shift = get_window_size(grid, self.window_size, self.shift_size)
+        plan = _plan(grid, window, shift, x)
+        windows = self.attn(to_windows(self.norm1(x), plan), plan)
+        return from_windows(windows, plan, grid)
+
+
+class FastBasicLayer(BasicLayer):
+    """The blocks of a stage and the merging after them: (B, C, D, H, W) in and out, both channels-last in memory."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if is_exporting():
+            return super().forward(x)
+        x = x.movedim(1, -1).contiguous()
+        for block in self.blocks:
+            x = block(x, None)
+        if self.downsample is not None:
+            x = self.downsample(x)
+        return x.movedim(-1, 1)
+
+
+class FastSwinTransformer(SwinTransformer):
+    """The whole encoder; `deepest` leaves out what only a decoder needs."""
+
+    def proj_out(self, x: torch.Tensor, normalize: bool = False) -> torch.Tensor:
+        if is_exporting() or not normalize:
+            return super().proj_out(x, normalize)
+        return F.layer_norm(x.movedim(1, -1), [x.shape[1]]).movedim(-1, 1)
+
+    def _stages(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Patch embedding and the four stages, not normalised."""
+        x = x.as_subclass(torch.Tensor)  # a MetaTensor would copy its metadata with each of thousands of operations
+        x = self.pos_drop(self.patch_embed(x))
+        outputs = [x]
+        for stage in ("1", "2", "3", "4"):
+            if self.use_v2:
+                x = getattr(self, f"layers{stage}c")[0](x.contiguous())
+            x = getattr(self, f"layers{stage}")[0](x)
+            outputs.append(x)
+        return outputs
+
+    def forward(self, x: torch.Tensor, normalize: bool = True) -> list[torch.Tensor]:
+        if is_exporting():
+            return super().forward(x, normalize)
+        return [self.proj_out(output, normalize) for output in self._stages(x)]
+
+    def deepest(self, x: torch.Tensor, normalize: bool = True) -> torch.Tensor:
+        """The last of the five outputs of ``forward`` alone, (B, 16 x feature size, X/32, Y/32, Z/32)."""
+        return self.proj_out(self._stages(x)[-1], normalize)
+
+
+FAST = {
+    WindowAttention: FastWindowAttention,
+    SwinTransformerBlock: FastSwinTransformerBlock,
+    BasicLayer: FastBasicLayer,
+    SwinTransformer: FastSwinTransformer,
+    UnetResBlock: FastUnetResBlock,
+    UnetOutBlock: FastUnetOutBlock,
+    SwinUNETR: FastSwinUNETR,
+}
+
+
+def make_fast(network: nn.Module) -> nn.Module:
+    """Puts every module of MONAI's Swin UNETR within ``network`` on its fast path, in place; returns the network."""
+    for module in network.modules():
+        if type(module) in FAST:
+            module.__class__ = FAST[type(module)]
+    return network

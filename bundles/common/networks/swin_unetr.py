@@ -1,0 +1,80 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""The record that describes a Swin encoder, travels with its weights, and from which networks are built."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from monai.networks.nets import SwinUNETR
+from monai.networks.nets.swin_unetr import SwinTransformer
+
+from ..errors import InputError
+from .fast.swin import make_fast
+from .patch_merging import MERGING
+
+logger = logging.getLogger(__name__)
+
+
+def build_encoder(record: Mapping[str, Any], *, use_checkpoint: bool = False, fast: bool = True) -> SwinTransformer:
+    """The Swin encoder alone, as `SwinUNETR` builds it inside itself (attribute ``swinViT``).
+
+    Args:
+        record: from `resolve_encoder`.
+        use_checkpoint: gradient checkpointing.
+        fast: the same results with less time and memory (`fast_swin.make_fast`); False: stock MONAI.
+    """
+    encoder = SwinTransformer(
+        in_chans=record["in_channels"],
+        embed_dim=record["feature_size"],
+        window_size=[record["window_size"]] * 3,
+        patch_size=[record["patch_size"]] * 3,
+        depths=record["depths"],
+        num_heads=record["num_heads"],
+        use_checkpoint=use_checkpoint,
+        downsample=MERGING[record["merging"]],
+        use_v2=record["use_v2"],
+    )
+    return make_fast(encoder) if fast else encoder
+
+
+def build_swin_unetr(
+    record: Mapping[str, Any],
+    *,
+    out_channels: int,
+    use_checkpoint: bool = False,
+    drop_path: float = 0.0,
+    freeze_encoder: bool = False,
+    fast: bool = True,
+) -> SwinUNETR:
+    """MONAI's Swin UNETR around the encoder of the record.
+
+    Args:
+        record: from `resolve_encoder`.
+        out_channels: number of classes, background included.
+        use_checkpoint: gradient checkpointing: less activation memory for about a third more arithmetic (docs/explanation/measured.md).
+        drop_path: stochastic depth rate of the last Swin block; it grows linearly from 0 at the first (Huang et al., arXiv 1603.09382).
+        freeze_encoder: its weights need no gradient, and stay what is loaded into them.
+        fast: the same results with less time and memory (`fast_swin.make_fast`); False: stock MONAI.
+
+    Raises:
+        InputError: ``drop_path`` lies outside [0, 1).
+    """
+    if isinstance(drop_path, bool) or not 0 <= drop_path < 1:
+        raise InputError(f"--drop_path {drop_path!r} must be a probability, at least 0 and below 1.")
+    network = SwinUNETR(
+        in_channels=record["in_channels"],
+        out_channels=out_channels,
+        feature_size=record["feature_size"],
+        depths=record["depths"],
+        num_heads=record["num_heads"],
+        window_size=record["window_size"],
+        patch_size=record["patch_size"],
+        use_checkpoint=use_checkpoint,
+        dropout_path_rate=drop_path,
+        downsample=MERGING[record["merging"]],
+        use_v2=record["use_v2"],
+    )
+    network.swinViT.requires_grad_(not freeze_encoder)
+    return make_fast(network) if fast else network

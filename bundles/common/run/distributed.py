@@ -1,0 +1,118 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""One process or many: everything that asks for the rank asks here."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import Dataset, DistributedSampler, Sampler
+
+from ..errors import InputError
+
+
+def is_distributed() -> bool:
+    """Whether a process group runs."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Rank of this process, 0 when it is alone."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def start(distributed: bool) -> None:
+    """Join the process group that ``torchrun`` describes: NCCL with GPUs, gloo without.
+
+    Raises:
+        InputError: if ``torchrun`` started several processes but the config is for one, or the other way round.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if not distributed:
+        if launched > 1:
+            raise InputError(
+                f"torchrun started {launched} processes, but this config is for one. Put the overlay behind it: "
+                "--config_file \"['configs/train.yaml','configs/multi_gpu_train.yaml']\"."
+            )
+        return
+    if "RANK" not in os.environ:
+        raise InputError(
+            "multi_gpu_*.yaml wants to be started by torchrun, for example: torchrun --standalone --nproc_per_node=2 -m monai.bundle run ..."
+        )
+    if not is_distributed():
+        local_device()  # before the first collective: NCCL works on the current GPU
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if is_distributed():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def everyones(part: list) -> list:
+    """The lists of all ranks, joined in the order of the ranks."""
+    if not is_distributed():
+        return part
+    parts: list[list] = [[]] * world_size()
+    dist.all_gather_object(parts, part)
+    return [item for each in parts for item in each]
+
+
+class _Gather(torch.autograd.Function):
+    """Own, since the backward of ``torch.distributed.nn.functional.all_gather`` scrambles transposed gradients over gloo (torch 2.13)."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        everyone = [torch.empty_like(tensor) for _ in range(world_size())]
+        dist.all_gather(everyone, tensor)
+        return torch.stack(everyone)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient[rank()]
+
+
+def gather(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensors of all ranks, (ranks, ...); their shapes must be equal.
+
+    The gradient of a rank's tensor is the sum over the losses of all ranks.
+    """
+    return _Gather.apply(tensor.contiguous()) if is_distributed() else tensor[None]
+
+
+def local_device() -> torch.device:
+    """The GPU of this process (``LOCAL_RANK``), or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def wrap(network: torch.nn.Module, device: torch.device | str, distributed: bool) -> torch.nn.Module:
+    """The network on its device, in ``DistributedDataParallel`` if the run is distributed."""
+    network = network.to(device)
+    if not distributed:
+        return network
+    on_gpu = torch.device(device).type == "cuda"
+    return torch.nn.parallel.DistributedDataParallel(network, device_ids=[torch.device(device)] if on_gpu else None)
+
+
+def share(dataset: Dataset, distributed: bool) -> Sampler | None:
+    """Sampler that gives each rank its share of a validation set, in order; None (all of it) on one process."""
+    return DistributedSampler(dataset, shuffle=False) if distributed else None
+
+
+def bare(network: torch.nn.Module) -> torch.nn.Module:
+    """The network itself, without its ``DistributedDataParallel``."""
+    return network.module if isinstance(network, torch.nn.parallel.DistributedDataParallel) else network

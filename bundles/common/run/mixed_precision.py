@@ -1,0 +1,59 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Mixed precision on a GPU: bfloat16 where the GPU has it, else float16 with a gradient scaler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from .option_checks import check_choice
+
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast_type(amp_type: str) -> torch.dtype:
+    """The type for `torch.autocast`.
+
+    Args:
+        amp_type: ``bf16``, ``fp16``, or ``auto``: bf16 where this GPU computes in it (Ampere and later), else fp16.
+
+    Raises:
+        InputError: for another value.
+    """
+    check_choice(name="amp_type", value=amp_type, choices=["auto", *TYPES])
+    if amp_type == "auto":
+        has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        amp_type = "bf16" if has_bf16 else "fp16"
+    return TYPES[amp_type]
+
+
+def precision(*, amp: bool, amp_type: str) -> str:
+    """What a run computes in, in a word: ``fp32``, ``bf16`` or ``fp16``."""
+    return next(name for name, kind in TYPES.items() if kind is autocast_type(amp_type)) if amp else "fp32"
+
+
+class NoScalingOfBfloat16:
+    """Handler for `SupervisedTrainer`: MONAI scales the gradient under any mixed precision; bfloat16 has float32's range and needs none.
+
+    Args:
+        amp_type: see `autocast_type`.
+    """
+
+    def __init__(self, *, amp_type: str) -> None:
+        self.type = autocast_type(amp_type)
+
+    def attach(self, engine: Engine) -> None:
+        """Replace the scaler before the first step."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        if engine.scaler is not None and self.type is torch.bfloat16:
+            # Not None: MONAI's trainer takes a missing scaler for training without mixed precision.
+            engine.scaler = torch.amp.GradScaler("cuda", enabled=False)
+
+
+def autocast_arguments(amp_type: str) -> dict[str, Any]:
+    """``amp_kwargs`` of MONAI's engines."""
+    return {"dtype": autocast_type(amp_type)}

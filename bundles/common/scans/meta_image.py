@@ -1,0 +1,109 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""MetaImage files (.mhd with .raw or .zraw, .mha), the format in which LUNA16 is handed out."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import RefusedScan
+
+SUFFIXES = (".mhd", ".mha")
+# What other writers call these fields; MetaIO, ITK's reader, takes them all alike.
+SYNONYMS = {"Offset": ("Position", "Origin"), "TransformMatrix": ("Rotation", "Orientation")}
+HEADER_END = b"ElementDataFile"  # the last key; in .mha the voxels follow its line
+TYPES = {
+    "MET_CHAR": "i1",
+    "MET_UCHAR": "u1",
+    "MET_SHORT": "i2",
+    "MET_USHORT": "u2",
+    "MET_INT": "i4",
+    "MET_UINT": "u4",
+    "MET_FLOAT": "f4",
+    "MET_DOUBLE": "f8",
+}
+
+
+def data_file(path: str | os.PathLike) -> str:
+    """The file that holds the voxels: that of the header, or the one that it names.
+
+    Raises:
+        RefusedScan: the header cannot be read.
+    """
+    name = _header(path)[0]["ElementDataFile"]
+    return os.fspath(path) if name == "LOCAL" else os.path.join(os.path.dirname(path), name)
+
+
+def read_meta_image(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """Read a three-dimensional image.
+
+    Returns:
+        The stored voxels (X, Y, Z), and the affine (4, 4), voxel indices to RAS mm. (MetaImage, as ITK writes it, has LPS.)
+
+    Raises:
+        RefusedScan: the file is damaged, cut short, or of a kind that is not read here.
+    """
+    fields, start = _header(path)
+    if fields.get("NDims") != "3":
+        raise RefusedScan(f"has {fields.get('NDims', 'no')} dimensions (NDims), not 3")
+    if fields.get("ElementNumberOfChannels", "1") != "1" or fields.get("ElementType") not in TYPES:
+        raise RefusedScan(
+            f"has {fields.get('ElementNumberOfChannels', '1')} channels of {fields.get('ElementType')}; they must be one of "
+            f"{', '.join(TYPES)}"
+        )
+    shape = _numbers(fields, "DimSize", 3).astype(int)
+    spacing = _numbers(fields, "ElementSpacing", 3)
+    if not (shape > 0).all() or not (spacing > 0).all():
+        raise RefusedScan(f"has shape {shape.tolist()} and spacing {spacing.tolist()} mm; all must be above 0")
+    big = _true(fields, "BinaryDataByteOrderMSB") or _true(fields, "ElementByteOrderMSB")
+    dtype = np.dtype((">" if big else "<") + TYPES[fields["ElementType"]])
+    data = Path(data_file(path)).read_bytes()[start if fields["ElementDataFile"] == "LOCAL" else 0 :]
+    if _true(fields, "CompressedData"):
+        data = zlib.decompress(data)
+    wanted = int(np.prod(shape)) * dtype.itemsize
+    if len(data) != wanted:
+        raise RefusedScan(
+            f"is cut short, or has a damaged header: {len(data)} bytes of voxels, and {wanted} in the header"
+        )
+    voxels = np.frombuffer(data, dtype).reshape(shape, order="F").astype(dtype.newbyteorder("="), copy=False)
+    affine = np.eye(4)
+    # The rows of TransformMatrix are the directions of the axes.
+    affine[:3, :3] = _numbers(fields, "TransformMatrix", 9, default=np.eye(3).ravel()).reshape(3, 3).T * spacing
+    affine[:3, 3] = _numbers(fields, "Offset", 3, default=np.zeros(3))
+    return voxels, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def _header(path: str | os.PathLike) -> tuple[dict[str, str], int]:
+    """Return the fields of the header and where it ends."""
+    with open(path, "rb") as file:
+        start = file.read(65536)
+    key = start.find(HEADER_END)
+    end = start.find(b"\n", key) + 1
+    if key < 0 or (end == 0 and len(start) == 65536):
+        raise RefusedScan("is no MetaImage: it has no ElementDataFile")
+    lines = start[: end or None].decode(errors="replace").splitlines()
+    fields = {name.strip(): value.strip() for name, found, value in (line.partition("=") for line in lines) if found}
+    for name, others in SYNONYMS.items():
+        for other in others:
+            if other in fields:
+                fields.setdefault(name, fields[other])
+    return fields, end
+
+
+def _true(fields: dict[str, str], name: str) -> bool:
+    return fields.get(name, "False").lower() == "true"
+
+
+def _numbers(fields: dict[str, str], name: str, count: int, *, default: np.ndarray | None = None) -> np.ndarray:
+    if name not in fields and default is not None:
+        return default
+    try:
+        numbers = np.array(fields.get(name, "").split(), dtype=float)
+    except ValueError:
+        numbers = np.array([])
+    if numbers.shape != (count,) or not np.isfinite(numbers).all():
+        raise RefusedScan(f"has {name} = {fields.get(name, '(missing)')}, which is not {count} numbers")
+    return numbers

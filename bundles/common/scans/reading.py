@@ -1,0 +1,110 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""One raw scan in memory: its values as the file means them, or the reason why they cannot be had."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+
+from ..errors import RefusedScan
+from .dicom_series import read_series
+from .meta_image import read_meta_image
+from .nifti import check_finite, check_image_shape, open_scan, stored_voxels
+from .search import Candidate
+
+DEFLATE_RATIO = 1100  # gzip packs 1032 bytes into one at most
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A scan on its grid.
+
+    Attributes:
+        voxels: (X, Y, Z), int16 where all values are whole and fit, else float32.
+        affine: (4, 4), voxel indices to RAS mm.
+    """
+
+    voxels: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Size of a voxel in mm."""
+        return tuple(nib.affines.voxel_sizes(self.affine).tolist())
+
+    @property
+    def orientation(self) -> str:
+        """Where the axes lead, such as ``LPS``."""
+        return "".join(nib.aff2axcodes(self.affine))
+
+    def to_ras(self) -> Volume:
+        """The same scan with its axes swapped and flipped, never resampled, as MONAI's ``Orientation`` does."""
+        orientation = nib.io_orientation(self.affine)
+        affine = self.affine @ nib.orientations.inv_ornt_aff(orientation, self.voxels.shape)
+        return Volume(nib.apply_orientation(self.voxels, orientation), affine)
+
+
+def read_scan(candidate: Candidate) -> Volume:
+    """Read a scan as its file or series has it.
+
+    Raises:
+        RefusedScan: it cannot be read, or is no single volume of numbers.
+    """
+    try:
+        if candidate.series is not None:
+            volume = read_series(candidate.series)
+            return Volume(volume.voxels, volume.affine)
+        return _read_meta_image(candidate.source) if candidate.kind == "metaimage" else _read_nifti(candidate.source)
+    except RefusedScan:
+        raise
+    except MemoryError:
+        raise RefusedScan("is too large for the memory: use fewer --workers, or a machine with more") from None
+    except Exception as error:  # nibabel, gzip, zlib, pydicom and numpy have a dozen ways to say that a file is broken
+        if isinstance(error, OSError) and error.strerror:  # a permission, a network
+            raise RefusedScan(f"cannot be read: {error.strerror}") from error
+        first_line = str(error).partition("\n")[0]
+        raise RefusedScan(
+            f"cannot be read, perhaps damaged or cut short ({type(error).__name__}: {first_line})"
+        ) from error
+
+
+def _read_nifti(path: str) -> Volume:
+    scan = open_scan(path)
+    check_image_shape(scan.shape, 1)
+    claimed = float(np.prod(scan.shape, dtype=float)) * scan.header.get_data_dtype().itemsize
+    if claimed > os.path.getsize(path) * (DEFLATE_RATIO if path.lower().endswith(".gz") else 1):
+        raise RefusedScan(
+            f"is cut short, or has a damaged header: the shape {scan.shape} in it wants {claimed:.0f} bytes of voxels, and the file has "
+            f"{os.path.getsize(path)}"
+        )
+    raw, slope, inter = stored_voxels(scan)
+    check_finite(raw, slope, inter)
+    return Volume(scaled(raw, slope, inter).reshape(scan.shape[:3]), scan.affine)
+
+
+def _read_meta_image(path: str) -> Volume:
+    raw, affine = read_meta_image(path)
+    check_finite(raw, 1.0, 0.0)
+    return Volume(scaled(raw, 1.0, 0.0), affine)
+
+
+def scaled(raw: np.ndarray, slope: float, inter: float) -> np.ndarray:
+    """Return ``raw * slope + inter`` as int16 where that keeps every value, else as float32."""
+    if raw.dtype == np.int16 and (slope, inter) == (1.0, 0.0):
+        return raw
+    values = np.empty(raw.shape, np.int16, order="F")
+    for z in range(raw.shape[2]):  # by planes, as the volume in float64 would need four times the memory of the result
+        plane = raw[:, :, z] * np.float64(slope) + inter
+        with np.errstate(invalid="ignore"):
+            values[:, :, z] = plane
+        if not np.array_equal(values[:, :, z], plane):
+            break
+    else:
+        return values
+    values = np.empty(raw.shape, np.float32, order="F")
+    for z in range(raw.shape[2]):
+        values[:, :, z] = raw[:, :, z] * np.float64(slope) + inter
+    return values

@@ -1,0 +1,201 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Where the slices of a DICOM series lie: one grid of voxels, or what is wrong with them and where.
+
+A gap that is closed up or a tilt that is straightened shows in no voxel, only in organs of a false shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from ..errors import RefusedScan
+
+MIN_SLICES = 3  # fewer have no two gaps to compare; whether a volume is too thin for its use is its user's to judge
+# How far a slice may lie from its place on the grid, in mm. Positions rounded to 0.1 mm, as some archives hold them,
+# are off by half of that; the smallest pixels of body CT are some 0.5 mm.
+MAX_SHIFT = 0.1
+# Degrees between the slices' normal and the direction of stacking. Tilted gantries begin near 0.5 degrees; cosines and
+# positions rounded to three decimals stay below 0.1.
+MAX_TILT = 0.1
+SAME_PLACE = 0.01  # mm along the normal; CT slices are 0.2 mm apart or more
+# Of direction cosines, between slices: 0.05 mm at the far side of a 500 mm image. Most have 6 decimals.
+COSINE_TOLERANCE = 1e-4
+# Of the length and the right angle of one slice's cosines: those of three decimals pass.
+ORTHONORMAL_TOLERANCE = 1e-3
+SPACING_TOLERANCE = 1e-4  # mm between the pixel spacings of slices: 0.05 mm over 512 pixels
+
+
+class Slice(NamedTuple):
+    """One image plane: where it is stored and where it lies (mm, LPS)."""
+
+    file: str
+    frame: int  # 0 unless the file is a multi-frame image
+    shape: tuple[int, int]  # columns, rows
+    position: np.ndarray  # of the first voxel
+    directions: np.ndarray  # (2, 3): along X (a row), along Y (a column)
+    spacing: np.ndarray  # mm along X and Y
+
+
+def sort_slices(headers: Mapping[str, Dataset]) -> list[Slice]:
+    """Return the image planes of these files, frames of multi-frame images too, along row direction x column direction.
+
+    Raises:
+        RefusedScan: if one has no place in space, or their size, spacing or orientation differ.
+    """
+    slices = [
+        _slice(file, header, frame)
+        for file, header in headers.items()
+        for frame in range(int(header.get("NumberOfFrames") or 1))
+    ]
+    first = slices[0]
+    for one in slices:
+        name = f"{Path(one.file).name} differs from {Path(first.file).name}"
+        if one.shape != first.shape:
+            raise RefusedScan(f"{name} in size ({one.shape} and {first.shape} voxels): give them as two series")
+        if not np.allclose(one.spacing, first.spacing, rtol=0, atol=SPACING_TOLERANCE):
+            raise RefusedScan(
+                f"{name} in pixel spacing ({_mm(one.spacing)} and {_mm(first.spacing)}): give them as two series"
+            )
+        if not np.allclose(one.directions, first.directions, rtol=0, atol=COSINE_TOLERANCE):
+            raise RefusedScan(
+                f"{name} in orientation ({_text(one.directions)} and {_text(first.directions)}): give them as two "
+                "series"
+            )
+    return sorted(slices, key=lambda one: one.position @ _normal(first))
+
+
+def grid_affine(slices: Sequence[Slice]) -> np.ndarray:
+    """Return the (4, 4) affine, voxel indices (X, Y, Z) to mm in RAS, of slices in their order.
+
+    Raises:
+        RefusedScan: if they are too few, share a place, or are not evenly stacked at right angles; says where.
+    """
+    if len(slices) < MIN_SLICES:
+        raise RefusedScan(f"it has {len(slices)} slices, and a grid needs {MIN_SLICES} or more: leave it out")
+    first, count = slices[0], len(slices)
+    positions = np.array([one.position for one in slices])
+    _check_gaps(slices, positions @ _normal(first))
+
+    step = (positions[-1] - positions[0]) / (count - 1)
+    sideways = step - step @ _normal(first) * _normal(first)
+    tilt = np.degrees(np.arctan2(np.linalg.norm(sideways), step @ _normal(first)))
+    if tilt > MAX_TILT and np.linalg.norm(sideways) * (count - 1) > MAX_SHIFT:
+        raise RefusedScan(
+            f"its slices are stacked askew by {tilt:.1f} degrees (tilted gantry), which a grid of voxels cannot hold: "
+            "resample it, e.g. with dcm2niix (the file it names _Tilt) or dicom2nifti (resampling enabled), and give "
+            "the NIfTI file"
+        )
+    shifts = np.linalg.norm(positions - positions[0] - np.arange(count)[:, None] * step, axis=1)
+    if shifts.max() > MAX_SHIFT:
+        worst = slices[int(shifts.argmax())]
+        raise RefusedScan(f"{_place(worst)} lies {shifts.max():.2f} mm beside the line of the others: export it again")
+
+    affine = np.eye(4)
+    affine[:3, 0] = first.directions[0] * first.spacing[0]
+    affine[:3, 1] = first.directions[1] * first.spacing[1]
+    affine[:3, 2] = step
+    affine[:3, 3] = first.position
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # from DICOM's LPS
+
+
+def _check_gaps(slices: Sequence[Slice], heights: np.ndarray) -> None:
+    """Refuse slices at one place and uneven or missing ones; ``heights`` in mm along the normal, in order."""
+    gaps = np.diff(heights)
+    if gaps.min() < SAME_PLACE:
+        twins = int(gaps.argmin())
+        raise RefusedScan(
+            f"two of its slices share a place, {_place(slices[twins])} and {_place(slices[twins + 1])} "
+            f"({(gaps < SAME_PLACE).sum()} such pairs): several acquisitions or reconstructions in one series. Give "
+            "the files of one alone"
+        )
+    even = np.linspace(heights[0], heights[-1], len(heights))
+    if np.abs(heights - even).max() <= MAX_SHIFT:
+        return
+    usual = float(np.median(gaps))
+    wide = np.flatnonzero(np.abs(gaps - usual) > 2 * MAX_SHIFT)
+    missing = np.rint(gaps[wide] / usual).astype(int) - 1
+    whole = np.allclose(gaps[wide], (missing + 1) * usual, rtol=0, atol=2 * MAX_SHIFT)
+    if len(wide) and whole and missing.min() > 0:
+        where = wide[0]
+        raise RefusedScan(
+            f"it lacks {missing.sum()} of its slices, the first {missing[0]} between {_place(slices[where])} and "
+            f"{_place(slices[where + 1])}: the gap there is {gaps[where]:.2f} mm, the usual one {usual:.2f} mm. Export "
+            "the series again, whole"
+        )
+    low, high = int(gaps.argmin()), int(gaps.argmax())
+    raise RefusedScan(
+        f"its slices are unevenly spaced: {gaps[low]:.2f} mm between {_place(slices[low])} and "
+        f"{_place(slices[low + 1])}, but {gaps[high]:.2f} mm between {_place(slices[high])} and "
+        f"{_place(slices[high + 1])}. Resample it, e.g. with dcm2niix (the file it names _Eq), and give the NIfTI file"
+    )
+
+
+def _slice(file: str, header: Dataset, frame: int) -> Slice:
+    shape = (int(header.get("Columns") or 0), int(header.get("Rows") or 0))
+    position = frame_numbers(header, file, frame, "PlanePositionSequence", "ImagePositionPatient", 3)
+    directions = frame_numbers(header, file, frame, "PlaneOrientationSequence", "ImageOrientationPatient", 6).reshape(
+        2, 3
+    )
+    spacing = frame_numbers(header, file, frame, "PixelMeasuresSequence", "PixelSpacing", 2)[::-1]  # rows come first
+    if 0 in shape:
+        raise RefusedScan(f"{Path(file).name} has no Rows and Columns: no image, or truncated; copy the file again")
+    if spacing.min() <= 0:
+        raise RefusedScan(f"{Path(file).name} has the PixelSpacing {_mm(spacing)}: export it again")
+    if not np.allclose(directions @ directions.T, np.eye(2), rtol=0, atol=ORTHONORMAL_TOLERANCE):
+        raise RefusedScan(
+            f"{Path(file).name} has the ImageOrientationPatient {_text(directions)}, no two unit vectors at right "
+            "angles: export it again"
+        )
+    return Slice(file, frame, shape, position, directions, spacing)
+
+
+def frame_element(header: Dataset, frame: int, group: str, keyword: str) -> Any:
+    """Return an element of a frame: from its own functional group, from the group of all frames, or from the top."""
+    own = header.get("PerFrameFunctionalGroupsSequence") or []
+    shared = header.get("SharedFunctionalGroupsSequence") or []
+    for functional in (*own[frame : frame + 1], *shared[:1]):
+        for macro in functional.get(group) or []:
+            if keyword in macro:
+                return macro[keyword].value
+    return header.get(keyword)
+
+
+def frame_numbers(header: Dataset, file: str, frame: int, group: str, keyword: str, count: int) -> np.ndarray:
+    """Return `frame_element` as an array of ``count`` numbers.
+
+    Raises:
+        RefusedScan: if the element is missing or something else.
+    """
+    value = frame_element(header, frame, group, keyword)
+    if value in (None, ""):
+        raise RefusedScan(f"{Path(file).name} has no {keyword}: no slice of a volume, or stripped; export it again")
+    try:
+        found = np.atleast_1d(np.array(value, dtype=float))
+    except (TypeError, ValueError):
+        found = np.array([])
+    if found.shape != (count,) or not np.isfinite(found).all():
+        raise RefusedScan(f"{Path(file).name} has the {keyword} {value}, and not {count} numbers: export it again")
+    return found
+
+
+def _normal(one: Slice) -> np.ndarray:
+    normal = np.cross(*one.directions)
+    return normal / np.linalg.norm(normal)
+
+
+def _place(one: Slice) -> str:
+    frame = f" frame {one.frame + 1}" if one.frame else ""
+    return f"{Path(one.file).name}{frame} at {_text(one.position)}"
+
+
+def _text(numbers: np.ndarray) -> str:
+    return "(" + ", ".join(f"{number:.6g}" for number in np.ravel(numbers)) + ")"
+
+
+def _mm(spacing: np.ndarray) -> str:
+    return " x ".join(f"{length:.6g}" for length in spacing) + " mm"

@@ -1,0 +1,164 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Where a training run stands: a line on the screen, a row in a table, and a picture of the curves at the end."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import time
+from pathlib import Path
+
+import torch
+from ignite.engine import Engine, EventEnum, Events
+from matplotlib.figure import Figure
+
+from ..files import atomic_path
+from ..run.distributed import rank, world_size
+from .steps import ends_step, steps_done
+
+logger = logging.getLogger(__name__)
+
+
+def read_log(path: str | Path) -> list[dict[str, float]]:
+    """Rows of a ``training_log.csv``, numbers as float, the step whole; a last line cut off by a kill is left out."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows = [{k: float(v) for k, v in row.items()} for row in rows if all(row.values()) and None not in row]
+    return [{**row, "step": int(row["step"])} for row in rows]
+
+
+def loss_figure(rows: list[dict[str, float]], title: str) -> Figure:
+    """One panel per loss (the sum first), over steps."""
+    names = [name for name in rows[0] if name == "loss" or name.startswith("loss_")]
+    figure = Figure(figsize=(3.6 * len(names), 2.8), layout="constrained")
+    for place, name in enumerate(names):
+        axes = figure.add_subplot(1, len(names), place + 1)
+        axes.plot([row["step"] for row in rows], [row[name] for row in rows], color="tab:blue")
+        axes.set(title=name.removeprefix("loss_").replace("_", " "), xlabel="step")
+        axes.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class LogEvents(EventEnum):
+    """Events of a training log."""
+
+    ROW = "training_log_row"
+    """A row was written; it stands in ``engine.state.log_row``."""
+
+
+class TrainingLog:
+    """Handler for `SupervisedTrainer`: every few steps the mean losses, learning rate, crops per second and the time left.
+
+    Losses stay on the device between two lines, so that logging does not wait for the GPU at every step. The parts of the
+    loss are read from ``loss_function.parts`` (name to tensor) where the loss has them. Losses that are not finite are left out of the means.
+
+    Args:
+        output_dir: gets ``training_log.csv`` (step, loss, loss_<part> ..., gradient_norm, learning_rate, crops_per_second of all processes, on a
+            GPU gpu_memory_gib, the most that PyTorch's tensors took so far) and ``loss_curves.png``.
+        total_steps: steps of the whole run.
+        every: steps between two lines.
+    """
+
+    def __init__(self, *, output_dir: str, total_steps: int, every: int = 10) -> None:
+        self.folder = Path(output_dir)
+        self.total_steps = total_steps
+        self.every = max(1, every)
+        self.sums: dict[str, torch.Tensor] = {}
+        self.crops = 0
+        self.since = 0.0
+
+    @property
+    def path(self) -> Path:
+        """The table."""
+        return self.folder / "training_log.csv"
+
+    def attach(self, engine: Engine) -> None:
+        """Log on rank 0 only."""
+        engine.register_events(*LogEvents)
+        if rank() == 0:
+            engine.add_event_handler(Events.STARTED, self.started)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self.step_completed)
+            engine.add_event_handler(Events.COMPLETED, self.completed)
+
+    def started(self, engine: Engine) -> None:
+        """Start the clock."""
+        self.began = self.since = time.monotonic()
+        self.first_step = -1
+
+    def _continue_table(self) -> None:
+        """Keep the rows up to the step that the run resumes from, so that a step stands in the table once."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_log(self.path) if row["step"] <= self.first_step] if self.path.exists() else []
+        if kept:
+            with atomic_path(self.path) as temporary, open(temporary, "w", newline="") as file:
+                writer = csv.DictWriter(file, fieldnames=list(kept[0]))
+                writer.writeheader()
+                writer.writerows(kept)
+        else:
+            self.path.unlink(missing_ok=True)
+
+    def _append(self, row: dict[str, float]) -> None:
+        new = not self.path.exists()
+        with open(self.path, "a", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def _add(self, name: str, value: torch.Tensor) -> None:
+        value = value.detach().float()
+        finite = torch.isfinite(value)
+        sums = torch.stack([torch.where(finite, value, 0.0), finite.float()])
+        self.sums[name] = self.sums[name] + sums if name in self.sums else sums
+
+    def step_completed(self, engine: Engine) -> None:
+        """Add up; write a line when it is due."""
+        step = steps_done(engine)
+        if self.first_step < 0:  # only now is it sure that a checkpoint to resume from has set the step
+            self.first_step = (engine.state.iteration - 1) // engine.accumulation_steps
+            self._continue_table()
+        output = engine.state.output
+        self._add("loss", output[0]["loss"] if isinstance(output, list) else output["loss"])
+        for name, value in getattr(engine.loss_function, "parts", {}).items():
+            self._add(f"loss_{name}", value)
+        self.crops += engine.state.batch["image"].shape[0] * world_size()
+        if not ends_step(engine):
+            return
+        if hasattr(engine.state, "gradient_norm"):
+            self._add("gradient_norm", engine.state.gradient_norm)
+        if step % self.every and step != self.total_steps:
+            return
+        now = time.monotonic()
+        sums = torch.stack(list(self.sums.values())).tolist()  # one wait for the GPU
+        means = {
+            name: total / number if number else math.nan for name, (total, number) in zip(self.sums, sums, strict=True)
+        }
+        row = {"step": step, **means, "learning_rate": engine.optimizer.param_groups[-1]["lr"]}
+        row["crops_per_second"] = round(self.crops / max(now - self.since, 1e-9), 3)
+        if torch.cuda.is_available():
+            row["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+        left = (now - self.began) / (step - self.first_step) * (self.total_steps - step)
+        losses = " ".join(f"{k.removeprefix('loss_')} {v:.4f}" for k, v in means.items() if k.startswith("loss"))
+        logger.info(
+            "step %d/%d  %s  lr %.2e  %.2f crops/s  left %s",
+            *(step, self.total_steps, losses, row["learning_rate"], row["crops_per_second"], _clock(left)),
+        )
+        self._append(row)
+        self.sums, self.crops, self.since = {}, 0, now
+        engine.state.log_row = row
+        engine.fire_event(LogEvents.ROW)
+
+    def completed(self, engine: Engine) -> None:
+        """Draw the curves."""
+        rows = read_log(self.path) if self.path.exists() else []
+        if rows:
+            with atomic_path(self.folder / "loss_curves.png") as temporary:
+                loss_figure(rows, f"{len(rows)} means of {self.every} steps").savefig(temporary, dpi=100)

@@ -1,0 +1,129 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Curves and pictures of a run in TensorBoard, and in the MLflow run that ``--tracking mlflow`` opens."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+from ignite.engine import Engine, Events
+from mlflow.entities import Metric
+from monai.handlers import MLFlowHandler
+from torch.utils.tensorboard import SummaryWriter
+
+from ..files import atomic_path
+from ..run.distributed import rank
+from .log import LogEvents
+from .steps import steps_done
+
+
+def mlflow_handler(engine: Engine) -> MLFlowHandler | None:
+    """The handler that ``--tracking mlflow`` has put on the engine, or None.
+
+    ignite offers no public list of an engine's handlers; MONAI keeps the handler to itself.
+    """
+    attached = [handler for handlers in engine._event_handlers.values() for handler, *_ in handlers]
+    owners = [getattr(handler, "__self__", None) for handler in attached]
+    return next((owner for owner in owners if isinstance(owner, MLFlowHandler)), None)
+
+
+class Tracking:
+    """Handler for `SupervisedTrainer`, behind `TrainingLog` and the validation handler; rank 0 alone writes.
+
+    Each row of the training log becomes a point of the curves ``train/...``, each validation one of ``validation/...``, both over steps.
+
+    Args:
+        output_dir: event files go to its ``tensorboard/``; pictures are taken from it.
+        tensorboard: whether to write event files.
+        evaluator: validation engine whose metrics are tracked, or None.
+        resume: whether the run goes on from an earlier one, in MLflow too.
+        pictures: names of PNG files in ``output_dir`` to keep of every validation, where they are there.
+    """
+
+    def __init__(
+        self,
+        *,
+        output_dir: str,
+        tensorboard: bool,
+        evaluator: Engine | None = None,
+        resume: bool = False,
+        pictures: Sequence[str] = (),
+    ) -> None:
+        self.folder = Path(output_dir)
+        self.tensorboard = tensorboard
+        self.evaluator = evaluator
+        self.resume = resume
+        self.pictures = list(pictures)
+        self.writer: SummaryWriter | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Write after each row and each validation."""
+        if rank() == 0:
+            engine.add_event_handler(Events.STARTED, self.name_run)
+            engine.add_event_handler(LogEvents.ROW, self.row_written)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+            for event in (Events.COMPLETED, Events.TERMINATE):
+                engine.add_event_handler(event, self.close)
+
+    def name_run(self, engine: Engine) -> None:
+        """Name the MLflow run before MONAI's handler looks for it: nameless, it goes on in the last run that somebody left unfinished."""
+        note = self.folder / ".mlflow_run_name"
+        trainer, validator = mlflow_handler(engine), self.evaluator and mlflow_handler(self.evaluator)
+        if trainer is None or trainer.run_name is not None:
+            return
+        if not (self.resume and note.exists()):
+            with atomic_path(note) as temporary:
+                temporary.write_text(
+                    f"{self.folder.resolve().name}_{time.strftime('%Y%m%d_%H%M%S')}_{uuid.uuid4().hex[:6]}"
+                )
+        for handler in (trainer, validator):
+            if handler is not None:
+                handler.run_name = note.read_text()
+
+    def _handler(self, engine: Engine) -> MLFlowHandler | None:
+        handler = mlflow_handler(engine)
+        if handler is not None and handler.cur_run is None:
+            handler.start(engine)  # a validation made up for on resume comes before MONAI's handler starts
+        return handler
+
+    def _scalars(self, engine: Engine, group: str, values: Mapping[str, float]) -> None:
+        step = steps_done(engine)
+        values = {f"{group}/{name}": float(value) for name, value in values.items()}
+        if self.tensorboard:
+            if self.writer is None:  # purge_step: a resumed run takes the place of what a killed one wrote beyond it
+                self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+        handler = self._handler(engine)
+        if handler is not None:
+            now = int(1000 * time.time())
+            metrics = [Metric(name, value, now, step) for name, value in values.items()]
+            handler.client.log_batch(handler.cur_run.info.run_id, metrics=metrics)
+
+    def row_written(self, engine: Engine) -> None:
+        """A point of the training's curves."""
+        self._scalars(engine, "train", {k: v for k, v in engine.state.log_row.items() if k != "step"})
+
+    def epoch_completed(self, engine: Engine) -> None:
+        """A point of the validation's curves, and its pictures."""
+        if self.evaluator is None or engine.should_terminate:
+            return
+        self._scalars(engine, "validation", self.evaluator.state.metrics)
+        step = steps_done(engine)
+        handler = self._handler(engine)
+        for path in [self.folder / name for name in self.pictures if (self.folder / name).exists()]:
+            if self.writer is not None:
+                picture = np.ascontiguousarray(matplotlib.image.imread(path)[..., :3])
+                self.writer.add_image(path.stem, picture, step, dataformats="HWC")
+            if handler is not None:
+                handler.client.log_artifact(handler.cur_run.info.run_id, str(path), f"pictures/step_{step:06d}")
+
+    def close(self, engine: Engine) -> None:
+        """Write what is still in memory."""
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None

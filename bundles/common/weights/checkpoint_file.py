@@ -1,0 +1,140 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Checkpoint files: written whole or not at all, read without ever running what is inside them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from ..errors import InputError
+from ..files import atomic_path
+
+GIT_LFS_POINTER = b"version https://git-lfs"
+HTML_STARTS = (b"<!doctype html", b"<html", b"<?xml")
+
+
+class _NumberKind:
+    """Stands for ``numpy.dtype`` in a file: numbers alone, and no more of its state than the order of bytes."""
+
+    def __init__(self, kind: str, *_: object) -> None:
+        if kind not in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"):
+            raise pickle.UnpicklingError(f"GLOBAL numpy.dtype({kind!r}) is no kind of number")
+        self.kind, self.order = kind, "|"
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = state[1]
+        if self.order not in ("<", ">", "|", "=") or any(part not in (None, -1, 0) for part in state[2:]):
+            raise pickle.UnpicklingError("GLOBAL numpy.dtype with a state that no number has")
+
+
+def _number(kind: _NumberKind, data: bytes) -> float | int | bool:
+    """Stands for NumPy's maker of scalars."""
+    return np.frombuffer(data, dtype=np.dtype(kind.order.replace("|", "=") + kind.kind), count=1)[0].item()
+
+
+# Numbers of NumPy, such as the best score that many training scripts save beside the weights, read without NumPy's own unpickling.
+NUMPY_NUMBERS = [
+    (_NumberKind, "numpy.dtype"),
+    (_number, "numpy.core.multiarray.scalar"),
+    (_number, "numpy._core.multiarray.scalar"),
+]
+
+
+def save_atomically(obj: object, path: str | os.PathLike) -> None:
+    """Write ``obj`` with `torch.save` so that ``path`` is always a whole checkpoint: the old one or the new one.
+
+    The bytes are on the disk (fsync) before the file gets its name. Parent folders are made. The file's permissions
+    follow the umask.
+
+    Args:
+        obj: what to save; of tensors, numbers, text and their containers only, to be read by `load_checkpoint_file`.
+        path: the checkpoint file.
+    """
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        torch.save(obj, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load_checkpoint_file(path: str | os.PathLike, map_location: str | torch.device = "cpu"):
+    """Read what `torch.save` wrote, with ``weights_only=True``: a file from elsewhere cannot run code here.
+
+    Args:
+        path: the checkpoint file.
+        map_location: the device that the tensors are put on.
+
+    Returns:
+        The object that was saved.
+
+    Raises:
+        InputError: if the file is missing, empty, truncated, a git-LFS pointer, a web page, not a file of
+            `torch.save`, or carries Python objects other than tensors and plain containers.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"The checkpoint file {path} does not exist: check the path, or make or download the file.")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise InputError(f"The checkpoint file {path} cannot be read: {error.strerror}.") from error
+
+    if not head:
+        raise InputError(f"The checkpoint file {path} is empty (0 bytes): make it or download it again.")
+    if head.startswith(GIT_LFS_POINTER):
+        raise InputError(f"{path} is a git-LFS pointer, not the checkpoint itself: fetch the file with 'git lfs pull'.")
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(HTML_STARTS):
+        raise InputError(
+            f"{path} is a web page, not a checkpoint: the download gave an error or log-in page. "
+            "Open the address in a browser to see it, and download the file again."
+        )
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path, device=str(map_location))
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except torch.OutOfMemoryError:
+        raise
+    # What torch raises for a broken file depends on where it breaks: a RuntimeError of the zip reader, an OSError of
+    # its memory map, EOFError, or, as it takes any other bytes for an old pickle, KeyError and UnpicklingError.
+    except (
+        pickle.UnpicklingError,
+        safetensors.SafetensorError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        LookupError,
+        ValueError,
+        TypeError,
+    ) as error:
+        raise InputError(_why_unreadable(path, error, is_zip=head.startswith(b"PK"))) from error
+
+
+def _why_unreadable(path: Path, error: Exception, *, is_zip: bool) -> str:
+    message = str(error)
+    if "TorchScript" in message:
+        return (
+            f"{path} is a TorchScript program, not a checkpoint of weights: it was not run. "
+            "Give the checkpoint (.pt) that it was exported from."
+        )
+    # A zip archive that torch could open, or an old pickle with a class or function in it.
+    if isinstance(error, pickle.UnpicklingError) and (is_zip or "GLOBAL" in message):
+        name = re.search(r"GLOBAL (\S+)", message)
+        carried = f"'{name[1]}'" if name else "a Python object"
+        return (
+            f"{path} was refused: it carries {carried}, and only tensors, numbers, text and their containers are read "
+            "(weights_only=True), as anything else in a checkpoint can run code. If you trust its maker, ask for, or "
+            "write, a file that holds the state dict alone."
+        )
+    first_line = message.strip().partition("\n")[0]
+    detail = f" ({type(error).__name__}: {first_line})" if is_zip and first_line else ""
+    return (
+        f"{path} cannot be read as a checkpoint{detail}: it is truncated, damaged, or not a file that torch.save wrote "
+        f"({path.stat().st_size} bytes). Make it or download it again, and compare its size or checksum."
+    )

@@ -1,0 +1,145 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Random crops that hold some of the body: a crop of air alone teaches nothing and is drawn anew."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from monai.data.utils import get_random_patch
+from monai.transforms import MapTransform, Randomizable, SpatialCrop, SpatialPad
+
+from ...common.run.distributed import is_distributed, rank
+from ...common.training.steps import ends_step, steps_done
+
+logger = logging.getLogger(__name__)
+
+
+class RandBodyCropsd(Randomizable, MapTransform):
+    """Several random crops of one size; a volume that is smaller than a crop is padded with zeros (air).
+
+    Each crop carries, for `CropCounts`, ``padded`` (0 or 1), ``redrawn`` (how many crops were thrown away before it) and ``airy`` (1 where every
+    try was air).
+
+    Args:
+        keys: key of the image, intensities in [0, 1].
+        roi_size: size of a crop in voxels.
+        num_samples: crops per volume.
+        threshold: intensity above which a voxel counts as body.
+        min_body: share of a crop's voxels that must be body.
+        tries: how often a crop is drawn at most; the last one is kept.
+    """
+
+    def __init__(
+        self,
+        keys: str,
+        *,
+        roi_size: Sequence[int],
+        num_samples: int,
+        threshold: float,
+        min_body: float,
+        tries: int = 20,
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        self.roi_size = tuple(roi_size)
+        self.pad = SpatialPad(self.roi_size)
+        self.num_samples = num_samples
+        self.threshold = threshold
+        self.min_body = min_body
+        self.tries = tries
+
+    def _is_air(self, crop: torch.Tensor) -> bool:
+        return bool((crop > self.threshold).float().mean() < self.min_body)
+
+    def draw(
+        self,
+        shape: Sequence[int],
+        read: Callable[[tuple[slice, ...]], torch.Tensor],
+        *,
+        intensities: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> list[tuple[torch.Tensor, dict[str, int]]]:
+        """Draw where the crops lie, and read no more of the volume than that.
+
+        Args:
+            shape: (X, Y, Z) of the padded volume.
+            read: gives the box of three slices of the padded volume, (1, *roi_size).
+            intensities: from what was read to [0, 1], to tell air from body; None if it is in [0, 1] already.
+
+        Returns:
+            Each crop as it was read, and its ``redrawn`` and ``airy``.
+        """
+
+        def draw_one() -> tuple[torch.Tensor, bool]:
+            crop = read(get_random_patch(shape, self.roi_size, self.R))
+            return crop, self._is_air(intensities(crop) if intensities else crop)
+
+        crops = []
+        for _ in range(self.num_samples):
+            redrawn, (crop, airy) = 0, draw_one()
+            while airy and redrawn < self.tries - 1:
+                redrawn, (crop, airy) = redrawn + 1, draw_one()
+            crops.append((crop, {"redrawn": redrawn, "airy": int(airy)}))
+        return crops
+
+    def __call__(self, data: dict[str, Any]) -> list[dict[str, Any]]:
+        key = self.keys[0]
+        volume = self.pad(data[key])
+        padded = int(volume.shape != data[key].shape)
+        drawn = self.draw(volume.shape[1:], lambda box: SpatialCrop(roi_slices=box)(volume))
+        return [{**data, key: crop, "padded": padded, **counts} for crop, counts in drawn]
+
+
+COUNTS = ("padded", "redrawn", "airy")
+
+
+class CropCounts:
+    """Handler for `SupervisedTrainer`: says once that volumes are padded, and when a log is due how many crops were drawn anew.
+
+    Args:
+        every: steps between two lines at most; nothing new, no line.
+    """
+
+    def __init__(self, *, every: int) -> None:
+        self.every = max(1, every)
+        self.said: dict[str, int] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Count in ``engine.state.crops``, which is kept with the state of the engine, the crops of all ranks."""
+        engine.state.crops = dict.fromkeys(COUNTS, 0)
+        engine.state_dict_user_keys.append("crops")
+        engine.add_event_handler(Events.STARTED, self.started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def started(self, engine: Engine) -> None:
+        """Nothing was said yet."""
+        self.said = dict.fromkeys(COUNTS, 0)
+        self.own = torch.zeros(len(COUNTS), dtype=torch.int64)
+
+    def __call__(self, engine: Engine) -> None:
+        self.own += torch.stack(
+            [engine.state.batch[name].sum() for name in COUNTS]
+        )  # on the host, as the loader gives them
+        ends_epoch = engine.state.iteration % engine.state.epoch_length == 0
+        if not ends_step(engine) or (steps_done(engine) % self.every and not ends_epoch):
+            return
+        new = self.own.clone().to(getattr(engine.state, "device", "cpu"))
+        if is_distributed():
+            dist.all_reduce(new)
+        self.own.zero_()
+        engine.state.crops = counts = {
+            name: engine.state.crops[name] + int(number) for name, number in zip(COUNTS, new, strict=True)
+        }
+        if rank() > 0:
+            return
+        if counts["padded"] and not self.said["padded"]:
+            logger.warning("some volumes are smaller than the ROI and are padded with air (said once)")
+        if any(counts[name] > self.said[name] for name in ("redrawn", "airy")):
+            logger.info(
+                "%d crops of air drawn anew so far; %d kept, with less body than --min_body in all tries",
+                *(counts["redrawn"], counts["airy"]),
+            )
+        self.said = dict(counts)

@@ -1,0 +1,124 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Pages of small middle slices, to look through a data set in minutes."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy.ndimage import zoom
+
+from ...common.files import atomic_path
+
+PER_PAGE = 40
+COLUMNS = 4
+CAPTION = 36  # pixels above each scan
+
+
+def write_sheets(
+    folder: str | os.PathLike, scans: Sequence[tuple[str, str, np.ndarray]], *, stem: str, colour: str = "dimgray"
+) -> list[Path]:
+    """Write pages ``STEM_001.png``, ... of `PER_PAGE` scans each.
+
+    Args:
+        folder: where to.
+        scans: name, remark (below the name) and thumbnail of each, in order.
+        stem: beginning of the file names.
+        colour: of the remarks.
+
+    Returns:
+        The files.
+    """
+    pages = [scans[start : start + PER_PAGE] for start in range(0, len(scans), PER_PAGE)]
+    paths = [Path(folder, f"{stem}_{number:03d}.png") for number in range(1, len(pages) + 1)]
+    for path, page in zip(paths, pages, strict=True):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")  # the font has no Chinese: a box stands for a letter
+            figure = _page(page, title=f"{path.stem}, {len(scans)} scans", colour=colour)
+            with atomic_path(path) as temporary:
+                figure.savefig(temporary, format="png", dpi=100)
+    return paths
+
+
+def _page(scans: Sequence[tuple[str, str, np.ndarray]], *, title: str, colour: str) -> Figure:
+    rows = -(-len(scans) // COLUMNS)
+    width, height, gap = 3 * SIDE, SIDE + CAPTION, 8
+    canvas = np.full((rows * height + 24, COLUMNS * (width + gap)), 255, np.uint8)
+    corners = [
+        (24 + place // COLUMNS * height + CAPTION, place % COLUMNS * (width + gap)) for place in range(len(scans))
+    ]
+    for (top, left), (_, _, picture) in zip(corners, scans, strict=True):
+        canvas[top : top + SIDE, left : left + width] = picture
+    figure = Figure(figsize=(canvas.shape[1] / 100, canvas.shape[0] / 100), dpi=100)
+    FigureCanvasAgg(figure)
+    # One picture for the page: a panel for each of its 120 slices would take half a minute.
+    figure.figimage(np.repeat(canvas[:, :, None], 3, axis=2), origin="upper")
+
+    def write(text: str, row: int, column: int, **style) -> None:
+        figure.text(column / canvas.shape[1], 1 - row / canvas.shape[0], text, va="top", parse_math=False, **style)
+
+    write(title, 4, 4, fontsize=8, weight="bold")
+    for (top, left), (name, remark, _) in zip(corners, scans, strict=True):
+        write(_shortened(name, 54), top - CAPTION + 2, left + 2, fontsize=6.5)
+        write("\n".join(textwrap.wrap(remark, 74)[:2]), top - CAPTION + 13, left + 2, fontsize=5.2, color=colour)
+    return figure
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length // 2]}…{text[-(length // 2 - 1) :]}"
+
+
+SIDE = 96  # pixels of one small slice
+
+
+def thumbnail(
+    voxels: np.ndarray,
+    *,
+    spacing: Sequence[float],
+    box: Sequence[Sequence[int]],
+    window: tuple[float, float] | None,
+) -> np.ndarray:
+    """Draw the middle axial, coronal and sagittal slice of a box, small and in true proportions.
+
+    Radiological convention, as in `overlay`: the patient's right (in the sagittal slice: anterior) is at the left, superior at the top.
+
+    Args:
+        voxels: (X, Y, Z) in RAS.
+        spacing: mm per axis.
+        box: half-open ``[[low, high], ...]``, the body; an empty one stands for the whole scan.
+        window: values shown black and white; None for the 0.5th and 99.5th percentile of the three slices.
+
+    Returns:
+        Grey values (SIDE, 3 * SIDE), uint8.
+    """
+    if all(high > low for low, high in box):
+        voxels = voxels[tuple(slice(low, high) for low, high in box)]
+    x, y, z = (size // 2 for size in voxels.shape)
+    slices = [plane.T[::-1, ::-1] for plane in (voxels[:, :, z], voxels[:, y], voxels[x])]
+    low, high = window or np.percentile(np.concatenate([plane.ravel() for plane in slices]), (0.5, 99.5))
+    picture = np.zeros((SIDE, 3 * SIDE), np.uint8)
+    for place, (plane, (across, up)) in enumerate(zip(slices, ((0, 1), (0, 2), (1, 2)), strict=True)):
+        size = np.array([plane.shape[0] * spacing[up], plane.shape[1] * spacing[across]])
+        rows, columns = np.maximum(1, np.floor(size / size.max() * SIDE)).astype(int)
+        grey = np.clip((plane.astype(np.float32) - low) / max(high - low, 1e-6), 0, 1) * 255
+        top, left = (SIDE - rows) // 2, place * SIDE + (SIDE - columns) // 2
+        picture[top : top + rows, left : left + columns] = _resized(grey, rows, columns)
+    return picture
+
+
+def _resized(plane: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    for axis, wanted in ((0, rows), (1, columns)):  # means of whole pixels first, so that nothing thin is skipped
+        whole = plane.shape[axis] // wanted
+        if whole > 1:
+            cut = np.take(plane, np.arange(plane.shape[axis] // whole * whole), axis=axis)
+            shape = list(cut.shape)
+            shape[axis : axis + 1] = [shape[axis] // whole, whole]
+            plane = cut.reshape(shape).mean(axis=axis + 1)
+    factors = (rows / plane.shape[0], columns / plane.shape[1])
+    return np.clip(zoom(plane, factors, order=1, mode="nearest", grid_mode=True), 0, 255).astype(np.uint8)

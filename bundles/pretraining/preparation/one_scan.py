@@ -1,0 +1,273 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""All that `prepare` does for one scan: its row, its files, and the record that says they are done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...common.errors import InputError, RefusedScan
+from ...common.files import atomic_path, write_text
+from ...common.run.option_checks import check_options
+from ...common.scans.nifti_writing import write_nifti
+from ...common.scans.reading import Volume, read_scan
+from ...common.scans.search import PREPARED, Candidate
+from ..crops.patch_store import write_scan
+from .audit import LEFT_OUT, USED, audit_scan, body_box
+from .contact_sheet import thumbnail
+from .patient_split import pseudonym
+
+SAMPLE = 4096  # bytes
+VERSION = 1  # of what is written; records of another are not taken
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The options that decide what is written for a scan; see prepare.yaml."""
+
+    spacing: tuple[float, float, float] | None = None
+    foreground_hu: float = -500.0
+    min_body: int = 10_000
+    min_slices: int = 8
+    max_spacing: float = 8.0
+    keep_suspect: bool = False
+    write_store: bool = True
+    write_nifti: bool = True
+    keep_patient_ids: bool = False
+    sheet_window: tuple[float, float] = (-400.0, 600.0)
+
+    def __post_init__(self) -> None:
+        spacing = [self.spacing] * 3 if isinstance(self.spacing, (int, float)) else self.spacing
+        check_options(
+            spacing=spacing,
+            above_zero={"max_spacing": self.max_spacing},
+            zero_or_above={"min_body": self.min_body, "min_slices": self.min_slices},
+        )
+        if isinstance(self.foreground_hu, bool) or not isinstance(self.foreground_hu, (int, float)):
+            raise InputError(f"--foreground_hu {self.foreground_hu!r} must be a number.")
+        window = self.sheet_window if isinstance(self.sheet_window, (list, tuple)) else ()
+        if len(window) != 2 or not all(isinstance(end, (int, float)) for end in window) or window[0] >= window[1]:
+            raise InputError(f"--sheet_window {self.sheet_window!r} must be two values in HU, the lower one first.")
+        object.__setattr__(self, "spacing", spacing and tuple(map(float, spacing)))
+        object.__setattr__(self, "sheet_window", tuple(map(float, self.sheet_window)))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One scan to prepare; pickled to the process that does it."""
+
+    candidate: Candidate
+    recipe: Recipe
+    folder: str  # the output
+
+
+class Outputs:
+    """The files of one scan in the output folder."""
+
+    def __init__(self, folder: str | os.PathLike, name: str) -> None:
+        self.store = Path(folder, "store", f"{name}.b2nd")
+        self.nifti = Path(folder, "nifti", f"{name}.nii.gz")
+        self.thumbnail = Path(folder, PREPARED, f"{name}.npy")
+        self.record = Path(folder, PREPARED, f"{name}.json")
+
+    def wanted(self, candidate: Candidate, recipe: Recipe) -> list[Path]:
+        """The files that a used scan must have beside its record."""
+        return (
+            [self.store] * recipe.write_store
+            + [self.nifti] * (recipe.write_nifti and candidate.kind != "nifti")
+            + [self.thumbnail]
+        )
+
+    def remove_unwanted(self, candidate: Candidate, recipe: Recipe) -> None:
+        """Delete what another recipe wanted."""
+        for path in {self.store, self.nifti} - set(self.wanted(candidate, recipe)):
+            path.unlink(missing_ok=True)
+
+    def remove_data(self) -> None:
+        """Delete store and NIfTI of a scan that is not used."""
+        for path in (self.store, self.nifti):
+            path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Delete everything of a scan that is no more."""
+        self.remove_data()
+        for path in (self.thumbnail, self.record):
+            path.unlink(missing_ok=True)
+
+
+def read_record(task: Task) -> dict[str, Any] | None:
+    """The row of a scan that was prepared before, from these files and by this recipe; else None."""
+    if task.candidate.fault:
+        return None
+    try:
+        record = json.loads(Outputs(task.folder, task.candidate.name).record.read_text(encoding="utf-8"))
+        return record["row"] if record["made_from"] == _made_from(task) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there, or not ours
+
+
+def prepare_scan(task: Task) -> dict[str, Any]:
+    """Read, audit and store one scan; its record is written last.
+
+    Returns:
+        The row of `audit_scan`, with ``patient`` and ``series_uid``; of a scan that cannot be read the verdict and reason alone. The
+        record of such a scan is not kept, as what is at fault may be a permission or the network: the next run tries again.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    row = identity(task)
+    try:
+        if task.candidate.fault:
+            raise RefusedScan(task.candidate.fault)
+        return _prepared(task, row)
+    except RefusedScan as error:
+        reason = str(error)
+    except InputError:
+        raise
+    except MemoryError:
+        reason = "is too large for the memory: use fewer --workers, or a machine with more"
+    except Exception as error:  # one odd scan must not stop the others
+        reason = f"cannot be prepared ({type(error).__name__}: {error})"
+    with writing(task.folder):
+        Outputs(task.folder, task.candidate.name).remove()
+    return row | refused(reason)
+
+
+def identity(task: Task) -> dict[str, str]:
+    """What is known of a scan without reading it: ``patient`` and ``series_uid``."""
+    candidate = task.candidate
+    patient = candidate.patient or (candidate.series.patient_id if candidate.series else "")
+    return {
+        "patient": patient if task.recipe.keep_patient_ids else pseudonym(patient),
+        "series_uid": candidate.series_uid,
+    }
+
+
+def source_of(record: Path) -> str:
+    """The file or folder that a record was made from; "" where it does not tell."""
+    try:
+        return str(json.loads(record.read_text(encoding="utf-8"))["source"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _prepared(task: Task, row: dict[str, Any]) -> dict[str, Any]:
+    candidate, recipe = task.candidate, task.recipe
+    made_from = _made_from(task)  # before reading: a file that changes meanwhile is read again next time
+    outputs = Outputs(task.folder, candidate.name)
+    volume = read_scan(candidate)
+    row |= audit_scan(
+        volume,
+        foreground_hu=recipe.foreground_hu,
+        min_body=recipe.min_body,
+        min_slices=recipe.min_slices,
+        max_spacing=recipe.max_spacing,
+        keep_suspect=recipe.keep_suspect,
+    )
+    used = row["verdict"] == USED
+    ras = volume.to_ras()
+    window = recipe.sheet_window if used else None
+    picture = thumbnail(ras.voxels, spacing=ras.spacing, box=row["body_box"], window=window)
+    stored, box = ras, row["body_box"]
+    if used and recipe.write_store and recipe.spacing is not None:
+        stored = _resampled(ras, recipe.spacing)
+        box = body_box(stored.voxels > recipe.foreground_hu)
+    with writing(task.folder):
+        if used and recipe.write_nifti and candidate.kind != "nifti":
+            write_nifti(outputs.nifti, voxels=volume.voxels, affine=volume.affine)
+        if used and recipe.write_store:
+            details = _details(row, recipe)
+            write_scan(outputs.store, voxels=stored.voxels, affine=stored.affine, body_box=box, details=details)
+        outputs.remove_unwanted(candidate, recipe)
+        if not used:
+            outputs.remove_data()
+        with atomic_path(outputs.thumbnail) as temporary, open(temporary, "wb") as file:
+            np.save(file, picture)
+        record = {"made_from": made_from, "source": candidate.source, "row": row}
+        write_text(outputs.record, json.dumps(record, indent=1, ensure_ascii=False))
+    return row
+
+
+def refused(reason: str) -> dict[str, Any]:
+    """Verdict and reason of a scan that could not be read."""
+    return {"verdict": LEFT_OUT, "reason": reason}
+
+
+@contextmanager
+def writing(folder: str | os.PathLike) -> Iterator[None]:
+    """Report a file that cannot be written: the disk is full, mostly, and no other scan would fare better."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # blosc2 raises the latter
+        there = next(path for path in (Path(folder), *Path(folder).parents) if os.path.exists(path))
+        free = shutil.disk_usage(there).free / 1e9
+        raise InputError(
+            f"Cannot write in {folder}: {getattr(error, 'strerror', None) or error} ({free:.1f} GB free there). What was finished is kept. Make "
+            "room (or choose another --dataset_dir) and start the same command again: it goes on with the rest."
+        ) from error
+
+
+def _made_from(task: Task) -> dict[str, Any]:
+    """What the record of a scan is compared by: names, sizes, times and samples of its files, and the recipe.
+
+    Neither the folder nor the inode of a file counts, so that a data set can be copied (with its times) together with what was prepared. Samples tell
+    files that were swapped; of DICOM the series is enough, as its files were grouped by their content.
+    """
+    candidate = task.candidate
+    try:
+        stats = [(os.path.basename(file), os.stat(file)) for file in candidate.files]
+        stamps = json.dumps([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
+        samples = [candidate.series_uid] if candidate.series else [_sample(file) for file in candidate.files]
+        stamps += json.dumps(samples)
+    except OSError:
+        stamps = ""
+    made_from = {
+        "version": VERSION,
+        "files": hashlib.sha256(stamps.encode()).hexdigest()[:16],
+        "patient": pseudonym(task.candidate.patient),
+        "recipe": vars(task.recipe),
+    }
+    return json.loads(json.dumps(made_from))  # tuples become lists, as in the file
+
+
+def _sample(file: str) -> str:
+    """A checksum of the begin, the middle and the end of a file; a gzip file ends with the checksum of all that it holds."""
+    checksum = hashlib.sha256()
+    with open(file, "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        for start in (0, size // 2, max(size - SAMPLE, 0)):
+            stream.seek(start)
+            checksum.update(stream.read(SAMPLE))
+    return checksum.hexdigest()[:16]
+
+
+def _details(row: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """What the store tells of a scan beside its voxels."""
+    return {
+        "sha256": row["sha256"],
+        "foreground_hu": recipe.foreground_hu,
+        "spacing": recipe.spacing,
+        "quantiles": {name: value for name, value in row.items() if name.startswith("hu_")},
+    }
+
+
+def _resampled(ras: Volume, spacing: tuple[float, float, float]) -> Volume:
+    """As train.yaml resamples; whole HU stay whole, at half the size of fractions."""
+    from monai.data import MetaTensor  # seconds to import, and most runs do without
+    from monai.transforms import Spacing
+
+    image = Spacing(spacing, mode="bilinear")(MetaTensor(ras.voxels[None].astype(np.float32), affine=ras.affine))
+    voxels = image[0].numpy()
+    if ras.voxels.dtype == np.int16:
+        voxels = np.rint(voxels).astype(np.int16)
+    return Volume(voxels, image.affine.numpy())

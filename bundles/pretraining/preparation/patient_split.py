@@ -1,0 +1,164 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Training, validation and folds by patient: no person, and no scan twice, on both sides of a split."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ...common.data.splits import draw_folds, draw_share
+from ...common.errors import InputError
+
+RANK = ("patient", "scan", "series")  # by which of what is known of a patient it is called
+SECTIONS = ("training", "validation", "test")  # from the least to the most held out
+
+
+@dataclass
+class Split:
+    """Where each scan goes; the keys are names of scans.
+
+    Attributes:
+        twins: of scans that are left out, the scan with the same voxels that is kept.
+        patients: of every scan, the patient; the scan's own name where no patient is known.
+        sections: of every kept scan, ``training``, ``validation`` or ``test``.
+        folds: of every kept scan that is no test, the fold; empty if none were asked for, or there are too few patients.
+        notes: what a user should know.
+    """
+
+    twins: dict[str, str]
+    patients: dict[str, str]
+    sections: dict[str, str]
+    folds: dict[str, int]
+    notes: list[str] = field(default_factory=list)
+
+
+def pseudonym(patient_id: str) -> str:
+    """A stand-in for a patient's ID or name: the same for the same patient everywhere, not readable.
+
+    No safeguard against somebody who tries all IDs of a hospital: keep the list of such scans to yourself, or give them new IDs.
+    """
+    patient_id = patient_id.strip()
+    return f"p{hashlib.sha256(patient_id.encode()).hexdigest()[:12]}" if patient_id else ""
+
+
+def check_split(*, validation_share: float, folds: int) -> None:
+    """Refuse what `split_by_patient` cannot do, before hours of work.
+
+    Raises:
+        InputError: names the option and its value.
+    """
+    if isinstance(validation_share, bool) or not 0 <= validation_share < 1:
+        raise InputError(f"--validation_share {validation_share!r} must be at least 0 and below 1.")
+    if isinstance(folds, bool) or not isinstance(folds, int) or folds < 0 or folds == 1:
+        raise InputError(f"--folds {folds!r} must be a whole number of at least 2, or 0 for none.")
+
+
+def split_by_patient(
+    scans: Sequence[Mapping[str, str]],
+    *,
+    validation_share: float,
+    folds: int,
+    seed: int,
+    left_out: Sequence[Mapping[str, str]] = (),
+) -> Split:
+    """Split scans by patient; the draws depend on the seed and the patients alone, not on the order of the scans.
+
+    Of scans with equal voxels one is kept: one with a label if there is one, else the first by name. Their patients are one. Where the
+    lists that the scans come from hold a validation section, it stands, and all others train; else ``validation_share`` of the patients,
+    one at least, are drawn. A patient in several sections goes wholly to the one that is held out most: test, validation, training.
+
+    Args:
+        scans: each with ``name``, ``sha256``, ``patient`` and ``series_uid`` ("" where unknown), ``section`` (that of its list, or "") and ``label`` (or "").
+        validation_share: between 0 and 1; 0 for no validation.
+        folds: number of folds among the scans that are no test; 0 for none.
+        seed: of the draws.
+        left_out: scans that are not used, but tell which patients are one: each with ``name``, ``patient`` and ``series_uid``.
+
+    Raises:
+        InputError: see `check_split`.
+    """
+    check_split(validation_share=validation_share, folds=folds)
+    twins = find_twins(scans)
+    patients = _patients([*scans, *left_out], twins, left_out={scan["name"] for scan in left_out})
+    sections, notes = _sections_of_patients(scans, patients)
+    kept = sorted(scan["name"] for scan in scans if scan["name"] not in twins)
+    held_out = {patient for patient, section in sections.items() if section == "validation"}
+    pool = sorted({patients[name] for name in kept} - {p for p, section in sections.items() if section == "test"})
+    if not held_out and validation_share and len(pool) > 1:
+        held_out = draw_share(pool, share=validation_share, seed=seed)
+    elif not held_out and validation_share:
+        notes.append(f"{len(pool)} patient(s) cannot be split: there is no validation section")
+    section_of = {
+        name: "test" if patients[name] not in pool else "validation" if patients[name] in held_out else "training"
+        for name in kept
+    }
+    in_folds = [name for name in kept if section_of[name] != "test"]
+    fold_of: dict[str, int] = {}
+    if folds and len(pool) >= folds:
+        drawn = draw_folds([patients[name] for name in in_folds], "--folds", folds=folds, seed=seed)
+        fold_of = dict(zip(in_folds, drawn, strict=True))
+    elif folds:
+        notes.append(f"{len(pool)} patient(s) cannot fill {folds} folds: none are written")
+    return Split(twins, patients, section_of, fold_of, notes)
+
+
+def find_twins(scans: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Of scans with equal voxels, map each but one to that one."""
+    by_hash = defaultdict(list)
+    for scan in scans:
+        by_hash[scan["sha256"]].append(scan)
+    twins = {}
+    for equal in by_hash.values():
+        first, *others = sorted(equal, key=lambda scan: (not scan["label"], scan["name"]))
+        twins.update({other["name"]: first["name"] for other in others})
+    return twins
+
+
+def _patients(
+    scans: Sequence[Mapping[str, str]], twins: Mapping[str, str], *, left_out: Collection[str] = ()
+) -> dict[str, str]:
+    """The patient of each scan: scans of one patient, with equal voxels or of one series are of one, and so are all that these lead to."""
+    parent: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def end(node: tuple[str, str]) -> tuple[str, str]:
+        while node in parent:
+            node = parent[node]
+        return node
+
+    for scan in scans:
+        own = ("scan", scan["name"])
+        others = {
+            "patient": scan["patient"],
+            "series": scan["series_uid"],
+            "scan": twins.get(scan["name"], scan["name"]),
+        }
+        for other in others.items():
+            if other[1] and end(own) != end(other):
+                # Sorted: a patient's ID is the end of its chain, else the name of a scan that is kept.
+                first, second = sorted(
+                    (end(own), end(other)),
+                    key=lambda node: (RANK.index(node[0]), node[1] in twins or node[1] in left_out, node[1]),
+                )
+                parent[second] = first
+    return {scan["name"]: end(("scan", scan["name"]))[1] for scan in scans}
+
+
+def _sections_of_patients(
+    scans: Sequence[Mapping[str, str]], patients: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """The section of each patient with a scan in a list, and notes about those in several."""
+    members = defaultdict(dict)
+    for scan in sorted(scans, key=lambda scan: scan["name"]):
+        if scan["section"]:
+            members[patients[scan["name"]]].setdefault(scan["section"], scan["name"])
+    notes, sections = [], {}
+    for patient, named in sorted(members.items()):
+        sections[patient] = max(named, key=SECTIONS.index)
+        if len(named) > 1:
+            where = ", ".join(f"{name} ({section})" for section, name in sorted(named.items()))
+            notes.append(
+                f"patient {patient} lies in {len(named)} sections of the source lists: {where}; all go to {sections[patient]}"
+            )
+    return sections, notes

@@ -1,0 +1,360 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""From folders of raw scans to a data list, an audit, contact sheets and a patch store; stopped and started as one likes."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ...common.errors import InputError
+from ...common.files import write_text
+from ...common.scans.search import PREPARED, Candidate, Found, find_candidates, scan_in
+from .audit import LEFT_OUT, USED
+from .known_collection import differences, find_collection
+from .one_scan import Outputs, Recipe, Task, identity, prepare_scan, read_record, refused, source_of, writing
+from .patient_split import Split, check_split, split_by_patient
+from .results import audit_csv, audit_table, data_list_text, write_contact_sheets
+from .worker_pool import Died, in_processes
+
+logger = logging.getLogger(__name__)
+
+STATUS_LEFT_OUT = 3  # exit status where all went well but some scans were left out
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What came of a run: number of scans used and left out, and how often each reason."""
+
+    used: int
+    left_out: int
+    reasons: dict[str, int]
+
+
+def prepare(
+    *,
+    source: str | Sequence[str],
+    dataset_dir: str,
+    recipe: Recipe,
+    workers: int | None = None,
+    validation_share: float = 0.05,
+    folds: int = 5,
+    seed: int = 0,
+    patient_pattern: str | None = None,
+    collection: str | None = None,
+    collections_file: str | None = None,
+) -> Summary:
+    """Prepare every scan below the sources, and say what became of each; prepare.yaml explains the options.
+
+    Writes below ``dataset_dir``: ``audit.csv``, ``dataset.json``, ``contact_sheet_NNN.png``, ``left_out_NNN.png``, ``store/NAME.b2nd``,
+    ``nifti/NAME.nii.gz`` (of what is no NIfTI), and ``.prepared/``, by which a further run knows what is done. The same sources and options give the
+    same bytes, however often the run was cut off.
+
+    Raises:
+        InputError: there is no scan, an option is out of range, the output cannot be written, holds raw scans or belongs to something else.
+        SystemExit: after Ctrl-C or SIGTERM, with 128 + the number of the signal.
+    """
+    if not isinstance(dataset_dir, (str, os.PathLike)):
+        raise InputError(f"--dataset_dir {dataset_dir!r} must be a folder; quote a name that is a number: \"'2023'\".")
+    out = Path(os.path.abspath(Path(dataset_dir).expanduser()))
+    if os.path.exists(out / "dataset.json") and not os.path.isdir(out / PREPARED):
+        raise InputError(
+            f"{out} has a dataset.json that is not of prepare: choose another --dataset_dir for the output."
+        )
+    if not recipe.write_store and not recipe.write_nifti:
+        raise InputError("--write_store and --write_nifti are both false: nothing would be written. Choose one.")
+    check_split(validation_share=validation_share, folds=folds)
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
+        raise InputError(f"--workers {workers!r} must be a whole number, 0 or more, or null for one a core.")
+    _check_pattern(patient_pattern)
+    known = find_collection(collection, collections_file) if collection else None
+    # The output is made when the sources are known to be good: a mistaken folder must not be marked as one.
+    with _stops_cleanly():
+        logger.info("looking for scans below %s", source)
+        found = _found_outside(out, source)
+        candidates = _with_patients(found.candidates, patient_pattern)
+    with _stops_cleanly(), _alone_in(out):
+        _remove_temporary_files(out)
+        tasks = [Task(candidate, recipe, str(out)) for candidate in candidates]
+        kept = _check_records(out, candidates, found.refused)
+        rows = {task.candidate.name: row for task in tasks if (row := read_record(task))}
+        logger.info(
+            *(
+                "%d scans found (%d NIfTI, %d MetaImage, %d DICOM series), %d prepared before; %d files cannot be looked into",
+                len(tasks),
+            ),
+            *(sum(candidate.kind == kind for candidate in candidates) for kind in ("nifti", "metaimage", "dicom")),
+            *(len(rows), len(found.refused)),
+        )
+        workers = min(len(os.sched_getaffinity(0)), 16) if workers is None else workers
+        rows |= _worked([task for task in tasks if task.candidate.name not in rows], workers)
+        split = _split(candidates, rows, validation_share=validation_share, folds=folds, seed=seed)
+        # Files deleted by hand, and a scan whose twin is gone, are made again; where that fails, the next twin's turn comes.
+        tried: set[str] = set()
+        while again := [
+            task for task in tasks if task.candidate.name in split.sections.keys() - tried and not _is_whole(task)
+        ]:
+            tried |= {task.candidate.name for task in again}
+            rows |= _worked(again, workers)
+            split = _split(candidates, rows, validation_share=validation_share, folds=folds, seed=seed)
+        table = audit_table(candidates, rows, split, found.refused)
+        with writing(out):
+            _remove_unused(out, candidates, split, kept)
+            write_text(out / "audit.csv", audit_csv(table))
+            write_text(out / "dataset.json", data_list_text(out, found, candidates, table, recipe))
+            write_contact_sheets(out, table)
+    return _report(out, table, found.notes + split.notes + (differences(known, table) if known else []))
+
+
+def leave_if_left_out(summary: Summary) -> None:
+    """Last in a run list: end the process with status 3 if scans were left out."""
+    if summary.left_out:
+        sys.exit(STATUS_LEFT_OUT)
+
+
+# ---- the run -------------------------------------------------------------------------------------------------------
+
+
+def _worked(tasks: list[Task], workers: int) -> dict[str, dict]:
+    """Prepare the scans; returns the row of each."""
+    rows: dict[str, dict] = {}
+    if not tasks:
+        return rows
+    try:
+        with closing(in_processes(prepare_scan, tasks, workers=workers)) as results:
+            for task, row in _with_progress(results, len(tasks)):
+                if isinstance(row, Died):
+                    Outputs(task.folder, task.candidate.name).remove()
+                    row = identity(task) | refused(
+                        "the process that read it died, for want of memory most likely: use fewer --workers"
+                    )
+                rows[task.candidate.name] = row
+    except InputError as error:
+        raise InputError(f"{error} ({len(rows)} of {len(tasks)} scans were finished in this run.)") from error
+    return rows
+
+
+def _with_progress(results: Iterable[tuple[Task, Any]], count: int) -> Iterator[tuple[Task, Any]]:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield from _with_lines(results, count)
+        return
+    columns = (
+        TextColumn("preparing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar, start = progress.add_task("", total=count, rate=""), time.monotonic()
+        for number, result in enumerate(results, 1):
+            progress.update(bar, advance=1, rate=f"{number / (time.monotonic() - start):.1f} a second")
+            yield result
+
+
+def _with_lines(results: Iterable[tuple[Task, Any]], count: int) -> Iterator[tuple[Task, Any]]:
+    start = said = time.monotonic()
+    for number, result in enumerate(results, 1):
+        yield result
+        now = time.monotonic()
+        if now - said > SECONDS_BETWEEN_LINES or number == count:
+            said, rate = now, number / (now - start)
+            logger.info("%d of %d scans, %.1f a second, %.0f s left", number, count, rate, (count - number) / rate)
+
+
+@contextmanager
+def _stops_cleanly() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the run without a traceback; what is finished stays."""
+
+    def stop(number: int, frame: object) -> None:
+        logger.info("stopped by %s; the same command goes on", signal.Signals(number).name)
+        sys.exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    former = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _found_outside(out: Path, source: str | Sequence[str]) -> Found:
+    """Find the scans; refuse an output that holds raw scans, which would be taken for results from then on."""
+    sources = [source] if isinstance(source, (str, os.PathLike)) else source
+    is_new = os.path.isdir(out) and not os.path.isdir(out / PREPARED)
+    if is_new and isinstance(sources, (list, tuple)) and out.resolve() in map(_resolved, sources):
+        raise InputError(f"{out} is one of the sources: choose another --dataset_dir, or a new folder in it.")
+    found = find_candidates(source, skip=out)
+    if is_new and (scan := scan_in(out, apart_from=sources)):
+        raise InputError(f"{out} holds raw scans, such as {scan}: choose another --dataset_dir, or a new folder in it.")
+    return found
+
+
+def _resolved(source: Any) -> Path | None:
+    return Path(source).expanduser().resolve() if isinstance(source, (str, os.PathLike)) else None
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Hold the output folder: two runs at once would remove each other's files."""
+    with writing(out):
+        (out / PREPARED).mkdir(parents=True, exist_ok=True)
+        lock = open(out / PREPARED / "lock", "w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process ends, however
+        except BlockingIOError:
+            raise InputError(f"Another run is preparing {out}: wait for it, or choose another --dataset_dir.") from None
+        except OSError:
+            logger.info("%s cannot be locked: take care that no second run works there", out)
+        try:
+            yield
+        finally:
+            _remove_temporary_files(out)
+
+
+def _remove_temporary_files(out: Path) -> None:
+    """Remove what a killed run had not finished."""
+    for folder in (out, out / "store", out / "nifti", out / PREPARED):
+        for path in folder.glob(".????????.*"):
+            if re.match(r"\.[0-9a-f]{8}\.", path.name):
+                path.unlink()
+
+
+def _check_records(out: Path, candidates: Sequence[Candidate], refused_files: Iterable[str]) -> set[str]:
+    """Compare what was prepared with what is found; returns the names of scans that are kept though they are not found."""
+    records = {path.stem: path for path in (out / PREPARED).glob("*.json")}
+    known = set(records)
+    gone = known - {candidate.name for candidate in candidates}
+    unreadable = set(refused_files)
+    kept = {name for name in gone if _lies_in(source_of(records[name]), unreadable)}
+    gone -= kept
+    if kept:
+        logger.warning(
+            "%d scans prepared before, such as %s, lie in folders that cannot be read now: they are kept for the next run, not listed",
+            *(len(kept), min(kept)),
+        )
+    if gone and gone == known:
+        raise InputError(
+            f"{out} holds {len(gone)} scans of other sources, such as {min(gone)}, which would be removed. Choose another --dataset_dir, or "
+            "name all sources in --source \"['a','b']\"."
+        )
+    if gone:
+        logger.warning(
+            "%d scans prepared before, such as %s, are no more in the sources: they are removed", len(gone), min(gone)
+        )
+    return kept
+
+
+def _lies_in(source: str, paths: set[str]) -> bool:
+    """Whether a path, or a folder that it lies in, is one of ``paths``."""
+    return bool(source) and any(str(path) in paths for path in (Path(source), *Path(source).parents))
+
+
+def _remove_unused(out: Path, candidates: Sequence[Candidate], split: Split, kept: set[str]) -> None:
+    names = {candidate.name for candidate in candidates} | kept
+    for record in (out / PREPARED).glob("*.json"):
+        if record.stem not in names:
+            Outputs(out, record.stem).remove()
+        elif record.stem not in split.sections and record.stem not in kept:
+            Outputs(out, record.stem).remove_data()
+
+
+def _is_whole(task: Task) -> bool:
+    return all(path.is_file() for path in Outputs(task.folder, task.candidate.name).wanted(task.candidate, task.recipe))
+
+
+# ---- patients and sections -----------------------------------------------------------------------------------------
+
+
+def _with_patients(candidates: list[Candidate], pattern: str | None) -> list[Candidate]:
+    """Read the patient from the path of each scan: the first group of the pattern that took part, or all that it matches."""
+    if pattern is None:
+        return candidates
+    matches = [re.search(pattern, candidate.source) for candidate in candidates]
+    if candidates and not any(matches):
+        raise InputError(f"--patient_pattern {pattern!r} matches no path, such as {candidates[0].source}.")
+    logger.info("--patient_pattern matches %d of %d paths", sum(map(bool, matches)), len(matches))
+    return [
+        replace(candidate, patient=next(filter(None, match.groups()), "") if match.re.groups else match[0])
+        if match
+        else candidate
+        for candidate, match in zip(candidates, matches, strict=True)
+    ]
+
+
+def _check_pattern(pattern: str | None) -> None:
+    try:
+        if pattern is not None:
+            re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise InputError(f"--patient_pattern {pattern!r} is no regular expression: {error}.") from None
+
+
+def _split(candidates: Sequence[Candidate], rows: Mapping[str, dict], **options: Any) -> Split:
+    scans = [
+        {
+            "name": candidate.name,
+            "label": candidate.label,
+            "section": candidate.section,
+            "patient": rows[candidate.name]["patient"],
+            "sha256": rows[candidate.name]["sha256"],
+            "series_uid": candidate.series_uid,
+        }
+        for candidate in candidates
+        if rows[candidate.name]["verdict"] == USED
+    ]
+    left_out = [
+        {"name": candidate.name, "patient": rows[candidate.name]["patient"], "series_uid": candidate.series_uid}
+        for candidate in candidates
+        if rows[candidate.name]["verdict"] != USED and (rows[candidate.name]["patient"] or candidate.series_uid)
+    ]
+    return split_by_patient(scans, left_out=left_out, **options)
+
+
+def _report(out: Path, table: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> Summary:
+    reasons = Counter(_kind_of(row["reason"]) for row in table if row["verdict"] == LEFT_OUT)
+    left_out = reasons.total()
+    for note in notes:
+        logger.warning("%s", note)
+    for reason, number in reasons.most_common():
+        logger.info("left out: %5d  %s", number, reason)
+    sections = Counter(row["section"] for row in table if row["verdict"] == USED)
+    logger.info(
+        "data list %s: %s",
+        out / "dataset.json",
+        ", ".join(f"{number} {name}" for name, number in sorted(sections.items())),
+    )
+    logger.info(
+        "%d of %d scans used, %d left out; each has its row in %s",
+        len(table) - left_out,
+        len(table),
+        left_out,
+        out / "audit.csv",
+    )
+    return Summary(len(table) - left_out, left_out, dict(reasons))
+
+
+def _kind_of(reason: str) -> str:
+    """A reason without the numbers and names of the one scan."""
+    return re.sub(r"-?\d[\d.]*", "N", re.split(r"[:(\[]", reason)[0]).strip(" ,")

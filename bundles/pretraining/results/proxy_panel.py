@@ -1,0 +1,125 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""A picture per proxy task: what the network saw, what it made of it, and what was right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from ...common.files import atomic_path
+from ...common.run.distributed import rank
+
+ANGLES = ("0°", "90°", "180°", "270°")
+
+
+def _middle(volume: torch.Tensor) -> Any:
+    """Middle axial slice of (C, X, Y, Z), first channel, anterior at the top."""
+    return volume[0, :, :, volume.shape[-1] // 2].float().cpu().numpy().T
+
+
+def inpainting_figure(target: torch.Tensor, view: torch.Tensor, reconstruction: torch.Tensor) -> Figure:
+    """Rows of crop, masked view and reconstruction, each (N, C, X, Y, Z) in [0, 1]."""
+    figure = Figure(figsize=(6.6, 2.2 * len(target)), layout="constrained")
+    for row, volumes in enumerate(zip(target, view, reconstruction, strict=True)):
+        for column, (volume, title) in enumerate(zip(volumes, ("crop", "masked view", "reconstruction"), strict=True)):
+            axes = figure.add_subplot(len(target), 3, 3 * row + column + 1)
+            axes.imshow(_middle(volume), cmap="gray", origin="lower", vmin=0, vmax=1)
+            axes.set_axis_off()
+            if row == 0:
+                axes.set_title(title, fontsize=10)
+    return figure
+
+
+def rotation_figure(view: torch.Tensor, turns: torch.Tensor, logits: torch.Tensor) -> Figure:
+    """Views with the true angle, the predicted one and its probability."""
+    figure = Figure(figsize=(2.0 * len(view), 2.5), layout="constrained")
+    probability, predicted = logits.float().softmax(1).max(1)
+    for column, volume in enumerate(view):
+        axes = figure.add_subplot(1, len(view), column + 1)
+        axes.imshow(_middle(volume), cmap="gray", origin="lower", vmin=0, vmax=1)
+        axes.set_axis_off()
+        right = bool(predicted[column] == turns[column])
+        axes.set_title(
+            f"turned {ANGLES[turns[column]]}\nsaid {ANGLES[predicted[column]]} ({probability[column]:.0%})",
+            fontsize=9,
+            color="tab:green" if right else "tab:red",
+        )
+    return figure
+
+
+def contrast_figure(first: torch.Tensor, second: torch.Tensor, embeddings: torch.Tensor) -> Figure:
+    """The two views of each crop beside the cosine similarity of all embeddings (2N, D); partners are outlined."""
+    number = len(first)
+    figure = Figure(figsize=(1.6 * number + 4.2, 3.4), layout="constrained")
+    grid = figure.add_gridspec(2, number + 2, width_ratios=[1] * number + [1.3, 1.3])
+    for column in range(number):
+        for row, volume in enumerate((first[column], second[column])):
+            axes = figure.add_subplot(grid[row, column])
+            axes.imshow(_middle(volume), cmap="gray", origin="lower", vmin=0, vmax=1)
+            axes.set_axis_off()
+            axes.set_title(f"{'AB'[row]}{column + 1}", fontsize=9)
+    unit = torch.nn.functional.normalize(embeddings.float(), dim=1)
+    similarity = (unit @ unit.T).cpu().numpy()
+    axes = figure.add_subplot(grid[:, number:])
+    image = axes.imshow(similarity, cmap="viridis", vmin=float(similarity.min()), vmax=1)
+    names = [f"A{i + 1}" for i in range(number)] + [f"B{i + 1}" for i in range(number)]
+    axes.set_xticks(range(2 * number), names, fontsize=7)
+    axes.set_yticks(range(2 * number), names, fontsize=7)
+    for row in range(2 * number):
+        partner = (row + number) % (2 * number)
+        axes.add_patch(Rectangle((partner - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="tab:red", linewidth=1.2))
+    figure.colorbar(image, ax=axes, shrink=0.8, label="cosine similarity")
+    return figure
+
+
+class ProxyPanels:
+    """Handler for `SupervisedEvaluator`: ``panel_inpainting.png``, ``panel_contrast.png``, ``panel_rotation.png`` of the first validation batch.
+
+    Args:
+        folder: where the pictures go; those of the last validation stay.
+        crops: how many crops to show at most.
+    """
+
+    def __init__(self, *, folder: str, crops: int = 4) -> None:
+        self.folder = Path(folder)
+        self.crops = crops
+
+    def attach(self, engine: Engine) -> None:
+        """Draw on rank 0."""
+        if rank() == 0:
+            engine.add_event_handler(Events.EPOCH_STARTED, self.rearm)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self.draw)
+        self.drawn = False
+
+    def rearm(self, engine: Engine) -> None:
+        """A new validation draws anew."""
+        self.drawn = False
+
+    def draw(self, engine: Engine) -> None:
+        """Draw the first batch of this validation."""
+        if self.drawn:
+            return
+        self.drawn = True
+        views, outputs, targets = (engine.state.output[key] for key in ("image", "pred", "label"))
+        number = min(self.crops, len(views) // 2)
+        figures = {}
+        if "inpainting" in outputs:
+            figures["inpainting"] = inpainting_figure(
+                targets["crop"][:number], views[:number], outputs["inpainting"][:number]
+            )
+        if "rotation" in outputs:
+            figures["rotation"] = rotation_figure(
+                views[: 2 * number], targets["turns"].tolist()[: 2 * number], outputs["rotation"][: 2 * number]
+            )
+        if "contrast" in outputs:
+            first, second = (half[:number] for half in outputs["contrast"].chunk(2))
+            first_views, second_views = (half[:number] for half in views.chunk(2))
+            figures["contrast"] = contrast_figure(first_views, second_views, torch.cat([first, second]))
+        for task, figure in figures.items():
+            with atomic_path(self.folder / f"panel_{task}.png") as temporary:
+                figure.savefig(temporary, dpi=100)

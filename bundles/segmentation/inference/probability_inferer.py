@@ -1,0 +1,189 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Class probabilities of a whole scan: the mean over networks and mirrored views, in the memory that there is."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from monai.utils import ensure_tuple
+
+from ...common.errors import InputError
+from .sliding_window import blend_windows
+
+logger = logging.getLogger(__name__)
+
+SLICES = 8  # of the scan at a time between logits and probabilities
+
+
+class _Plan(NamedTuple):
+    """Windows per forward, and what is kept off the GPU."""
+
+    windows: int
+    volumes_on_cpu: bool = False
+    networks_on_cpu: bool = False
+
+
+class ProbabilityInferer(Inferer):
+    """Sliding windows (Gaussian weights, see `blend_windows`), softmax over the classes, mean.
+
+    The mean goes over all networks and all 2**n mirror images of the scan along the n ``mirror_axes``; each prediction
+    is mirrored back. One network without mirroring gives the softmax of the blended logits, no more. Mirror only along
+    axes along which the training mirrored too: a network that never saw a liver on the left does not know it there.
+
+    However many networks and mirror images there are, at most two class volumes (K, X, Y, Z) in float32 exist at a
+    time: the sum, and the logits that are being blended.
+
+    Where the GPU's memory is too small, the scan is tried again with half as many windows per forward, down to one;
+    then with the class volumes in the computer's memory; then on the CPU altogether. Each step is logged as a warning,
+    and what worked is where the next scan starts.
+
+    Args:
+        roi_size: voxels of a window.
+        sw_batch_size: windows per forward.
+        overlap: of neighbouring windows, as a share of the window, one number or one per axis; in [0, 1).
+        skip_air: leave out windows that hold nothing but exact zeros: what only they cover is background.
+        mirror_axes: spatial axes, of 0, 1, 2, along which the scan is mirrored.
+        others: further networks, besides the one of the call; they are put on the device of the scan. Sizes may differ,
+            classes not.
+
+    Raises:
+        InputError: here for unusable arguments; when called, if the scan holds NaN, or did not fit into memory in any way.
+    """
+
+    def __init__(
+        self,
+        *,
+        roi_size: Sequence[int],
+        sw_batch_size: int,
+        overlap: float | Sequence[float],
+        skip_air: bool = True,
+        mirror_axes: Sequence[int] = (),
+        others: Sequence[torch.nn.Module] = (),
+    ) -> None:
+        super().__init__()
+        _check_arguments(sw_batch_size, overlap, mirror_axes)
+        self.roi_size = roi_size
+        self.overlap = overlap
+        self.skip_air = skip_air
+        self.mirrors = [axes for n in range(len(mirror_axes) + 1) for axes in combinations(mirror_axes, n)]
+        self.others = [network.eval() for network in others]
+        halvings = [_Plan(sw_batch_size // 2**n) for n in range(int(math.log2(sw_batch_size)) + 1)]
+        self._plans = [*halvings, _Plan(1, volumes_on_cpu=True), _Plan(1, volumes_on_cpu=True, networks_on_cpu=True)]
+
+    @torch.no_grad()
+    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
+        """Return the probabilities (B, K, X, Y, Z) of scans (B, C, X, Y, Z), float32, with the metadata of the input.
+
+        They lie on the device of the input, or on the CPU where the GPU is too small.
+        """
+        images = (inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs).float()
+        _check_finite(inputs)
+        probabilities = None
+        while probabilities is None:
+            try:
+                probabilities = self._mean(images, network, self._plans[0])
+            except torch.OutOfMemoryError as error:
+                reason = ". ".join(str(error).split(". ")[:2])
+            if probabilities is None:  # after the handler, whose traceback holds the volumes of the failed try
+                torch.cuda.empty_cache()
+                self._fall_back(reason, images.shape[2:])
+        if isinstance(inputs, MetaTensor):
+            return MetaTensor(probabilities).copy_meta_from(inputs)
+        return probabilities
+
+    def _mean(self, images: torch.Tensor, network: torch.nn.Module, plan: _Plan) -> torch.Tensor:
+        cpu, home = torch.device("cpu"), images.device
+        networks = [network, *self.others]
+        total = None
+        try:
+            for member in networks:
+                member.to(cpu if plan.networks_on_cpu else home)
+                for axes in self.mirrors:
+                    dims = [axis + 2 for axis in axes]
+                    logits = blend_windows(
+                        images.flip(dims) if dims else images,
+                        member,
+                        roi_size=self.roi_size,
+                        sw_batch_size=plan.windows,
+                        overlap=self.overlap,
+                        skip_air=self.skip_air,
+                        network_device=cpu if plan.networks_on_cpu else home,
+                        volume_device=cpu if plan.volumes_on_cpu else home,
+                    )
+                    total = _add_softmax(total, logits, dims)
+                    del logits  # or it would stay beside the next ones
+        finally:
+            if plan.networks_on_cpu:  # the evaluator, and the next scan, expect them where they were
+                for member in networks:
+                    member.to(home)
+        passes = len(networks) * len(self.mirrors)
+        return total.div_(passes) if passes > 1 else total
+
+    def _fall_back(self, reason: str, shape: Sequence[int]) -> None:
+        tried = f"{_windows(self._plans[0])} of {list(self.roi_size)} voxels at a time, a scan of {list(shape)}"
+        if len(self._plans) == 1:
+            raise InputError(
+                f"The scan fits neither the GPU's memory nor the computer's ({tried}): {reason}. Give a smaller "
+                "--roi_size or a coarser --spacing, if the model was trained with them, or use a larger machine."
+            )
+        self._plans.pop(0)
+        plan = self._plans[0]
+        if plan.networks_on_cpu:
+            now = "On the CPU from now on, which is slow; --device cpu avoids the failed tries"
+        elif plan.volumes_on_cpu:
+            now = (
+                "From now on the probabilities are put together in the computer's memory, which is slower; "
+                "--sw_batch_size 1 avoids all failed tries but one"
+            )
+        else:
+            now = f"From now on {_windows(plan)} at a time; --sw_batch_size {plan.windows} avoids the failed try"
+        logger.warning("The GPU's memory is too small (%s): %s. %s.", tried, reason, now)
+
+
+def _check_finite(inputs: torch.Tensor) -> None:
+    if not torch.isfinite(inputs).all():
+        file = inputs.meta.get("filename_or_obj", "the scan") if isinstance(inputs, MetaTensor) else "the scan"
+        raise InputError(
+            f"{file} has voxels that are not numbers (NaN or infinite), which would spoil the mask far around. Mend or remove it; "
+            "--check_data full finds all such files before the run."
+        )
+
+
+def _windows(plan: _Plan) -> str:
+    return f"{plan.windows} window{'s' * (plan.windows > 1)}"
+
+
+def _add_softmax(total: torch.Tensor | None, logits: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
+    """Mirror ``logits`` back along ``dims`` and add their softmax to ``total``; without a total they become it."""
+    first = total is None
+    total = logits if first else total
+    length = logits.shape[2]
+    for start in range(0, length, SLICES):
+        stop = min(start + SLICES, length)
+        part = logits[:, :, length - stop : length - start] if 2 in dims else logits[:, :, start:stop]
+        part = (part.flip(dims) if dims else part).softmax(1)
+        if first:
+            total[:, :, start:stop] = part  # in place: the first view is never mirrored
+        else:
+            total[:, :, start:stop] += part
+    return total
+
+
+def _check_arguments(sw_batch_size: int, overlap: float | Sequence[float], mirror_axes: Sequence[int]) -> None:
+    if not isinstance(sw_batch_size, int) or sw_batch_size < 1:
+        raise InputError(f"--sw_batch_size {sw_batch_size!r} must be a whole number of windows, 1 or more.")
+    if not all(isinstance(share, (int, float)) and 0 <= share < 1 for share in ensure_tuple(overlap)):
+        raise InputError(f"--overlap {overlap!r} must be a share of the window, 0 or more and below 1.")
+    axes = mirror_axes if isinstance(mirror_axes, (list, tuple)) else [mirror_axes]
+    if axes is not mirror_axes or any(axis not in (0, 1, 2) or axes.count(axis) > 1 for axis in axes):
+        raise InputError(
+            f"--mirror_axes {mirror_axes!r} must be a list of different spatial axes out of 0, 1, 2, such as [0,1]; [] "
+            "for no mirroring."
+        )

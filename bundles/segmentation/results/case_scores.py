@@ -1,0 +1,266 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Dice, surface Dice (NSD) and HD95 of label maps in the scan's own geometry, per case and organ, and their table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.utils import ensure_tuple
+
+from ...common.data.case_names import case_name, case_names, image_file, image_file_of, items_of
+from ...common.errors import InputError
+from ...common.files import atomic_path, write_text
+from ...common.run.distributed import everyones, rank
+from ..models.label_names import organ_names
+from .metrics import OTHERWISE, _tolerance_of, score_case
+from .overlay import save_figure
+from .score_plots import score_figure
+from .score_summary import METRICS, format_summary, summarise
+
+RECORDS = "cases"  # folder in the output folder of what was scored, a file for each case
+
+logger = logging.getLogger(__name__)
+
+
+class CaseScores:
+    """Handler of an evaluator: scores each case in its own geometry, and writes the table when the epoch ends.
+
+    The evaluator must decollate (MONAI's default), and its postprocessing invert the predicted label map to the scan's
+    geometry. The label file's own voxels are found beside it, in the evaluator's output or in its batch.
+
+    At the end of the epoch the rows of all processes are gathered, cases that the distributed sampler repeated are
+    dropped, and the first process writes to ``output_dir``
+
+    - ``scores.csv``: ``case,label,dice,nsd,hd95``, one row for each case and organ, an empty field for NaN;
+    - ``summary.json``: see `summarise`, with the tolerance in mm, the names of the cases, and ``details`` under
+      ``evaluated``; null for NaN;
+    - ``scores.png``: see `score_figure`.
+
+    Every process has ``mean_dice``, ``mean_nsd``, ``mean_hd95`` and ``dice_<organ>`` in ``engine.state.metrics``. That
+    is at ``EPOCH_COMPLETED``, since the loggers (MLflow, StatsHandler) read the metrics at this event: list them after
+    it.
+
+    With ``items`` an evaluation that was stopped goes on where it was: what a case scored is written to
+    ``cases/<case>.json`` at once, with all that decides it. With ``resume`` the evaluator's dataset is `unscored`, and
+    where nothing is left `finish` takes the place of its run, as MONAI's engines skip an empty loader with all events.
+    A handler that writes something else for each case stands before this one: what is recorded is not done again.
+
+    Args:
+        labels: organ name of each label value; text keys, as in a JSON file, are taken as numbers, and a name for the
+            background 0 is left out.
+        tolerance: NSD tolerance in mm, one for all organs or one for each organ name.
+        output_dir: the folder of the files.
+        pred_key: key of the predicted label map, a MetaTensor (1, X, Y, Z) in the geometry of the scan.
+        label_key: key of the true label map, a MetaTensor (1, X, Y, Z) of the label file's own voxels.
+        image_key: key of the image, which gives the case its name.
+        items: all cases of the evaluation, equal in all processes: dictionaries with the files of ``image_key`` and
+            ``label_key``. None: no case is recorded, and none can be resumed.
+        settings: whatever else decides the scores, such as spacing and overlap, of types that JSON knows.
+        model: file of the network, or files of an ensemble. Path, size and time of change say whether it is the one that scored.
+        resume: whether cases that were scored under equal settings, with the same model and files, are kept.
+        details: what was evaluated, to be read by whoever gathers several evaluations: task, split, training of the
+            model. It decides no score, so cases that were scored before are kept when it changes.
+
+    Raises:
+        InputError: here if a label or tolerance is unusable or the model's file is missing; during the run if a case's
+            prediction and truth differ in shape or orientation, or an item lacks a key.
+        ValueError: if ``resume`` is asked for without ``items``.
+    """
+
+    def __init__(
+        self,
+        labels: Mapping[int | str, str],
+        tolerance: float | Mapping[str, float],
+        output_dir: str | Path,
+        pred_key: str = "pred",
+        label_key: str = "reference",
+        image_key: str = "image",
+        items: Sequence[Mapping[str, Any]] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        model: str | Path | Sequence[str | Path] | None = None,
+        resume: bool = False,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        if resume and items is None:
+            raise ValueError("resume needs items, the list of all cases.")
+        self.labels = organ_names(labels)
+        unknown = sorted(set(tolerance) - {OTHERWISE, *self.labels.values()}) if isinstance(tolerance, Mapping) else []
+        if unknown:
+            raise InputError(
+                f"--nsd_tolerance names {', '.join(unknown)}; the organs are {', '.join(self.labels.values())}."
+            )
+        self.tolerance = {organ: _tolerance_of(organ, tolerance) for organ in self.labels.values()}
+        self.output_dir = Path(output_dir)
+        self.pred_key = pred_key
+        self.label_key = label_key
+        self.image_key = image_key
+        # By image file and not by case name: two folders may hold files of the same name.
+        self.items = None if items is None else {image_file(item[image_key]): item for item in items}
+        self.names = case_names(self.items or ())
+        decisive = {"labels": self.labels, "tolerance": self.tolerance, "metrics": METRICS}
+        decisive |= {"model": None if model is None else _stamps(ensure_tuple(model))} | dict(settings or {})
+        self.settings = json.loads(json.dumps(decisive, default=str))  # as it comes back from a record
+        self.resume = resume
+        self.details = json.loads(json.dumps(dict(details or {}), default=str))
+        self.kept: dict[str, dict[str, dict[str, float]]] = {}
+        self.scores: dict[str, dict[str, dict[str, float]]] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Register the handler at an evaluator."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._clear)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._score)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
+
+    def unscored(self) -> list[Mapping[str, Any]]:
+        """Return the items that are still to be scored, and keep the scores of the others.
+
+        In a distributed run every process must call it: the first one decides, as another may have begun to write by
+        the time that a late one looks.
+        """
+        if self.resume:
+            self.kept = everyones([self._recorded()] if rank() == 0 else [])[0]
+            self.scores = dict(self.kept)
+        return [item for file, item in self.items.items() if file not in self.kept]
+
+    def finish(self, engine: Engine) -> None:
+        """Gather the scores of all processes, put the means into ``engine.state.metrics`` and write the files."""
+        scores = dict(everyones(list(self.scores.items())))  # a file that several processes scored comes once
+        names = self.names or case_names(scores)
+        rows = [
+            {"case": names[file], "label": organ, **score}
+            for file in sorted(scores, key=names.__getitem__)
+            for organ, score in scores[file].items()
+        ]
+        summary = summarise(rows, organs=self.labels.values())
+        engine.state.metrics |= {f"mean_{metric}": summary[f"mean_{metric}"] for metric in METRICS}
+        for organ, moments in summary["labels"].items():
+            engine.state.metrics["dice_" + re.sub(r"\W+", "_", organ)] = moments["dice"]["mean"]
+
+        if rank() == 0:
+            summary |= {"tolerance": self.tolerance, "cases": sorted({row["case"] for row in rows})}
+            summary |= {"evaluated": self.details}
+            self._write(rows, summary)
+            logger.info("%s", format_summary(summary))
+
+    def _clear(self, engine: Engine) -> None:
+        self.scores = dict(self.kept)
+
+    def _score(self, engine: Engine) -> None:
+        for item in items_of(engine):
+            file = image_file_of(item, self.image_key, self.pred_key, self.label_key)
+            prediction, truth = self._volume(item, self.pred_key, file), self._volume(item, self.label_key, file)
+            _check_geometry(file, prediction, truth)
+            self.scores[file] = score_case(
+                prediction[0], truth[0], labels=self.labels, spacing=truth.pixdim.tolist(), tolerance=self.tolerance
+            )
+            if self.items is not None:
+                self._record(file)
+
+    def _record(self, file: str) -> None:
+        if file not in self.items:
+            raise InputError(f"The case {file} is none of the {len(self.items)} items of the evaluation: give it all.")
+        record = {"files": self._files(file), "settings": self.settings, "scores": _nan_to_none(self.scores[file])}
+        _write_json(self._record_path(file), record)
+
+    def _recorded(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Return the scores of all cases that were recorded under these settings, from these files."""
+        kept, others = {}, []
+        for file in self.items:
+            try:
+                record = json.loads(self._record_path(file).read_text(encoding="utf-8"))
+            except (FileNotFoundError, json.JSONDecodeError):
+                continue
+            if record["settings"] == self.settings and record["files"] == self._files(file):
+                kept[file] = {organ: _none_to_nan(score) for organ, score in record["scores"].items()}
+            else:
+                others.append((file, record))
+        logger.info("%d of %d cases are scored already (%s)", len(kept), len(self.items), self.output_dir / RECORDS)
+        if others:
+            file, record = others[0]
+            keys = sorted(record["settings"].keys() | self.settings.keys())
+            changed = [key for key in keys if record["settings"].get(key) != self.settings.get(key)]
+            reason = f"with another {', '.join(changed)}" if changed else "before its image or label file changed"
+            logger.info("%d cases are scored again, such as %s: it was scored %s", len(others), file, reason)
+        return kept
+
+    def _record_path(self, file: str) -> Path:
+        return self.output_dir / RECORDS / f"{self.names[file]}.json"
+
+    def _files(self, file: str) -> dict[str, list[int]]:
+        """Return what tells whether the case's files are the ones that were scored."""
+        item = self.items[file]
+        return _stamps(path for key in (self.image_key, self.label_key) for path in ensure_tuple(item.get(key, ())))
+
+    def _volume(self, item: Mapping[str, Any], key: str, file: str) -> MetaTensor:
+        volume = item.get(key)
+        if not isinstance(volume, MetaTensor) or volume.ndim != 4 or volume.shape[0] != 1:
+            found = f"{type(volume).__name__} of shape {tuple(getattr(volume, 'shape', ()))}"
+            raise InputError(
+                f"'{key}' of the case {file} must be a label map with its geometry, a MetaTensor of shape "
+                f"(1, X, Y, Z), but is {found}: check the evaluator's postprocessing. The item's keys: {sorted(item)}."
+            )
+        return volume
+
+    def _write(self, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+        with atomic_path(self.output_dir / "scores.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=["case", "label", *METRICS], lineterminator="\n")
+            writer.writeheader()
+            for row in rows:
+                writer.writerow(row | {m: "" if math.isnan(row[m]) else f"{row[m]:.6f}" for m in METRICS})
+        _write_json(self.output_dir / "summary.json", _nan_to_none(summary))
+        save_figure(score_figure(rows, organs=self.labels.values()), self.output_dir / "scores.png")
+
+
+def _check_geometry(file: str, prediction: MetaTensor, truth: MetaTensor) -> None:
+    shapes = tuple(prediction.shape[1:]), tuple(truth.shape[1:])
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            f"The prediction of case {case_name(file)} has the shape {shapes[0]}, its label file {shapes[1]}: both "
+            f"must be the voxels of the scan {file}. Check that the label belongs to the scan, and that the "
+            "postprocessing inverts the preprocessing."
+        )
+    # Equal shapes hide a flipped axis. Only the orientation is compared, as the headers of a scan and its label often
+    # differ a little in origin and rotation.
+    axes = ["".join(nib.aff2axcodes(volume.affine.numpy(force=True))) for volume in (prediction, truth)]
+    if axes[0] != axes[1]:
+        raise InputError(
+            f"The prediction of case {case_name(file)} lies in {axes[0]} orientation, its label file in {axes[1]}: the "
+            f"voxels do not correspond. Both must be in the orientation of the scan {file}."
+        )
+
+
+def _stamps(files: Iterable[str | Path]) -> dict[str, list[int]]:
+    """Return size and time of change of each file, by its path."""
+    stamps = {}
+    for file in files:
+        try:
+            status = os.stat(file)
+        except OSError as error:
+            raise InputError(f"The file {file} cannot be read: {error.strerror}. Check the path.") from error
+        stamps[os.path.abspath(file)] = [status.st_size, status.st_mtime_ns]
+    return stamps
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(content, indent=4, allow_nan=False) + "\n")
+
+
+def _nan_to_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _nan_to_none(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _none_to_nan(score: Mapping[str, float | None]) -> dict[str, float]:
+    return {metric: math.nan if value is None else value for metric, value in score.items()}

@@ -1,0 +1,125 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Dice, surface Dice (NSD) and HD95 of one case."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+
+import numpy as np
+import torch
+from monai.metrics import compute_dice, compute_surface_dice, get_mask_edges, get_surface_distance
+from monai.utils import convert_to_numpy
+from scipy import ndimage
+
+from ...common.errors import InputError
+
+DEFAULT_TOLERANCE = 1.0  # mm
+
+OTHERWISE = "otherwise"  # key of the tolerance of organs that are not named
+
+
+def score_case(
+    prediction: np.ndarray | torch.Tensor,
+    truth: np.ndarray | torch.Tensor,
+    *,
+    labels: Mapping[int, str],
+    spacing: Sequence[float],
+    tolerance: float | Mapping[str, float],
+) -> dict[str, dict[str, float]]:
+    """Return Dice, NSD and HD95 of each organ of one case.
+
+    - NSD (Nikolov et al., arXiv 1809.04430) is the share of the surfaces of both masks, by area, that lies within the tolerance of the other. Surface
+      elements sit at the corners of the voxels, as in DeepMind's surface-distance, from which the Medical Segmentation Decathlon (MSD) has its NSD;
+      the two are equal. (MONAI's default counts surface voxels instead; on random blobs that read up to 0.1 lower at a tolerance of a voxel.)
+    - HD95 is the 95th percentile of the distances from one mask to the other or back, whichever is larger, over surface voxels (those with a face to
+      the outside), centre to centre, as `monai.metrics.compute_hausdorff_distance(percentile=95)` has it. MedPy, and so nnU-Net v1, takes one
+      percentile over the distances of both directions, which lies between the two.
+
+    Where a mask touches the border of the volume it has a surface.
+
+    An organ in neither mask has the score NaN, to be left out of every mean. An organ in only one of them has Dice 0
+    and NSD 0, and no HD95 (NaN), since nothing is near: nnU-Net v1 has NaN too, where MONAI and surface-distance have
+    infinity, which no mean survives. `summarise` counts such cases, as a mean of HD95 is flattered by their absence.
+    For NSD that is what MONAI and surface-distance do. MONAI's Dice differs: an organ that only the prediction has is
+    NaN with ``ignore_empty=True``, which forgives false positives, and one in neither is 1 with ``ignore_empty=False``,
+    which rewards absence.
+
+    Each organ is scored in the bounding box of its two masks, so that memory goes with the organ, not the scan.
+
+    Args:
+        prediction: label map, integers (or floats that are whole numbers), of shape (X, Y, Z).
+        truth: label map of the same shape and geometry.
+        labels: organ name of each label value; other values are ignored. The background, 0, cannot be scored.
+        spacing: voxel size along X, Y, Z in mm.
+        tolerance: NSD tolerance in mm, one for all organs or by organ name; what is not named takes that of ``otherwise``, else 1 mm.
+
+    Returns:
+        ``{organ: {"dice": float, "nsd": float, "hd95": float}}`` in the order of ``labels``.
+
+    Raises:
+        InputError: if the shapes differ, the maps are not 3D label maps, or a label, spacing or tolerance is unusable.
+    """
+    prediction, truth = _label_map(prediction, "prediction"), _label_map(truth, "truth")
+    if prediction.shape != truth.shape:
+        raise InputError(
+            f"The prediction has the shape {prediction.shape}, the truth {truth.shape}: they must be equal."
+        )
+    if len(spacing) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing):
+        raise InputError(f"spacing is {list(spacing)}: it must be three voxel sizes in mm, each above 0.")
+    if not labels or min(labels) < 1:
+        raise InputError(f"labels is {dict(labels)}: name at least one organ, by label values from 1 up.")
+
+    boxes_of_prediction = ndimage.find_objects(prediction, max_label=max(labels))
+    boxes_of_truth = ndimage.find_objects(truth, max_label=max(labels))
+    scores = {}
+    for value, organ in labels.items():
+        limit = _tolerance_of(organ, tolerance)
+        boxes = [box for box in (boxes_of_prediction[value - 1], boxes_of_truth[value - 1]) if box is not None]
+        if len(boxes) < 2:
+            score = 0.0 if boxes else math.nan
+            scores[organ] = {"dice": score, "nsd": score, "hd95": math.nan}
+            continue
+        joint = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(*boxes, strict=True))
+        masks = [array[joint] == value for array in (prediction, truth)]
+        # The margin closes the surface where the box, or the volume, ends.
+        tensors = [torch.from_numpy(np.pad(mask, 1))[None, None] for mask in masks]
+        nsd = compute_surface_dice(
+            *tensors,
+            class_thresholds=[limit],
+            include_background=True,
+            spacing=[float(size) for size in spacing],
+            use_subvoxels=True,
+        )
+        # Not compute_hausdorff_distance: it fails beyond 2^24 surface voxels (torch.quantile).
+        edges = get_mask_edges(*masks)
+        distances = (get_surface_distance(*pair, spacing=spacing) for pair in (edges, edges[::-1]))
+        scores[organ] = {
+            "dice": compute_dice(*tensors).item(),
+            "nsd": nsd.item(),
+            "hd95": float(max(np.percentile(one_way, 95) for one_way in distances)),
+        }
+    return scores
+
+
+def _label_map(array: np.ndarray | torch.Tensor, role: str) -> np.ndarray:
+    array = convert_to_numpy(array)
+    if array.ndim != 3:
+        raise InputError(f"The {role} has the shape {array.shape}: it must be one label map of shape (X, Y, Z).")
+    if array.dtype == bool:
+        return array.view(np.uint8)
+    if np.issubdtype(array.dtype, np.integer):
+        return array
+    whole = array.astype(np.int32)
+    if not np.array_equal(whole, array):
+        raise InputError(f"The {role} is no label map: it holds values such as {array[whole != array][0]}.")
+    return whole
+
+
+def _tolerance_of(organ: str, tolerance: float | Mapping[str, float]) -> float:
+    if isinstance(tolerance, Mapping):
+        tolerance = tolerance.get(organ, tolerance.get(OTHERWISE, DEFAULT_TOLERANCE))
+    if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not math.isfinite(tolerance) or tolerance < 0:
+        raise InputError(f"The NSD tolerance of '{organ}' is {tolerance}: it must be a number of mm, 0 or above.")
+    return float(tolerance)

@@ -1,0 +1,260 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Pictures of a label map over its scan: three planes, the prediction above the truth."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from ignite.engine import Engine, Events
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from monai.data import MetaTensor
+
+from ...common.data.case_names import case_name, case_names, image_file, image_file_of, items_of
+from ...common.errors import InputError
+from ...common.files import atomic_path
+from ..models.label_names import organ_names
+
+# Of each plane the axis that it cuts, and the directions of the patient at the left and at the top of the picture.
+PLANES = {"axial": (2, "R", "A"), "coronal": (1, "R", "S"), "sagittal": (0, "A", "S")}
+ABDOMEN_WINDOW = (-175.0, 250.0)  # HU, the window of the BTCV and most MSD recipes
+FILL_OPACITY = 0.35
+
+Colour = tuple[float, float, float]
+
+
+def overlay_figure(
+    image: np.ndarray,
+    prediction: np.ndarray,
+    *,
+    truth: np.ndarray | None = None,
+    spacing: Sequence[float],
+    labels: Mapping[int, str],
+    window: tuple[float, float] | None = ABDOMEN_WINDOW,
+    title: str | None = None,
+) -> Figure:
+    """Draw the axial, coronal and sagittal plane of a scan with its organs filled and outlined.
+
+    The planes go through the centre of mass of the labelled voxels of the truth; where it has none or is not given, of
+    the prediction; where that has none either, through the middle of the scan.
+
+    Radiological convention: the patient's right is at the left of the axial and coronal plane, as if seen from the feet
+    and from the front; anterior is at the top of the axial and at the left of the sagittal plane; superior is at the
+    top of the coronal and sagittal plane. Lengths are in mm and equal along both sides of a plane.
+
+    Args:
+        image: the scan in RAS orientation, shape (X, Y, Z), in HU.
+        prediction: label map of the same shape and orientation.
+        truth: the true label map, for a second row of planes below the prediction's.
+        spacing: voxel size along X, Y, Z in mm.
+        labels: organ name of each label value; other values are not drawn.
+        window: the HU shown black and white; None for the 1st and 99th percentile, for MR, which has no unit.
+        title: text above the planes.
+
+    Returns:
+        The figure, made without pyplot: it needs no display, and is freed with its last reference.
+
+    Raises:
+        InputError: if the shapes differ.
+    """
+    rows = {"prediction": prediction} | ({} if truth is None else {"truth": truth})
+    for role, label_map in rows.items():
+        if image.ndim != 3 or label_map.shape != image.shape:
+            raise InputError(
+                f"The {role} has the shape {label_map.shape}, the scan {image.shape}: they must be one and the same "
+                "(X, Y, Z). Check that both lie in the geometry of the scan's file."
+            )
+    centre = _centre(reversed(rows.values()), labels)
+    low, high = np.percentile(image, (1, 99)) if window is None else window
+    colours = organ_colours(labels)
+
+    figure = Figure(figsize=(11, 3.8 * len(rows) + 0.6), layout="compressed")
+    FigureCanvasAgg(figure)
+    widths = [_plane_size(axis, image.shape, spacing)[0] for axis, _, _ in PLANES.values()]
+    panels = figure.subplots(len(rows), 3, squeeze=False, width_ratios=widths)
+    for panel_row, (role, label_map) in zip(panels, rows.items(), strict=True):
+        panel_row[0].set_ylabel(role)
+        for panel, (plane, (axis, left, top)) in zip(panel_row, PLANES.items(), strict=True):
+            width, height = _plane_size(axis, image.shape, spacing)
+            place = {"extent": (0, width, 0, height), "aspect": "equal", "interpolation": "nearest"}
+            panel.imshow(_plane(image, axis, centre[axis]), cmap="gray", vmin=low, vmax=high, **place)
+            organs = _plane(label_map, axis, centre[axis])
+            panel.imshow(_filled(organs, colours), **place)
+            _outline(panel, organs, colours, size=(width, height))
+            panel.set(xticks=[], yticks=[], xlim=(0, width), ylim=(0, height))
+            panel.set_title(f"{plane}, {'XYZ'[axis]} = {centre[axis]}", fontsize=9)
+            mark = {"transform": panel.transAxes, "color": "white", "fontsize": 9}
+            panel.text(0.02, 0.5, left, ha="left", va="center", **mark)
+            panel.text(0.5, 0.98, top, ha="center", va="top", **mark)
+    patches = [Patch(color=colours[value], label=organ) for value, organ in labels.items()]
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(7, max(1, len(patches))), fontsize=8)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def organ_colours(labels: Iterable[int]) -> dict[int, Colour]:
+    """Return an RGB colour for each label value: hues at equal steps, neighbours apart in brightness too."""
+    values = list(labels)
+    return {
+        value: tuple(hsv_to_rgb((i / len(values), 0.9, 1.0 if i % 2 == 0 else 0.65)).tolist())
+        for i, value in enumerate(values)
+    }
+
+
+def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 100) -> None:
+    """Write a figure as a PNG file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=dpi)
+
+
+def load_ras(path: str | os.PathLike) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """Read a NIfTI file in RAS orientation (axes swapped and flipped, never resampled).
+
+    Args:
+        path: the file; of a 4D file, such as an MR scan of several sequences, the first volume is taken.
+
+    Returns:
+        The voxels (X, Y, Z) in the units of the file, and the voxel size in mm.
+
+    Raises:
+        InputError: if the file is missing or no 3D or 4D image.
+    """
+    try:
+        image = nib.as_closest_canonical(nib.load(path))
+    except FileNotFoundError as error:
+        raise InputError(f"The image {path} does not exist: check the path in the data list.") from error
+    except nib.filebasedimages.ImageFileError as error:
+        raise InputError(
+            f"The image {path} cannot be read as NIfTI ({error}): convert or download it again."
+        ) from error
+    if image.ndim not in (3, 4):
+        raise InputError(f"The image {path} has the shape {image.shape}: a scan of shape (X, Y, Z) is needed.")
+    voxels = np.asarray(image.dataobj if image.ndim == 3 else image.dataobj[..., 0])
+    return voxels, tuple(nib.affines.voxel_sizes(image.affine).tolist())
+
+
+class SaveOverlays:
+    """Handler of an evaluator: writes ``<case>_overlay.png`` for each case, in the scan's own geometry and units.
+
+    The evaluator must decollate (MONAI's default), and its postprocessing invert the predicted label map to the scan's
+    geometry. The scan is read anew from its file, as the image in memory is resampled and scaled.
+
+    Args:
+        labels: organ name of each label value; text keys, as in a JSON file, are taken as numbers, and a name for the
+            background 0 is left out.
+        output_dir: the folder of the pictures.
+        pred_key: key of the predicted label map, a MetaTensor (1, X, Y, Z) in the geometry of the scan.
+        label_key: key of the true label map, a MetaTensor alike; None draws the prediction alone.
+        image_key: key of the image, whose metadata names the file of the scan.
+        window: the HU shown black and white; see `overlay_figure`.
+        items: all cases, equal in all processes, as dictionaries with the file of ``image_key``: those of one name in
+            several folders get names of their own (see `case_names`). Without it one picture overwrites the other.
+
+    Raises:
+        InputError: during the run, if the scan cannot be read or a label map is missing or has another shape.
+    """
+
+    def __init__(
+        self,
+        labels: Mapping[int | str, str],
+        output_dir: str | Path,
+        pred_key: str = "pred",
+        label_key: str | None = None,
+        image_key: str = "image",
+        window: Sequence[float] | None = ABDOMEN_WINDOW,
+        items: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.labels = organ_names(labels)
+        self.output_dir = Path(output_dir)
+        self.pred_key = pred_key
+        self.label_key = label_key
+        self.image_key = image_key
+        self.window = window
+        self.names = case_names(image_file(item[image_key]) for item in items or ())
+
+    def attach(self, engine: Engine) -> None:
+        """Register the handler at an evaluator."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._draw)
+
+    def _draw(self, engine: Engine) -> None:
+        for item in items_of(engine):
+            file = image_file_of(item, self.image_key, self.pred_key)
+            name = self.names.get(file, case_name(file))
+            missing = {self.pred_key, self.label_key} - {None, *item}
+            if missing:
+                raise InputError(
+                    f"The case {file} has no label map {sorted(missing)}, only {sorted(item)}: check the evaluator's "
+                    "postprocessing, or the handler's pred_key and label_key."
+                )
+            image, spacing = load_ras(file)
+            try:
+                figure = overlay_figure(
+                    image,
+                    _to_ras(item[self.pred_key]),
+                    truth=None if self.label_key is None else _to_ras(item[self.label_key]),
+                    spacing=spacing,
+                    labels=self.labels,
+                    window=self.window,
+                    title=name,
+                )
+            except InputError as error:
+                raise InputError(f"No picture of the case {name} ({file}): {error}") from error
+            save_figure(figure, self.output_dir / f"{name}_overlay.png")
+
+
+def _to_ras(label_map: MetaTensor) -> np.ndarray:
+    orientation = nib.io_orientation(label_map.affine.numpy(force=True))
+    return nib.apply_orientation(label_map[0].numpy(force=True), orientation)
+
+
+def _centre(label_maps: Iterable[np.ndarray], labels: Iterable[int]) -> tuple[int, int, int]:
+    """Return the voxel in the centre of mass of the first map that has labelled voxels, or else in the middle."""
+    for label_map in label_maps:
+        labelled = np.isin(label_map, list(labels))
+        if labelled.any():
+            counts = [labelled.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
+            return tuple(round(float(np.average(np.arange(len(count)), weights=count))) for count in counts)
+    return tuple(size // 2 for size in label_map.shape)
+
+
+def _plane(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
+    """Return the plane at ``index`` of ``axis`` as picture rows, from the top, in the radiological convention.
+
+    The columns are the first of the other two axes and the rows the second; in RAS both grow against the way that
+    pictures are written, so both are reversed.
+    """
+    return np.take(volume, index, axis=axis).T[::-1, ::-1]
+
+
+def _plane_size(axis: int, shape: Sequence[int], spacing: Sequence[float]) -> tuple[float, float]:
+    """Return width and height of the plane across ``axis`` in mm."""
+    width, height = (shape[a] * spacing[a] for a in range(3) if a != axis)
+    return width, height
+
+
+def _filled(plane: np.ndarray, colours: Mapping[int, Colour]) -> np.ndarray:
+    """Return an RGBA picture (rows, columns, 4): organs translucent, the rest clear."""
+    picture = np.zeros((*plane.shape, 4))
+    for value, colour in colours.items():
+        picture[plane == value] = (*colour, FILL_OPACITY)
+    return picture
+
+
+def _outline(panel: Axes, plane: np.ndarray, colours: Mapping[int, Colour], *, size: tuple[float, float]) -> None:
+    """Draw lines around the organs: unlike outlined pixels they stay whole where a large plane is shown small."""
+    rows, columns = plane.shape
+    (width, height), (dx, dy) = size, (size[0] / columns, size[1] / rows)
+    for value, colour in colours.items():
+        organ = np.pad(plane == value, 1)  # closes the line of an organ that the border of the scan cuts
+        if organ.any():
+            outer = (-dx, width + dx, -dy, height + dy)
+            panel.contour(organ, [0.5], colors=[colour], linewidths=1, origin="upper", extent=outer)

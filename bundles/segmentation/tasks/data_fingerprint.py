@@ -1,0 +1,191 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""What the labelled scans of a data set measure: spacings, sizes, volumes of classes, intensities of what is labelled.
+
+The name and the choice of figures are nnU-Net's (Isensee et al., Nature Methods 2021).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from ...common.data.data_list import first_file, image_files
+from ...common.errors import InputError, RefusedScan
+from ...common.run.distributed import rank
+from ...common.scans.checks import LISTED, MENDING, check_scans
+from ...common.scans.nifti import check_finite, open_scan, stored_voxels
+
+logger = logging.getLogger(__name__)
+
+SAMPLE = 10_000  # labelled voxels of a channel of a scan whose intensities are kept; drawn where there are more
+SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class ScanFacts:
+    """What one scan measures. Axes are those of training: right, anterior, superior.
+
+    Attributes:
+        file: the image, its first file where it has several.
+        spacing: mm.
+        profiles: for each axis the greatest intensity (of any channel) in each plane across it: what the box around the
+            voxels above any threshold follows from.
+        class_voxels: int64 (classes,), voxels of each declared label value.
+        intensities: float64, of labelled voxels, all channels together, `SAMPLE` of each at most; or none.
+    """
+
+    file: str
+    spacing: tuple[float, float, float]
+    profiles: tuple[np.ndarray, np.ndarray, np.ndarray]
+    class_voxels: np.ndarray
+    intensities: np.ndarray
+
+    def size_above(self, threshold: float) -> tuple[int, int, int]:
+        """Sides in voxels of the box around the voxels above a threshold; of the whole scan where there are none."""
+        above = [np.flatnonzero(profile > threshold) for profile in self.profiles]
+        return tuple(
+            int(planes[-1] - planes[0] + 1) if len(planes) else len(profile)
+            for planes, profile in zip(above, self.profiles, strict=True)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class DataFingerprint:
+    """What all labelled scans measure, in the order of their files' names.
+
+    Attributes:
+        scans: one for each scan.
+        labels: the declared label values, in order: the classes.
+    """
+
+    scans: tuple[ScanFacts, ...]
+    labels: tuple[int, ...]
+
+    @property
+    def spacings(self) -> np.ndarray:
+        """Millimetres, float64 (scans, 3)."""
+        return np.array([scan.spacing for scan in self.scans])
+
+    def sizes_above(self, threshold: float) -> np.ndarray:
+        """Boxes around the voxels above a threshold, in voxels, int64 (scans, 3)."""
+        return np.array([scan.size_above(threshold) for scan in self.scans])
+
+    @property
+    def class_volumes(self) -> np.ndarray:
+        """Volume of each class in each scan in mm^3, float64 (scans, classes)."""
+        return np.array([scan.class_voxels * np.prod(scan.spacing) for scan in self.scans])
+
+    @property
+    def intensities(self) -> np.ndarray:
+        """Sampled intensities of the labelled voxels of all scans, float64."""
+        return np.concatenate([scan.intensities for scan in self.scans])
+
+
+def data_fingerprint(
+    items: Sequence[dict], *, channels: int, labels: Iterable[int], intensities: bool, workers: int = 4
+) -> DataFingerprint:
+    """Measure labelled scans, each read once; ``workers`` of them lie in memory at a time.
+
+    The same files give the same fingerprint, whatever their order. In a distributed run every process must call it, and
+    measures for itself.
+
+    Args:
+        items: ``{"image": path or list of paths (one for each channel), "label": path}``.
+        channels: number of channels of an image; several in one file are its fourth axis.
+        labels: values that a label may hold, the background 0 among them.
+        intensities: sample the intensities of labelled voxels, which say something in CT alone.
+        workers: number of threads.
+
+    Raises:
+        InputError: if a scan is unfit: counts these, names the first with what is wrong (see `check_scans`).
+    """
+    labels = tuple(sorted(labels))
+    check_scans(items, channels=channels, labels=labels, voxels=False, workers=workers)
+    facts, problems = [], []
+    with ThreadPoolExecutor(workers) as pool:
+        measured = pool.map(lambda item: _measure_or_say_why_not(item, labels, intensities), items)
+        for result in _with_progress(measured, len(items)):
+            (facts if isinstance(result, ScanFacts) else problems).append(result)
+    if problems:
+        lines = [f"  {problem}" for problem in problems[:LISTED]]
+        lines += [f"  and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
+        raise InputError("\n".join([f"{len(problems)} of {len(items)} scans are bad:", *lines, MENDING]))
+    return DataFingerprint(tuple(sorted(facts, key=lambda scan: scan.file)), labels)
+
+
+def _with_progress(results: Iterator, count: int) -> Iterable:
+    if rank() == 0 and sys.stderr.isatty():
+        return track(results, f"Measuring {count} scans", total=count, console=Console(stderr=True))
+    if rank() == 0:
+        logger.info("Measuring %d scans.", count)
+    return results
+
+
+def _measure_or_say_why_not(item: dict, labels: tuple[int, ...], intensities: bool) -> ScanFacts | str:
+    files = image_files(item)
+    file = item["label"]  # the one that is being read, for the message
+    try:
+        label, class_voxels = _read_label(file, labels)
+        labelled = _draw_positions(label, seed=SEED) if intensities else np.array([], int)
+        profiles, sampled = [], []
+        for file in files:
+            scan = open_scan(file)
+            of_file, of_labelled = _read_image(scan, labelled)
+            profiles.append(of_file)
+            sampled += of_labelled
+    except RefusedScan as error:
+        return f"{file}: {error}"
+    except Exception as error:  # nibabel, gzip, zlib and numpy have a dozen ways to say that a file is broken
+        return f"{file}: cannot be read, perhaps damaged or cut short ({type(error).__name__}: {error})"
+    spacing = nib.affines.voxel_sizes(scan.affine)
+    axes = np.argsort(nib.io_orientation(scan.affine)[:, 0])  # the file's axis that runs along R, A, S
+    return ScanFacts(
+        file=first_file(item),
+        spacing=tuple(float(spacing[axis]) for axis in axes),
+        profiles=tuple(np.max([of_file[axis] for of_file in profiles], axis=0) for axis in axes),
+        class_voxels=class_voxels,
+        intensities=np.concatenate([np.array([]), *sampled]),
+    )
+
+
+def _read_label(file: str, labels: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The label map (X, Y, Z) and the number of voxels of each value."""
+    raw, slope, inter = stored_voxels(open_scan(file))
+    label = (raw if (slope, inter) == (1.0, 0.0) else raw * slope + inter).reshape(raw.shape[:3], order="F")
+    counts = np.array([np.count_nonzero(label == value) for value in labels])
+    if counts.sum() < label.size:
+        wrong = np.setdiff1d(label, labels)
+        shown = ", ".join(f"{value:g}" for value in wrong[:10]) + (" ..." if len(wrong) > 10 else "")
+        whole = "" if np.array_equal(wrong, np.round(wrong)) else "whole numbers, "
+        raise RefusedScan(f"holds label value(s) {shown}; allowed are {whole}the declared {list(labels)}")
+    return label, counts
+
+
+def _draw_positions(label: np.ndarray, *, seed: int) -> np.ndarray:
+    """Positions (in Fortran's order, as NIfTI stores) of labelled voxels: all, or `SAMPLE` drawn with replacement."""
+    labelled = np.flatnonzero(label.ravel(order="F"))
+    if len(labelled) <= SAMPLE:
+        return labelled
+    # RandomState: numpy promises that its stream never changes between versions.
+    return labelled[np.random.RandomState(seed).randint(len(labelled), size=SAMPLE)]
+
+
+def _read_image(scan: nib.spatialimages.SpatialImage, labelled: np.ndarray) -> tuple[list, list]:
+    """Greatest intensity in each plane across each axis of the file; intensities at ``labelled`` of each channel."""
+    raw, slope, inter = stored_voxels(scan)
+    check_finite(raw, slope, inter)
+    raw = raw.reshape((*raw.shape[:3], -1), order="F")
+    greatest = np.max if slope > 0 else np.min
+    over_channels = greatest(raw, axis=3)
+    across_x = greatest(over_channels, axis=0)
+    profiles = [greatest(over_channels, axis=(1, 2)), greatest(across_x, axis=1), greatest(across_x, axis=0)]
+    sampled = [raw[..., channel].ravel(order="F")[labelled] for channel in range(raw.shape[3])]
+    return [each * slope + inter for each in profiles], [each * slope + inter for each in sampled]

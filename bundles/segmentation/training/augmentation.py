@@ -1,0 +1,228 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Flips, turns, zoom and intensities of training crops, drawn from the seed and the number of the draw, applied on the device.
+
+What happens to a crop is drawn on the host (`draw_change`), so that it is the same on every device and nothing waits for one; only the field of
+the noise comes from the device's own generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms.utils import create_rotate
+from torch.nn import functional as F
+
+from ...common.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What happens to one crop, in this order.
+
+    Attributes:
+        affine: radians about each axis and a factor along each, as MONAI's ``Affine(rotate_params, scale_params)``; None: nothing.
+        flips: axes that are mirrored.
+        quarter_turns: from the first axis towards the second.
+        noise: standard deviation.
+        gamma: exponent of the intensities between their least and their largest; None: nothing.
+        scale: intensities are multiplied by 1 + this.
+        shift: added to the intensities.
+    """
+
+    affine: tuple[float, float, float, float, float, float] | None = None
+    flips: tuple[int, ...] = ()
+    quarter_turns: int = 0
+    noise: float = 0.0
+    gamma: float | None = None
+    scale: float = 0.0
+    shift: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranges:
+    """Bounds of the draws, each uniform within them.
+
+    Attributes:
+        turn: radians to either side about the x, y and z axis.
+        zoom: around 1, to either side, along each axis for itself.
+        noise: largest standard deviation.
+        gamma: least and largest.
+        scale, shift: to either side.
+    """
+
+    turn: tuple[float, float, float]
+    zoom: float
+    noise: float
+    gamma: tuple[float, float]
+    scale: float
+    shift: float
+
+
+def draw_change(
+    *, chances: Mapping[str, float | Sequence[float]], ranges: Ranges, square: bool, generator: np.random.Generator
+) -> Change:
+    """Draw what happens to one crop, as MONAI's chain of random transforms does.
+
+    Args:
+        chances: probability of each kind (`augmentation.chances`); ``flip`` is one for each axis.
+        ranges: of what is drawn.
+        square: whether the first two axes are equally long; only half turns fit a crop where they are not.
+        generator: source of the draws.
+    """
+
+    def happens(kind: str) -> bool:
+        return generator.random() < chances[kind]
+
+    def mirrored() -> tuple[int, ...]:
+        return tuple(axis for axis, chance in enumerate(chances["flip"]) if generator.random() < chance)
+
+    def around_zero(most: float) -> float:
+        return generator.uniform(-most, most)
+
+    affine = (*(around_zero(turn) for turn in ranges.turn), *(1 + around_zero(ranges.zoom) for _ in range(3)))
+    return Change(
+        affine=affine if happens("affine") else None,
+        flips=mirrored(),
+        quarter_turns=(int(generator.integers(1, 4)) if square else 2) if happens("rot90") else 0,
+        noise=generator.uniform(0, ranges.noise) if happens("noise") else 0.0,
+        gamma=generator.uniform(*ranges.gamma) if happens("contrast") else None,
+        scale=around_zero(ranges.scale) if happens("scale_intensity") else 0.0,
+        shift=around_zero(ranges.shift) if happens("shift_intensity") else 0.0,
+    )
+
+
+def _affine_grid(affine: Sequence[float], image: torch.Tensor) -> torch.Tensor:
+    """Where each voxel is read, for `grid_sample`: turned and scaled about the middle of the crop."""
+    angles, zoom = affine[:3], affine[3:]
+    turn = create_rotate(3, angles)
+    shape = image.shape[1:]
+    # voxels to the unit cube of grid_sample, whose axes are in the reverse order
+    theta = [[float(turn[i, j]) * zoom[j] * shape[j] / shape[i] for j in (2, 1, 0)] + [0.0] for i in (2, 1, 0)]
+    theta = torch.tensor(
+        theta, dtype=image.dtype, pin_memory=image.is_cuda
+    )  # a copy from other memory waits for the GPU
+    return F.affine_grid(theta[None].to(image.device, non_blocking=True), [1, *image.shape], align_corners=False)
+
+
+def change_crop(
+    image: torch.Tensor, label: torch.Tensor, change: Change, *, noise: torch.Generator | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Apply a change to a crop and its label, (C, X, Y, Z) each; they themselves stay as they are.
+
+    Interpolation is linear in the image and nearest in the label; beyond the crop both are 0.
+
+    Args:
+        image: intensities.
+        label: label values.
+        change: from `draw_change`.
+        noise: source of the noise, on the device of the crop; only needed where there is some.
+    """
+    if change.affine is not None:
+        grid = _affine_grid(change.affine, image)
+        image = F.grid_sample(image[None], grid, mode="bilinear", align_corners=False)[0]
+        label = F.grid_sample(label[None].to(image.dtype), grid, mode="nearest", align_corners=False)[0].to(label.dtype)
+    if change.flips:
+        axes = [axis + 1 for axis in change.flips]
+        image, label = image.flip(axes), label.flip(axes)
+    if change.quarter_turns:
+        image, label = (x.rot90(change.quarter_turns, (1, 2)) for x in (image, label))
+    if change.noise:
+        field = torch.randn(image.shape, generator=noise, device=image.device, dtype=image.dtype)
+        image = torch.add(image, field, alpha=change.noise)
+    if change.gamma is not None:
+        low, high = image.aminmax()
+        span = high - low
+        image = ((image - low) / (span + 1e-7)).pow_(change.gamma).mul_(span).add_(low)
+    if change.scale:
+        image = image * (1 + change.scale)
+    if change.shift:
+        image = image + change.shift
+    return image, label
+
+
+class CropAugmentation:
+    """``prepare_batch`` of a segmentation training: batch of crops to (images, labels) on the device, changed at random.
+
+    Args:
+        seed: seed of the run. What happens to a crop depends on it, the number of the draw that the crop carries, and the crop's place among
+            those of the draw, so that a resumed run sees what the unbroken one would have seen, whatever the batch.
+        chances: see `draw_change`.
+        turn, zoom, noise, gamma, scale, shift: see `Ranges`.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        chances: Mapping[str, float | Sequence[float]],
+        turn: Sequence[float],
+        zoom: float,
+        noise: float,
+        gamma: Sequence[float],
+        scale: float,
+        shift: float,
+    ) -> None:
+        self.seed = seed
+        self.chances = dict(chances)
+        self.ranges = Ranges(turn=tuple(turn), zoom=zoom, noise=noise, gamma=tuple(gamma), scale=scale, shift=shift)
+
+    def _generators(self, draws: Sequence[int]) -> list[np.random.Generator]:
+        """One for each crop, by its draw and its place in the draw."""
+        return [np.random.default_rng([self.seed, draw, draws[:i].count(draw)]) for i, draw in enumerate(draws)]
+
+    def __call__(
+        self, batch: Mapping[str, Any], device: torch.device | str, non_blocking: bool = False, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (B, C, X, Y, Z) and labels (B, 1, X, Y, Z)."""
+        images, labels = (batch[key].to(device, non_blocking=non_blocking, **kwargs) for key in ("image", "label"))
+        square = images.shape[2] == images.shape[3]
+        crops = []
+        for i, generator in enumerate(self._generators(batch["draw"].tolist())):  # on the host, as the loader gives it
+            change = draw_change(chances=self.chances, ranges=self.ranges, square=square, generator=generator)
+            noise = None
+            if change.noise:
+                noise = torch.Generator(images.device).manual_seed(int(generator.integers(2**63)))
+            crops.append(change_crop(images[i], labels[i], change, noise=noise))
+        return torch.stack([image for image, _ in crops]), torch.stack([label for _, label in crops])
+
+
+KINDS = ("flip", "rot90", "affine", "noise", "contrast", "scale_intensity", "shift_intensity")
+
+
+def chances(augmentation: Mapping[str, float | Sequence[float]]) -> dict[str, float | list[float]]:
+    """The probability of every kind of augmentation; one that is not named does not happen.
+
+    Args:
+        augmentation: kind (`KINDS`) to probability. ``flip`` is that of each axis; three numbers are those of x, y and z.
+
+    Raises:
+        InputError: an unknown kind, or a probability outside [0, 1].
+    """
+    if not isinstance(augmentation, Mapping):
+        raise InputError(
+            f"--augmentation {augmentation!r} must name probabilities, such as \"{{'flip': 0.5, 'noise': 0.1}}\"."
+        )
+    unknown = sorted(set(augmentation) - set(KINDS))
+    if unknown:
+        raise InputError(f"--augmentation names {', '.join(unknown)}; what there is: {', '.join(KINDS)}.")
+    asked = {kind: augmentation.get(kind, 0.0) for kind in KINDS}
+    flips = asked.pop("flip")
+    if not isinstance(flips, Sequence) or isinstance(flips, str):
+        flips = [flips] * 3
+    if len(flips) != 3:
+        raise InputError(f"--augmentation: flip {flips!r} must be one probability, or one for each of the three axes.")
+    return {
+        "flip": [_probability("flip", flip) for flip in flips],
+        **{kind: _probability(kind, chance) for kind, chance in asked.items()},
+    }
+
+
+def _probability(kind: str, chance: object) -> float:
+    if isinstance(chance, bool) or not isinstance(chance, Real) or not 0 <= chance <= 1:
+        raise InputError(f"--augmentation: {kind} {chance!r} must be a probability between 0 and 1.")
+    return float(chance)

@@ -1,0 +1,120 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""The results of a study as pictures: Dice of every arm with each patient a dot, and the paired difference with its interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from bundles.segmentation.results.bootstrap import LEVEL
+
+from ..study.study import CONTROL
+from .paired_bootstrap import patient_means
+from .records import Result, stacked
+from .table import MEAN, row_of
+
+COLOURS = ("#c2410c", "#0f766e", "#1d4ed8", "#7e22ce", "#a16207", "#be185d")  # scratch first
+WIDTH = 0.16  # of an arm, in places on the axis
+LEAST_REACH = 0.02  # of the differences' axis: noise is not drawn large
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def curve_figure(outline: Mapping[str, Any], results: Sequence[Result], rows: Rows) -> Figure:
+    """Draw the few-label curve, the arms side by side at each n; what is not finished stays empty.
+
+    Args:
+        outline: of the study.
+        results: its finished runs.
+        rows: `table.curve_rows`.
+
+    Returns:
+        The figure, made without pyplot.
+    """
+    curve = outline["curve"]
+    arms = [CONTROL, *(arm for arm in outline["arms"] if arm != CONTROL)]
+    figure, panels = _empty(outline["study"], [str(n) for n in curve["n"]], ends="line: mean", ratios=(3, 2))
+    for number, arm in enumerate(arms):
+        shift = WIDTH * (number - (len(arms) - 1) / 2)
+        places = {n: place + shift for place, n in enumerate(curve["n"])}
+        _draw_arm(panels, curve, results, rows, arm=arm, places=places, colour=COLOURS[number % len(COLOURS)])
+    for panel in panels:
+        panel.set_xlabel("labelled patients")
+    panels[0].legend(fontsize=8, frameon=False, loc="best")
+    return figure
+
+
+def ablation_figure(outline: Mapping[str, Any], results: Sequence[Result], rows: Rows) -> Figure:
+    """Draw the ablation, the subsets of the proxy tasks side by side; what is not finished stays empty.
+
+    Args:
+        outline: of the study, with an ablation.
+        results: its finished runs.
+        rows: `table.ablation_rows`.
+
+    Returns:
+        The figure, made without pyplot.
+    """
+    ablation = outline["ablation"]
+    title = f"{outline['study']}: proxy tasks, {ablation['n']} labelled patients"
+    names = ["\n".join(each["tasks"]) or CONTROL for each in ablation["rows"]]
+    figure, panels = _empty(title, names, ends="circle: mean", ratios=(1, 1))
+    for place, each in enumerate(ablation["rows"]):
+        colour = COLOURS[0 if each["arm"] == CONTROL else 1]
+        _draw_arm(panels, ablation, results, rows, arm=each["arm"], places={ablation["n"]: place}, colour=colour)
+    for panel in panels:
+        panel.tick_params(axis="x", labelsize=6)
+    return figure
+
+
+def _empty(title: str, ticks: Sequence[str], *, ends: str, ratios: tuple[int, int]) -> tuple[Figure, tuple[Axes, Axes]]:
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    dice, difference = figure.subplots(1, 2, width_ratios=ratios)
+    dice.set_title(f"Dice; dot: a patient, mean over seeds; {ends}", fontsize=10)
+    difference.set_title(f"Dice, minus {CONTROL}; bar: {LEVEL:.0%} interval", fontsize=10)
+    difference.axhline(0, color="0.5", linewidth=1)
+    difference.set_ylim(-1.1 * LEAST_REACH, 1.1 * LEAST_REACH)
+    for panel in (dice, difference):
+        panel.set_xticks(range(len(ticks)), ticks)
+        panel.set_xlim(-0.6, len(ticks) - 0.4)
+        panel.grid(axis="y", alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    return figure, (dice, difference)
+
+
+def _draw_arm(
+    panels: tuple[Axes, Axes],
+    part: Mapping[str, Any],
+    results: Sequence[Result],
+    rows: Rows,
+    *,
+    arm: str,
+    places: Mapping[int, float],
+    colour: str,
+) -> None:
+    dice, difference = panels
+    of_arm = [row_of(rows, n, arm, MEAN, "dice") for n in places]
+    at = list(places.values())
+    dice.plot(at, [row["mean"] for row in of_arm], "o-", color=colour, label=arm, zorder=3, markersize=5)
+    for n, place in places.items():
+        scores, _ = stacked(results, part, metric="dice", n=n, arms=[arm])
+        patients = patient_means(scores[arm]) if arm in scores else np.array([])
+        spread = np.random.default_rng(0).uniform(-WIDTH / 3, WIDTH / 3, len(patients))
+        dice.plot(place + spread, patients, ".", color=colour, alpha=0.35, markersize=4)
+    if arm == CONTROL:
+        return
+    difference.plot(at, [row["difference"] for row in of_arm], "o", color=colour, label=arm, zorder=3)
+    for place, row in zip(at, of_arm, strict=True):
+        if not math.isnan(row["low"]):
+            difference.plot([place, place], [row["low"], row["high"]], color=colour, linewidth=2)
+            reach = 1.1 * max(abs(row["low"]), abs(row["high"]))
+            if reach > difference.get_ylim()[1]:
+                difference.set_ylim(-reach, reach)

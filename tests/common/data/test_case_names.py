@@ -1,0 +1,31 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+from __future__ import annotations
+
+import pytest
+
+from bundles.common.data.case_names import case_name, case_names
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("a/b/img1.nii.gz", "img1"), ("img2.nii", "img2"), ("/x/ct.v2.nii.gz", "ct.v2"), ("s.nrrd", "s.nrrd")],
+)
+def test_case_name_is_the_file_name(file, name):
+    assert case_name(file) == name
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["d/a.nii.gz", "d/b.nii", "e/c.nii"], ["a", "b", "c"]),
+        (["/d/s1/ct.nii.gz", "/d/s2/ct.nii.gz", "/d/s3/mr.nii.gz"], ["s1/ct", "s2/ct", "mr"]),
+        (["/d/s1/scans/ct.nii.gz", "/d/s2/scans/ct.nii.gz"], ["s1/scans/ct", "s2/scans/ct"]),
+        (["/a/ct.nii", "/b/a/ct.nii", "/b/c/ct.nii"], ["a/ct", "b/a/ct", "b/c/ct"]),
+        (["/d/ct.nii", "/d/ct.nii.gz"], ["ct.nii", "ct.nii.gz"]),
+        (["/d/ct.nii", "/d/ct.nii"], ["ct", "ct"]),
+        (["../x/ct.nii", "../y/ct.nii"], ["x/ct", "y/ct"]),
+    ],
+)
+def test_equal_names_get_as_much_of_the_folder_as_tells_them_apart(files, names):
+    assert [case_names(files)[file] for file in files] == names
+    assert [case_names(files[::-1])[file] for file in files] == names

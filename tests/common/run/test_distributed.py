@@ -1,0 +1,87 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Alone, everything is rank 0 of 1; two real processes see each other and share a validation set."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from bundles.common.errors import InputError
+from bundles.common.run import distributed
+
+
+def test_a_single_process_is_rank_0_of_1(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    distributed.start(False)
+    assert not distributed.is_distributed()
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    network = torch.nn.Linear(2, 1)
+    assert distributed.wrap(network, "cpu", False) is network
+    assert distributed.bare(network) is network
+    assert distributed.share([1, 2, 3], False) is None
+    assert distributed.everyones([1, 2]) == [1, 2]
+    assert torch.equal(distributed.gather(torch.ones(2)), torch.ones(1, 2))
+    distributed.stop()
+
+
+def test_several_processes_without_the_overlay_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(InputError, match="torchrun started 4 processes.*configs/multi_gpu_train.yaml"):
+        distributed.start(False)
+
+
+def test_the_overlay_without_torchrun_is_refused(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(InputError, match="torchrun --standalone --nproc_per_node=2"):
+        distributed.start(True)
+
+
+def two_processes(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    network = torch.nn.Linear(2, 1)
+    wrapped = distributed.wrap(network, "cpu", True)
+    loss = wrapped(torch.full((1, 2), float(rank + 1))).sum()
+    loss.backward()
+    # a gradient whose memory is transposed, as that of a matrix product may be
+    own = torch.arange(6.0).reshape(2, 3).add(10 * rank).requires_grad_()
+    gathered = distributed.gather(own)
+    weight = torch.arange(12.0).reshape(2, 3, 2).transpose(1, 2)
+    ((rank + 1) * weight * gathered).sum().backward()
+    seen = {
+        "everyones": distributed.everyones([rank, "x"]),
+        "gathered": gathered.detach(),
+        "gathered_gradient": own.grad,
+        "rank": distributed.rank(),
+        "world_size": distributed.world_size(),
+        "bare": distributed.bare(wrapped) is network,
+        "weight": network.weight.detach(),
+        "gradient": network.weight.grad,
+        "share": list(distributed.share(list(range(5)), True)),
+    }
+    torch.save(seen, f"{folder}/{rank}.pt")
+    distributed.stop()
+    assert not distributed.is_distributed()
+
+
+def test_two_processes_agree_on_weights_and_gradients_gather_tensors_and_share_the_validation_set(tmp_path):
+    multiprocessing.spawn(two_processes, args=(str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert [(seen["rank"], seen["world_size"], seen["bare"]) for seen in (first, second)] == [
+        (0, 2, True),
+        (1, 2, True),
+    ]
+    assert torch.equal(first["weight"], second["weight"])
+    # inputs 1 and 2, so gradients 1 and 2, of which DDP takes the mean
+    for seen in (first, second):
+        torch.testing.assert_close(seen["gradient"], torch.full((1, 2), 1.5))
+    for rank, seen in enumerate((first, second)):
+        assert seen["everyones"] == [0, "x", 1, "x"]
+        ramp = torch.arange(6.0).reshape(2, 3)
+        assert torch.equal(seen["gathered"], torch.stack([ramp, ramp + 10]))
+        # the weight of this rank's place, times 1 of the first loss and 2 of the second
+        assert torch.equal(seen["gathered_gradient"], 3 * torch.arange(12.0).reshape(2, 3, 2).transpose(1, 2)[rank])
+    assert set(first["share"]) | set(second["share"]) == set(range(5))
+    assert first["share"] == [0, 2, 4]

@@ -1,0 +1,67 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""bfloat16 goes unscaled, float16 scaled, and the GPU decides where the user does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ignite.engine import Events
+from monai.data import DataLoader
+from monai.engines import SupervisedTrainer
+
+from bundles.common.errors import InputError
+from bundles.common.run.mixed_precision import NoScalingOfBfloat16, autocast_arguments, autocast_type
+
+
+@pytest.mark.parametrize(("gpu", "expected"), [("new", torch.bfloat16), ("old", torch.float16), (None, torch.float16)])
+def test_auto_takes_bf16_where_the_gpu_computes_in_it(monkeypatch, gpu, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    # a GPU before Ampere emulates bf16, slower than fp32: that does not count
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or gpu == "new"
+    )
+    assert autocast_type("auto") is expected
+    assert autocast_arguments("bf16") == {"dtype": torch.bfloat16}
+    assert autocast_type("fp16") is torch.float16
+
+
+def test_another_type_is_refused():
+    with pytest.raises(InputError, match="--amp_type 'fp8' is not one of auto, bf16, fp16"):
+        autocast_type("fp8")
+
+
+class OnCpu:
+    """Gives the trainer a scaler that works here; MONAI's own is switched off where there is no GPU."""
+
+    def attach(self, engine):
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine):
+        if engine.scaler is not None:
+            engine.scaler = torch.amp.GradScaler("cpu")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("amp", "amp_type", "scaling"), [(True, "bf16", False), (True, "fp16", True), (False, "bf16", None)]
+)
+def test_the_scaler_of_the_trainer(amp, amp_type, scaling):
+    network = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(network.weight)
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=DataLoader([{"image": torch.tensor([2.0]), "label": torch.tensor([0.0])}]),
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=1.0),
+        loss_function=lambda output, label: output.sum(),
+        train_handlers=[OnCpu(), NoScalingOfBfloat16(amp_type=amp_type)],
+        amp=amp,
+        amp_kwargs=autocast_arguments(amp_type),
+        decollate=False,
+    )
+    trainer.run()
+    assert (trainer.scaler is None) == (scaling is None)
+    if scaling is not None:
+        assert trainer.scaler.is_enabled() == scaling
+    assert network.weight.item() == pytest.approx(-2.0)

@@ -1,0 +1,124 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Curves and pictures stand in TensorBoard and MLflow over steps, with the values of the run."""
+
+from __future__ import annotations
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from matplotlib.image import imsave
+from monai.handlers import MLFlowHandler
+from monai.utils import path_to_sqlite_uri
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bundles.common.training.log import LogEvents
+from bundles.common.training.tracking import Tracking, mlflow_handler
+
+
+def run(folder, *, tensorboard=True, uri=None, first=0, iterations=6, accumulation_steps=1, resume=False):
+    """A row per step with loss = step, a validation of accuracy = step / 10 every three steps, and one picture."""
+    trainer = Engine(lambda engine, batch: [{"loss": torch.tensor(0.0)}])
+    trainer.accumulation_steps = accumulation_steps
+    trainer.register_events(*LogEvents)
+    evaluator = Engine(lambda engine, batch: None)
+
+    @trainer.on(Events.ITERATION_COMPLETED(every=accumulation_steps))
+    def log(engine):
+        step = engine.state.iteration // accumulation_steps
+        engine.state.log_row = {"step": step, "loss": float(step), "learning_rate": 0.5}
+        engine.fire_event(LogEvents.ROW)
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def validate(engine):
+        evaluator.run([0])
+        evaluator.state.metrics = {"accuracy": engine.state.iteration // accumulation_steps / 10}
+        imsave(folder / "panel.png", np.full((8, 12, 3), engine.state.iteration, np.uint8))
+
+    @trainer.on(Events.STARTED)
+    def continue_from(engine):
+        engine.state.iteration, engine.state.epoch = first, first // 3
+
+    Tracking(
+        output_dir=str(folder),
+        tensorboard=tensorboard,
+        evaluator=evaluator,
+        pictures=["panel.png", "absent.png"],
+        resume=resume,
+    ).attach(trainer)
+    if uri:
+        MLFlowHandler(tracking_uri=uri, experiment_name="e", epoch_log=False, iteration_log=False).attach(trainer)
+    length = 3 * accumulation_steps
+    trainer.run(range(length), max_epochs=iterations // length, epoch_length=length)
+    return trainer
+
+
+def events(folder):
+    accumulator = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def points(accumulator, name):
+    return [(event.step, pytest.approx(event.value)) for event in accumulator.Scalars(name)]
+
+
+def test_tensorboard_holds_curves_and_pictures_by_step(tmp_path):
+    run(tmp_path)
+    seen = events(tmp_path)
+    assert points(seen, "train/loss") == [(step, step) for step in range(1, 7)]
+    assert set(seen.Tags()["scalars"]) == {"train/loss", "train/learning_rate", "validation/accuracy"}
+    assert points(seen, "validation/accuracy") == [(3, 0.3), (6, 0.6)]
+    assert [(event.step, event.height, event.width) for event in seen.Images("panel")] == [(3, 8, 12), (6, 8, 12)]
+
+
+def test_steps_are_counted_and_not_iterations(tmp_path):
+    run(tmp_path, iterations=12, accumulation_steps=2)
+    assert points(events(tmp_path), "validation/accuracy") == [(3, 0.3), (6, 0.6)]
+
+
+def test_a_resumed_run_replaces_what_a_killed_one_wrote_beyond_it(tmp_path):
+    run(tmp_path)
+    run(tmp_path, first=3, iterations=9)
+    assert [step for step, _ in points(events(tmp_path), "train/loss")] == list(range(1, 10))
+
+
+def test_nothing_is_written_unless_asked_for(tmp_path):
+    run(tmp_path, tensorboard=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["panel.png"]
+
+
+def test_mlflow_holds_the_same_and_the_pictures_as_artefacts(tmp_path):
+    uri = path_to_sqlite_uri(str(tmp_path / "mlruns.db"))
+    trainer = run(tmp_path, uri=uri, tensorboard=False)
+    client, run_id = mlflow.MlflowClient(uri), mlflow_handler(trainer).cur_run.info.run_id
+    history = client.get_metric_history(run_id, "train/loss")
+    assert sorted((metric.step, metric.value) for metric in history) == [(step, step) for step in range(1, 7)]
+    history = client.get_metric_history(run_id, "validation/accuracy")
+    assert sorted((metric.step, metric.value) for metric in history) == [(3, 0.3), (6, 0.6)]
+    kept = [artifact.path for artifact in client.list_artifacts(run_id, "pictures/step_000006")]
+    assert kept == ["pictures/step_000006/panel.png"]
+
+
+def test_an_engine_without_mlflow_has_no_handler_of_it(tmp_path):
+    assert mlflow_handler(run(tmp_path, tensorboard=False)) is None
+
+
+def test_only_rank_0_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr("bundles.common.training.tracking.rank", lambda: 1)
+    run(tmp_path)
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_a_fresh_run_has_a_run_of_its_own_and_a_resumed_one_goes_on(tmp_path):
+    uri = path_to_sqlite_uri(str(tmp_path / "mlruns.db"))
+
+    def run_id(**options):
+        return mlflow_handler(run(tmp_path, uri=uri, tensorboard=False, **options)).cur_run.info.run_id
+
+    first, second = run_id(), run_id()  # neither is marked as finished
+    assert first != second == run_id(first=3, iterations=9, resume=True)
+    client = mlflow.MlflowClient(uri)
+    assert [metric.step for metric in client.get_metric_history(first, "train/loss")] == list(range(1, 7))
+    assert sorted({metric.step for metric in client.get_metric_history(second, "train/loss")}) == list(range(1, 10))

@@ -1,0 +1,235 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Study files: those of the project can be read, and mistakes are named."""
+
+from __future__ import annotations
+
+import pytest
+
+from bundles.common.errors import InputError
+from evidence.study.study import STUDIES, check_study, read_study
+
+from ..made_up_study import CONTENT
+
+
+def check(**changes):
+    return check_study({**CONTENT, **changes}, source="own.yaml")
+
+
+def arms(**changes):
+    return {name: {**arm, **changes.get(name, {})} for name, arm in CONTENT["arms"].items()}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in STUDIES.glob("*.yaml")))
+def test_studies_of_the_project_are_sound_and_named_as_their_files(name):
+    assert read_study(name).name == name
+
+
+def test_there_are_three_studies():
+    assert sorted(path.stem for path in STUDIES.glob("*.yaml")) == ["demo", "hippocampus", "openkbp"]
+
+
+def test_steps_are_one_number_or_one_for_each_n():
+    assert check(steps=70).steps_of(5) == 70
+    assert check().steps_of(4) == 60
+    with pytest.raises(InputError, match="no entry for n = 5"):
+        check().steps_of(5)
+
+
+def test_unknown_study_lists_the_known():
+    with pytest.raises(InputError, match="no study nonsense.*demo, hippocampus, openkbp"):
+        read_study("nonsense")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"source": "ours"}, "source is no key of a study"),
+        ({"ablatoin": {}}, "ablatoin.*Did you mean ablation"),
+        ({"curve": {"n": [2], "seed": [0]}}, "curve.seed.*Did you mean curve.seeds"),
+        ({"curve": {"n": [0], "seeds": [0]}}, r"curve.n \[0\]"),
+        ({"curve": {"n": [2, 2], "seeds": [0]}}, "curve.n .*twice"),
+        ({"arms": {"scratch": {"encoder": None}}}, "at least one arm with an encoder"),
+        ({"arms": {"scratch": {"encoder": {}}, "pretrained": {"encoder": {}}}}, "arms.scratch.encoder"),
+        (
+            {"arms": {**CONTENT["arms"], "rotation": {"encoder": {"tasks": ["rotation"]}}}},
+            "arm 'rotation' has the name of an ablation row.*such as rotation_only",
+        ),
+        ({"arms": {**CONTENT["arms"], "contrast-rotation": {"encoder": {}}}}, "arm 'contrast-rotation' must be of"),
+        ({"evaluation": {"amp": "no"}}, "evaluation.amp 'no' must be true or false"),
+        ({"pretraining": {"amp_type": "fp8"}}, "pretraining.amp_type 'fp8' must be auto, bf16 or fp16"),
+        (
+            {"arms": arms(pretrained={"finetuning": {"amp": False}})},
+            "arms.pretrained.finetuning has amp False.*one precision: set finetuning.amp",
+        ),
+        (
+            {"search": {"n": 2, "seeds": [9], "grid": {"amp_type": ["bf16", "fp16"]}}},
+            "search.grid has amp_type 'bf16'",
+        ),
+        ({"finetuning": {"max_steps": 9}}, "finetuning has max_steps 9.*set 'steps'"),
+        (
+            {"arms": arms(scratch={"finetuning": {"max_steps": 900}})},
+            "arms.scratch.finetuning has max_steps 900.*equally many steps: set 'steps'",
+        ),
+        (
+            {"search": {"n": 2, "seeds": [9], "grid": {"max_steps": [10, 20]}}},
+            "search.grid has max_steps 10.*search.options.max_steps",
+        ),
+        (
+            {
+                "search": {
+                    "n": 2,
+                    "seeds": [9],
+                    "recipes_of": {"scratch": [{"drop_path": 0.1}], "pretrained": [{"max_steps": 70}]},
+                }
+            },
+            "search.recipes_of.pretrained has max_steps 70",
+        ),
+        (
+            {"search": {"n": 2, "seeds": [9, 2], "grid": {"drop_path": [0, 0.1]}}},
+            r"search.seeds \[9, 2\] and curve.seeds \[0, 1, 2\] share 2:.*other seeds",
+        ),
+        (
+            {
+                "search": {"n": 2, "seeds": [9], "grid": {"drop_path": [0, 0.1]}},
+                "ablation": {**CONTENT["ablation"], "seeds": [8, 9]},
+            },
+            r"search.seeds \[9\] and ablation.seeds \[8, 9\] share 9",
+        ),
+        ({"finetuning": {"seed": 3}}, "finetuning.seed is set by the plan"),
+        ({"task": "Task09_Spleen"}, "Task09_Spleen and row exclude each other"),
+        ({"steps": 0}, "steps"),
+        ({"preset": None}, "lacks preset"),
+        ({"ablation": {"n": 2, "seeds": [0], "arm": "scratch"}}, "ablation.arm 'scratch'"),
+        (
+            {"ablation": {"n": 2, "seeds": [0], "arm": "pretrained", "subsets": [["colour"]]}},
+            r"\['colour'\].*inpainting",
+        ),
+        ({"search": {"n": 2, "seeds": [0], "grid": {"learning_rate": 0.1}}}, "search.grid.learning_rate 0.1"),
+        (
+            {"search": {"n": 2, "seeds": [0], "grid_of": {"scratch": {"warmup_steps": [1, 2, 3]}}}},
+            "'scratch': 3, 'pretrained': 0",
+        ),
+        (
+            {
+                "search": {
+                    "n": 2,
+                    "seeds": [0],
+                    "grid": {"drop_path": [0, 0.1]},
+                    "recipes_of": {"scratch": [{"drop_path": 0.2}]},
+                }
+            },
+            "'scratch': 3, 'pretrained': 2",
+        ),
+        (
+            {"search": {"n": 2, "seeds": [0], "recipes_of": {"scratch": [{"seed": 1}]}}},
+            "search.recipes_of.scratch.seed is set by the plan",
+        ),
+        (
+            {"search": {"n": 2, "seeds": [0], "recipes_of": {"scratch": {"drop_path": 1}}}},
+            "search.recipes_of.scratch .*must be a list of recipes",
+        ),
+        ({"tuning": "4"}, r"tuning .*'4'"),
+        ({"arms": arms(pretrained={"encoder": False})}, "arms.pretrained.encoder must be entries.*not False"),
+        ({"arms": arms(pretrained={"encoder": []})}, r"arms.pretrained.encoder must be entries.*not \[\]"),
+        ({"finetuning": {"roi_size": [64, 64]}}, r"finetuning.roi_size \[64, 64\] must be three whole numbers"),
+        ({"pretraining": {"roi_size": 64}}, "pretraining.roi_size 64 must be three"),
+        ({"row": {**CONTENT["row"], "roi_size": "64x64x32"}}, "row.roi_size '64x64x32' must be three"),
+        ({"row": {**CONTENT["row"], "cpu": {"roi_size": [64, 64, 0]}}}, r"row.cpu.roi_size \[64, 64, 0\] must be"),
+        (
+            {"search": {"n": 2, "seeds": [9], "grid": {"roi_size": [[64, 64], [64, 64, 32]]}}},
+            r"search.grid.roi_size \[64, 64\] must be three",
+        ),
+        ({"curve": {"n": [2], "seeds": [2**32]}}, "curve.seeds .*must be below 2"),
+        ({"pretraining": {"tasks": None}}, "pretraining.tasks None must be a list of inpainting"),
+        ({"arms": arms(pretrained={"encoder": {"tasks": []}})}, r"arms.pretrained.encoder.tasks \[\] must be a list"),
+        ({"row": {**CONTENT["row"], "cases": 3}}, "row.cases must be entries.*not 3"),
+        ({"finetuning": {"labels": {"0": "background"}}}, "finetuning.labels is set by the plan"),
+        ({"tuning": -1}, "tuning .*-1.*0 or more"),
+        ({"row": "abc"}, "row must be entries.*'abc'"),
+        ({"row": None, "task": 9}, "task 9 must be the name"),
+        ({"name": 5}, "name 5 must be"),
+        ({"preset": "few_label"}, "preset 'few_label' is none that both bundles have: official, cpu"),
+        ({"preset": "gpu"}, "preset 'gpu'.*official, cpu"),
+        ({"minutes": {"finetuning": "four"}}, "minutes.finetuning 'four' must be a number"),
+        ({"synthetic": {"training": "many"}}, "synthetic.training .*'many'"),
+        (
+            {"curve": {"n": [2], "seeds": [0], "encoder_per_seed": "no"}},
+            "curve.encoder_per_seed 'no' must be true or false",
+        ),
+        (
+            {"ablation": {**CONTENT["ablation"], "encoder_per_seed": "no"}},
+            "ablation.encoder_per_seed 'no' must be true or false",
+        ),
+        ({"ablation": {**CONTENT["ablation"], "paper": 5}}, "ablation.paper must be a list, not 5"),
+        ({"ablation": {**CONTENT["ablation"], "paper": [5]}}, "ablation.paper must be entries.*not 5"),
+        ({"ablation": {**CONTENT["ablation"], "paper": [{"dice": 1}]}}, r"ablation.paper has \{'dice': 1\}.*tasks:"),
+        (
+            {"ablation": {**CONTENT["ablation"], "paper": [{"tasks": ["contrast"], "dice": "high"}]}},
+            "ablation.paper has .*'high'",
+        ),
+        ({"ablation": {**CONTENT["ablation"], "subsets": 5}}, "ablation.subsets must be a list, not 5"),
+        ({"ablation": {**CONTENT["ablation"], "subsets": [[["contrast"]]]}}, "ablation.subsets has"),
+        ({"search": {"n": 2, "seeds": [0], "grid": {}}}, "the search tries nothing"),
+        (
+            {
+                "search": {
+                    "n": 2,
+                    "seeds": [0],
+                    "grid": {"drop_path": [0.1, 0.2]},
+                    "recipes_of": {"pretrained": [{"drop_path": 0.2}], "scratch": [{"drop_path": 0}]},
+                }
+            },
+            "the search tries {'drop_path': 0.2} and {'drop_path': 0.2} for pretrained",
+        ),
+        ({"search": {"n": 2, "seeds": [0], "grid": {"drop_path": [0.1, 0.2, 0.1]}}}, "search.grid.drop_path .*twice"),
+        (
+            {"search": {"n": 2, "seeds": [0], "recipes_of": {arm: [{"drop_path": 1}] * 2 for arm in CONTENT["arms"]}}},
+            "the search tries {'drop_path': 1} and {'drop_path': 1} for scratch",
+        ),
+        (
+            {
+                "search": {
+                    "n": 2,
+                    "seeds": [9],
+                    "recipes_of": {
+                        "scratch": [{"drop_path": 0.1}, {"drop_path": 0.2}],
+                        "pretrained": [{"drop_path": 0.1}, {"drop_path": 0.1, "learning_rate": 0.02}],
+                    },
+                }
+            },
+            "the search tries {'drop_path': 0.1} and {'drop_path': 0.1, 'learning_rate': 0.02} for pretrained.*equal",
+        ),
+        (
+            {"finetuning": {"feature_size": 24}},
+            "finetuning has feature_size 24, pretraining 'none'.*pretraining.feature_size",
+        ),
+        (
+            {"pretraining": {"window_size": 7}, "arms": arms(scratch={"finetuning": {"window_size": 4}})},
+            "arms.scratch.finetuning has window_size 4, pretraining 7",
+        ),
+        (
+            {"arms": arms(pretrained={"encoder": {"depths": [1, 1, 1, 1]}})},
+            r"arms.pretrained.encoder has depths \[1, 1",
+        ),
+        (
+            {"search": {"n": 2, "seeds": [0], "grid": {"feature_size": [12, 24]}}},
+            "search.grid has feature_size 12.*pretraining.feature_size",
+        ),
+    ],
+)
+def test_mistakes_are_named(changes, words):
+    with pytest.raises(InputError, match=words) as caught:
+        check(**changes)
+    assert "own.yaml" in str(caught.value)
+
+
+def test_an_arm_may_repeat_the_network_of_the_pretraining():
+    study = check(pretraining={"depths": [1, 1, 1, 1]}, arms=arms(scratch={"finetuning": {"depths": [1, 1, 1, 1]}}))
+    assert study.network == {"depths": [1, 1, 1, 1]}
+    assert check().network == {}
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "own.yaml").write_bytes("name: Schädel".encode("latin-1"))
+    with pytest.raises(InputError, match="own.yaml is no text in UTF-8"):
+        read_study(str(tmp_path / "own.yaml"))

@@ -1,0 +1,44 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Intensities are those of MONAI's transform to the bit, and a window that is none is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.transforms import ScaleIntensityRange
+
+from bundles.common.errors import InputError
+from bundles.pretraining.crops.hu_window import check_window, intensities
+
+WINDOWS = [(-1000.0, 1000.0), (-1000, 1000), (-175.3, 250.7), (-160.0, 240.0), (-0.1, 2999.9)]
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_intensities_are_those_of_the_transform_to_the_bit(window):
+    whole = torch.arange(-32768, 32768, dtype=torch.int16)
+    real = torch.as_tensor(np.random.default_rng(0).uniform(-2000, 4000, 50_000).astype(np.float32))
+    transform = ScaleIntensityRange(*window, 0.0, 1.0, clip=True)
+    for hu in (whole, real):
+        scaled = intensities(hu, window)
+        assert scaled.dtype == torch.float32
+        assert torch.equal(scaled, transform(hu.float()).as_tensor())
+
+
+def test_the_crops_are_not_changed():
+    hu = torch.tensor([-3000.0, 0.0, 3000.0])
+    assert intensities(hu, (-1000.0, 1000.0)).tolist() == [0.0, 0.5, 1.0]
+    assert hu.tolist() == [-3000.0, 0.0, 3000.0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU")
+@pytest.mark.parametrize("window", WINDOWS)
+def test_a_gpu_gives_the_same_bits(window):
+    hu = torch.arange(-32768, 32768, dtype=torch.int16)
+    assert torch.equal(intensities(hu.cuda(), window).cpu(), intensities(hu, window))
+
+
+@pytest.mark.parametrize("window", [1000.0, [0.0], [1000.0, -1000.0], [5.0, 5.0], [-1.0, 0.0, 1.0], "wide"])
+def test_what_is_no_window_is_refused(window):
+    with pytest.raises(InputError, match=r"--hu_window .* must be two numbers \[low, high\]"):
+        check_window(window)

@@ -1,0 +1,156 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Two views of each crop, fixed by the seed and the draw, and the targets that belong to them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.transforms import ScaleIntensityRange
+
+from bundles.common.errors import InputError
+from bundles.pretraining.proxy_tasks.views import TwoViews, check_crops
+
+CROPS = 3
+
+
+def two_views(seed=0, **options):
+    defaults = {"plane": "official", "mask_fill": ["noise"], "mask_ratio": [0.3, 0.3], "mask_block": [0.1, 0.3]}
+    return TwoViews(seed=seed, **{**defaults, **options})
+
+
+def batch(draw=5, crops=CROPS):
+    """Intensities above 2, where neither noise nor zero comes."""
+    image = 2 + torch.rand(crops, 1, 12, 16, 16, generator=torch.Generator().manual_seed(9))
+    return {"image": image, "draw": torch.full((crops,), draw)}
+
+
+def make(seed=0, draw=5, **options):
+    return two_views(seed, **options)(batch(draw), "cpu")
+
+
+def same(one, other):
+    return torch.equal(one[0], other[0]) and all(torch.equal(one[1][name], other[1][name]) for name in one[1])
+
+
+def test_views_are_fixed_by_the_seed_and_the_draw():
+    views = two_views()
+    first = views(batch(5), "cpu")
+    views(batch(6), "cpu")
+    torch.rand(7)  # nor do other draws of the process matter
+    assert same(first, views(batch(5), "cpu")) and same(first, make())
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"draw": 6}])
+def test_another_seed_or_draw_gives_other_views(change):
+    one, other = make(), make(**change)
+    assert not torch.equal(one[1]["mask"], other[1]["mask"])
+    turns = [make(**{name: value + i for name, value in change.items()})[1]["turns"].tolist() for i in range(6)]
+    assert len({tuple(t) for t in turns}) > 3
+
+
+def test_seed_and_draw_are_not_added_up():
+    assert not torch.equal(make(seed=1, draw=2)[1]["mask"], make(seed=2, draw=1)[1]["mask"])
+
+
+@pytest.mark.parametrize(("plane", "axes"), [("official", (2, 3)), ("axial", (1, 2))])
+def test_first_and_second_views_are_of_the_same_crops_and_targets_are_the_turned_crops(plane, axes):
+    image = batch()["image"][:, :, :12, :12, :12].contiguous()
+    _, targets = two_views(plane=plane)({"image": image, "draw": torch.tensor([5, 5, 5])}, "cpu")
+    assert targets["crop"].shape == (2 * CROPS, 1, 12, 12, 12) and targets["turns"].shape == (2 * CROPS,)
+    for i, (target, turns) in enumerate(zip(targets["crop"], targets["turns"].tolist(), strict=True)):
+        assert np.array_equal(target.numpy(), np.rot90(image[i % CROPS].numpy(), turns, axes=axes))
+
+
+def test_the_two_views_of_a_crop_are_drawn_apart():
+    _, targets = make()
+    masks = targets["mask"]
+    assert all(not torch.equal(masks[i], masks[j]) for i in range(2 * CROPS) for j in range(i))
+    turns = torch.stack([make(draw=draw)[1]["turns"] for draw in range(20)])
+    assert (turns[:, :CROPS] != turns[:, CROPS:]).float().mean() == pytest.approx(0.75, abs=0.2)
+
+
+@pytest.mark.parametrize("fill", [["noise"], "zero", ["sample"], ["noise", "sample"]])
+def test_voxels_outside_the_mask_equal_the_target(fill):
+    views, targets = make(mask_fill=fill)
+    assert views.shape == targets["crop"].shape and targets["mask"].shape == (2 * CROPS, 1, 12, 16, 16)
+    assert torch.equal(views[~targets["mask"]], targets["crop"][~targets["mask"]])
+    changed = (views != targets["crop"])[targets["mask"]].float().mean()
+    assert changed > 0.95  # sample may find the same crop behind the same voxel; noise and zero may not
+
+
+@pytest.mark.parametrize(
+    ("fill", "ratio", "low", "high"), [("zero", 0.3, 0.3, 0.35), (["zero", "zero"], 0.3, 0.45, 0.6), ("zero", 0, 0, 0)]
+)
+def test_each_pass_hides_its_share(fill, ratio, low, high):
+    views, targets = make(mask_fill=fill, mask_ratio=[ratio, ratio])
+    hidden = targets["mask"].float().mean()
+    assert low - 1e-6 <= hidden <= high
+    assert torch.equal(views == 0, targets["mask"])
+
+
+def test_the_passes_follow_each_other():
+    # what the second pass pastes from the next view carries the zeros of the first
+    views, targets = make(mask_fill=["zero", "sample"], mask_ratio=[0.5, 0.5])
+    zeros = (views == 0).float().mean()
+    # half of the voxels that the second pass leaves, and half of those that it pastes
+    assert zeros == pytest.approx(0.5, abs=0.08) and zeros < targets["mask"].float().mean() - 0.1
+
+
+def test_sample_is_refused_where_a_step_has_one_crop_whose_other_view_would_tell_the_answer():
+    with pytest.raises(InputError, match="'sample' takes voxels of another crop, but each step has one"):
+        two_views(mask_fill="sample")(batch(crops=1), "cpu")
+
+
+@pytest.mark.parametrize("name", ["mask_ratio", "mask_block"])
+def test_bounds_that_are_one_number_are_refused(name):
+    with pytest.raises(InputError, match=f"--{name} 0.3 must be two numbers"):
+        two_views(**{name: 0.3})
+
+
+def test_an_unknown_plane_is_refused_when_the_views_are_made_up():
+    with pytest.raises(InputError, match="rotation_plane 'coronal'"):
+        two_views(plane="coronal")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mask_fill": ["black"]}, "--mask_fill 'black' is not one of noise, zero, sample"),
+        ({"mask_fill": []}, r"--mask_fill \[\] hides nothing"),
+        ({"mask_ratio": [0.5, 0.2]}, r"mask_ratio \[0.5, 0.2\] must be"),
+        ({"mask_block": [0.0, 0.2]}, r"mask_block \[0.0, 0.2\] must be"),
+    ],
+)
+def test_masks_that_cannot_be_drawn_are_refused_when_the_views_are_made_up(change, words):
+    options = {"mask_fill": ["noise"], "mask_ratio": [0.0, 0.3], "mask_block": [0.05, 0.25]} | change
+    with pytest.raises(InputError, match=words):
+        TwoViews(seed=0, plane="axial", **options)
+
+
+def test_crops_in_hu_give_the_views_of_the_same_crops_in_the_window():
+    hu = torch.randint(-1500, 1500, (CROPS, 1, 12, 16, 16), generator=torch.Generator().manual_seed(1)).short()
+    scaled = ScaleIntensityRange(-175.3, 250.7, 0.0, 1.0, clip=True)(hu.float()).as_tensor()
+    draw = torch.tensor([5, 5, 5])
+    in_hu = two_views(hu_window=[-175.3, 250.7])({"image": hu, "draw": draw}, "cpu")
+    assert same(in_hu, two_views()({"image": scaled, "draw": draw}, "cpu"))
+    assert in_hu[1]["crop"].dtype == torch.float32 and hu.dtype == torch.int16
+
+
+def test_a_window_that_is_none_is_refused_when_the_views_are_made_up():
+    with pytest.raises(InputError, match=r"--hu_window \[1000, -1000\] must be two numbers"):
+        two_views(hu_window=[1000, -1000])
+
+
+def test_a_batch_of_one_crop_is_refused_or_warned_of_before_the_run(caplog):
+    one = {"crops": 1, "where": "validation"}
+    with pytest.raises(
+        InputError, match="'sample' takes voxels of another crop, but a batch of the validation has one"
+    ):
+        check_crops(tasks=["inpainting"], mask_fill=["noise", "sample"], **one)
+    check_crops(tasks=["inpainting"], mask_fill=["noise"], **one)
+    assert not caplog.records
+    check_crops(tasks=["inpainting", "contrast"], mask_fill=["noise"], **one)
+    assert "a batch of the validation has one crop" in caplog.text
+    check_crops(tasks=["inpainting", "contrast"], mask_fill=["sample"], crops=2, where="training")
+    assert len(caplog.records) == 1

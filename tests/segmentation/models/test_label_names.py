@@ -1,0 +1,51 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bundles.common.errors import InputError
+from bundles.common.weights.checkpoint_file import save_atomically
+from bundles.segmentation.models.label_names import check_labels, read_labels
+from bundles.segmentation.models.model_record import model_labels
+
+LABELS = {"0": "background", "1": "spleen", "2": "right_kidney", "3": "liver"}
+
+
+def declare(folder, labels):
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels, "training": ["a.nii.gz"]}))
+    return str(folder)
+
+
+def test_labels_of_the_metadata_and_of_a_model(tmp_path):
+    content = {"network_data_format": {"outputs": {"pred": {"channel_def": LABELS}}}}
+    (tmp_path / "metadata.json").write_text(json.dumps(content))
+    assert read_labels(str(tmp_path / "metadata.json")) == LABELS
+    model = str(tmp_path / "model.pt")
+    assert model_labels(model, otherwise=LABELS) == LABELS
+    save_atomically({"labels": {"0": "background", "1": "tumour"}}, model)
+    assert model_labels(model, otherwise=LABELS) == {"0": "background", "1": "tumour"}
+
+
+def test_values_without_a_gap_pass_and_others_do_not():
+    assert check_labels({0: "background", 1: "spleen"}) == {"0": "background", "1": "spleen"}
+    with pytest.raises(InputError, match=r"values found: \[0, 2\]"):
+        check_labels({"0": "background", "2": "spleen"})
+
+
+def test_a_list_that_agrees_in_other_spelling_passes(tmp_path, caplog):
+    folder = declare(tmp_path, {"0": "background", "1": "Spleen", "2": "rkid", "3": "liver"})
+    assert check_labels(LABELS, dataset_dir=folder) == LABELS
+    assert "rkid" in caplog.text
+
+
+def test_a_list_that_gives_a_name_to_another_value_is_refused_with_the_mend(tmp_path):
+    folder = declare(tmp_path, {"0": "background", "1": "liver", "2": "right kidney", "3": "spleen"})
+    with pytest.raises(InputError, match="--labels .*'1': 'liver'"):
+        check_labels(LABELS, dataset_dir=folder)
+
+
+def test_a_list_with_other_values_is_refused(tmp_path):
+    with pytest.raises(InputError, match="declares labels"):
+        check_labels(LABELS, dataset_dir=declare(tmp_path, {"0": "background", "1": "spleen"}))

@@ -1,0 +1,202 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""What is drawn for a crop follows its draw alone; what is applied is what MONAI's transforms do with the same numbers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from monai.transforms import AdjustContrast, Affine, Flip, Rotate90, ScaleIntensity, ShiftIntensity
+
+from bundles.segmentation.training.augmentation import (
+    KINDS,
+    Change,
+    CropAugmentation,
+    Ranges,
+    chances,
+    change_crop,
+    draw_change,
+)
+
+RANGES = Ranges(turn=(0.3, 0.12, 0.26), zoom=0.15, noise=0.05, gamma=(0.7, 1.5), scale=0.1, shift=0.2)
+ALWAYS = chances(dict.fromkeys(KINDS, 1.0))
+
+
+def augmentation(seed=0, **probabilities):
+    return CropAugmentation(
+        seed=seed,
+        chances=chances(probabilities),
+        turn=RANGES.turn,
+        zoom=RANGES.zoom,
+        noise=RANGES.noise,
+        gamma=RANGES.gamma,
+        scale=RANGES.scale,
+        shift=RANGES.shift,
+    )
+
+
+def crop(shape=(9, 9, 7), channels=1):
+    """Smooth intensities, and blocks of labels."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(1, channels, 3, 3, 3, generator=generator)
+    image = torch.nn.functional.interpolate(coarse, size=shape, mode="trilinear")[0]
+    label = torch.nn.functional.interpolate(coarse[:, :1].mul(5).floor(), size=shape)[0]
+    return image, label
+
+
+def drawn(number=4000, probabilities=ALWAYS, square=True):
+    generator = np.random.default_rng(0)
+    return [
+        draw_change(chances=probabilities, ranges=RANGES, square=square, generator=generator) for _ in range(number)
+    ]
+
+
+def test_a_flipped_crop_is_the_flip_and_so_is_its_label():
+    image, label = crop()
+    changed, changed_label = change_crop(image, label, Change(flips=(0, 2)))
+    assert torch.equal(changed, Flip([0, 2])(image).as_tensor())
+    assert torch.equal(changed_label, torch.from_numpy(label.numpy()[:, ::-1, :, ::-1].copy()))
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_turned_crop_is_the_turn_in_the_axial_plane(quarters):
+    image, label = crop()
+    changed, changed_label = change_crop(image, label, Change(quarter_turns=quarters))
+    assert torch.equal(changed, Rotate90(k=quarters, spatial_axes=(0, 1))(image).as_tensor())
+    assert torch.equal(changed_label, torch.rot90(label, quarters, (1, 2)))
+
+
+@pytest.mark.parametrize(
+    "affine",
+    [
+        (0.0, 0.0, 0.2, 1.0, 1.0, 1.0),
+        (0.0, 0.0, 0.0, 0.9, 1.1, 1.15),
+        (0.0, 0.0, -0.25, 1.1, 0.88, 0.97),
+        (0.3, -0.2, 0.15, 0.9, 1.1, 1.05),
+    ],
+)
+@pytest.mark.parametrize("shape", [(17, 17, 17), (20, 12, 8)])
+def test_an_affine_change_is_monais_linear_in_the_image_and_nearest_in_the_label(affine, shape):
+    image, label = crop(shape, channels=2)
+    turn, zoom = affine[:3], affine[3:]
+    monai = {"rotate_params": turn, "scale_params": zoom, "padding_mode": "zeros", "image_only": True}
+    changed, changed_label = change_crop(image, label, Change(affine=affine))
+    torch.testing.assert_close(changed, Affine(**monai, mode="bilinear")(image).as_tensor(), atol=1e-4, rtol=0)
+    assert (changed - image).abs().max() > 0.05
+    assert set(changed_label.unique().tolist()) <= {0.0, *label.unique().tolist()}
+    assert changed_label.dtype == label.dtype
+    assert (changed_label == Affine(**monai, mode="nearest")(label).as_tensor()).float().mean() > 0.99
+
+
+def test_label_and_image_stay_together():
+    label = torch.zeros(1, 16, 16, 8)
+    label[:, 3:9, 2:8, 1:5] = 1
+    for change in drawn(20, ALWAYS | dict.fromkeys(("noise", "contrast", "scale_intensity", "shift_intensity"), 0.0)):
+        image, changed = change_crop(label, label.to(torch.uint8), change)
+        assert not torch.equal(changed.float(), label)
+        # where the image of the label is beyond doubt, the label is the same
+        assert (changed[image > 0.9] == 1).all() and (changed[image < 0.1] == 0).all()
+        assert ((image > 0.5) != changed.bool()).float().mean() < 0.04
+
+
+def test_intensities_change_as_monais_transforms_change_them_and_labels_do_not():
+    image, label = crop()
+    for change, monai in (
+        (Change(gamma=0.7), AdjustContrast(gamma=0.7)),
+        (Change(gamma=1.5), AdjustContrast(gamma=1.5)),
+        (Change(scale=-0.1), ScaleIntensity(minv=None, maxv=None, factor=-0.1)),
+        (Change(shift=0.2), ShiftIntensity(offset=0.2)),
+    ):
+        changed, same = change_crop(image, label, change)
+        torch.testing.assert_close(changed, torch.as_tensor(monai(image)), atol=1e-6, rtol=1e-5)
+        assert torch.equal(same, label)
+    noisy, _ = change_crop(image, label, Change(noise=0.05), noise=torch.Generator().manual_seed(0))
+    assert float((noisy - image).std()) == pytest.approx(0.05, rel=0.1)
+    assert float((noisy - image).mean()) == pytest.approx(0.0, abs=0.01)
+
+
+def test_nothing_drawn_is_nothing_done_and_the_crops_given_stay_as_they_are():
+    image, label = crop()
+    before = image.clone(), label.clone()
+    for change in [Change(), *drawn(20)]:
+        change_crop(image, label, change, noise=torch.Generator())
+    assert torch.equal(image, before[0]) and torch.equal(label, before[1])
+    same, same_label = augmentation()({"image": image[None], "label": label[None], "draw": torch.tensor([3])}, "cpu")
+    assert torch.equal(same[0], image) and torch.equal(same_label[0], label)
+
+
+@pytest.mark.parametrize("chance", [0.2, 0.5])
+def test_every_kind_happens_as_often_as_asked_for(chance):
+    changes = drawn(probabilities=chances(dict.fromkeys(KINDS, chance)))
+    happened = {
+        "affine": [c.affine is not None for c in changes],
+        **{f"flip {axis}": [axis in c.flips for c in changes] for axis in range(3)},
+        "rot90": [c.quarter_turns > 0 for c in changes],
+        "noise": [c.noise > 0 for c in changes],
+        "contrast": [c.gamma is not None for c in changes],
+        "scale": [c.scale != 0 for c in changes],
+        "shift": [c.shift != 0 for c in changes],
+    }
+    error = 4 * math.sqrt(chance * (1 - chance) / len(changes))
+    for kind, each in happened.items():
+        assert np.mean(each) == pytest.approx(chance, abs=error), kind
+    pairs = np.corrcoef([np.array(each, dtype=float) for each in happened.values()])
+    assert np.abs(pairs - np.eye(len(pairs))).max() < 0.08  # each for itself
+
+
+def test_an_axis_that_is_not_to_be_flipped_never_is():
+    changes = drawn(1000, probabilities=chances({"flip": [0.5, 0, 0.1]}))
+    share = [np.mean([axis in c.flips for c in changes]) for axis in range(3)]
+    assert share == [pytest.approx(0.5, abs=0.07), 0, pytest.approx(0.1, abs=0.04)]
+
+
+def test_draws_are_uniform_within_their_ranges():
+    changes = drawn()
+    columns = {
+        (-0.26, 0.26): [c.affine[2] for c in changes],
+        (-0.3, 0.3): [c.affine[0] for c in changes],
+        (0.85, 1.15): [c.affine[4] for c in changes],
+        (0.0, 0.05): [c.noise for c in changes],
+        (0.7, 1.5): [c.gamma for c in changes],
+        (-0.1, 0.1): [c.scale for c in changes],
+        (-0.2, 0.2): [c.shift for c in changes],
+    }
+    for (low, high), values in columns.items():
+        assert low <= min(values) and max(values) <= high
+        counts, _ = np.histogram(values, bins=5, range=(low, high))
+        assert np.abs(counts / len(values) - 0.2).max() < 0.03
+    assert np.bincount([c.quarter_turns for c in changes])[1:] / len(changes) == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
+def test_a_crop_that_is_not_square_is_turned_by_half_alone():
+    assert {c.quarter_turns for c in drawn(50, square=False)} == {2}
+    image, label = crop((8, 6, 4))
+    batch = {"image": image[None], "label": label[None], "draw": torch.tensor([0])}
+    images, _ = augmentation(rot90=1.0)(batch, "cpu")
+    assert torch.equal(images[0], image.flip((1, 2)))
+
+
+def batch_of(draws):
+    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(1, 1, 8, 8, 4, generator=generator).expand(len(draws), -1, -1, -1, -1).clone()
+    return {"image": image, "label": (image > 0.5).float(), "draw": torch.tensor(draws)}
+
+
+def test_a_draw_decides_whatever_batch_it_is_in():
+    everything = {kind: 0.5 for kind in KINDS}
+    together = augmentation(**everything)(batch_of([4, 4, 5, 5]), "cpu")
+    apart = [augmentation(**everything)(batch_of([draw, draw]), "cpu") for draw in (4, 5)]
+    for key in (0, 1):
+        assert torch.equal(together[key], torch.cat([part[key] for part in apart]))
+    again = augmentation(**everything)(batch_of([4, 4, 5, 5]), "cpu")
+    assert all(torch.equal(a, b) for a, b in zip(together, again, strict=True))
+
+
+def test_crops_draws_and_seeds_differ():
+    noise = {"noise": 1.0, "shift_intensity": 1.0}
+    images, _ = augmentation(**noise)(batch_of([4, 4, 5, 5]), "cpu")
+    other, _ = augmentation(seed=1, **noise)(batch_of([4]), "cpu")
+    means = [float(image.mean()) for image in [*images, *other]]
+    assert len(set(means)) == 5

@@ -1,0 +1,65 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bundles.common.errors import InputError
+from bundles.segmentation.training.label_presence import check_label_presence, label_volumes
+from bundles.segmentation.training.loss import class_weights
+
+LABELS = {"0": "background", "1": "spleen", "2": "liver", "3": "aorta"}
+
+
+def label_file(path, spacing=(1, 1, 1), **counts):
+    label = np.zeros((10, 10, 10), np.uint8)
+    start = 0
+    for name, count in counts.items():
+        value = next(int(value) for value, organ in LABELS.items() if organ == name)
+        label.ravel()[start : start + count] = value
+        start += count
+    nib.save(nib.Nifti1Image(label, np.diag([*spacing, 1])), path)
+    return {"image": "unread", "label": str(path)}
+
+
+@pytest.fixture
+def scans(tmp_path):
+    return [
+        label_file(tmp_path / "a.nii.gz", spacing=(2, 2, 3), spleen=10, liver=100),
+        label_file(tmp_path / "b.nii.gz", liver=50),
+    ]
+
+
+def test_volumes_are_in_cubic_millimetres(scans):
+    np.testing.assert_allclose(
+        label_volumes(scans, classes=4), [[890 * 12, 10 * 12, 100 * 12, 0], [950, 0, 50, 0]], rtol=1e-6
+    )
+
+
+def test_weights_grow_as_the_volume_shrinks(scans):
+    weights = class_weights(scans, classes=4, balance=0.5, background=0.1)
+    np.testing.assert_allclose(weights, [0.1, (1250 / 120) ** 0.5, 1, 1], rtol=1e-6)
+
+
+def test_no_balance_reads_no_file():
+    assert class_weights([{"label": "absent"}], classes=3, balance=0, background=1).tolist() == [1, 1, 1]
+
+
+def test_an_organ_in_no_training_case_is_named(scans, caplog):
+    caplog.set_level("INFO")
+    check_label_presence(scans=scans, labels=LABELS)
+    warning, remark = caplog.messages
+    assert "no training case holds aorta" in warning
+    assert "of 2 training cases, not all hold spleen (1)" in remark
+
+
+def test_labels_of_background_alone_are_refused(tmp_path):
+    scans = [label_file(tmp_path / "empty.nii.gz")]
+    with pytest.raises(InputError, match=r"background alone, such as .*empty\.nii\.gz"):
+        check_label_presence(scans=scans, labels=LABELS)
+
+
+def test_no_scan_at_all_is_refused_with_what_to_do():
+    with pytest.raises(InputError, match="no labelled training scan.*store a label first"):
+        check_label_presence(scans=[], labels=LABELS)

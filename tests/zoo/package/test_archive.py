@@ -1,0 +1,128 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""The same files give the same bytes of a zip; a zip that would do harm is not unpacked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import zipfile
+
+import pytest
+from monai.apps.utils import extractall
+
+from bundles.common.errors import InputError
+from zoo.package.archive import extract_archive, file_hash, write_archive
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    folder = tmp_path / "some_bundle"
+    for name, text in {
+        "LICENSE": "licence",
+        "configs/b.yaml": "b: 1\n",
+        "configs/a.json": "{}",
+        "models/model.pt": "x" * 9,
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_times_permissions_and_order_of_the_files_do_not_show(tmp_path, bundle):
+    write_archive(bundle, tmp_path / "a.zip")
+    other = tmp_path / "elsewhere" / "some_bundle"
+    for name in ("models/model.pt", "configs/b.yaml", "LICENSE", "configs/a.json"):
+        (other / name).parent.mkdir(parents=True, exist_ok=True)
+        (other / name).write_bytes((bundle / name).read_bytes())
+        os.utime(other / name, (2_000_000_000, 2_000_000_000))
+        (other / name).chmod(0o755)
+    write_archive(other, tmp_path / "b.zip")
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    (other / "LICENSE").write_text("licences")
+    write_archive(other, tmp_path / "c.zip")
+    assert (tmp_path / "a.zip").read_bytes() != (tmp_path / "c.zip").read_bytes()
+
+
+def test_entries_are_sorted_files_of_1980_under_the_bundles_name(tmp_path, bundle):
+    write_archive(bundle, tmp_path / "a.zip", leave_out=frozenset({"models/model.pt"}))
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        entries = archive.infolist()
+    assert [entry.filename for entry in entries] == [
+        f"some_bundle/{name}" for name in ("LICENSE", "configs/a.json", "configs/b.yaml")
+    ]
+    assert {entry.date_time for entry in entries} == {(1980, 1, 1, 0, 0, 0)}
+    assert {stat.filemode(entry.external_attr >> 16) for entry in entries} == {"-rw-r--r--"}
+    assert {entry.compress_type for entry in entries} == {zipfile.ZIP_STORED}
+
+
+def test_monai_unpacks_it_to_the_same_files(tmp_path, bundle):
+    write_archive(bundle, tmp_path / "some_bundle.zip")
+    extractall(tmp_path / "some_bundle.zip", tmp_path / "out")
+    for name in ("LICENSE", "configs/a.json", "configs/b.yaml", "models/model.pt"):
+        assert (tmp_path / "out/some_bundle" / name).read_bytes() == (bundle / name).read_bytes()
+    assert extract_archive(tmp_path / "some_bundle.zip", tmp_path / "again") == tmp_path / "again/some_bundle"
+
+
+def zipped(path, *names: str, link: str | None = None):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, "text")
+        if link:
+            entry = zipfile.ZipInfo(link)
+            entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+            archive.writestr(entry, "../common")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "link", "said"),
+    [
+        (["a/LICENSE"], "a/scripts/common", "the link a/scripts/common"),
+        (["a/LICENSE", "a/../../x"], None, r"'a/\.\./\.\./x'.*not unpacked"),
+        (["/etc/x"], None, "leads out of the folder"),
+        (["a/x", "b/y"], None, "must hold one folder.*a, b"),
+        (["x"], None, "must hold one folder"),
+        ([], None, "nothing"),
+        (["./", "a/LICENSE"], None, r"bad\.zip holds the entry '\./', which names no file"),
+    ],
+)
+def test_a_zip_of_another_form_is_refused_before_anything_is_written(tmp_path, names, link, said):
+    with pytest.raises(InputError, match=said):
+        extract_archive(zipped(tmp_path / "bad.zip", *names, link=link), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_encrypted_zip_is_refused(tmp_path):
+    path = zipped(tmp_path / "bad.zip", "a/LICENSE")
+    content = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # the zip module reads encrypted entries and writes none
+        content[content.index(signature) + flags] |= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"bad\.zip is encrypted"):
+        extract_archive(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_compression_is_told(tmp_path):
+    path = zipped(tmp_path / "bad.zip", "a/LICENSE")
+    content = bytearray(path.read_bytes())
+    for signature, method in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+        content[content.index(signature) + method] = 99
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"bad\.zip cannot be read as a zip"):
+        extract_archive(path, tmp_path / "out")
+
+
+def test_what_is_no_zip_is_named(tmp_path):
+    (tmp_path / "page.zip").write_text("<html>not found</html>")
+    with pytest.raises(InputError, match=r"page\.zip cannot be read as a zip"):
+        extract_archive(tmp_path / "page.zip", tmp_path / "out")
+    with pytest.raises(InputError, match=r"none\.zip cannot be read"):
+        extract_archive(tmp_path / "none.zip", tmp_path / "out")
+
+
+def test_hashes_are_those_of_the_bytes(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc" * 1000)
+    assert file_hash(tmp_path / "a", "sha1") == hashlib.sha1(b"abc" * 1000).hexdigest()
+    assert file_hash(tmp_path / "a", "sha256") == hashlib.sha256(b"abc" * 1000).hexdigest()

@@ -1,0 +1,63 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""The form of Hugging Face: files at the root, a card that the hub reads, links that lead somewhere."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+from zoo.pack import stage
+from zoo.package.bundle_files import files_of
+from zoo.package.model_card import write_hugging_face
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory, btcv_models, spleen_models, pretrained_models):
+    folder = tmp_path_factory.mktemp("staged")
+    return {
+        "btcv": stage("swin_unetr_btcv_seg", folder=folder, models=btcv_models),
+        "spleen": stage("swin_unetr_msd", folder=folder, task="Task09_Spleen", models=spleen_models),
+        "pretrain": stage("swin_unetr_pretrain", folder=folder, models=pretrained_models),
+    }
+
+
+def head_and_text(card: str) -> tuple[dict, str]:
+    _, head, text = card.split("---\n", 2)
+    return yaml.safe_load(head), text
+
+
+@pytest.mark.parametrize(
+    ("name", "pipeline"),
+    [("btcv", "image-segmentation"), ("spleen", "image-segmentation"), ("pretrain", "image-feature-extraction")],
+)
+def test_the_card_has_a_head_that_the_hub_reads(tmp_path, bundles, name, pipeline):
+    write_hugging_face(bundles[name], tmp_path / "card")
+    head, text = head_and_text((tmp_path / "card/README.md").read_text())
+    assert (head["license"], head["library_name"], head["pipeline_tag"]) == ("apache-2.0", "monai", pipeline)
+    assert {"monai", "medical", "swin-unetr", "ct"} <= set(head["tags"])
+    assert text.lstrip().startswith("# ")
+    assert "## Weights of this package" in text and "| preset | cpu |" in text
+
+
+@pytest.mark.parametrize("name", ["btcv", "spleen", "pretrain"])
+def test_links_of_the_card_lead_to_files_of_the_repository(tmp_path, bundles, name):
+    write_hugging_face(bundles[name], tmp_path / "card")
+    links = re.findall(r"\]\(([^)#:]+)\)", (tmp_path / "card/README.md").read_text())
+    assert "LICENSE" in links
+    assert [link for link in links if not (tmp_path / "card" / link).is_file()] == []
+
+
+def test_all_files_but_the_readme_are_there_once(tmp_path, bundles):
+    write_hugging_face(bundles["btcv"], tmp_path / "card")
+    bundle, card = ({path.as_posix() for path in files_of(folder)} for folder in (bundles["btcv"], tmp_path / "card"))
+    assert card == bundle - {"docs/README.md"} | {"README.md"}  # docs/README.md would take the card's place when pushed
+
+
+def test_what_lay_there_is_replaced_and_nothing_is_left_beside_it(tmp_path, bundles):
+    (tmp_path / "card/configs").mkdir(parents=True)
+    (tmp_path / "card/configs/old.yaml").touch()
+    write_hugging_face(bundles["btcv"], tmp_path / "card")
+    assert not (tmp_path / "card/configs/old.yaml").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["card"]

@@ -1,0 +1,632 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Synthetic abdominal CT patients with the 13 organs of BTCV, so that the demo needs no download.
+
+A patient is drawn (`draw_patient`: numbers only) and then rendered (`render`: voxels only). One body, made of
+ellipsoids and tubes in millimetres, is resized, turned, bent and placed anew for each patient; it is no model of real
+anatomy, only enough of one that a network must learn places, shapes and contrasts together.
+
+Body coordinates are RAS: x to the patient's right, y to the front, z to the head, in mm, the origin on the midline in
+the middle of the abdomen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+from rich.progress import track
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.transform import Rotation
+
+from bundles.common.errors import InputError
+
+GENERATOR_VERSION = 4  # raise it whenever the same seed gives other voxels: old files are then made again
+
+ORGANS: dict[int, str] = {
+    1: "spleen",
+    2: "right_kidney",
+    3: "left_kidney",
+    4: "gallbladder",
+    5: "esophagus",
+    6: "liver",
+    7: "stomach",
+    8: "aorta",
+    9: "inferior_vena_cava",
+    10: "portal_and_splenic_veins",
+    11: "pancreas",
+    12: "right_adrenal_gland",
+    13: "left_adrenal_gland",
+}
+
+
+class Ellipsoid(NamedTuple):
+    """Centre and half axes in mm, turn about x, y, z in degrees."""
+
+    centre: tuple[float, float, float]
+    axes: tuple[float, float, float]
+    turn: tuple[float, float, float] = (0, 0, 0)
+
+    def level(self, points: np.ndarray) -> np.ndarray:
+        """Return 0 at the centre and 1 on the surface for ``points`` (N, 3)."""
+        local = Rotation.from_euler("xyz", self.turn, degrees=True).inv().as_matrix() @ (points - self.centre).T
+        return np.sqrt(((local / np.array(self.axes)[:, None]) ** 2).sum(0))
+
+    def reach(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the lowest and highest corner of a box that holds the shape."""
+        return np.array(self.centre) - max(self.axes), np.array(self.centre) + max(self.axes)
+
+
+class Tube(NamedTuple):
+    """Points of the centre line and one radius a point, in mm."""
+
+    line: tuple[tuple[float, float, float], ...]
+    radii: tuple[float, ...]
+
+    def level(self, points: np.ndarray) -> np.ndarray:
+        """Return 0 on the centre line and 1 on the surface for ``points`` (N, 3)."""
+        lowest = np.full(len(points), np.inf)
+        for start, end, first, last in zip(
+            np.array(self.line[:-1]), np.array(self.line[1:]), self.radii[:-1], self.radii[1:], strict=True
+        ):
+            along = np.clip((points - start) @ (end - start) / ((end - start) ** 2).sum(), 0, 1)
+            distance = np.linalg.norm(points - start - along[:, None] * (end - start), axis=1)
+            lowest = np.minimum(lowest, distance / (first + along * (last - first)))
+        return lowest
+
+    def reach(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the lowest and highest corner of a box that holds the shape."""
+        return np.min(self.line, 0) - max(self.radii), np.max(self.line, 0) + max(self.radii)
+
+
+# Painted in this order: a later organ takes the voxels where two overlap.
+SHAPES: dict[int, tuple[Ellipsoid | Tube, ...]] = {
+    7: (
+        Ellipsoid((-58, 12, 58), (36, 38, 36)),
+        Ellipsoid((-52, 42, 18), (28, 26, 42), (15, 0, 0)),
+        Ellipsoid((-16, 60, -10), (38, 19, 21), (0, 15, 0)),
+    ),
+    6: (Ellipsoid((76, 6, 34), (60, 72, 72)), Ellipsoid((12, 50, 50), (58, 30, 34), (0, 15, 0))),
+    1: (Ellipsoid((-108, -36, 42), (25, 44, 50), (15, 10, -20)),),
+    2: (Ellipsoid((60, -46, -38), (27, 26, 50), (-8, 10, 0)),),
+    3: (Ellipsoid((-60, -46, -22), (27, 26, 52), (-8, -10, 0)),),
+    4: (Ellipsoid((58, 56, -28), (18, 20, 32), (-20, 10, 0)),),
+    11: (
+        Ellipsoid((26, 14, -30), (17, 15, 24)),
+        Tube(((20, 20, -14), (0, 26, -6), (-30, 12, 4), (-76, -14, 20)), (11, 11, 12, 10)),
+    ),
+    9: (Tube(((24, -14, 80), (22, -18, 30), (20, -20, -40), (16, -22, -150)), (13, 13, 12, 11)),),
+    8: (Tube(((-18, -30, 160), (-16, -26, 80), (-10, -18, 0), (-6, -22, -150)), (12, 12, 11, 10)),),
+    10: (
+        Tube(((-84, -22, 32), (-40, 2, 20), (6, 8, 4), (14, 8, 4)), (6, 7, 8, 9)),
+        Tube(((14, 8, 4), (26, 8, 22), (46, 10, 36)), (9, 9, 8)),
+        Tube(((12, 10, 4), (8, 16, -50)), (8, 7)),
+    ),
+    5: (Tube(((-6, -4, 150), (-10, 0, 100), (-34, 6, 66)), (10, 10, 10)),),
+    12: (
+        Ellipsoid((34, -40, 26), (5, 15, 15), (0, 0, 20)),
+        Ellipsoid((42, -44, 26), (5, 13, 14), (0, 0, -30)),
+    ),
+    13: (
+        Ellipsoid((-32, -30, 30), (5, 15, 15), (0, 0, -20)),
+        Ellipsoid((-40, -34, 30), (5, 13, 14), (0, 0, 30)),
+    ),
+}
+
+# Mean HU of each organ early (late arterial phase) and late (portal venous phase), and the spread between patients.
+CONTRAST: dict[int, tuple[float, float, float]] = {
+    1: (150, 128, 8),
+    2: (190, 205, 10),
+    3: (190, 205, 10),
+    4: (5, 5, 6),
+    5: (60, 65, 6),
+    6: (85, 112, 6),
+    7: (20, 20, 10),
+    8: (280, 185, 12),
+    9: (110, 150, 10),
+    10: (150, 190, 10),
+    11: (110, 85, 7),
+    12: (125, 105, 8),
+    13: (125, 105, 8),
+}
+
+
+@dataclass(frozen=True)
+class Patient:
+    """Every random number behind one scan; nothing is applied yet.
+
+    Lengths are in mm, angles in degrees. ``waves`` holds the smooth deformation: the displacement of a body point p is
+    the sum over k of ``waves_height[k] * sin(waves_vector[k] . p + waves_phase[k])``.
+    """
+
+    seed: int
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    oblique: np.ndarray  # (3,) turn of the grid against the scanner's axes; zero for three patients in four
+    centre: np.ndarray  # (3,) scanner coordinates (RAS) of the middle of the grid
+    place: np.ndarray  # (3,) body origin relative to the middle of the grid
+    size: np.ndarray  # (3,) factors on the body
+    tilt: np.ndarray  # (3,) turn of the body
+    waves_height: np.ndarray  # (K, 3)
+    waves_vector: np.ndarray  # (K, 3), radians a mm
+    waves_phase: np.ndarray  # (K, 3)
+    organ_shift: dict[int, np.ndarray]  # (3,) each
+    organ_size: dict[int, np.ndarray]  # (3,) each
+    organ_turn: dict[int, np.ndarray]  # (3,) each
+    organ_hu: dict[int, float]
+    fat: float  # thickness under the skin
+    stomach_gas: float  # y of the gas level in the stomach
+    bowel: np.ndarray  # (L, 8) centre, half axes, HU of the wall, HU of the content
+    lung_top: float  # z of the domes of the diaphragm
+    table: float  # gap between back and table
+    bone_hu: float
+    noise: float  # standard deviation in HU
+    bias: np.ndarray  # (3,) HU from one side of the grid to the other
+    noise_seed: int
+
+
+def draw_patient(seed: int) -> Patient:
+    """Draw all parameters of one patient.
+
+    Args:
+        seed: any non-negative integer; equal seeds give equal patients.
+    """
+    rng = np.random.default_rng(seed)
+    shape = tuple(int(rng.integers(low, high + 1)) for low, high in ((88, 104), (72, 88), (52, 64)))
+    in_plane = float(rng.uniform(3.7, 4.4))
+    spacing = (in_plane, in_plane, float(rng.uniform(4.9, 5.5)))
+    size = rng.uniform((0.86, 0.86, 0.84), (1.08, 1.08, 1.02))
+    # The organs fill this box of the body, and the grid may lie anywhere around it: skin may be cut off, organs not.
+    # The sine favours the ends of that freedom, so that the label map of one patient seldom fits another.
+    low, high = np.array((-138, -90, -96)) * size, np.array((142, 96, 108)) * size
+    half = np.array(shape) * spacing / 2 - 8
+    lowest, highest = np.minimum(-half - low, 0), np.maximum(half - high, 0)
+    share = np.array((0.9, 0.9, 1)) * np.sin(rng.uniform(-np.pi / 2, np.pi / 2, 3)) / 2
+    place = (lowest + highest) / 2 + share * (highest - lowest)
+    waves = 4
+    vector = rng.normal(size=(waves, 3))
+    vector *= 2 * np.pi / rng.uniform(120, 260, (waves, 1)) / np.linalg.norm(vector, axis=1, keepdims=True)
+    phase = rng.uniform(0, 1)  # 0: late arterial, 1: portal venous
+    loops = int(rng.integers(22, 34))
+    gas = rng.uniform(size=loops) < 0.3
+    return Patient(
+        seed=seed,
+        shape=shape,
+        spacing=spacing,
+        oblique=rng.uniform(-5, 5, 3) * (rng.uniform() < 0.25),
+        centre=rng.uniform((-25, -40, -900), (25, 10, 300)),
+        place=place,
+        size=size,
+        tilt=rng.uniform((-4, -4, -8), (4, 4, 8)),
+        waves_height=rng.uniform(-3.5, 3.5, (waves, 3)),
+        waves_vector=vector,
+        waves_phase=rng.uniform(0, 2 * np.pi, (waves, 3)),
+        organ_shift={organ: rng.uniform(-5, 5, 3) for organ in ORGANS},
+        organ_size={organ: rng.uniform(0.9, 1.12, 3) for organ in ORGANS},
+        organ_turn={organ: rng.uniform(-6, 6, 3) for organ in ORGANS},
+        organ_hu={
+            organ: float(early + phase * (late - early) + rng.normal() * spread)
+            for organ, (early, late, spread) in CONTRAST.items()
+        },
+        fat=float(rng.uniform(8, 26)),
+        stomach_gas=float(rng.uniform(50, 66)),
+        bowel=np.column_stack(
+            [
+                rng.uniform((-110, -5, -160), (110, 85, -45), (loops, 3)),
+                rng.uniform(11, 24, (loops, 3)),
+                rng.uniform(40, 90, loops),
+                np.where(gas, -850, rng.uniform(20, 60, loops)),
+            ]
+        ),
+        lung_top=float(rng.uniform(100, 112)),
+        table=float(rng.uniform(2, 10)),
+        bone_hu=float(rng.uniform(260, 420)),
+        noise=float(rng.uniform(8, 15)),
+        bias=rng.uniform(-8, 8, 3),
+        noise_seed=int(rng.integers(2**32)),
+    )
+
+
+def render(patient: Patient) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compute the scan and its label map; the same patient gives the same voxels.
+
+    Returns:
+        image (X, Y, Z) int16 in HU, label (X, Y, Z) uint8 with the ids of `ORGANS`, affine (4, 4) voxel to RAS mm whose
+        first two diagonal entries are negative, as in most CT.
+    """
+    affine = grid_affine(patient)
+    body = body_coordinates(patient, affine)
+    image, room, chest = paint_body(patient, body)
+    label = np.zeros(patient.shape, np.uint8)
+    for organ, shapes in SHAPES.items():
+        # The gullet and the great vessels pass through the chest; all else stays under the diaphragm.
+        allowed = room | chest if organ in (5, 8, 9) else room
+        where, level, points = organ_voxels(patient, organ, shapes, body)
+        keep = allowed.reshape(-1)[where]
+        where, level, points = where[keep], level[keep], points[keep]
+        label.reshape(-1)[where] = organ
+        image.reshape(-1)[where] = organ_intensity(patient, organ, level, points)
+    image = gaussian_filter(image, 0.5)  # partial volume
+    return np.clip(image + noise_and_bias(patient), -1024, 3071).round().astype(np.int16), label, affine
+
+
+def grid_affine(patient: Patient) -> np.ndarray:
+    """Return the (4, 4) matrix from voxel index to RAS mm."""
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", patient.oblique, degrees=True).as_matrix() @ np.diag(
+        np.array(patient.spacing) * (-1, -1, 1)
+    )
+    affine[:3, 3] = patient.centre - affine[:3, :3] @ ((np.array(patient.shape) - 1) / 2)
+    return affine
+
+
+def body_coordinates(patient: Patient, affine: np.ndarray) -> np.ndarray:
+    """Return where each voxel lies in the undeformed body: (X, Y, Z, 3) float32, mm."""
+    turn = Rotation.from_euler("xyz", patient.tilt, degrees=True).as_matrix()
+    to_body = np.diag(1 / patient.size) @ turn.T
+    matrix = (to_body @ affine[:3, :3]).astype(np.float32)
+    start = (to_body @ (affine[:3, 3] - patient.centre - patient.place)).astype(np.float32)
+    i, j, k = np.ogrid[tuple(slice(n) for n in patient.shape)]
+    body = np.stack([row[0] * i + row[1] * j + row[2] * k + at for row, at in zip(matrix, start, strict=True)], axis=-1)
+    body = body.astype(np.float32)
+    moved = body.copy()
+    for height, vector, phase in zip(patient.waves_height, patient.waves_vector, patient.waves_phase, strict=True):
+        turn_angle = body @ vector.astype(np.float32)
+        moved += height.astype(np.float32) * np.sin(turn_angle[..., None] + phase.astype(np.float32))
+    return moved
+
+
+def paint_body(patient: Patient, body: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Paint everything but the organs.
+
+    Returns:
+        image (X, Y, Z) float32 in HU; the part of the abdomen, and of the chest, that organs may take (bool each).
+    """
+    x, y, z = body[..., 0], body[..., 1], body[..., 2]
+    fat = patient.fat
+
+    def ring(margin: float) -> np.ndarray:  # < 1 inside an oval that lies `margin` mm outside the abdominal cavity
+        return (np.abs(x) / (142 + margin)) ** 2.4 + (np.abs(y) / (100 + margin)) ** 2.4
+
+    image = np.full(patient.shape, -1000, np.float32)
+    top = -100 - 14 - fat - 3 - patient.table
+    image[(np.abs(y - top + 14 - (x / 40) ** 2) < 7) & (np.abs(x) < 210)] = -120  # table, a shallow trough
+    image[ring(14 + fat + 3) < 1] = 0  # skin
+    image[ring(14 + fat) < 1] = -105
+    wall = ring(14) < 1
+    image[wall] = 55
+    cavity = ring(0) < 1
+    image[cavity] = -95
+    angle = np.abs(np.arctan2(x, -y))  # 0 at the back, pi in front
+    rib = wall & ~(ring(3) < 1) & ((z + 22 * angle) % 30 < 10) & (z > -40) & (angle > 0.3) & (angle < 2.6)
+    image[rib] = patient.bone_hu
+
+    dome = patient.lung_top - (np.minimum((x - 72) ** 2, (x + 72) ** 2) + (y - 5) ** 2) / 75
+    chest = cavity & (z > np.maximum(dome, 30))
+    lung = chest & (np.abs(x + 8) > 34 - 0.1 * y)
+    image[chest] = -50  # mediastinum, mostly fat
+    image[lung] = -840
+    image[cavity & ~chest & (z > np.maximum(dome, 30) - 5)] = 50  # diaphragm
+
+    def paint(shape: Ellipsoid | Tube, value: float) -> None:
+        where, level = shape_voxels(shape, body)
+        image.reshape(-1)[where[level < 1]] = value
+
+    paint(Ellipsoid((-18, 40, 142), (52, 42, 36)), 0.5 * (patient.organ_hu[8] + 60))  # heart
+    for side in (-1, 1):
+        paint(Tube(((side * 34, -84, 170), (side * 34, -84, -170)), (22, 24)), 55)  # muscles of the back
+        paint(Tube(((side * 30, -52, 0), (side * 46, -40, -170)), (10, 26)), 58)  # psoas
+    for row in patient.bowel:
+        loop = Ellipsoid(tuple(row[:3]), tuple(row[3:6]))
+        where, level = shape_voxels(loop, body)
+        inside = cavity.reshape(-1)[where] & (level < 1)
+        image.reshape(-1)[where[inside]] = np.where(level[inside] > 0.75, row[6], row[7])
+
+    # A column of vertebrae with discs between them, the canal behind and a spinous process.
+    column = (x / 22) ** 2 + ((y + 56) / 18) ** 2 < 1
+    image[column] = np.where((z % 34 < 26)[column], 0.75 * patient.bone_hu, 80)
+    image[(column & ((x / 18) ** 2 + ((y + 56) / 14) ** 2 > 1)) & (z % 34 < 26)] = patient.bone_hu
+    arch = ((x / 18) ** 2 + ((y + 84) / 15) ** 2 < 1) | ((np.abs(x) < 5) & (y < -84) & (y > -112) & (z % 34 < 22))
+    image[arch] = patient.bone_hu
+    image[(x / 10) ** 2 + ((y + 83) / 9) ** 2 < 1] = 30
+    return image, cavity & ~chest & ~column & ~arch, chest & ~column & ~arch
+
+
+def shape_voxels(shape: Ellipsoid | Tube, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the flat indices of the voxels in the box around ``shape``, and its level there."""
+    low, high = shape.reach()
+    flat = points.reshape(-1, 3)
+    inside = np.ones(len(flat), bool)
+    for axis in range(3):
+        inside &= (flat[:, axis] > low[axis]) & (flat[:, axis] < high[axis])
+    where = np.flatnonzero(inside)
+    return where, shape.level(flat[where])
+
+
+def organ_voxels(
+    patient: Patient, organ: int, shapes: tuple[Ellipsoid | Tube, ...], body: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the flat indices of an organ's voxels, their level (0 inside to 1 on the surface) and body coordinates."""
+    low = np.min([shape.reach()[0] for shape in shapes], 0)
+    high = np.max([shape.reach()[1] for shape in shapes], 0)
+    middle = (low + high) / 2
+    flat = body.reshape(-1, 3)
+    inside = np.ones(len(flat), bool)
+    for axis in range(3):  # a box with room for this patient's shift, size and turn
+        inside &= np.abs(flat[:, axis] - middle[axis]) < 1.3 * (high - low)[axis] / 2 + 10
+    where = np.flatnonzero(inside)
+    points = flat[where].astype(np.float64)
+    turn = Rotation.from_euler("xyz", patient.organ_turn[organ], degrees=True).as_matrix()
+    local = (points - middle - patient.organ_shift[organ]) @ turn / patient.organ_size[organ] + middle
+    level = np.min([shape.level(local) for shape in shapes], 0)
+    inside = level < 1
+    return where[inside], level[inside], points[inside]
+
+
+def organ_intensity(patient: Patient, organ: int, level: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return the HU of an organ's voxels: even, but for kidneys, stomach and gullet, which have an inside."""
+    hu = np.full(len(level), patient.organ_hu[organ], np.float32)
+    if organ in (2, 3):
+        hu[level < 0.4] -= 70  # the renal pelvis
+    elif organ == 5:
+        hu[level < 0.35] -= 120  # a little air
+    elif organ == 7:
+        hu[points[:, 1] > patient.stomach_gas] = -850  # gas rises to the front of a patient lying on the back
+        hu[level > 0.85] = 85
+    return hu
+
+
+def noise_and_bias(patient: Patient) -> np.ndarray:
+    """Return noise, partly correlated between neighbours as reconstruction makes it, and a slow drift over the grid."""
+    rng = np.random.default_rng(patient.noise_seed)
+    white = rng.standard_normal(patient.shape, np.float32)
+    smooth = gaussian_filter(rng.standard_normal(patient.shape, np.float32), 0.9)
+    noise = white + 1.2 * smooth / smooth.std()
+    axes = np.ogrid[tuple(slice(-0.5, 0.5, n * 1j) for n in patient.shape)]
+    drift = sum(slope * axis for slope, axis in zip(patient.bias, axes, strict=True))
+    return (patient.noise * noise / noise.std() + drift).astype(np.float32)
+
+
+class DataLists(NamedTuple):
+    """The data lists that `write_dataset` writes."""
+
+    unlabelled: Path
+    labelled: Path
+    shuffled: Path | None
+
+
+def write_dataset(
+    folder: str | Path,
+    *,
+    unlabelled: int = 24,
+    training: int = 8,
+    validation: int = 2,
+    test: int = 1,
+    seed: int = 0,
+    shuffled: bool = True,
+    progress: bool = True,
+) -> DataLists:
+    """Write scans without labels for pre-training and scans with labels in the layout of BTCV.
+
+    ``folder/unlabelled`` holds ``imagesTr`` and ``dataset.json``; ``folder/labelled`` holds ``imagesTr``,
+    ``labelsTr``, ``imagesTs``, ``labelsTs`` and ``dataset.json`` in the form of the Medical Segmentation Decathlon.
+    With ``shuffled``, ``dataset_shuffled.json`` gives each training scan the label map of the next training patient,
+    on its own grid, and true labels elsewhere: a control from which no network can learn anatomy.
+
+    Every file is whole or absent. A second call makes only what is missing; files of other parameters are made again.
+
+    Args:
+        folder: made if absent.
+        unlabelled: number of scans without labels; one in eight, at least one of two or more, is for validation.
+        training: number of labelled training scans.
+        validation: number of labelled validation scans.
+        test: number of labelled test scans.
+        seed: another seed gives other patients. More scans of one seed keep those that fewer scans have.
+        shuffled: write the control too.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: when a number is out of range, or the folder holds files that are not of this generator.
+    """
+    counts = {"unlabelled": unlabelled, "training": training, "validation": validation, "test": test}
+    for name, count in counts.items():
+        if not 0 <= count <= 1000:
+            raise InputError(f"{name}={count}: the number of synthetic scans must lie between 0 and 1000.")
+    if seed < 0:
+        raise InputError(f"seed={seed}: the seed must not be negative.")
+    if shuffled and training < 2:
+        raise InputError(
+            f"training={training}: the shuffled control swaps label maps between patients; "
+            "ask for two or more training scans, or for no control."
+        )
+    folder = Path(folder)
+    lists = DataLists(
+        unlabelled=folder / "unlabelled" / "dataset.json",
+        labelled=folder / "labelled" / "dataset.json",
+        shuffled=folder / "labelled" / "dataset_shuffled.json" if shuffled else None,
+    )
+    made_by = {"generator": GENERATOR_VERSION, "seed": seed, **counts, "shuffled": shuffled}
+    for path in (lists.unlabelled, lists.labelled, folder / "labelled" / "dataset_shuffled.json"):
+        drop_other_list(path, made_by)
+
+    first = seed * 10_000  # a range of patients for each purpose, so that the numbers above can grow
+    patients: dict[int, dict[Path, int | None]] = {}  # files of each: path, and whose label map (None: the scan)
+    for i in range(unlabelled):
+        patients[first + i] = {lists.unlabelled.parent / scan_name(i): None}
+    purposes = [("Tr", first + 2000 + i) for i in range(training)]
+    purposes += [("Tr", first + 4000 + i) for i in range(validation)]
+    purposes += [("Ts", first + 6000 + i) for i in range(test)]
+    for i, (part, patient) in enumerate(purposes):
+        patients[patient] = {
+            lists.labelled.parent / scan_name(i, part): None,
+            lists.labelled.parent / label_name(i, part): patient,
+        }
+        if shuffled and i < training:
+            other = first + 2000 + (i + 1) % training
+            patients[patient][lists.labelled.parent / label_name(i, "Shuffled")] = other
+
+    for patient, files in track(patients.items(), "Synthetic CT", disable=not progress):
+        write_patient(patient, files)
+    wanted = {path for files in patients.values() for path in files}
+    for path in sorted(folder.glob("*labelled/*/*.nii.gz")):
+        if path not in wanted and mark_of(path).startswith("synthetic CT"):
+            path.unlink()  # left by a larger data set, or unfinished
+
+    held_out = max(1, unlabelled // 8) if unlabelled > 1 else 0
+    scans = [{"image": f"./{scan_name(i)}"} for i in range(unlabelled)]
+    about = {
+        "description": "Synthetic abdominal CT, drawn by tools/synthetic_ct.py; no real patient",
+        "modality": {"0": "CT"},
+        "synthetic": made_by,
+    }
+    write_json(
+        lists.unlabelled,
+        {
+            "name": "Synthetic abdominal CT without labels",
+            **about,
+            "numTraining": unlabelled - held_out,
+            "numTest": 0,
+            "training": scans[: unlabelled - held_out],
+            "validation": scans[unlabelled - held_out :],
+            "test": [],
+        },
+    )
+    cases = [
+        {"image": f"./{scan_name(i, part)}", "label": f"./{label_name(i, part)}"}
+        for i, (part, _) in enumerate(purposes)
+    ]
+    labelled = {
+        "name": "Synthetic abdominal CT",
+        **about,
+        "labels": {"0": "background", **{str(organ): name for organ, name in ORGANS.items()}},
+        "numTraining": training,
+        "numTest": test,
+        "training": cases[:training],
+        "validation": cases[training : training + validation],
+        "test": cases[training + validation :],
+    }
+    if lists.shuffled:
+        swapped = [{**case, "label": f"./{label_name(i, 'Shuffled')}"} for i, case in enumerate(cases[:training])]
+        name = "Synthetic abdominal CT, training labels of other patients"
+        write_json(lists.shuffled, {**labelled, "name": name, "training": swapped})
+    write_json(lists.labelled, labelled)
+    return lists
+
+
+def scan_name(i: int, part: str = "Tr") -> str:
+    """Return the path of scan number ``i`` (from 0) inside its data set."""
+    return f"images{part}/img{i + 1:04d}.nii.gz"
+
+
+def label_name(i: int, part: str = "Tr") -> str:
+    """Return the path of label map number ``i`` (from 0) inside its data set."""
+    return f"labels{part}/label{i + 1:04d}.nii.gz"
+
+
+def drop_other_list(path: Path, made_by: dict) -> None:
+    """Remove an old data list of other parameters; refuse a list that this generator did not write."""
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text()).get("synthetic")
+    except (ValueError, AttributeError):
+        found = None
+    if found is None:
+        raise InputError(f"{path} is not a list of synthetic scans, and would be overwritten: choose another folder.")
+    if found != made_by:
+        path.unlink()
+
+
+def write_patient(patient: int, files: dict[Path, int | None]) -> None:
+    """Write those files of one patient that are not there yet.
+
+    Args:
+        patient: seed of the patient whose grid all the files have.
+        files: for each path the patient whose label map it shall hold, or None for the scan itself.
+    """
+    marks = {}
+    for path, label_of in files.items():
+        marks[path] = f"synthetic CT {GENERATOR_VERSION}, patient {patient}"
+        if label_of not in (None, patient):
+            marks[path] += f", label {label_of}"
+        found = mark_of(path)
+        if found == marks[path]:
+            del marks[path]
+        elif found and not found.startswith("synthetic CT"):
+            raise InputError(f"{path} is not a synthetic scan, and would be overwritten: choose another folder.")
+    if not marks:
+        return
+    image, label, affine = render(draw_patient(patient))
+    for path, mark in marks.items():
+        if files[path] is None:
+            voxels = image
+        elif files[path] == patient:
+            voxels = label
+        else:
+            voxels = stamp(render(draw_patient(files[path]))[1], image.shape)
+        volume = nib.Nifti1Image(voxels, affine)
+        volume.set_sform(affine, code="scanner")
+        volume.set_qform(affine, code="scanner")
+        volume.header.set_xyzt_units("mm")
+        volume.header["descrip"] = mark
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name.removesuffix('.nii.gz')}.{os.getpid()}.nii.gz")
+        nib.save(volume, unfinished)
+        os.replace(unfinished, path)
+
+
+def mark_of(path: Path) -> str:
+    """Return the description in the header of a NIfTI file, empty when there is none or it breaks off."""
+    if not path.exists():
+        return ""
+    try:
+        volume = nib.load(path)
+        np.asanyarray(volume.dataobj)
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error):
+        return ""
+    return volume.header["descrip"].item().decode("latin-1") or "(no description)"
+
+
+def stamp(label: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Cut or pad ``label`` about its middle to ``shape``."""
+    stamped = np.zeros(shape, label.dtype)
+    source, target = [], []
+    for have, want in zip(label.shape, shape, strict=True):
+        common = min(have, want)
+        source.append(slice((have - common) // 2, (have - common) // 2 + common))
+        target.append(slice((want - common) // 2, (want - common) // 2 + common))
+    stamped[tuple(target)] = label[tuple(source)]
+    return stamped
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write ``content`` atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(content, indent=4) + "\n")
+    os.replace(unfinished, path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write a synthetic data set from the command line."""
+    parser = argparse.ArgumentParser(description="Write synthetic abdominal CT with the 13 organs of BTCV.")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    for name, default in (("unlabelled", 24), ("training", 8), ("validation", 2), ("test", 1), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    given = vars(parser.parse_args(arguments))
+    try:
+        lists = write_dataset(given.pop("out"), **given)
+    except InputError as error:
+        parser.exit(1, f"Stopped: {error}\n")
+    for path in lists:
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""The files that make up a bundle: found by the bundle's name, copied as real files, nothing that a run has left behind."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from bundles.common.errors import InputError
+
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
+#: What a packed bundle is made of, beside its weights.
+FOLDERS = ("configs", "docs", "scripts")
+FILES = ("LICENSE", "large_files.yml")
+#: What runs and editors leave in those folders.
+LEFTOVERS = (".*", "__pycache__", "*.pyc", "*.pt", "*.ckpt", "*.tmp", "*.orig", "*.bak", "*~", "mlruns*", "output")
+#: What Hugging Face and git lay beside a bundle's files.
+OF_HOSTS = (".cache/huggingface", ".gitattributes", ".git")
+
+
+def find_bundle(name: str | os.PathLike) -> Path:
+    """The folder of a bundle of this repository by its name, or any folder.
+
+    Raises:
+        InputError: if there is none, or it holds no ``configs/metadata.json``.
+    """
+    known = sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/metadata.json"))
+    folder = BUNDLES / name if str(name) in known else Path(name)
+    if not (folder / "configs" / "metadata.json").is_file():
+        near = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise InputError(
+            f"{name} is no bundle: it has no configs/metadata.json. {hint}Bundles here: {', '.join(known)}."
+        )
+    return folder.resolve()
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    """All files below a folder, relative to it, in the order of their names; links are listed and not followed."""
+    found = [
+        Path(root, name).relative_to(folder)
+        for root, folders, files in os.walk(folder)
+        for name in [*files, *(name for name in folders if Path(root, name).is_symlink())]
+    ]
+    return iter(sorted(found, key=lambda path: path.as_posix()))
+
+
+def own_files(folder: Path) -> list[Path]:
+    """`files_of` a bundle without what Hugging Face and git have laid at its top level."""
+    return [name for name in files_of(folder) if not any(name.is_relative_to(other) for other in OF_HOSTS)]
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a part of a relative path is what a run or an editor left."""
+    return any(fnmatch.fnmatch(part, pattern) for part in path.parts for pattern in LEFTOVERS)
+
+
+def copy_bundle(source: Path, target: Path) -> None:
+    """Copy a bundle without its weights; links become what they lead to.
+
+    Args:
+        source: the bundle's folder.
+        target: the new folder; it must not exist.
+
+    Raises:
+        InputError: if ``scripts/common``, another link or a part of the bundle is not there.
+    """
+    common = source / "scripts" / "common"
+    if not (common / "__init__.py").is_file():
+        raise InputError(
+            f"{common} leads nowhere: the folder was copied out of the repository without what it links to, or checked out "
+            "without links (git config core.symlinks true). Pack inside the repository, or copy with cp -rL."
+        )
+    for name in (*FOLDERS, *FILES):
+        if not (source / name).exists():
+            raise InputError(f"{source / name} is missing: every bundle has {', '.join((*FOLDERS, *FILES))}.")
+    for name in FOLDERS:
+        for path in files_of(source / name):
+            if not is_leftover(path) and not (source / name / path).exists():
+                raise InputError(f"{source / name / path} is a link that leads nowhere: mend or remove it.")
+        ignored = shutil.ignore_patterns(*LEFTOVERS)
+        shutil.copytree(source / name, target / name, ignore=ignored, copy_function=shutil.copyfile)
+    for name in FILES:
+        shutil.copyfile(source / name, target / name)

@@ -1,0 +1,69 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""A bundle as Hugging Face has it: the files at the root of a repository, and a model card."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bundles.common.files import write_text
+
+
+def write_hugging_face(bundle: Path, target: Path) -> None:
+    """Write the files of a bundle and its model card.
+
+    The card is ``docs/README.md`` with a head that the hub reads. ``docs/README.md`` itself stays out: `push_to_hf_hub` would put it, with
+    a poorer head and links that lead nowhere, in the card's place.
+
+    Args:
+        bundle: the packed bundle, real files alone.
+        target: the folder to write; what lay there is replaced.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    for folder in (new, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        shutil.copytree(bundle, new)
+        readme = new / "docs" / "README.md"
+        write_text(new / "README.md", model_card(bundle, readme.read_text(encoding="utf-8")))
+        readme.unlink()
+        if not any(readme.parent.iterdir()):
+            readme.parent.rmdir()
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+    finally:
+        for folder in (new, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def model_card(bundle: Path, readme: str) -> str:
+    """Text of the model card.
+
+    Args:
+        bundle: its ``configs/metadata.json`` is read.
+        readme: text of ``docs/README.md``, whose links to the bundle's files begin with ``../``.
+    """
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    pred, image = metadata["network_data_format"]["outputs"]["pred"], metadata["network_data_format"]["inputs"]["image"]
+    segments = pred["format"] == "segmentation"
+    head: dict[str, Any] = {
+        "license": "apache-2.0",
+        "library_name": "monai",
+        "pipeline_tag": "image-segmentation" if segments else "image-feature-extraction",
+        "tags": [
+            "monai",
+            "medical",
+            "swin-unetr",
+            str(image["modality"]).lower(),
+            *([] if segments else ["self-supervised"]),
+        ],
+    }
+    text = re.sub(r"\]\(\.\./", "](", readme)
+    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n{text}"

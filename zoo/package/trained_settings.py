@@ -1,0 +1,98 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Defaults of a packed bundle are those that its weights were trained with, so that it runs right as it lies."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from monai.bundle import ConfigParser
+
+from bundles.common.errors import InputError
+from bundles.common.run.presets import choose
+
+from .packed_weights import Weights
+
+#: What decides the voxels that the network sees: set in every workflow.
+VOXELS = ("spacing", "hu_window", "roi_size", "foreground_hu")
+#: What decides the network, where training goes on from these weights; the other workflows read it off the weights.
+NETWORK = ("feature_size", "depths", "num_heads", "window_size", "merging")
+
+
+def set_trained_defaults(configs: Path, weights: Weights) -> None:
+    """Write the preset of the training, and what differed from it, into train, evaluate and inference.
+
+    What the weights do not say stays as it is.
+
+    Args:
+        configs: the folder ``configs`` of the copy.
+        weights: what ``model.pt`` says.
+    """
+    presets = configs / "presets.yaml"
+    preset = trained_preset(presets, weights)
+    values = {"merging": "monai", **choose(preset=preset, file=str(presets))}
+    for name in ("train", "evaluate", "inference"):
+        path = configs / f"{name}.yaml"
+        config = ConfigParser.load_config_file(str(path))
+        wanted = {key: weights.trained[key] for key in VOXELS if key in weights.trained and key in config}
+        changes = {
+            key: value for key, value in wanted.items() if _default(config[key], values, otherwise=value) != value
+        }
+        if name == "train":
+            changes |= {
+                key: weights.encoder[key] for key in NETWORK if weights.encoder.get(key, values[key]) != values[key]
+            }
+        set_defaults(path, {"preset": preset, **changes})
+
+
+def trained_preset(presets: Path, weights: Weights) -> str:
+    """Name of the preset of the training; the bundle's first one where the weights do not say it."""
+    table = yaml.safe_load(presets.read_text(encoding="utf-8"))
+    said = weights.trained.get("preset")
+    return said if said in table else next(iter(table))
+
+
+def _default(entry: Any, values: dict[str, Any], *, otherwise: Any) -> Any:
+    """What a config's entry comes to, where that is plain to see.
+
+    Args:
+        entry: a plain value, or an expression such as ``$@values['spacing']``.
+        values: of the preset.
+        otherwise: the answer for any other expression, such as one that asks the weights.
+    """
+    if isinstance(entry, str) and entry.startswith("$"):
+        found = re.fullmatch(r"\$@values\['(\w+)'\]", entry)
+        return values.get(found[1], otherwise) if found else otherwise
+    return otherwise if isinstance(entry, dict) else entry
+
+
+def set_defaults(path: Path, values: Mapping[str, Any]) -> None:
+    """Write other values into the top-level entries of a config, each of which takes one line; comments stay.
+
+    Args:
+        path: the YAML file.
+        values: entry to plain value (numbers, text, lists, None).
+
+    Raises:
+        InputError: if an entry is not there, or not on one line.
+    """
+    text = path.read_text(encoding="utf-8")
+    for key, value in values.items():
+        entries = {name.value: (name.start_mark, node) for name, node in yaml.compose(text, yaml.SafeLoader).value}
+        start, node = entries.get(key, (None, None))
+        if start is None or not start.line == node.start_mark.line == node.end_mark.line:
+            raise InputError(
+                f"{path.parent.name}/{path.name}: {key} cannot be set: it must be there at the top level, its value on the same line."
+            )
+        text = f"{text[: node.start_mark.index]}{_plain(value)}{text[node.end_mark.index :]}"
+    path.write_text(text, encoding="utf-8", newline="")
+
+
+def _plain(value: Any) -> str:
+    """A value on one line; JSON is YAML, but a word needs no quotes."""
+    word = isinstance(value, str) and re.fullmatch(r"[A-Za-z]\w*", value) and yaml.safe_load(value) == value
+    return value if word else json.dumps(value)
