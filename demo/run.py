@@ -458,7 +458,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def stop_by_signals() -> None:
+def raise_on_signals() -> None:
     """Let Ctrl-C and signals to end raise `Stopped`; those that are ignored (nohup) stay ignored."""
     for number in ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -483,7 +483,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     console = Console()
     out = given.out.resolve()
-    stop_by_signals()
+    raise_on_signals()
     try:
         check_folder(out)
         with alone_in(out) as lock:

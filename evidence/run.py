@@ -21,7 +21,7 @@ from pathlib import Path
 
 from bundles.common.errors import InputError
 from bundles.common.files import write_text
-from demo.run import Stopped, available_cores, stop_by_signals
+from demo.run import Stopped, available_cores, raise_on_signals
 
 from .report import write_report
 from .results.mlflow_store import log_missing, log_run, open_store, tracking_store
@@ -132,7 +132,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
 
 def call(action: Callable[[], int]) -> int:
     """Do something from the command line: signals end it in order (but those that are ignored), errors of the user are one message."""
-    stop_by_signals()
+    raise_on_signals()
     try:
         return action()
     except InputError as error:

@@ -43,7 +43,7 @@ def _config_files(value: object) -> list[str]:
     return [str(name) for name in value] if isinstance(value, (list, tuple)) else [str(value)]
 
 
-def check_options_of_command_line(argv: Sequence[str] | None = None) -> dict[str, Any]:
+def check_command_line(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Check every ``--option`` of a ``monai.bundle run`` command line against the ids of its config files.
 
     Nested ids (``--train#trainer#amp``) are checked by their top-level part; MONAI itself refuses a nested id whose parent is absent.

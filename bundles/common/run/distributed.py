@@ -57,7 +57,7 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def everyones(part: list) -> list:
+def gather_lists(part: list) -> list:
     """The lists of all ranks, joined in the order of the ranks."""
     if not is_distributed():
         return part
@@ -108,11 +108,11 @@ def wrap(network: torch.nn.Module, device: torch.device | str, distributed: bool
     return torch.nn.parallel.DistributedDataParallel(network, device_ids=[torch.device(device)] if on_gpu else None)
 
 
-def share(dataset: Dataset, distributed: bool) -> Sampler | None:
+def validation_sampler(dataset: Dataset, distributed: bool) -> Sampler | None:
     """Sampler that gives each rank its share of a validation set, in order; None (all of it) on one process."""
     return DistributedSampler(dataset, shuffle=False) if distributed else None
 
 
-def bare(network: torch.nn.Module) -> torch.nn.Module:
+def unwrap(network: torch.nn.Module) -> torch.nn.Module:
     """The network itself, without its ``DistributedDataParallel``."""
     return network.module if isinstance(network, torch.nn.parallel.DistributedDataParallel) else network

@@ -9,10 +9,10 @@ from monai.utils import set_determinism
 
 from ..errors import InputError, report_input_errors
 from . import distributed as processes
-from .command_line import check_options_of_command_line
+from .command_line import check_command_line
 
 
-def begin(*, seed: int, distributed: bool = False, resolved: dict[str, Any] | None = None) -> None:
+def start_run(*, seed: int, distributed: bool = False, resolved: dict[str, Any] | None = None) -> None:
     """Report bad input as one message, refuse misspelt options, join the other processes, seed the random generators.
 
     Args:
@@ -22,10 +22,10 @@ def begin(*, seed: int, distributed: bool = False, resolved: dict[str, Any] | No
             that the command line writes as ``true``, ``false``, ``null`` or ``None``.
 
     Raises:
-        InputError: see `check_options_of_command_line` and `distributed.start`.
+        InputError: see `check_command_line` and `distributed.start`.
     """
     report_input_errors()
-    for name, value in check_options_of_command_line().items():
+    for name, value in check_command_line().items():
         if resolved is None or name in resolved:  # too late for what has been made of it
             raise InputError(f"--{name} must be written as Python does: True, False, or '$None' in single quotes.")
         resolved[name] = value

@@ -23,7 +23,7 @@ from rich.progress import track
 
 from ..errors import InputError, RefusedScan
 from ..files import write_text
-from ..run.distributed import everyones, rank, world_size
+from ..run.distributed import gather_lists, rank, world_size
 from .hounsfield import doubt_of_hounsfield
 from .nifti import _without_trailing_ones, check_finite, check_image_shape, open_scan, stored_voxels
 
@@ -75,7 +75,7 @@ def check_scans(
     passed = _read_passed(remember)
     keys = [_key(item, channels, labels, voxels) for item in items]
     todo = [i for i, key in enumerate(keys) if key not in passed or passed[key] != _stamps(items[i])]
-    todo = everyones([todo])[0]  # as rank 0 sees it: the others may have another disk
+    todo = gather_lists([todo])[0]  # as rank 0 sees it: the others may have another disk
     shares = [todo[start : start + AT_ONCE * world_size()] for start in range(0, len(todo), AT_ONCE * world_size())]
     if not todo:
         logger.info("All %d scans have passed the checks before.", len(items))
@@ -91,7 +91,7 @@ def check_scans(
     with ThreadPoolExecutor(workers) as pool:
         # The ranks meet after every share, so that none waits longer than a collective may take, and what has passed is kept.
         for share in _with_progress(shares, len(todo)):
-            for i, stamp, problem, doubts in everyones(list(pool.map(check, share[rank() :: world_size()]))):
+            for i, stamp, problem, doubts in gather_lists(list(pool.map(check, share[rank() :: world_size()]))):
                 problems[i] = problem
                 doubtful += doubts
                 if stamp and not problem:

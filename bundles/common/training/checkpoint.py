@@ -18,7 +18,7 @@ from ignite.engine import Engine, Events
 
 from ..data.seeded_crops import DrawSampler
 from ..errors import InputError
-from ..run.distributed import bare, everyones, rank, world_size
+from ..run.distributed import gather_lists, rank, unwrap, world_size
 from ..weights.checkpoint_file import load_checkpoint_file, save_atomically
 from ..weights.loading import encoder_state
 from .steps import steps_done
@@ -121,8 +121,8 @@ class TrainingCheckpoint:
     ) -> None:
         self.folder = Path(folder)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.stateful = {"network": bare(network), "optimizer": optimizer, "lr_scheduler": lr_scheduler}
-        self.network = bare(network)
+        self.stateful = {"network": unwrap(network), "optimizer": optimizer, "lr_scheduler": lr_scheduler}
+        self.network = unwrap(network)
         self.average = average
         if average is not None and average.model is not None:
             self.stateful["average"] = average.model
@@ -204,7 +204,7 @@ class TrainingCheckpoint:
         """Load ``last.pt`` and set the engine and the sampler to the step after it; make up for a validation that a stop cut short."""
         path = self.folder / "last.pt"
         state = load_checkpoint_file(str(path)) if path.exists() else None
-        seen = everyones([state.get("step") if isinstance(state, Mapping) else None])
+        seen = gather_lists([state.get("step") if isinstance(state, Mapping) else None])
         if len(set(seen)) > 1:
             raise InputError(
                 f"the processes do not see the same {path}: its step is {seen} there (None: not there). All nodes must share --output_dir."

@@ -27,7 +27,7 @@ ONE_SIGNAL = 3.0  # seconds in which further signals are the same one: torchrun 
 class StopSignal:
     """Handler for `SupervisedTrainer`: after a signal the engine terminates without its results, which `TrainingCheckpoint` saves.
 
-    A second signal after a few seconds ends the process at once. ``engine.state.stopped_by`` holds the signal's number for `leave_if_stopped`.
+    A second signal after a few seconds ends the process at once. ``engine.state.stopped_by`` holds the signal's number for `exit_if_stopped`.
 
     Args:
         evaluator: the validation engine, so that a long validation is left too, or None.
@@ -46,18 +46,18 @@ class StopSignal:
         if threading.current_thread() is not threading.main_thread():
             return
         engine.state.stopped_by = 0
-        engine.add_event_handler(Events.STARTED, self.listen)
+        engine.add_event_handler(Events.STARTED, self.take_signals)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.step_completed)
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self.stop_if_asked, engine)
         for event in (Events.COMPLETED, Events.TERMINATE, Events.EXCEPTION_RAISED):
-            engine.add_event_handler(event, self.listen_no_more)
+            engine.add_event_handler(event, self.restore_signals)
 
-    def listen(self, engine: Engine) -> None:
+    def take_signals(self, engine: Engine) -> None:
         """Take over the signals."""
         self.former = {number: signal.signal(number, self.receive) for number in SIGNALS}
 
-    def listen_no_more(self, engine: Engine, error: BaseException | None = None) -> None:
+    def restore_signals(self, engine: Engine, error: BaseException | None = None) -> None:
         """Give the signals back; ignite leaves raising an error to the handlers of its event."""
         for number, handler in self.former.items():
             signal.signal(number, handler)
@@ -71,7 +71,7 @@ class StopSignal:
             self.received, self.received_at = number, time.monotonic()
             logger.info("%s: the run ends after this step and saves (again: at once)", signal.Signals(number).name)
         elif time.monotonic() - self.received_at > ONE_SIGNAL:
-            self.listen_no_more(None)
+            self.restore_signals(None)
             os.kill(os.getpid(), number)
 
     def step_completed(self, engine: Engine) -> None:
@@ -92,7 +92,7 @@ class StopSignal:
                 each.terminate(skip_completed=True)
 
 
-def leave_if_stopped(engine: Engine) -> None:
+def exit_if_stopped(engine: Engine) -> None:
     """Behind ``engine.run()``: end the process with the exit status that the signal would have given (128 + its number)."""
     number = getattr(engine.state, "stopped_by", 0)
     if number:
@@ -104,7 +104,7 @@ def leave_if_stopped(engine: Engine) -> None:
         sys.exit(128 + number)
 
 
-def spare_worker(worker: int) -> None:
+def shield_worker_from_signals(worker: int) -> None:
     """``worker_init_fn`` of a data loader: a signal to the whole process group leaves its processes at work until the run has saved.
 
     PyTorch lets a worker die of any SIGTERM, and the main process of a dead worker. Here the worker obeys its parent alone, who ends it so.

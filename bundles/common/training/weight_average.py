@@ -11,7 +11,7 @@ from ignite.engine import Engine, Events
 from torch.optim.swa_utils import AveragedModel
 
 from ..errors import InputError
-from ..run.distributed import bare
+from ..run.distributed import unwrap
 from .steps import ends_step
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class WeightAverage:
                 *(steps, run_steps),
             )
         self.steps = steps
-        self.trained = bare(network)
+        self.trained = unwrap(network)
         self.model = AveragedModel(self.trained, multi_avg_fn=self._move) if steps > 1 else None
         self.network = self.trained if self.model is None else self.model.module
 

@@ -121,7 +121,7 @@ def prepare(
     return _report(out, table, found.notes + split.notes + (differences(known, table) if known else []))
 
 
-def leave_if_left_out(summary: Summary) -> None:
+def exit_if_scans_were_left_out(summary: Summary) -> None:
     """Last in a run list: end the process with status 3 if scans were left out."""
     if summary.left_out:
         sys.exit(STATUS_LEFT_OUT)

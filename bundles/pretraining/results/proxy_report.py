@@ -16,7 +16,7 @@ from monai.inferers import SimpleInferer
 
 from ...common.errors import InputError
 from ...common.files import atomic_path
-from ...common.run.distributed import bare, everyones, rank
+from ...common.run.distributed import gather_lists, rank, unwrap
 from ...common.run.option_checks import check_choice
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class ProxyInferer(SimpleInferer):
     def __call__(
         self, inputs: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any
     ) -> dict[str, torch.Tensor]:
-        return bare(network).proxy_outputs(inputs)
+        return unwrap(network).proxy_outputs(inputs)
 
 
 def measure(
@@ -118,7 +118,7 @@ class ProxyReport:
 
     def completed(self, engine: Engine) -> None:
         """Divide, and report on rank 0."""
-        batches = dict(everyones(list(self.batches.items())))
+        batches = dict(gather_lists(list(self.batches.items())))
         ordered = [batches[draw] for draw in sorted(batches)]
         sums = {name: sum(batch[name] for batch in ordered) for name in ordered[0]}
         metrics = {name: value / sums["views"] for name, value in sums.items() if name not in NOT_PER_VIEW}

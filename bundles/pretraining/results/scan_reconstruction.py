@@ -14,8 +14,8 @@ from monai.inferers import SlidingWindowInferer
 
 from ...common.data.case_names import case_name, image_file_of
 from ...common.files import atomic_path
-from ...common.run.distributed import bare
-from ..proxy_tasks.views import TwoViews
+from ...common.run.distributed import unwrap
+from ..proxy_tasks.augmented_views import TwoViews
 
 
 class MaskedWindows(SlidingWindowInferer):
@@ -43,7 +43,7 @@ class MaskedWindows(SlidingWindowInferer):
         def predict(windows: torch.Tensor) -> dict[str, torch.Tensor]:
             generator = self.views.generator(len(embeddings), windows.device)
             masked, _ = self.views.mask(windows, generator)
-            embeddings.append(bare(network).embedding(windows).float().cpu())
+            embeddings.append(unwrap(network).embedding(windows).float().cpu())
             return {"reconstruction": network(masked), "masked": masked}
 
         shape = inputs.shape[2:]

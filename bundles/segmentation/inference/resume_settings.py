@@ -16,7 +16,9 @@ from ...common.run.distributed import rank
 FILE = "settings.json"
 
 
-def keep_or_compare(*, output_dir: str, settings: Mapping[str, Any], models: Sequence[str], resume: bool) -> None:
+def write_or_compare_settings(
+    *, output_dir: str, settings: Mapping[str, Any], models: Sequence[str], resume: bool
+) -> None:
     """Write ``settings.json`` for a run that starts; compare with it where a run goes on.
 
     Args:

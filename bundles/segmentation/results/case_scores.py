@@ -21,7 +21,7 @@ from monai.utils import ensure_tuple
 from ...common.data.case_names import case_name, case_names, image_file, image_file_of, items_of
 from ...common.errors import InputError
 from ...common.files import atomic_path, write_text
-from ...common.run.distributed import everyones, rank
+from ...common.run.distributed import gather_lists, rank
 from ..models.label_names import organ_names
 from .metrics import OTHERWISE, _tolerance_of, score_case
 from .overlay import save_figure
@@ -129,13 +129,13 @@ class CaseScores:
         the time that a late one looks.
         """
         if self.resume:
-            self.kept = everyones([self._recorded()] if rank() == 0 else [])[0]
+            self.kept = gather_lists([self._recorded()] if rank() == 0 else [])[0]
             self.scores = dict(self.kept)
         return [item for file, item in self.items.items() if file not in self.kept]
 
     def finish(self, engine: Engine) -> None:
         """Gather the scores of all processes, put the means into ``engine.state.metrics`` and write the files."""
-        scores = dict(everyones(list(self.scores.items())))  # a file that several processes scored comes once
+        scores = dict(gather_lists(list(self.scores.items())))  # a file that several processes scored comes once
         names = self.names or case_names(scores)
         rows = [
             {"case": names[file], "label": organ, **score}

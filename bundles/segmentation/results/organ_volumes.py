@@ -17,7 +17,7 @@ from monai.utils import convert_to_numpy
 from ...common.data.case_names import case_name, image_file_of, items_of
 from ...common.errors import InputError
 from ...common.files import atomic_path
-from ...common.run.distributed import everyones, rank
+from ...common.run.distributed import gather_lists, rank
 from ..models.label_names import organ_names
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class OrganVolumes:
             self._write(self.volumes)
 
     def _finish(self, engine: Engine) -> None:
-        volumes = dict(everyones(list(self.volumes.items())))  # a case that the sampler repeated comes once
+        volumes = dict(gather_lists(list(self.volumes.items())))  # a case that the sampler repeated comes once
         if rank() == 0:
             self._write(volumes)
             logger.info("wrote %s (%d cases)", self.file, len(volumes))

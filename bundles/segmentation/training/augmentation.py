@@ -64,22 +64,26 @@ class Ranges:
 
 
 def draw_change(
-    *, chances: Mapping[str, float | Sequence[float]], ranges: Ranges, square: bool, generator: np.random.Generator
+    *,
+    probabilities: Mapping[str, float | Sequence[float]],
+    ranges: Ranges,
+    square: bool,
+    generator: np.random.Generator,
 ) -> Change:
     """Draw what happens to one crop, as MONAI's chain of random transforms does.
 
     Args:
-        chances: probability of each kind (`augmentation.chances`); ``flip`` is one for each axis.
+        probabilities: probability of each kind (`augmentation_probabilities`); ``flip`` is one for each axis.
         ranges: of what is drawn.
         square: whether the first two axes are equally long; only half turns fit a crop where they are not.
         generator: source of the draws.
     """
 
     def happens(kind: str) -> bool:
-        return generator.random() < chances[kind]
+        return generator.random() < probabilities[kind]
 
     def mirrored() -> tuple[int, ...]:
-        return tuple(axis for axis, chance in enumerate(chances["flip"]) if generator.random() < chance)
+        return tuple(axis for axis, chance in enumerate(probabilities["flip"]) if generator.random() < chance)
 
     def around_zero(most: float) -> float:
         return generator.uniform(-most, most)
@@ -151,7 +155,7 @@ class CropAugmentation:
     Args:
         seed: seed of the run. What happens to a crop depends on it, the number of the draw that the crop carries, and the crop's place among
             those of the draw, so that a resumed run sees what the unbroken one would have seen, whatever the batch.
-        chances: see `draw_change`.
+        probabilities: see `draw_change`.
         turn, zoom, noise, gamma, scale, shift: see `Ranges`.
     """
 
@@ -159,7 +163,7 @@ class CropAugmentation:
         self,
         *,
         seed: int,
-        chances: Mapping[str, float | Sequence[float]],
+        probabilities: Mapping[str, float | Sequence[float]],
         turn: Sequence[float],
         zoom: float,
         noise: float,
@@ -168,7 +172,7 @@ class CropAugmentation:
         shift: float,
     ) -> None:
         self.seed = seed
-        self.chances = dict(chances)
+        self.probabilities = dict(probabilities)
         self.ranges = Ranges(turn=tuple(turn), zoom=zoom, noise=noise, gamma=tuple(gamma), scale=scale, shift=shift)
 
     def _generators(self, draws: Sequence[int]) -> list[np.random.Generator]:
@@ -183,7 +187,9 @@ class CropAugmentation:
         square = images.shape[2] == images.shape[3]
         crops = []
         for i, generator in enumerate(self._generators(batch["draw"].tolist())):  # on the host, as the loader gives it
-            change = draw_change(chances=self.chances, ranges=self.ranges, square=square, generator=generator)
+            change = draw_change(
+                probabilities=self.probabilities, ranges=self.ranges, square=square, generator=generator
+            )
             noise = None
             if change.noise:
                 noise = torch.Generator(images.device).manual_seed(int(generator.integers(2**63)))
@@ -194,7 +200,7 @@ class CropAugmentation:
 KINDS = ("flip", "rot90", "affine", "noise", "contrast", "scale_intensity", "shift_intensity")
 
 
-def chances(augmentation: Mapping[str, float | Sequence[float]]) -> dict[str, float | list[float]]:
+def augmentation_probabilities(augmentation: Mapping[str, float | Sequence[float]]) -> dict[str, float | list[float]]:
     """The probability of every kind of augmentation; one that is not named does not happen.
 
     Args:

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from bundles.common.errors import InputError
-from bundles.common.run.command_line import check_options_of_command_line
+from bundles.common.run.command_line import check_command_line
 
 MAIN = "/somewhere/site-packages/monai/bundle/__main__.py"
 
@@ -21,7 +21,7 @@ def config(tmp_path):
 
 
 def check(config, *words):
-    return check_options_of_command_line([MAIN, "run", "--config_file", config, *words])
+    return check_command_line([MAIN, "run", "--config_file", config, *words])
 
 
 @pytest.mark.parametrize(
@@ -86,12 +86,12 @@ def test_options_of_any_file_of_a_list_pass(config, tmp_path):
 def test_an_args_file_is_read_and_checked(config, tmp_path):
     file = tmp_path / "args.json"
     file.write_text(json.dumps({"config_file": config, "max_steps": 3}))
-    check_options_of_command_line([MAIN, "run", "--args_file", str(file), "--learning_rate", "1"])
+    check_command_line([MAIN, "run", "--args_file", str(file), "--learning_rate", "1"])
     with pytest.raises(InputError, match="--max_step is not an option"):
-        check_options_of_command_line([MAIN, "run", "--args_file", str(file), "--max_step", "1"])
+        check_command_line([MAIN, "run", "--args_file", str(file), "--max_step", "1"])
     file.write_text(json.dumps({"config_file": config, "max_step": 3}))
     with pytest.raises(InputError, match="--max_step is not an option"):
-        check_options_of_command_line([MAIN, "run", "--args_file", str(file)])
+        check_command_line([MAIN, "run", "--args_file", str(file)])
 
 
 @pytest.mark.parametrize(
@@ -105,13 +105,13 @@ def test_an_args_file_is_read_and_checked(config, tmp_path):
     ],
 )
 def test_other_processes_are_left_alone(config, argv):
-    check_options_of_command_line([config if word == "CONFIG" else word for word in argv])
+    check_command_line([config if word == "CONFIG" else word for word in argv])
 
 
 def test_the_command_line_of_the_process_is_the_default(config, monkeypatch):
     monkeypatch.setattr("sys.argv", [MAIN, "run", "--config_file", config, "--max_step", "1"])
     with pytest.raises(InputError, match="--max_steps"):
-        check_options_of_command_line()
+        check_command_line()
 
 
 def test_words_of_yaml_mean_what_they_mean_there(config, tmp_path):
@@ -124,7 +124,7 @@ def test_words_of_yaml_mean_what_they_mean_there(config, tmp_path):
     )  # fire and MONAI know these
     file = tmp_path / "args.json"
     file.write_text(json.dumps({"config_file": config, "max_steps": None}))
-    assert check_options_of_command_line([MAIN, "run", "--args_file", str(file)]) == {"max_steps": None}
+    assert check_command_line([MAIN, "run", "--args_file", str(file)]) == {"max_steps": None}
 
 
 @pytest.mark.parametrize(("word", "better"), [("true", "True"), ("false", "False"), ("null", "'[$]None'")])

@@ -19,9 +19,9 @@ def test_a_single_process_is_rank_0_of_1(monkeypatch):
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
     network = torch.nn.Linear(2, 1)
     assert distributed.wrap(network, "cpu", False) is network
-    assert distributed.bare(network) is network
-    assert distributed.share([1, 2, 3], False) is None
-    assert distributed.everyones([1, 2]) == [1, 2]
+    assert distributed.unwrap(network) is network
+    assert distributed.validation_sampler([1, 2, 3], False) is None
+    assert distributed.gather_lists([1, 2]) == [1, 2]
     assert torch.equal(distributed.gather(torch.ones(2)), torch.ones(1, 2))
     distributed.stop()
 
@@ -51,15 +51,15 @@ def two_processes(rank, folder):
     weight = torch.arange(12.0).reshape(2, 3, 2).transpose(1, 2)
     ((rank + 1) * weight * gathered).sum().backward()
     seen = {
-        "everyones": distributed.everyones([rank, "x"]),
+        "gather_lists": distributed.gather_lists([rank, "x"]),
         "gathered": gathered.detach(),
         "gathered_gradient": own.grad,
         "rank": distributed.rank(),
         "world_size": distributed.world_size(),
-        "bare": distributed.bare(wrapped) is network,
+        "bare": distributed.unwrap(wrapped) is network,
         "weight": network.weight.detach(),
         "gradient": network.weight.grad,
-        "share": list(distributed.share(list(range(5)), True)),
+        "share": list(distributed.validation_sampler(list(range(5)), True)),
     }
     torch.save(seen, f"{folder}/{rank}.pt")
     distributed.stop()
@@ -78,7 +78,7 @@ def test_two_processes_agree_on_weights_and_gradients_gather_tensors_and_share_t
     for seen in (first, second):
         torch.testing.assert_close(seen["gradient"], torch.full((1, 2), 1.5))
     for rank, seen in enumerate((first, second)):
-        assert seen["everyones"] == [0, "x", 1, "x"]
+        assert seen["gather_lists"] == [0, "x", 1, "x"]
         ramp = torch.arange(6.0).reshape(2, 3)
         assert torch.equal(seen["gathered"], torch.stack([ramp, ramp + 10]))
         # the weight of this rank's place, times 1 of the first loss and 2 of the second

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bundles.common.errors import InputError
-from bundles.common.run.start_run import begin
+from bundles.common.run.start_run import start_run
 
 ROOT = Path(__file__).parents[3]
 
@@ -30,7 +30,7 @@ def tidy(monkeypatch):
 
 def test_the_seed_fixes_all_generators(tidy):
     def draws(seed):
-        begin(seed=seed)
+        start_run(seed=seed)
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 
     assert draws(3) == draws(3)
@@ -40,18 +40,18 @@ def test_the_seed_fixes_all_generators(tidy):
 def test_torchrun_without_the_overlay_is_refused(tidy, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="torchrun started 2 processes.*multi_gpu_train.yaml"):
-        begin(seed=0)
+        start_run(seed=0)
 
 
 def test_the_overlay_without_torchrun_is_refused(tidy, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(InputError, match="torchrun --standalone"):
-        begin(seed=0, distributed=True)
+        start_run(seed=0, distributed=True)
 
 
 def test_a_misspelt_option_of_a_real_command_line_ends_with_one_message(tmp_path):
     config = tmp_path / "train.yaml"
-    config.write_text("max_steps: 5\nrun: [{_target_: bundles.common.run.start_run.begin, seed: 0}]\n")
+    config.write_text("max_steps: 5\nrun: [{_target_: bundles.common.run.start_run.start_run, seed: 0}]\n")
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(config), "--max_step", "3"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert ended.returncode == 1
@@ -64,7 +64,7 @@ def test_words_of_yaml_on_a_real_command_line_mean_what_they_mean_there(tmp_path
     config = tmp_path / "train.yaml"
     config.write_text(
         "flag: true\nother: false\nnumber: 5\nsum: $str(@flag) + str(@other) + str(@number)\n"
-        "run:\n- {_target_: bundles.common.run.start_run.begin, seed: 0, resolved: $__local_refs}\n- $print('meant', @sum)\n"
+        "run:\n- {_target_: bundles.common.run.start_run.start_run, seed: 0, resolved: $__local_refs}\n- $print('meant', @sum)\n"
     )
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(config)]
     words = ["--flag", "false", "--other=true", "--number", "null"]
@@ -78,4 +78,4 @@ def test_a_word_for_what_has_been_resolved_before_is_refused(monkeypatch, tidy, 
     main = "/x/monai/bundle/__main__.py"
     monkeypatch.setattr(sys, "argv", [main, "run", "--config_file", str(config), "--distributed", "true"])
     with pytest.raises(InputError, match="--distributed must be written as Python does"):
-        begin(seed=0, resolved={"distributed": "true"})
+        start_run(seed=0, resolved={"distributed": "true"})

@@ -445,7 +445,7 @@ def test_another_network_cannot_be_allowed(tmp_path, record, name):
 
 def test_processes_that_see_different_files_are_refused(tmp_path, record, monkeypatch):
     train(tmp_path, record, killed_in_step=5)
-    monkeypatch.setattr("bundles.common.training.checkpoint.everyones", lambda part: [*part, None])
+    monkeypatch.setattr("bundles.common.training.checkpoint.gather_lists", lambda part: [*part, None])
     with pytest.raises(InputError, match=r"do not see the same .*last.pt: its step is \[3, None\].*share --output_dir"):
         train(tmp_path, record, resume=True)
 

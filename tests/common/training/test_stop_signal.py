@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from ignite.engine import Engine, Events
 
-from bundles.common.training.stop_signal import StopSignal, leave_if_stopped, spare_worker
+from bundles.common.training.stop_signal import StopSignal, exit_if_stopped, shield_worker_from_signals
 
 
 class Signal:
@@ -59,7 +59,7 @@ def test_the_step_is_completed_and_the_result_is_not(number):
     assert happened == [1, 2, 3, "terminated"]
     assert trainer.state.stopped_by == number
     with pytest.raises(SystemExit) as left:
-        leave_if_stopped(trainer)
+        exit_if_stopped(trainer)
     assert left.value.code == 128 + number
 
 
@@ -77,7 +77,7 @@ def test_a_validation_is_cut_short_and_the_epoch_too():
 def test_without_a_signal_nothing_changes():
     trainer, happened = run(at=None, epochs=1)
     assert happened == [1, 2, 3, 4, 5, 6, "case 1", "case 2", "case 3", "epoch", "completed"]
-    leave_if_stopped(trainer)
+    exit_if_stopped(trainer)
 
 
 def test_an_error_is_raised_and_the_handlers_are_given_back():
@@ -139,7 +139,7 @@ def test_other_ranks_are_listened_to(monkeypatch):
 
 
 def work(ready):
-    spare_worker(0)
+    shield_worker_from_signals(0)
     ready.set()
     time.sleep(60)
 
@@ -161,4 +161,4 @@ def test_workers_of_a_loader_obey_their_parent_alone():
 
 
 def test_a_run_that_was_not_stopped_goes_on():
-    leave_if_stopped(SimpleNamespace(state=SimpleNamespace()))
+    exit_if_stopped(SimpleNamespace(state=SimpleNamespace()))

@@ -25,7 +25,7 @@ from bundles.pretraining.crops.patch_store import StoredScan
 from bundles.pretraining.preparation import one_scan as one_scan
 from bundles.pretraining.preparation import results as prepared_results
 from bundles.pretraining.preparation.one_scan import Outputs, Recipe
-from bundles.pretraining.preparation.prepare import STATUS_LEFT_OUT, Summary, leave_if_left_out, prepare
+from bundles.pretraining.preparation.prepare import STATUS_LEFT_OUT, Summary, exit_if_scans_were_left_out, prepare
 
 from ...common.scans.raw_scans import (
     MIN_BODY,
@@ -260,9 +260,9 @@ def test_an_error_in_one_scan_stops_no_other(tmp_path, good, monkeypatch):
 
 
 def test_exit_status():
-    leave_if_left_out(Summary(3, 0, {}))
+    exit_if_scans_were_left_out(Summary(3, 0, {}))
     with pytest.raises(SystemExit) as left:
-        leave_if_left_out(Summary(3, 2, {"not CT": 2}))
+        exit_if_scans_were_left_out(Summary(3, 2, {"not CT": 2}))
     assert left.value.code == STATUS_LEFT_OUT == 3
 
 

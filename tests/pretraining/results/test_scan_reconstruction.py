@@ -10,7 +10,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from bundles.pretraining.proxy_tasks.views import TwoViews
+from bundles.pretraining.proxy_tasks.augmented_views import TwoViews
 from bundles.pretraining.results.scan_reconstruction import MaskedWindows, SaveEmbeddings, SaveReconstructionPictures
 
 ROI = [8, 8, 4]

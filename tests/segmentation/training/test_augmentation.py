@@ -15,19 +15,19 @@ from bundles.segmentation.training.augmentation import (
     Change,
     CropAugmentation,
     Ranges,
-    chances,
+    augmentation_probabilities,
     change_crop,
     draw_change,
 )
 
 RANGES = Ranges(turn=(0.3, 0.12, 0.26), zoom=0.15, noise=0.05, gamma=(0.7, 1.5), scale=0.1, shift=0.2)
-ALWAYS = chances(dict.fromkeys(KINDS, 1.0))
+ALWAYS = augmentation_probabilities(dict.fromkeys(KINDS, 1.0))
 
 
 def augmentation(seed=0, **probabilities):
     return CropAugmentation(
         seed=seed,
-        chances=chances(probabilities),
+        probabilities=augmentation_probabilities(probabilities),
         turn=RANGES.turn,
         zoom=RANGES.zoom,
         noise=RANGES.noise,
@@ -49,7 +49,8 @@ def crop(shape=(9, 9, 7), channels=1):
 def drawn(number=4000, probabilities=ALWAYS, square=True):
     generator = np.random.default_rng(0)
     return [
-        draw_change(chances=probabilities, ranges=RANGES, square=square, generator=generator) for _ in range(number)
+        draw_change(probabilities=probabilities, ranges=RANGES, square=square, generator=generator)
+        for _ in range(number)
     ]
 
 
@@ -129,7 +130,7 @@ def test_nothing_drawn_is_nothing_done_and_the_crops_given_stay_as_they_are():
 
 @pytest.mark.parametrize("chance", [0.2, 0.5])
 def test_every_kind_happens_as_often_as_asked_for(chance):
-    changes = drawn(probabilities=chances(dict.fromkeys(KINDS, chance)))
+    changes = drawn(probabilities=augmentation_probabilities(dict.fromkeys(KINDS, chance)))
     happened = {
         "affine": [c.affine is not None for c in changes],
         **{f"flip {axis}": [axis in c.flips for c in changes] for axis in range(3)},
@@ -147,7 +148,7 @@ def test_every_kind_happens_as_often_as_asked_for(chance):
 
 
 def test_an_axis_that_is_not_to_be_flipped_never_is():
-    changes = drawn(1000, probabilities=chances({"flip": [0.5, 0, 0.1]}))
+    changes = drawn(1000, probabilities=augmentation_probabilities({"flip": [0.5, 0, 0.1]}))
     share = [np.mean([axis in c.flips for c in changes]) for axis in range(3)]
     assert share == [pytest.approx(0.5, abs=0.07), 0, pytest.approx(0.1, abs=0.04)]
 

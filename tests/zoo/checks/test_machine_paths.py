@@ -52,7 +52,7 @@ def test_a_place_on_one_machine_is_found(tmp_path, value):
         "HU / 1000",
         "@train::scans",
         "$@hu_window[0] / 2",
-        "scripts.common.run.start_run.begin",
+        "scripts.common.run.start_run.start_run",
         "~5 cases",
         "$HOMES",
         "a /b",

@@ -4,17 +4,17 @@ from __future__ import annotations
 import pytest
 
 from bundles.common.errors import InputError
-from bundles.segmentation.training.augmentation import KINDS, chances
+from bundles.segmentation.training.augmentation import KINDS, augmentation_probabilities
 
 
 def test_what_is_not_named_does_not_happen():
     drawn = {"flip": [0.5] * 3, "noise": 1.0}
-    assert chances({"flip": 0.5, "noise": 1}) == {kind: drawn.get(kind, 0.0) for kind in KINDS}
-    assert chances({})["flip"] == [0.0] * 3
+    assert augmentation_probabilities({"flip": 0.5, "noise": 1}) == {kind: drawn.get(kind, 0.0) for kind in KINDS}
+    assert augmentation_probabilities({})["flip"] == [0.0] * 3
 
 
 def test_each_axis_may_be_flipped_as_often_as_one_likes():
-    assert chances({"flip": [0.5, 0, 1]})["flip"] == [0.5, 0.0, 1.0]
+    assert augmentation_probabilities({"flip": [0.5, 0, 1]})["flip"] == [0.5, 0.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -31,4 +31,4 @@ def test_each_axis_may_be_flipped_as_often_as_one_likes():
 )
 def test_what_is_no_probability_is_refused(augmentation, words):
     with pytest.raises(InputError, match=words):
-        chances(augmentation)
+        augmentation_probabilities(augmentation)

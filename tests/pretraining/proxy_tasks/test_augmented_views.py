@@ -9,7 +9,7 @@ import torch
 from monai.transforms import ScaleIntensityRange
 
 from bundles.common.errors import InputError
-from bundles.pretraining.proxy_tasks.views import TwoViews, check_crops
+from bundles.pretraining.proxy_tasks.augmented_views import TwoViews, check_crops
 
 CROPS = 3
 
