@@ -1,15 +1,17 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The attention blocks of each stage: stock MONAI beside the fast path, same weights, forward, and forward with backward.
+"""Compare the attention blocks of each stage: stock MONAI against the fast path, with the same weights.
 
     python -m benchmarks.attention                          one crop of 96^3, base size
     python -m benchmarks.attention --roi 128 128 128 --stages 1 2
 
-A stage is MONAI's ``BasicLayer``: two Swin blocks, the second one shifted, without the merging after them. Its input has the tokens that the
-stage sees when the encoder is given one crop of ``--roi`` voxels. *forward* is that of inference, without a gradient; *forward + backward* has
-gradients of input and weights. On a GPU both run under autocast.
+A stage is MONAI's ``BasicLayer`` without the patch merging at its end: two Swin blocks, the second one shifted. Its
+input has as many tokens as the stage receives when the encoder processes a crop of ``--roi`` voxels. *forward* runs as
+in inference, without gradients. *forward + backward* computes the gradients of input and weights. On a GPU both run
+under autocast.
 
-Each side is a process of its own; sides take turns (`benchmarks.side_by_side`). *limit*: the time that the arithmetic takes at the best rate
-that this machine reached in a large matrix product or convolution. *GB moved*: what all operations read and write, each by itself.
+Each side runs in its own process and the sides take turns (`benchmarks.side_by_side`). *limit*: the time that the
+arithmetic would take at the best rate that this machine reached in a large matrix product or convolution. *GB moved*:
+the bytes that all operations read and write, counted per operation.
 """
 
 from __future__ import annotations
@@ -34,7 +36,10 @@ PATCH = 2
 
 
 def stage_layer(*, stage: int, feature_size: int, fast: bool) -> torch.nn.Module:
-    """The blocks of a stage of the published encoder (window 7, depth 2, heads 3 to 24); random weights, equal whatever ``fast``."""
+    """Blocks of one stage of the published encoder (window 7, depth 2, heads 3 to 24).
+
+    The weights are random and do not depend on ``fast``.
+    """
     torch.manual_seed(0)
     record = {"in_channels": 1, "feature_size": feature_size, "depths": [2, 2, 2, 2], "num_heads": [3, 6, 12, 24]}
     record |= {"window_size": 7, "patch_size": PATCH, "merging": "monai", "use_v2": False}
@@ -44,7 +49,7 @@ def stage_layer(*, stage: int, feature_size: int, fast: bool) -> torch.nn.Module
 
 
 def tokens(*, stage: int, feature_size: int, roi: Sequence[int], batch: int) -> torch.Tensor:
-    """Input of a stage, (B, C, X, Y, Z)."""
+    """Random input of a stage, (B, C, X, Y, Z)."""
     shape = [size // (PATCH * 2 ** (stage - 1)) for size in roi]
     generator = torch.Generator().manual_seed(stage)
     return torch.randn(batch, feature_size * 2 ** (stage - 1), *shape, generator=generator)
@@ -53,7 +58,10 @@ def tokens(*, stage: int, feature_size: int, roi: Sequence[int], batch: int) -> 
 def stage_side(
     *, fast: bool, mode: str, stage: int, feature_size: int, roi: Sequence[int], batch: int, device: str, precision: str
 ) -> Callable[[], float]:
-    """What is timed: one pass through the blocks of a stage; returns the sum of its output, or of the input's gradient."""
+    """Build the function to time: one pass through the blocks of a stage.
+
+    It returns the mean square of the output (forward) or of the input's gradient (forward + backward).
+    """
     layer = stage_layer(stage=stage, feature_size=feature_size, fast=fast).to(device)
     x = tokens(stage=stage, feature_size=feature_size, roi=roi, batch=batch).to(device)
     target = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(device)
@@ -65,11 +73,11 @@ def stage_side(
 
     def forward_and_backward() -> torch.Tensor:
         layer.zero_grad(set_to_none=True)
-        start = x.detach().requires_grad_()
+        leaf = x.detach().requires_grad_()
         with autocast:
-            loss = (layer(start).float() * target).mean()
+            loss = (layer(leaf).float() * target).mean()
         loss.backward()
-        return start.grad.double().square().mean()
+        return leaf.grad.double().square().mean()
 
     layer.train(mode != MODES[0])
     timed = forward if mode == MODES[0] else forward_and_backward
@@ -77,15 +85,17 @@ def stage_side(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables from the command line."""
+    """Run the benchmark from the command line and print its tables; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.attention",
-        description="The attention blocks of each stage of Swin UNETR: stock MONAI beside the fast path.",
+        description="Compare the attention blocks of each Swin UNETR stage: stock MONAI against the fast path.",
     )
     gpu = torch.cuda.is_available()
     add_options(parser, roi=[96, 96, 96], runs=20 if gpu else 3, batch=4 if gpu else 1)
-    parser.add_argument("--stages", type=int, nargs="+", choices=STAGES, default=STAGES, help="only these")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="only these")
+    parser.add_argument(
+        "--stages", type=int, nargs="+", choices=STAGES, default=STAGES, help="stages to run (default: all)"
+    )
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="modes to run (default: both)")
     given = parser.parse_args(arguments)
     try:
         check_options(given)
@@ -99,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
-    """Measure and print; returns the numbers: ``cases`` holds one comparison for each stage and mode."""
+    """Measure and print; return the numbers. ``cases`` holds one comparison per stage and mode."""
     best = machine_floor(given)
     results: dict[str, Any] = head(given, best) | {"cases": []}
     common = {name: getattr(given, name) for name in ("feature_size", "roi", "batch", "device", "precision")}

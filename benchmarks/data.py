@@ -1,31 +1,33 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Crops per second and memory of the ways to load them, side by side in one run.
+"""Compare ways of loading crops for pre-training: crops per second and memory, side by side in one run.
 
-    python -m benchmarks.data                               two generated CT of 512 x 512 x 200
-    python -m benchmarks.data DATA --cold                   scans of yours, read from the disk for every draw
-    python -m benchmarks.data --list_lengths 10 100         and the store's memory for longer lists
+    python -m benchmarks.data                               two generated CTs of 512 x 512 x 200
+    python -m benchmarks.data DATA --cold                   your own scans, read from the disk for every draw
+    python -m benchmarks.data --list_lengths 10 100         also the memory of the store for longer lists
 
-A draw is what a worker makes of one volume: a batch of ``--crops`` crops. The ways to it:
+A draw is one batch of ``--crops`` crops from one volume. The ways to load it:
 
-- *official chain*: the transforms of the released code over MONAI's ``Dataset``, its default: load, RAS, window, pad to
-  the crop, box around what is not air in multiples of the crop, random crops. Every draw decodes a scan.
-- *PersistentDataset*: the same transforms; MONAI keeps what comes before the random crops as tensors on the disk.
-- *NIfTI*: `SeededCrops` with the preprocessing of train.yaml, nothing cached; *NIfTI, all cached* keeps every
-  preprocessed volume in memory (left out if that would take more than half of what is free).
-- *store*: `StoredCrops` on what `prepare` writes, in HU as it is handed to the device, where training applies the
-  window; *store, window here* applies it too, so that it ends with what the other ways give: float32 in [0, 1]. Before
-  anything is timed, the crops of the store in the window are compared with those of NIfTI, to the bit.
+- *official chain*: the transforms of the released code with MONAI's ``Dataset``, the default there: load, RAS, window,
+  pad to the crop, crop to the non-air foreground in multiples of the crop, random crops. Every draw decodes a scan.
+- *PersistentDataset*: the same transforms. MONAI caches the result of all steps before the random crops on the disk.
+- *NIfTI*: `SeededCrops` with the preprocessing of train.yaml and no cache.
+- *NIfTI, all cached*: the same with every preprocessed volume in memory. Skipped if that would take more than half of
+  the available memory.
+- *store*: `StoredCrops` on the output of `prepare`. Crops are in HU: training applies the window on the device.
+- *store, window here*: the same plus the window, so that the result is that of the other ways: float32 in [0, 1].
 
-Each way is a process of its own with one thread, as a worker of a DataLoader. They take turns: in each round each way
-draws once from every scan, while the others wait. Times are wall-clock; the hand-over from a worker to the training
-process is not in them. *peak* is the most memory that the process had resident (VmHWM of Linux); *above* is what of it
-came on top of Python, PyTorch and MONAI.
+Before timing, the windowed crops of the store are checked to be bit-identical to those of NIfTI.
 
-Warm: every file was read before and stays in the system's page cache, as far as it fits. Cold (``--cold``): before each
-draw the way's files are dropped from the page cache (``POSIX_FADV_DONTNEED``, which needs no root). A cache below the
-system, of a virtual machine's host or a RAID controller, cannot be emptied from here.
+Each way runs in its own process with one thread, like a DataLoader worker. The ways take turns: in each round each way
+draws once from every scan while the others wait. Times are wall-clock and exclude the transfer from a worker to the
+training process. *peak* is the peak resident memory of the process (VmHWM of Linux). *above* is the part of it in
+excess of Python, PyTorch and MONAI.
 
-All files that are made lie in a temporary folder (``TMPDIR`` chooses where). Runs on Linux.
+Warm: every file was read before and stays in the system's page cache, as far as it fits. Cold (``--cold``): the files
+of a way are dropped from the page cache before each draw (``POSIX_FADV_DONTNEED``, which needs no root). Caches below
+the operating system, such as that of a virtual machine's host or a RAID controller, cannot be dropped.
+
+All files are written to a temporary folder (set ``TMPDIR`` to choose where). Requires Linux.
 """
 
 from __future__ import annotations
@@ -84,15 +86,15 @@ OFFICIAL = "official chain"
 PERSISTENT = "PersistentDataset"
 NIFTI, CACHED = "NIfTI", "NIfTI, all cached"
 STORE, WINDOWED = "store", "store, window here"
-EQUAL = (NIFTI, CACHED, STORE, WINDOWED)  # the bundle's: the same crops for the same draw
+EQUAL = (NIFTI, CACHED, STORE, WINDOWED)  # the bundle's ways: the same draw gives the same crops
 WAYS = (OFFICIAL, PERSISTENT, *EQUAL)
 HU_WINDOW, FOREGROUND_HU, MIN_BODY = (-1000.0, 1000.0), -500.0, 0.01  # of train.yaml
 SEED = 0
 MIB, GIB = 2**20, 2**30
-START = "spawn"  # of the processes: with a fork their memory would begin with ours
+START = "spawn"  # a forked process would start with the memory of its parent
 PACKAGES = ("torch", "monai", "nibabel", "numpy", "blosc2")
-ELLIPSOID = (0.8, 0.55, 1.5)  # axes of the generated body over those of the scan: cut off at the top and the bottom
-BLOB = 24  # voxels of a generated scan from one random value of its texture to the next
+ELLIPSOID = (0.8, 0.55, 1.5)  # body axes relative to the scan; above 1: cut off at the top and the bottom
+BLOB = 24  # voxels between the random values that the texture of a generated scan is interpolated from
 
 
 # ---- the ways ------------------------------------------------------------------------------------------------------
@@ -100,14 +102,14 @@ BLOB = 24  # voxels of a generated scan from one random value of its texture to 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a loading process is given.
+    """Input of a loading process.
 
     Attributes:
-        scans: the NIfTI files.
-        stored: the same as stored scans.
-        cache: folder of the `PersistentDataset`.
-        roi_size: voxels of a crop.
-        crops: per draw.
+        scans: NIfTI files.
+        stored: the same scans in the format of the store.
+        cache: cache folder of the `PersistentDataset`.
+        roi_size: crop size in voxels.
+        crops: number of crops per draw.
     """
 
     scans: tuple[str, ...]
@@ -117,14 +119,14 @@ class Job:
     crops: int
 
     def files(self, way: str) -> list[str]:
-        """The files that a way draws from."""
+        """Return the files that a way reads."""
         if way == PERSISTENT:
             return sorted(map(str, Path(self.cache).glob("*.pt")))
         return list(self.stored if way in (STORE, WINDOWED) else self.scans)
 
 
 def official_transforms(roi_size: Sequence[int], crops: int) -> Compose:
-    """The chain of SwinUNETR/Pretrain/utils/data_utils.py of the official repository, in today's MONAI."""
+    """Transforms of SwinUNETR/Pretrain/utils/data_utils.py in the official repository, for current MONAI."""
     return Compose(
         [
             LoadImaged("image"),
@@ -142,7 +144,7 @@ def official_transforms(roi_size: Sequence[int], crops: int) -> Compose:
 
 
 def bundle_preprocessing() -> Compose:
-    """``preprocessing`` of train.yaml, without a spacing."""
+    """``preprocessing`` of train.yaml without resampling."""
     low, high = HU_WINDOW
     body = partial(above_or_all, other=FOREGROUND_HU)
     return Compose(
@@ -157,13 +159,13 @@ def bundle_preprocessing() -> Compose:
 
 
 def persistent_dataset(job: Job) -> PersistentDataset:
-    """What is not yet in the folder of the cache is put there when it is read."""
+    """Build the `PersistentDataset`. It adds missing items to its cache folder when they are read."""
     transforms = official_transforms(job.roi_size, job.crops)
     return PersistentDataset([{"image": file} for file in job.scans], transforms, cache_dir=job.cache)
 
 
 def bundle_dataset(way: str, job: Job) -> SeededCrops | StoredCrops:
-    """As `crop_dataset` makes it of the options of train.yaml; draw ``i`` is of scan ``i``."""
+    """Build the dataset that `crop_dataset` builds for train.yaml, unshuffled: draw ``i`` reads scan ``i``."""
     low, high = HU_WINDOW
     cropping = RandBodyCropsd(
         "image",
@@ -186,7 +188,7 @@ def bundle_dataset(way: str, job: Job) -> SeededCrops | StoredCrops:
 
 
 class Loader:
-    """One way, in the process that is measured."""
+    """Loads crops in one way; lives in the measured process."""
 
     def __init__(self, way: str, job: Job) -> None:
         torch.set_num_threads(1)  # as a DataLoader does in its workers
@@ -202,13 +204,13 @@ class Loader:
             self.dataset.transform.set_random_state(seed=SEED)
 
     def draw(self, number: int) -> torch.Tensor:
-        """The crops of a draw, (crops, 1, *roi_size): float32 in [0, 1], of `STORE` HU."""
-        seeded = self.way in EQUAL  # by the number of the draw, which goes on beyond the number of scans
+        """Return the crops of a draw, (crops, 1, *roi_size): float32 in [0, 1], or HU for `STORE`."""
+        seeded = self.way in EQUAL  # these are indexed by the draw, which may exceed the number of scans
         crops = list_data_collate([self.dataset[number if seeded else number % len(self.dataset)]])["image"]
         return intensities(crops, HU_WINDOW) if self.way == WINDOWED else crops
 
     def draw_all(self, draws: range, *, cold: bool, hashes: bool) -> tuple[float, list[str]]:
-        """Draw one after the other; return the seconds, and if asked for hashes of the crops in the window."""
+        """Run the draws in order; return the total seconds and, with ``hashes``, hashes of the windowed crops."""
         seconds, digests = 0.0, []
         for number in draws:
             if cold:
@@ -219,35 +221,35 @@ class Loader:
             seconds += time.perf_counter() - begin
             if hashes:
                 crops = intensities(crops, HU_WINDOW) if self.way == STORE else crops
-                shown = f"{tuple(crops.shape)} {crops.dtype} ".encode()
-                digests.append(hashlib.sha256(shown + crops.numpy().tobytes()).hexdigest())
+                form = f"{tuple(crops.shape)} {crops.dtype} ".encode()
+                digests.append(hashlib.sha256(form + crops.numpy().tobytes()).hexdigest())
         return seconds, digests
 
     def memory(self) -> dict[str, int]:
-        """Bytes: the most so far, and what of it is more than there was at the beginning."""
+        """Return the peak resident bytes so far, and their excess over the beginning (``above``)."""
         peak = resident_bytes("VmHWM")
         return {"peak": peak, "above": peak - self.before}
 
 
 def drop_from_cache(file: str) -> None:
-    """Have the system forget what it holds of a file in memory."""
+    """Drop a file from the system's page cache."""
     descriptor = os.open(file, os.O_RDONLY)
     try:
-        os.fsync(descriptor)  # what is not yet on the disk would stay
+        os.fsync(descriptor)  # pages that are not on the disk yet would not be dropped
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
 
 
 def stays_in_cache(file: str) -> bool:
-    """Whether a byte in the middle of the file can still be had without waiting for a disk after `drop_from_cache`."""
+    """Whether a byte in the middle of the file can be read without disk access after `drop_from_cache`."""
     drop_from_cache(file)
     descriptor = os.open(file, os.O_RDONLY)
     try:
         os.preadv(descriptor, [bytearray(1)], os.path.getsize(file) // 2, os.RWF_NOWAIT)
     except BlockingIOError:
         return False
-    except OSError:  # a file system that cannot tell
+    except OSError:  # the file system does not support the flag
         pass
     finally:
         os.close(descriptor)
@@ -256,7 +258,7 @@ def stays_in_cache(file: str) -> bool:
 
 # ---- processes -----------------------------------------------------------------------------------------------------
 
-_loader: Loader | None = None  # of the process
+_loader: Loader | None = None  # one per process
 
 
 def _begin(way: str, job: Job) -> None:
@@ -269,7 +271,7 @@ def _call(method: str, *arguments: Any, **options: Any) -> Any:
 
 
 class LoadingProcess:
-    """A `Loader` in a process of its own; its methods raise `BrokenProcessPool` if that was killed (out of memory)."""
+    """A `Loader` in its own process. Methods raise `BrokenProcessPool` if the process was killed (out of memory)."""
 
     def __init__(self, way: str, job: Job) -> None:
         self.pool = ProcessPoolExecutor(1, mp_context=get_context(START))
@@ -301,42 +303,42 @@ def make_scan(
     spacing: Sequence[float] = (0.8, 0.8, 1.0),
     ellipsoid: Sequence[float] = ELLIPSOID,
 ) -> None:
-    """Write a CT with the axes of a scanner (LPS): an ellipsoid of textured tissue in noisy air, int16.
+    """Write a synthetic CT in scanner orientation (LPS): an ellipsoid of textured tissue in noisy air, int16.
 
-    What matters here is that it packs about as well as a real scan.
+    It compresses about as well as a real scan, which is what the benchmark depends on.
     """
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(1, 1, *(size // BLOB + 2 for size in shape), generator=generator)
     texture = F.interpolate(coarse, size=tuple(shape), mode="trilinear")[0, 0]
-    away = torch.zeros(1, 1, 1)  # from the centre, 1 on the surface
+    distance = torch.zeros(1, 1, 1)  # squared, from the centre; 1 on the surface
     for axis, (size, part) in enumerate(zip(shape, ellipsoid, strict=True)):
-        places = torch.linspace(-1, 1, size) / part
-        away = away + (places**2).reshape([-1 if other == axis else 1 for other in range(3)])
+        positions = torch.linspace(-1, 1, size) / part
+        distance = distance + (positions**2).reshape([-1 if other == axis else 1 for other in range(3)])
     noise = torch.randn(tuple(shape), generator=generator)
-    hu = torch.where(away <= 1, 40 + 60 * texture + 12 * noise, -1000 + 6 * noise)
+    hu = torch.where(distance <= 1, 40 + 60 * texture + 12 * noise, -1000 + 6 * noise)
     image = nib.Nifti1Image(hu.round().to(torch.int16).numpy(), np.diag([-spacing[0], -spacing[1], spacing[2], 1.0]))
     nib.save(image, path)
 
 
 def find_scans(sources: Sequence[str], most: int) -> list[str]:
-    """NIfTI files of folders or data lists, at most so many of them, taken evenly.
+    """Find the NIfTI files of folders or data lists; if there are more than ``most``, pick evenly spaced ones.
 
     Raises:
-        InputError: see `unlabelled_scans`; or a scan is several files.
+        InputError: see `unlabelled_scans`; or a scan consists of several files.
     """
     found = [item["image"] for item in unlabelled_scans(list(sources), section="all")]
     for image in found:
         if not isinstance(image, str):
-            raise InputError(f"{image[0]} is one of {len(image)} files of a scan: give CT scans of one file each.")
-    taken = np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)
-    return [found[index] for index in taken]
+            raise InputError(f"{image[0]} is one of {len(image)} files of a scan. Use CT scans with one file each.")
+    chosen = np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)
+    return [found[index] for index in chosen]
 
 
 def store_scans(scans: Sequence[str], folder: str) -> list[str]:
-    """Write stored scans as `prepare` does; return their files.
+    """Write the scans in the format of the store, as `prepare` does; return the files.
 
     Raises:
-        InputError: a scan cannot be used, with the reason.
+        InputError: if a scan cannot be used, with the reason.
     """
     recipe = Recipe(
         foreground_hu=FOREGROUND_HU, min_body=1, min_slices=1, max_spacing=1e6, keep_suspect=True, write_nifti=False
@@ -346,7 +348,7 @@ def store_scans(scans: Sequence[str], folder: str) -> list[str]:
         candidate = Candidate(f"{number:04d}", source=scan, kind="nifti", files=(scan,))
         row = prepare_scan(Task(candidate, recipe, folder))
         if row["verdict"] != USED:
-            raise InputError(f"{scan} {row['reason']}. Mend it, or name a folder without it.")
+            raise InputError(f"{scan} {row['reason']}. Fix it, or use a folder without it.")
         stored.append(str(Outputs(folder, candidate.name).store))
     return stored
 
@@ -368,28 +370,29 @@ def compare(
     """Measure all ways.
 
     Args:
-        sources: folders or data lists; without any, two scans are generated.
-        shape: voxels of the generated ones.
-        scans: most scans to take of the sources.
-        crops: per draw.
-        roi_size: voxels of a crop.
-        repeats: timed rounds; in each, each way draws once from every scan.
+        sources: folders or data lists. If empty, two scans are generated.
+        shape: size of the generated scans in voxels.
+        scans: maximum number of scans to use from the sources.
+        crops: number of crops per draw.
+        roi_size: crop size in voxels.
+        repeats: timed rounds. In each round each way draws once from every scan.
         cold: drop files from the page cache before each draw.
-        list_lengths: how many times over to list the scans for the memory of the store.
+        list_lengths: how often to repeat the list of scans when measuring the memory of the store.
 
     Returns:
         The options, ``machine``, ``versions``, and
 
-        - ``scans``: file, shape and bytes of each;
-        - ``made``: seconds and bytes of ``store`` and ``cache``;
-        - ``not_dropped``: files that stayed in the page cache; ``draws_compared``: of NIfTI and store;
+        - ``scans``: file, shape and bytes of each scan;
+        - ``made``: seconds to write and bytes of ``store`` and ``cache``;
+        - ``not_dropped``: files that stayed in the page cache;
+        - ``draws_compared``: number of draws for which NIfTI and store were compared;
         - ``ways``: ``{way: {"seconds": per round, "crops_per_second": median, "ratio" to the official chain, "peak",
           "above", "bytes" on the disk}}``, or ``{"left_out": reason}``;
-        - ``list_lengths``: of `memory_of_lists`, or None.
+        - ``list_lengths``: result of `memory_of_lists`, or None.
 
     Raises:
         InputError: from `find_scans` or `store_scans`.
-        RuntimeError: the crops of two ways that must be equal are not.
+        RuntimeError: if ways that must give equal crops do not.
     """
     with tempfile.TemporaryDirectory() as folder, ExitStack() as processes:
         files = find_scans(sources, scans) if sources else []
@@ -433,11 +436,11 @@ def compare(
 def _measured(
     job: Job, scans: Sequence[dict[str, Any]], *, repeats: int, cold: bool, processes: ExitStack
 ) -> dict[str, Any]:
-    """``draws_compared`` and ``ways`` of `compare`."""
-    number, alive, left_out = len(job.scans), {}, {}
-    wanted = 4 * sum(int(np.prod(scan["shape"])) for scan in scans)  # float32
-    if wanted > _from_proc("/proc/meminfo", "MemAvailable") / 2:
-        left_out[CACHED] = f"would hold {wanted / GIB:.1f} GiB, more than half of the memory that is free"
+    """Compute ``draws_compared`` and ``ways`` of `compare`."""
+    number, alive, skipped = len(job.scans), {}, {}
+    required = 4 * sum(int(np.prod(scan["shape"])) for scan in scans)  # float32
+    if required > _from_proc("/proc/meminfo", "MemAvailable") / 2:
+        skipped[CACHED] = f"needs {required / GIB:.1f} GiB, more than half of the available memory"
     hashes: dict[str, list[str]] = {}
     seconds: dict[str, list[float]] = {}
 
@@ -447,28 +450,28 @@ def _measured(
                 alive[way] = processes.enter_context(LoadingProcess(way, job))
             return alive[way].draw_all(range(first, first + number), cold=cold, **options)
         except BrokenProcessPool:
-            left_out[way] = "killed by the system: out of memory?"
+            skipped[way] = "killed by the system, probably out of memory"
             return None
 
-    # Also fills the page cache, and the memory of all that is imported when it is first used.
+    # The first draws also fill the page cache and trigger lazy imports.
     for way in track(WAYS, description="First draws", console=Console(stderr=True), transient=True):
-        if way not in left_out and (drawn := from_every_scan(way, 0, hashes=True)):
+        if way not in skipped and (drawn := from_every_scan(way, 0, hashes=True)):
             hashes[way] = drawn[1]
     equal = {way: hashes[way] for way in EQUAL if way in hashes}
     for way, digests in equal.items():
         for draw, digest in enumerate(digests):
             if any(other[draw] != digest for other in equal.values()):
                 raise RuntimeError(
-                    f"Draw {draw} of {job.scans[draw]} gives other crops by '{way}' than by {list(equal)}."
+                    f"Draw {draw}, {job.scans[draw]}: the crops of '{way}' differ from those of {list(equal)}."
                 )
     for repeat in track(range(repeats), description="Rounds", console=Console(stderr=True), transient=True):
         for way in WAYS:
-            if way not in left_out and (drawn := from_every_scan(way, (1 + repeat) * number)):
+            if way not in skipped and (drawn := from_every_scan(way, (1 + repeat) * number)):
                 seconds.setdefault(way, []).append(drawn[0])
     ways: dict[str, dict[str, Any]] = {}
     for way in WAYS:
-        if way in left_out:
-            ways[way] = {"left_out": left_out[way]}
+        if way in skipped:
+            ways[way] = {"left_out": skipped[way]}
             continue
         ways[way] = {
             "seconds": seconds[way],
@@ -476,7 +479,7 @@ def _measured(
             **alive[way].memory(),
             "bytes": _bytes(job.files(way)),
         }
-    if OFFICIAL not in left_out:
+    if OFFICIAL not in skipped:
         for way in ways.values():
             if "crops_per_second" in way:
                 way["ratio"] = way["crops_per_second"] / ways[OFFICIAL]["crops_per_second"]
@@ -484,10 +487,10 @@ def _measured(
 
 
 def memory_of_lists(job: Job, lengths: Sequence[int], folder: str) -> dict[str, Any]:
-    """Memory of the store's loader for lists of several lengths, after the same number of draws.
+    """Measure the memory of the store's loader for lists of several lengths, after the same number of draws.
 
-    The scans are listed many times over under names of their own (links), and drawn in turn until the longest list has
-    been gone through once: a loader that keeps anything of a scan shows it.
+    Each list repeats the scans under distinct names (links). The number of draws is one pass over the longest list, so
+    a loader that keeps anything per scan shows it.
     """
     draws = max(lengths) * len(job.stored)
     results: dict[str, dict[str, int]] = {}
@@ -510,7 +513,7 @@ def _bytes(files: Sequence[str]) -> int:
 
 
 def _from_proc(path: str, name: str) -> int:
-    """Bytes of an entry of a file of Linux, which gives them in KiB."""
+    """Bytes of an entry of a /proc file, where Linux states them in KiB."""
     return next(1024 * int(line.split()[1]) for line in Path(path).read_text().splitlines() if line.startswith(name))
 
 
@@ -518,18 +521,18 @@ def _from_proc(path: str, name: str) -> int:
 
 
 def _rows(ways: dict[str, dict[str, Any]], crops: int) -> list[dict[str, str]]:
-    """Cells of each way by their headings; ``crops`` are those of a round."""
+    """Table cells of each way by column heading; ``crops`` is the number of crops per round."""
     rows = []
     for name, way in ways.items():
         if "left_out" in way:
-            rows.append({"way": name, "crops/s": "left out"})
+            rows.append({"way": name, "crops/s": "skipped"})
             continue
         speeds = [crops / seconds for seconds in (max(way["seconds"]), min(way["seconds"]))]
         row = {"way": name, "crops/s": f"{way['crops_per_second']:.4g}"}
-        row["least – most"] = " – ".join(f"{speed:.4g}" for speed in speeds)
+        row["min – max"] = " – ".join(f"{speed:.4g}" for speed in speeds)
         if "ratio" in way:
             row["ratio"] = f"{way['ratio']:.4g}"
-        row["ms a crop"] = f"{1000 / way['crops_per_second']:.4g}"
+        row["ms per\ncrop"] = f"{1000 / way['crops_per_second']:.4g}"
         row |= {f"{part}\nMiB": f"{way[part] / MIB:.0f}" for part in ("peak", "above")}
         row["on disk\nMiB"] = f"{way['bytes'] / MIB:.0f}"
         rows.append(row)
@@ -537,7 +540,7 @@ def _rows(ways: dict[str, dict[str, Any]], crops: int) -> list[dict[str, str]]:
 
 
 def _length_rows(results: dict[str, Any]) -> list[dict[str, str]]:
-    """Cells of each length by their headings; ratios are to the first."""
+    """Table cells of each list length by column heading; ratios are relative to the first length."""
     first = next(iter(results["lengths"].values()))
     rows = []
     for length, memory in results["lengths"].items():
@@ -550,45 +553,45 @@ def _length_rows(results: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _heading(results: dict[str, Any], generated: bool) -> list[str]:
-    """What was measured, on what, and what was warm or cold."""
+    """Lines above the table: what was measured, on which machine, warm or cold."""
     scans, made, here = results["scans"], results["made"], results["machine"]
     shapes = ", ".join("x".join(map(str, scan["shape"])) for scan in scans)
     kind = "generated " * generated + "scan" + "s" * (len(scans) > 1)
     each = f"{results['crops']} crops of {' x '.join(map(str, results['roi_size']))}"
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     lines = [
-        f"{len(scans)} {kind} ({shapes}), {each} a draw; rounds: {results['repeats']}; one process and thread a way",
+        f"{len(scans)} {kind} ({shapes}), {each} per draw; rounds: {results['repeats']}; "
+        "one process with one thread per way",
         f"{here['cpu']}, {here['cores']} cores, {here['memory'] / GIB:.0f} GiB, load {here['load']:.1f}",
         versions,
     ]
     if results["cold"]:
         kept = results["not_dropped"]
-        warmth = "cold: each way's files are dropped from the page cache before each draw" + (
-            f", BUT {len(kept)} OF THEM WERE NOT SEEN TO LEAVE IT (a RAM disk?): {', '.join(kept[:3])}" if kept else ""
-        )
+        lines.append("cold: each way's files are dropped from the page cache before each draw")
+        if kept:
+            lines[-1] += f", BUT {len(kept)} OF THEM STAYED IN IT (on a RAM disk?): {', '.join(kept[:3])}"
     else:
-        warmth = "warm: every file was read before and stays in the page cache, as far as it fits"
-    lines.append(warmth)
-    for name, what in (("store", "store, prepared"), ("cache", "cache of PersistentDataset, filled")):
+        lines.append("warm: every file was read before and stays in the page cache, as far as it fits")
+    for name, what in (("store", "store prepared"), ("cache", "cache of PersistentDataset filled")):
         lines.append(f"{what} in {made[name]['seconds']:.1f} s: {made[name]['bytes'] / MIB:.0f} MiB")
     if results["draws_compared"]:
-        lines.append(f"crops of NIfTI and store equal to the bit in {results['draws_compared']} draws compared")
+        lines.append(f"crops of NIfTI and store are bit-identical in all {results['draws_compared']} compared draws")
     return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables from the command line."""
+    """Run the benchmark from the command line and print its tables; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.data",
-        description="Crops per second and memory of the ways to load them, side by side.",
+        description="Compare ways of loading crops: crops per second and memory, side by side.",
     )
     add = parser.add_argument
     three = {"type": int, "nargs": 3, "metavar": ("X", "Y", "Z")}
-    add("data", nargs="*", metavar="DATA", help="folder of NIfTI files, or data list (default: two generated CT)")
-    add("--shape", default=[512, 512, 200], **three, help="voxels of the generated scans (default: 512 512 200)")
-    add("--scans", type=int, default=4, help="most scans to take of DATA (default: 4)")
-    add("--crops", type=int, default=2, help="per draw (default: 2)")
-    add("--roi_size", default=[96, 96, 96], **three, help="voxels of a crop (default: 96 96 96)")
+    add("data", nargs="*", metavar="DATA", help="folder of NIfTI files, or data list (default: two generated CTs)")
+    add("--shape", default=[512, 512, 200], **three, help="size of generated scans in voxels (default: 512 512 200)")
+    add("--scans", type=int, default=4, help="maximum number of scans to use from DATA (default: 4)")
+    add("--crops", type=int, default=2, help="crops per draw (default: 2)")
+    add("--roi_size", default=[96, 96, 96], **three, help="crop size in voxels (default: 96 96 96)")
     add("--repeats", type=int, default=5, help="timed rounds (default: 5)")
     add("--cold", action="store_true", help="drop the files from the page cache before each draw")
     add(
@@ -597,17 +600,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="+",
         default=[],
         metavar="N",
-        help="also list the scans so many times over, such as 10 100, and show the memory of the store's loader",
+        help="also measure the memory of the store's loader with the scans listed N times, such as 10 100",
     )
-    add("--json", metavar="FILE", help="write the numbers, in bytes and seconds")
+    add("--json", metavar="FILE", help="write the results to FILE, in bytes and seconds")
     given = parser.parse_args(arguments)
     options = {name: value for name, value in vars(given).items() if name not in ("data", "json")}
     try:
         for name, value in options.items():
             if name != "cold" and min(value if isinstance(value, list) else [value], default=1) <= 0:
-                raise InputError(f"--{name} {value}: give numbers above 0.")
+                raise InputError(f"--{name} {value}: must be above 0.")
         results = compare(sources=given.data, **options)
-    except (InputError, OSError) as error:  # of the latter mostly: no room in the temporary folder
+    except (InputError, OSError) as error:  # OSError: usually no space left in the temporary folder
         print(f"Stopped: {error}", file=sys.stderr)
         return 1
     console = Console()
@@ -619,7 +622,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "left_out" in way:
             console.print(f"{name}: {way['left_out']}", highlight=False)
     if results["list_lengths"]:
-        console.print("\nMemory of the store's loader by the length of the list", style="bold")
+        console.print("\nMemory of the store's loader by list length", style="bold")
         print_table(_length_rows(results["list_lengths"]), left=["listed"])
     if given.json:
         write_json(given.json, results)

@@ -1,27 +1,28 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""From a CT in memory to its label map: the bundle beside the settings of the zoo's bundle, same weights, same overlap.
+"""Compare inference, from a CT in memory to its label map: this bundle against the zoo's, same weights and overlap.
 
-    python -m benchmarks.inference                                     quick, for a CPU: the preset cpu, a coarse scan
-    python -m benchmarks.inference --model tiny --warmup 0             windows as at base size, but small: ten minutes
-    python -m benchmarks.inference --model base --size 512 512 200     the size that counts, for a GPU
+    python -m benchmarks.inference                                     quick, for a CPU: preset cpu, a coarse scan
+    python -m benchmarks.inference --model tiny --warmup 0             as many windows as base, but small: ten minutes
+    python -m benchmarks.inference --model base --size 512 512 200     realistic size, for a GPU
 
-Sides (in turns, each in a process of its own; see `benchmarks.side_by_side`):
+Sides (they take turns, each in its own process; see `benchmarks.side_by_side`):
 
-- *zoo*: what swin_unetr_btcv_segmentation 0.5.6 of MONAI's model zoo configures: orientation, spacing, window; MONAI's
+- *zoo*: configured as swin_unetr_btcv_segmentation 0.5.6 of MONAI's model zoo: orientation, spacing, HU window; MONAI's
   `SwinUNETR`; `SlidingWindowInferer` over the whole scan, 4 windows at once, equal weights; softmax; `Invertd` of all
-  class volumes; the winner. Its network is built without ``img_size``, which MONAI 1.5 removed.
-- *ours*: swin_unetr_btcv_seg: the same, then the crop to the body; the fast network; `ProbabilityInferer` without
-  windows of air; `NativeLabelsd`.
-- *plain*: ours with ``--fast false --skip_air false``: what its masks must equal.
+  class volumes; argmax. The network is built without ``img_size``, which MONAI 1.5 removed.
+- *ours*: swin_unetr_btcv_seg: the same preprocessing plus a crop to the body; the fast network; `ProbabilityInferer`
+  that skips windows of air; `NativeLabelsd`.
+- *plain*: ours with ``--fast false --skip_air false``. Its masks must equal those of *ours*.
 
-The scan is generated, 410 x 410 x 200 mm however many voxels (``--size``), so that there are as many windows as in a CT
-of the abdomen. Its body spans 0.86 x 0.71 of the slices, as the box around patient and table does in a public CT (TCIA
-Colorectal-Liver-Metastases; in another one 0.92 x 0.76). ``--scan`` takes one of yours. Weights are random: masks mean
-nothing, but where they agree. Reading and writing files is left out on all sides. On a GPU all run under bfloat16
-autocast.
+The scan is generated. It covers 410 x 410 x 200 mm for any ``--size`` in voxels, so the number of windows is that of an
+abdominal CT. Its body spans 0.86 x 0.71 of the slices, like the bounding box of patient and table in a public CT (TCIA
+Colorectal-Liver-Metastases; 0.92 x 0.76 in another one). ``--scan`` uses your own scan instead. Weights are random, so
+only the agreement of the masks is meaningful. Reading and writing files is not timed on any side. On a GPU all sides
+run under bfloat16 autocast.
 
-*windows*: how many a run computes. *limit*: the time that the arithmetic of these windows takes at the best rate which
-this machine reached in a large matrix product or convolution, in the same run. *of the limit*: of the whole run.
+*windows*: number of windows computed per run. *limit*: the time that the arithmetic of these windows would take at the
+best rate that this machine reached in a large matrix product or convolution, in the same run. *of the limit*: limit
+over the time of the whole run.
 """
 
 from __future__ import annotations
@@ -76,27 +77,28 @@ from bundles.common.run.presets import choose
 from bundles.common.weights.encoder_record import FIELDS
 from bundles.segmentation.inference.native_labels import NativeLabelsd
 from bundles.segmentation.inference.probability_inferer import ProbabilityInferer
+from bundles.segmentation.tasks.tasks import choose_task
 
 OURS, PLAIN, ZOO = SIDES = ("ours", "plain", "zoo")
 MODELS = ("base", "small", "tiny", "cpu")
-PRESETS = Path(__file__).resolve().parents[1] / "bundles/swin_unetr_btcv_seg/configs/presets.yaml"
+CONFIGS = Path(__file__).resolve().parents[1] / "bundles/swin_unetr_btcv_seg/configs"
 CLASSES = 14
 HU_WINDOW = (-175.0, 250.0)
 FIELD_OF_VIEW = (410.0, 410.0, 200.0)  # mm
-BODY = (0.86, 0.71, 1.5)  # axes of the ellipsoid over those of the scan: cut off at the top and the bottom
+BODY = (0.86, 0.71, 1.5)  # ellipsoid axes relative to the scan; above 1: cut off at the top and the bottom
 WINDOWS_AT_ONCE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What all sides are given.
+    """Settings shared by all sides.
 
     Attributes:
         scan: NIfTI file.
-        encoder: record of the encoder (`common.swin_encoder`).
-        roi_size: voxels of a window.
-        spacing: of the network's grid, in mm.
-        overlap: of neighbouring windows, as a share of the window.
+        encoder: encoder record (`common.weights.encoder_record`).
+        roi_size: window size in voxels.
+        spacing: spacing of the network's input in mm.
+        overlap: overlap of neighbouring windows as a fraction of the window.
         device: ``cpu`` or ``cuda``.
     """
 
@@ -109,20 +111,23 @@ class Job:
 
 
 def model_values(model: str) -> dict[str, Any]:
-    """``encoder``, ``roi_size`` and ``spacing`` of a model's name.
+    """Return ``encoder``, ``roi_size`` and ``spacing`` of a model by its name.
 
-    ``base`` and ``cpu`` are the presets ``official`` and ``cpu`` of swin_unetr_btcv_seg. ``small`` is base at feature
-    size 24. ``tiny`` has feature size 12 and windows of 64^3 voxels, each half as large again: the windows that base
-    has of the same body.
+    ``base`` and ``cpu`` are the presets ``official`` and ``cpu`` of swin_unetr_btcv_seg. ``small`` is base with feature
+    size 24. ``tiny`` has feature size 12 and windows of 64^3 voxels at 1.5 times the spacing, so that it has as many
+    windows as base.
     """
-    values = choose(preset="cpu" if model == "cpu" else "official", file=str(PRESETS))
+    preset = "cpu" if model == "cpu" else "official"
+    row = choose_task(task="BTCV", file=str(CONFIGS / "tasks.yaml"), preset=preset)
+    values = choose(preset=preset, file=str(CONFIGS / "presets.yaml"))
+    values |= {name: row[name] for name in ("roi_size", "spacing")}
     if model in ("small", "tiny"):
         values["feature_size"] = {"small": 24, "tiny": 12}[model]
     if model == "tiny":
         values |= {"roi_size": [64, 64, 64], "spacing": [2.25, 2.25, 3.0]}
-    given = {"in_channels": 1, "patch_size": 2, "merging": "monai", "use_v2": False}
+    fixed = {"in_channels": 1, "patch_size": 2, "merging": "monai", "use_v2": False}
     return {
-        "encoder": {field: values[field] if field in values else given[field] for field in FIELDS},
+        "encoder": {field: values[field] if field in values else fixed[field] for field in FIELDS},
         "roi_size": tuple(values["roi_size"]),
         "spacing": tuple(values["spacing"]),
     }
@@ -132,7 +137,7 @@ def model_values(model: str) -> dict[str, Any]:
 
 
 class _Counting(torch.nn.Module):
-    """Counts the windows that its network is given."""
+    """Counts the windows that a network processes."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()
@@ -144,7 +149,7 @@ class _Counting(torch.nn.Module):
 
 
 def make_network(side: str, job: Job) -> torch.nn.Module:
-    """The network of a side, with the same random weights on all."""
+    """Build the network of a side; the random weights are the same on all sides."""
     torch.manual_seed(0)
     encoder = job.encoder
     stock = SwinUNETR(
@@ -164,7 +169,7 @@ def _autocast(job: Job) -> torch.autocast:
 
 
 def _to_the_grid(job: Job) -> list[Callable]:
-    """What both bundles begin with."""
+    """Preprocessing that both bundles begin with."""
     low, high = HU_WINDOW
     return [
         Orientationd("image", axcodes="RAS", labels=None),
@@ -189,10 +194,10 @@ def _steps_of_ours(job: Job, *, skip_air: bool) -> tuple[Compose, Callable, Comp
 
 
 def prepare(side: str, job: Job) -> Callable[[], dict[str, Any]]:
-    """Load the scan and make the network; return the run from the scan to its label map.
+    """Load the scan and build the network; return the function to time, from the scan to its label map.
 
-    The run returns ``labels``, uint8 on the scan's voxels, how many ``windows`` it computed, and the ``seconds`` of its
-    three parts.
+    That function returns ``labels`` (uint8, on the scan's voxels), the number of computed ``windows`` and the
+    ``seconds`` of its three parts.
     """
     loading = Compose([LoadImaged("image", image_only=True), EnsureChannelFirstd("image")])
     loaded = loading({"image": job.scan})["image"]
@@ -227,7 +232,7 @@ def prepare(side: str, job: Job) -> Callable[[], dict[str, Any]]:
 
 
 def window_work(side: str, job: Job) -> Work:
-    """Arithmetic and traffic of one window."""
+    """Count arithmetic and memory traffic of one window."""
     network, window = make_network(side, job), torch.rand(1, 1, *job.roi_size, device=job.device)
     with torch.no_grad(), _autocast(job):
         return work(lambda: network(window))
@@ -251,20 +256,20 @@ def measure(
     """Run the sides in turns.
 
     Args:
-        size: voxels of the generated scan.
-        scan: NIfTI file of a CT to take instead.
+        size: size of the generated scan in voxels.
+        scan: NIfTI file of a CT to use instead of a generated one.
         model: one of `MODELS`.
         runs: timed rounds.
-        warmup: rounds before them.
-        overlap: of neighbouring windows.
-        sides: of `SIDES`.
+        warmup: untimed rounds before them.
+        overlap: overlap of neighbouring windows, a fraction.
+        sides: subset of `SIDES`.
         device: ``cpu`` or ``cuda``.
-        threads: of PyTorch; None: its default.
+        threads: PyTorch threads. None: PyTorch's default.
 
     Returns:
-        The options, ``machine``, ``floor`` (see `Floor`), ``agreement`` (the share of equal voxels of each side and
-        the first), ``rows`` for `print_table`, and ``comparison`` (see `Comparison`), whose sides also have ``windows``,
-        ``parts`` (seconds of the last run), ``window`` (see `Work`) and ``limit`` (seconds).
+        The options, ``machine``, ``floor`` (see `Floor`), ``agreement`` (the fraction of voxels on which each side
+        agrees with the first), ``rows`` for `print_table`, and ``comparison`` (see `Comparison`). Its sides also have
+        ``windows``, ``parts`` (seconds of the last run), ``window`` (see `Work`) and ``limit`` (seconds).
     """
     values = model_values(model)
     precision = torch.bfloat16 if device == "cuda" else torch.float32
@@ -310,7 +315,7 @@ def measure(
 
 
 def _part_rows(results: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Cells of each side by their headings: where the time goes."""
+    """Table cells of each side by column heading: windows, work, and the time of each part."""
     rows = []
     for side, entry in results["comparison"]["sides"].items():
         if entry is None:
@@ -320,50 +325,51 @@ def _part_rows(results: Mapping[str, Any]) -> list[dict[str, str]]:
             {
                 "side": side,
                 "windows": str(entry["windows"]),
-                "GFLOP\na window": f"{flops / 1e9:.4g}",
-                "GB moved\na window": f"{entry['window']['bytes'] / 1e9:.3g}",
+                "GFLOP per\nwindow": f"{flops / 1e9:.4g}",
+                "GB moved\nper window": f"{entry['window']['bytes'] / 1e9:.3g}",
                 "before\nseconds": f"{entry['parts']['before']:.3g}",
                 "windows\nseconds": f"{entry['parts']['windows']:.3g}",
                 "after\nseconds": f"{entry['parts']['after']:.3g}",
-                "GFLOP/s\nin windows": f"{rate / 1e9:.4g}",
+                "windows\nGFLOP/s": f"{rate / 1e9:.4g}",
             }
         )
     return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables from the command line."""
+    """Run the benchmark from the command line and print its tables; return the exit status."""
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.inference",
-        description="From a CT in memory to its label map: the bundle beside the settings of the zoo's bundle.",
+        description="Compare inference, from a CT in memory to its label map: this bundle against the zoo's bundle.",
     )
     add = parser.add_argument
     size, model = ([512, 512, 200], "base") if gpu else ([256, 256, 100], "cpu")
-    add("--size", type=int, nargs=3, default=size, metavar=("X", "Y", "Z"), help=f"voxels (default here: {size})")
-    add("--model", choices=MODELS, default=model, help=f"network, its windows and grid (default here: {model})")
-    add("--scan", metavar="FILE", help="a CT of yours, NIfTI, instead of a generated one")
+    size_help = f"size of the generated scan in voxels (default here: {size})"
+    add("--size", type=int, nargs=3, default=size, metavar=("X", "Y", "Z"), help=size_help)
+    model_help = f"size of the network, with its window and spacing (default here: {model})"
+    add("--model", choices=MODELS, default=model, help=model_help)
+    add("--scan", metavar="FILE", help="your own CT (NIfTI) instead of a generated one")
     add("--runs", type=int, default=3, help="timed rounds (default: 3)")
-    add("--warmup", type=int, default=1, help="rounds before them (default: 1)")
-    add("--overlap", type=float, default=0.5, help="of neighbouring windows (default: 0.5)")
-    add("--sides", nargs="+", choices=SIDES, default=SIDES, help=f"only these of: {' '.join(SIDES)}")
-    add(
-        "--device", choices=("cpu", "cuda"), default="cuda" if gpu else "cpu", help="(default: cuda where there is one)"
-    )
-    add("--threads", type=int, help="of PyTorch on the CPU")
-    add("--json", metavar="FILE", help="write the numbers, in bytes and seconds")
+    add("--warmup", type=int, default=1, help="untimed rounds before them (default: 1)")
+    add("--overlap", type=float, default=0.5, help="overlap of neighbouring windows (default: 0.5)")
+    add("--sides", nargs="+", choices=SIDES, default=SIDES, help="sides to run (default: all)")
+    device = "cuda" if gpu else "cpu"
+    add("--device", choices=("cpu", "cuda"), default=device, help="device to run on (default: cuda if available)")
+    add("--threads", type=int, help="PyTorch threads on the CPU (default: PyTorch's)")
+    add("--json", metavar="FILE", help="write the results to FILE, in bytes and seconds")
     given = parser.parse_args(arguments)
     options = {name: value for name, value in vars(given).items() if name != "json"}
     try:
         if min(given.size) < 16:
-            raise InputError(f"--size {given.size}: give 16 voxels or more along each axis.")
+            raise InputError(f"--size {given.size}: must be at least 16 voxels along each axis.")
         if given.scan and not Path(given.scan).is_file():
-            raise InputError(f"--scan {given.scan} is no file: give a CT as .nii or .nii.gz.")
+            raise InputError(f"--scan {given.scan} is not a file. Pass a CT as .nii or .nii.gz.")
         for name, least in (("runs", 1), ("warmup", 0), ("threads", 1)):
             if (value := getattr(given, name)) is not None and value < least:
-                raise InputError(f"--{name} {value}: give {least} or more.")
+                raise InputError(f"--{name} {value}: must be {least} or more.")
         if not 0 <= given.overlap < 1:
-            raise InputError(f"--overlap {given.overlap}: give a share of the window, 0 or more and below 1.")
+            raise InputError(f"--overlap {given.overlap}: must be a fraction of the window, from 0 to below 1.")
         results = measure(**options)
     except InputError as error:
         print(f"Stopped: {error}", file=sys.stderr)
@@ -377,9 +383,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{given.device}, {comparison['threads']} threads, {results['precision']}: {rates}")
     scan = f"CT of {' x '.join(map(str, results['size']))}, overlap {given.overlap:g}, {CLASSES} classes"
     print_table(rows, title=f"{given.model}, {scan}; ratios to {comparison['reference']}")
-    print_table(_part_rows(results), title="where the time goes (last run)")
+    print_table(_part_rows(results), title="time of each part (last run)")
     for side, share in list(results["agreement"].items())[1:]:
-        print(f"voxels with the label that {given.sides[0]} gives: {side} {share:.4%}")
+        print(f"voxels with the same label as {given.sides[0]}: {side} {share:.4%}")
     if given.json:
         write_json(given.json, results)
     return 0

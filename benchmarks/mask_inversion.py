@@ -1,19 +1,19 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What it takes to bring the probabilities of a scan back to the scan's own voxels, in memory, time and voxels.
+"""Compare ways of mapping predicted probabilities back to the scan's own voxels: memory, time and agreement.
 
     python -m benchmarks.mask_inversion
 
-The scan is synthetic, as a CT scanner stores it (LPS), and preprocessed as the bundle does (orientation, spacing,
-crop); its probabilities are random smooth fields. The ways back:
+The scan is synthetic, stored as by a CT scanner (LPS), and preprocessed as in the bundle (orientation, spacing, crop).
+Its probabilities are smooth random fields. The ways:
 
-- *class volumes, Invertd*: all class volumes are inverted (``nearest_interp=False``), then the winner is taken. The
-  reference: everything else is compared with its result.
-- *label map, Invertd*: the winner is taken, then inverted (``nearest_interp=True``).
-- *NativeLabelsd, linear* and *nearest*: `common.native_labels`, which gives the same as the first and the second.
+- *class volumes, Invertd*: invert all class volumes (``nearest_interp=False``), then argmax. This is the reference that
+  the results of the others are compared with.
+- *label map, Invertd*: argmax, then invert (``nearest_interp=True``).
+- *NativeLabelsd, linear* and *nearest*: `segmentation.inference.native_labels`, equivalent to the first and the second.
 
-Each way runs in a process of its own. *peak* is the most memory that the process had (`resource.getrusage`); *above* is
-what of it came on top of PyTorch, MONAI and the probabilities. Dice is over the organs, all classes but the first. All
-files are in a temporary folder: some 4 bytes for each class and voxel of the preprocessed scan.
+Each way runs in its own process. *peak* is the peak memory of the process (`resource.getrusage`). *above* is the part
+of it in excess of PyTorch, MONAI and the probabilities. Dice is over all classes but the first (the organs). All files
+are in a temporary folder and take about 4 bytes per class and voxel of the preprocessed scan.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from bundles.segmentation.inference.native_labels import NativeLabelsd
 GIB = 2**30
 REFERENCE = "class volumes, Invertd"
 WAYS = (REFERENCE, "label map, Invertd", "NativeLabelsd, linear", "NativeLabelsd, nearest")
-BLOB = 12  # voxels of the preprocessed scan from one random value to the next
+BLOB = 12  # voxels between the random values that the probabilities are interpolated from
 
 
 def _preprocessing(model_spacing: Sequence[float]) -> Compose:
@@ -64,7 +64,7 @@ def _preprocessing(model_spacing: Sequence[float]) -> Compose:
 def make_item(
     folder: str, *, shape: Sequence[int], spacing: Sequence[float], model_spacing: Sequence[float], classes: int
 ) -> MetaTensor:
-    """Write the probabilities of a scan; return the preprocessed scan, of equal shape, which knows its history."""
+    """Write the probabilities of a scan; return the preprocessed scan (of the same shape, with applied operations)."""
     affine = torch.diag(torch.tensor([-spacing[0], -spacing[1], spacing[2], 1], dtype=torch.float64))
     meta = {"original_affine": affine.numpy(), "spatial_shape": np.array(shape), "filename_or_obj": "scan.nii.gz"}
     scan = MetaTensor(torch.ones(1, *shape), affine=affine, meta=meta)
@@ -83,7 +83,7 @@ def make_item(
 def run_way(
     way: str, folder: str, image: MetaTensor, *, model_spacing: Sequence[float], threads: int
 ) -> dict[str, float]:
-    """Go one way back in this process, and write its label map; return seconds and bytes."""
+    """Map the probabilities back in one way, in this process, and write the label map; return seconds and bytes."""
     torch.set_num_threads(threads)
     item = {"image": image, "pred": MetaTensor(torch.load(f"{folder}/probabilities.pt"))}
     invert = {"keys": "pred", "transform": _preprocessing(model_spacing), "orig_keys": "image"}
@@ -103,7 +103,7 @@ def run_way(
 
 
 def _resident_bytes() -> int:
-    """Bytes that this process holds now (Linux)."""
+    """Current resident memory of this process in bytes (Linux)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -113,9 +113,9 @@ def _in_a_process(function: Any, *arguments: Any, **options: Any) -> Any:
 
 
 def dice_of_organs(one: np.ndarray, other: np.ndarray, *, classes: int) -> np.ndarray:
-    """Dice of the classes 1, 2, ...; NaN for one that is in neither label map."""
+    """Dice of the classes 1, 2, ...; NaN for a class that is in neither label map."""
     pairs = np.zeros((classes, classes), dtype=np.int64)
-    for a, b in zip(one, other, strict=True):  # slice by slice: indices take 8 bytes a voxel
+    for a, b in zip(one, other, strict=True):  # slice by slice, because indices take 8 bytes per voxel
         index = a.astype(np.intp).ravel() * classes + b.ravel()
         pairs += np.bincount(index, minlength=classes**2).reshape(classes, classes)
     both = pairs.sum(0) + pairs.sum(1)
@@ -131,20 +131,21 @@ def compare(
     threads: int = 1,
     ways: Sequence[str] = WAYS,
 ) -> dict[str, Any]:
-    """Measure the ways back, one after the other.
+    """Measure the ways, one after the other.
 
     Args:
-        shape: voxels of the scan.
-        spacing: of the scan, in mm.
-        model_spacing: of the preprocessed scan, in mm.
-        classes: number of classes, background included.
-        threads: of PyTorch.
-        ways: which of `WAYS`.
+        shape: size of the scan in voxels.
+        spacing: spacing of the scan in mm.
+        model_spacing: spacing of the preprocessed scan in mm.
+        classes: number of classes, including background.
+        threads: PyTorch threads.
+        ways: subset of `WAYS`.
 
     Returns:
         ``{"shape", "spacing", "model_shape", "model_spacing", "classes", "threads", "ways": {way: {"seconds", "peak",
-        "above", "dice_mean", "dice_min", "different"}}}``: bytes; Dice against the reference, and the share of voxels
-        that differ from it, where both were run. A way that its process did not survive is None.
+        "above", "dice_mean", "dice_min", "different"}}}``. ``peak`` and ``above`` are bytes. Dice and ``different``
+        (the fraction of differing voxels) are relative to the reference and only present if that was run. A way whose
+        process was killed is None.
     """
     with tempfile.TemporaryDirectory() as folder:
         made = {
@@ -160,7 +161,7 @@ def compare(
                 results[way] = _in_a_process(
                     run_way, way, folder, image, model_spacing=list(model_spacing), threads=threads
                 )
-            except BrokenProcessPool:  # killed by the system: out of memory
+            except BrokenProcessPool:  # killed by the system, out of memory
                 results[way] = None
         if results.get(REFERENCE):
             reference = np.load(f"{folder}/{WAYS.index(REFERENCE)}.npy", mmap_mode="r")
@@ -176,7 +177,7 @@ def compare(
 
 
 def _rows(results: dict[str, dict[str, float] | None]) -> list[dict[str, str]]:
-    """Cells of each way by their headings; ratios are to the reference, where it was run."""
+    """Table cells of each way by column heading; ratios are relative to the reference, if that was run."""
     reference = results.get(REFERENCE)
     rows = []
     for way, result in results.items():
@@ -189,8 +190,8 @@ def _rows(results: dict[str, dict[str, float] | None]) -> list[dict[str, str]]:
         row["seconds"] = f"{result['seconds']:.1f}"
         if reference:
             row["time\nratio"] = f"{result['seconds'] / reference['seconds']:.2f}"
-            row["Dice\nmean"], row["Dice\nleast"] = f"{result['dice_mean']:.5f}", f"{result['dice_min']:.5f}"
-            row["voxels\ndifferent"] = f"{result['different']:.4%}"
+            row["Dice\nmean"], row["Dice\nmin"] = f"{result['dice_mean']:.5f}", f"{result['dice_min']:.5f}"
+            row["different\nvoxels"] = f"{result['different']:.4%}"
         rows.append(row)
     return rows
 
@@ -203,34 +204,36 @@ def _print_table(title: str, rows: Sequence[dict[str, str]]) -> None:
     for row in rows:
         table.add_row(*(row.get(heading, "") for heading in headings))
     console = Console()
-    console = Console(width=max(console.width, 120))  # no digit is cut off where the terminal is narrower
+    console = Console(width=max(console.width, 120))  # do not truncate numbers in a narrow terminal
     console.print(title, style="bold", highlight=False)
     console.print(table)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table from the command line."""
+    """Run the benchmark from the command line and print its table; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.mask_inversion",
-        description="Memory and time from the probabilities of a scan to a label map on the scan's own voxels.",
+        description="Compare ways of mapping predicted probabilities to a label map on the scan's own voxels.",
     )
     add = parser.add_argument
     three = {"nargs": 3, "metavar": ("X", "Y", "Z")}
-    add("--shape", type=int, default=[512, 512, 300], **three, help="voxels of the scan (default: 512 512 300)")
-    add("--spacing", type=float, default=[0.8, 0.8, 1.0], **three, help="of the scan, mm (default: 0.8 0.8 1)")
-    add("--model_spacing", type=float, default=[1.5, 1.5, 2.0], **three, help="preprocessed, mm (default: 1.5 1.5 2)")
-    add("--classes", type=int, default=14, help="number of classes, background included (default: 14)")
-    add("--threads", type=int, default=1, help="of PyTorch (default: 1)")
-    add("--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY", help=f"only these of: {'; '.join(WAYS)}")
-    add("--json", metavar="FILE", help="write the numbers, in bytes and seconds")
+    add("--shape", type=int, default=[512, 512, 300], **three, help="scan size in voxels (default: 512 512 300)")
+    add("--spacing", type=float, default=[0.8, 0.8, 1.0], **three, help="scan spacing in mm (default: 0.8 0.8 1)")
+    model_help = "spacing of the preprocessed scan in mm (default: 1.5 1.5 2)"
+    add("--model_spacing", type=float, default=[1.5, 1.5, 2.0], **three, help=model_help)
+    add("--classes", type=int, default=14, help="number of classes, including background (default: 14)")
+    add("--threads", type=int, default=1, help="PyTorch threads (default: 1)")
+    ways_help = f"ways to run, of: {'; '.join(WAYS)} (default: all)"
+    add("--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY", help=ways_help)
+    add("--json", metavar="FILE", help="write the results to FILE, in bytes and seconds")
     given = parser.parse_args(arguments)
     try:
         for name in ("shape", "spacing", "model_spacing", "threads"):
             value = getattr(given, name)
             if min(value if isinstance(value, list) else [value]) <= 0:
-                raise InputError(f"--{name} {value}: give numbers above 0.")
+                raise InputError(f"--{name} {value}: must be above 0.")
         if not 2 <= given.classes <= 256:
-            raise InputError(f"--classes {given.classes}: give 2 to 256.")
+            raise InputError(f"--classes {given.classes}: must be from 2 to 256.")
         options = {name: value for name, value in vars(given).items() if name != "json"}
         results = compare(**options)
     except InputError as error:

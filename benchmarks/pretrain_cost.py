@@ -1,27 +1,26 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What one step of pre-training costs in arithmetic and memory, computed without a GPU.
+"""Compute arithmetic and memory of one pre-training step, without a GPU.
 
     python -m benchmarks.pretrain_cost --preset official --feature_size 48 24 12
 
-The bundle's own network, of MONAI's modules (``--fast false``: the fast ones have to be on a device to know what they
-keep, which is less), and its loss run forward and backward on fake tensors (`FakeTensorMode`), which have shapes, types
-and storages, but no numbers. Per step of 2 x crops views:
+The bundle's network and loss run forward and backward on fake tensors (`FakeTensorMode`), which have shapes, types and
+storages but no values. The network is built from MONAI's modules (``--fast false``): the fast path keeps less, but how
+much can only be determined on a device. Per step of 2 x crops views:
 
-- *forward*, *backward*: FLOPs of convolutions and matrix products (`FlopCounterMode`; a multiplication and its addition
-  are two). What gradient checkpointing computes again is in the backward. Norms, softmax, GELU and interpolation are
-  not counted.
+- *forward*, *backward*: FLOPs of convolutions and matrix products (`FlopCounterMode`; a multiply-add counts as two).
+  Recomputation by gradient checkpointing counts as backward. Norms, softmax, GELU and interpolation are not counted.
 - *fixed*: weights, gradients and AdamW's two moments in float32, 16 bytes per parameter.
-- *kept*: what autograd holds between forward and backward (`saved_tensors_hooks`), each storage once, without weights
-  and buffers. The half-precision copies of weights that autocast makes are in it.
-- *peak*: weights and both moments, and the most that all other storages take at one time from the views' arrival to the
-  end of the backward: views, targets, activations, intermediate results, gradients as they come, and with checkpointing
-  the part of a block that is computed again. Never less than *fixed*.
+- *kept*: tensors that autograd saves between forward and backward (`saved_tensors_hooks`), each storage once, without
+  weights and buffers. The half-precision copies of weights that autocast makes are included.
+- *peak*: weights and both moments, plus the maximum over time of all other storages from the start of the forward to
+  the end of the backward: views, targets, activations, intermediate results, accumulating gradients, and with
+  checkpointing the recomputed part of a block. Never less than *fixed*.
 
-Not counted: what kernels allocate inside themselves (cuDNN and cuBLAS workspaces), rounding and fragmentation of the
-allocator, the CUDA context, the buckets of DDP (4 bytes per parameter), temporaries of the optimizer. Leave room above
-the peak; ``--measure`` puts the numbers of a real GPU beside it.
+Not counted: memory that kernels allocate internally (cuDNN and cuBLAS workspaces), rounding and fragmentation of the
+allocator, the CUDA context, the buckets of DDP (4 bytes per parameter) and temporaries of the optimizer. Leave headroom
+above the peak. ``--measure`` adds the numbers of a real GPU.
 
-Half precision is that of GPU autocast in bfloat16, which training uses where the GPU has it; float16 is of the same size.
+Half precision means GPU autocast in bfloat16, which training uses if the GPU supports it. float16 has the same size.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ WARM_UP, TIMED = 3, 10  # steps of --measure
 
 @dataclass(frozen=True, kw_only=True)
 class Mode:
-    """How a step is computed: precision, and whether the encoder's blocks are computed again in the backward."""
+    """Precision of a step, and whether gradient checkpointing recomputes the encoder's blocks in the backward."""
 
     half: bool = False
     checkpointing: bool = False
@@ -81,7 +80,7 @@ MODES = tuple(Mode(half=half, checkpointing=checkpointing) for half in (False, T
 
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
-    """Cost of one step; the module's docstring says what is counted. Memory in bytes."""
+    """Cost of one step, as defined in the module's docstring; memory in bytes."""
 
     encoder_parameters: int
     head_parameters: int
@@ -104,25 +103,25 @@ class StepCost:
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    """Number that tensors of one storage share, as long as it lives."""
+    """Identifier of a tensor's storage, valid while the storage is alive."""
     return tensor.untyped_storage()._cdata
 
 
 class SavedBytes(saved_tensors_hooks):
-    """Counts what autograd saves for the backward while it is active.
+    """Counts the bytes that autograd saves for the backward while this context is active.
 
     Args:
-        besides: tensors that do not count, such as weights and buffers.
+        besides: tensors not to count, such as weights and buffers.
     """
 
     class _Saved:
-        """Lives as long as the graph that holds it; a tensor itself may have other owners."""
+        """Lives as long as the graph that holds it, unlike the tensor, which may have other owners."""
 
         def __init__(self, tensor: torch.Tensor) -> None:
-            self.tensor = tensor.detach()  # an operation's own result would hold its graph, and so itself
+            self.tensor = tensor.detach()  # without detach, an operation's result would keep its own graph alive
 
     def __init__(self, besides: Iterable[torch.Tensor] = ()) -> None:
-        self._besides = {_storage(tensor) for tensor in besides}
+        self._excluded = {_storage(tensor) for tensor in besides}
         self._alive = weakref.WeakSet()
         super().__init__(self._pack, lambda saved: saved.tensor)
 
@@ -132,16 +131,16 @@ class SavedBytes(saved_tensors_hooks):
         return saved
 
     def now(self) -> int:
-        """Bytes that graphs hold at the moment, each storage once."""
+        """Return the bytes that graphs currently hold, each storage once."""
         storages = {_storage(saved.tensor): saved.tensor.untyped_storage().nbytes() for saved in self._alive}
-        return sum(size for storage, size in storages.items() if storage not in self._besides)
+        return sum(size for storage, size in storages.items() if storage not in self._excluded)
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that operations make while it is active: in use ``now``, and at most (``peak``).
+    """Counts the bytes of storages created while it is active: currently in use (``now``) and at most (``peak``).
 
     Args:
-        besides: tensors that do not count, such as weights and buffers.
+        besides: tensors not to count, such as weights and buffers.
     """
 
     def __init__(self, besides: Iterable[torch.Tensor] = ()) -> None:
@@ -168,12 +167,12 @@ class LiveBytes(TorchDispatchMode):
 
 @contextmanager
 def _autocast_as_on_gpu(enabled: bool) -> Iterator[Callable[[], torch.autocast]]:
-    """Give a CPU autocast in bfloat16 that casts as a GPU's.
+    """Provide a CPU autocast in bfloat16 that casts like GPU autocast.
 
-    Fake GPU tensors cannot be differentiated by a PyTorch built without CUDA. Of the operations in the network, GPU
-    autocast computes layer norm, trilinear interpolation and softmax in float32, CPU autocast none (PyTorch 2.13).
-    Softmax receives float32 anyway, for the position bias is a float32 weight. Checkpointed blocks are computed again
-    in the backward under the autocast of their forward, so the whole step belongs inside this context.
+    A PyTorch built without CUDA cannot differentiate fake GPU tensors. Of the operations in the network, GPU autocast
+    computes layer norm, trilinear interpolation and softmax in float32; CPU autocast does so for none (PyTorch 2.13).
+    Softmax receives float32 anyway, because the position bias is a float32 weight. Checkpointed blocks are recomputed
+    in the backward under the autocast of their forward, so run the whole step inside this context.
     """
 
     def in_float32(function: Callable) -> Callable:
@@ -187,7 +186,7 @@ def _autocast_as_on_gpu(enabled: bool) -> Iterator[Callable[[], torch.autocast]]
 
 
 def _batch(encoder: Mapping[str, Any], roi_size: Sequence[int], crops: int, device: str) -> tuple[torch.Tensor, dict]:
-    """Views and targets in the shapes and types of `views.TwoViews`, with any content."""
+    """Random views and targets with the shapes and types of `views.TwoViews`."""
     shape = (2 * crops, encoder["in_channels"], *roi_size)
     views = torch.rand(shape, device=device)
     mask = torch.zeros((2 * crops, 1, *roi_size), dtype=torch.bool, device=device)
@@ -196,12 +195,12 @@ def _batch(encoder: Mapping[str, Any], roi_size: Sequence[int], crops: int, devi
 
 
 def step_cost(*, encoder: Mapping[str, Any], roi_size: Sequence[int], crops: int, mode: Mode) -> StepCost:
-    """Cost of one step with all proxy tasks and the default heads.
+    """Compute the cost of one step with all proxy tasks and the default heads.
 
     Args:
-        encoder: encoder record (`common.swin_encoder.resolve_encoder`).
-        roi_size: voxels of a crop, each divisible by 32.
-        crops: crops per step and GPU; each is seen in two views.
+        encoder: encoder record (`common.weights.encoder_record.resolve_encoder`).
+        roi_size: crop size in voxels, each divisible by 32.
+        crops: crops per step and GPU; each gives two views.
         mode: precision and gradient checkpointing.
     """
     network = SwinPretrainer(encoder=encoder, tasks=TASKS, use_checkpoint=mode.checkpointing, fast=False)
@@ -220,7 +219,7 @@ def step_cost(*, encoder: Mapping[str, Any], roi_size: Sequence[int], crops: int
             kept = saved.now()
             loss.backward()
 
-        # Apart, because it keeps tensors alive. FLOPs do not depend on the precision.
+        # In a separate pass, because the counter keeps tensors alive. FLOPs do not depend on the precision.
         with FlopCounterMode(display=False) as flops:
             loss = loss_function(network(views), targets)
             forward = flops.get_total_flops()
@@ -238,12 +237,12 @@ def step_cost(*, encoder: Mapping[str, Any], roi_size: Sequence[int], crops: int
 def measure_step(
     *, encoder: Mapping[str, Any], roi_size: Sequence[int], crops: int, mode: Mode
 ) -> tuple[float, int] | None:
-    """Milliseconds (median of `TIMED` after `WARM_UP`) and peak bytes of real steps; None if the GPU is too small.
+    """Measure real steps on the GPU; return milliseconds and peak bytes, or None if they run out of memory.
 
-    Views and targets are random and lie on the GPU already: loading and masking are left out. Arguments as in
-    `step_cost`.
+    The time is the median of `TIMED` steps after `WARM_UP` steps. Views and targets are random tensors on the GPU, so
+    loading and masking are excluded. Arguments as in `step_cost`.
     """
-    set_determinism(seed=0)  # as every training does: cuDNN then chooses other algorithms
+    set_determinism(seed=0)  # as in every training; it changes which algorithms cuDNN chooses
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     try:
@@ -273,7 +272,7 @@ def measure_step(
 
 
 def _row(feature_size: int, mode: Mode, cost: StepCost, teraflops: float | None) -> dict[str, str]:
-    """Cells of one row by their headings, with line breaks for the table on the screen."""
+    """Cells of one row by column heading, with line breaks for the terminal."""
     in_millions = [f"{n / 1e6:.1f}" for n in (cost.encoder_parameters, cost.head_parameters, cost.parameters)]
     cells = {
         "size": str(feature_size),
@@ -292,7 +291,7 @@ def _row(feature_size: int, mode: Mode, cost: StepCost, teraflops: float | None)
 
 
 def _measured_cells(measured: tuple[float, int] | None) -> dict[str, str]:
-    """Cells of a measurement by their headings."""
+    """Cells of a measurement by column heading."""
     if measured is None:
         return {"measured\nms": "–", "measured\npeak GiB": "out of memory"}
     return {"measured\nms": f"{measured[0]:.0f}", "measured\npeak GiB": f"{measured[1] / GIB:.2f}"}
@@ -310,43 +309,43 @@ def _print_table(title: str, rows: Sequence[Mapping[str, str]]) -> None:
     for row in rows:
         table.add_row(*row.values())
     console = Console()
-    Console(width=max(console.width, 140)).print(table)  # no digit is cut off where the terminal is narrower
+    Console(width=max(console.width, 140)).print(table)  # do not truncate numbers in a narrow terminal
     console.print(
-        "\nparameters: encoder + heads. fixed: weights, gradients, moments of AdamW (float32). kept: held between "
-        "forward and backward. peak: the most at one time, weights and moments included; workspaces of kernels, "
+        "\nparameters: encoder + heads. fixed: weights, gradients and AdamW's moments (float32). kept: saved between "
+        "forward and backward. peak: maximum at one time, including weights and moments; kernel workspaces, "
         "fragmentation and the CUDA context come on top."
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table from the command line."""
+    """Run the benchmark from the command line and print its table; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.pretrain_cost",
-        description="Arithmetic and memory of one step of pre-training, computed without a GPU.",
+        description="Compute arithmetic and memory of one pre-training step, without a GPU.",
     )
     add = parser.add_argument
     add(
         "--preset",
         default="official",
-        help="preset of swin_unetr_pretrain that gives what is left open (default: official)",
+        help="preset of swin_unetr_pretrain for the options that are not passed (default: official)",
     )
-    add("--roi_size", type=int, nargs=3, metavar=("X", "Y", "Z"), help="voxels of a crop")
+    add("--roi_size", type=int, nargs=3, metavar=("X", "Y", "Z"), help="crop size in voxels")
     add(
         "--crops",
         type=int,
         default=4,
-        help="crops per step and GPU, batch_size x crops_per_volume; each in two views (default: 4)",
+        help="crops per step and GPU, batch_size x crops_per_volume; each gives two views (default: 4)",
     )
-    add("--feature_size", type=int, nargs="+", metavar="N", help="one or more sizes of the encoder, such as 48 24 12")
+    add("--feature_size", type=int, nargs="+", metavar="N", help="one or more encoder sizes, such as 48 24 12")
     add("--depths", type=int, nargs=4, metavar="N", help="blocks per stage")
     add("--num_heads", type=int, nargs=4, metavar="N", help="attention heads per stage")
-    add("--window_size", type=int, help="side of the attention window")
-    add("--teraflops", type=float, help="TFLOP/s that your GPU sustains: adds the time a step then takes")
+    add("--window_size", type=int, help="attention window size in tokens")
+    add("--teraflops", type=float, help="TFLOP/s that your GPU sustains; adds a column with the time per step")
     add("--markdown", action="store_true", help="print a Markdown table")
     add(
         "--measure",
         action="store_true",
-        help=f"also run {WARM_UP + TIMED} real steps per row on the GPU of this machine",
+        help=f"also run {WARM_UP + TIMED} real steps per row on this machine's GPU",
     )
     options = parser.parse_args(arguments)
     try:
@@ -360,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _report(options: argparse.Namespace) -> None:
     if options.measure and not torch.cuda.is_available():
         raise InputError(
-            "--measure runs real steps on a GPU, but PyTorch finds none here. Leave it out to compute the costs alone."
+            "--measure runs real steps on a GPU, but PyTorch finds none. Omit --measure to only compute the costs."
         )
     for name in ("crops", "teraflops"):
         if (value := getattr(options, name)) is not None and value <= 0:

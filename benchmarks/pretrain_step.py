@@ -1,21 +1,25 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""One step of pre-training: the bundle beside the released procedure, same crops, same weights at the start.
+"""Compare one pre-training step: the bundle against the released procedure.
 
-    python -m benchmarks.pretrain_step                      a CPU in minutes: base size, two crops of 64^3
+    python -m benchmarks.pretrain_step                      minutes on a CPU: base size, two crops of 64^3
     python -m benchmarks.pretrain_step --roi 96 96 96 --batch 4 --device cuda
 
-Sides (in turns, each in a process of its own; see `benchmarks.side_by_side`):
+Crops and initial weights are the same on all sides (they take turns, each in its own process; see
+`benchmarks.side_by_side`):
 
-- *ours*: the engine, views, network, loss, optimiser and gradient guard of swin_unetr_pretrain's train.yaml, preset ``official``.
-- *ours, stock network*: the same with ``--fast false``: what the step alone brings.
-- *official*: the released procedure rebuilt here on the stock network: rotations and masks drawn on the host and put in crop by crop, two
-  forwards, the released contrast, ``.item()`` twice a step, AdamW as PyTorch builds it.
-- *official, anomaly detection*: the same under ``torch.autograd.set_detect_anomaly(True)``, as the released code always runs. Ratios are to
-  the side without it.
+- *ours*: engine, views, network, loss, optimiser and gradient guard of swin_unetr_pretrain's train.yaml, preset
+  ``official``.
+- *ours, stock network*: the same with ``--fast false``, to show the gain without the fast network.
+- *official*: the released procedure, reimplemented here on the stock network: rotations and masks drawn on the host
+  and applied crop by crop, two forwards, the released contrastive loss, ``.item()`` twice per step, AdamW in PyTorch's
+  default implementation.
+- *official, anomaly detection*: the same under ``torch.autograd.set_detect_anomaly(True)``, which the released code
+  always enables. Ratios are relative to the side without it.
 
-Crops are random numbers in [0, 1] that lie in memory (`benchmarks.data` is about loading). All sides run under the same autocast on a GPU.
-A timed run makes ``--steps`` steps. *limit*: the time that the arithmetic of a run takes at the best rate that this machine reached in a
-large matrix product or convolution. *GB moved*: what all operations read and write, each by itself.
+Crops are random numbers in [0, 1] in memory (for loading see `benchmarks.data`). On a GPU all sides run under the same
+autocast. A timed run makes ``--steps`` steps. *limit*: the time that the arithmetic of a run would take at the best
+rate that this machine reached in a large matrix product or convolution. *GB moved*: the bytes that all operations read
+and write, counted per operation.
 """
 
 from __future__ import annotations
@@ -38,20 +42,21 @@ from bundles.common.errors import InputError
 
 OURS, STOCK, OFFICIAL, ANOMALY = SIDES = ("ours", "ours, stock network", "official", "official, anomaly detection")
 DEFAULT_SIDES = (OURS, OFFICIAL, ANOMALY)
-PLANE = (2, 3)  # axes of a crop (C, X, Y, Z) in which the released code turns it
-MOST_MASKED, LARGEST_BLOCK, SMALLEST_BLOCK = 0.3, 0.25, 0.05  # per pass of masking; of a side
+PLANE = (2, 3)  # axes of a crop (C, X, Y, Z) that span the plane of rotation in the released code
+MOST_MASKED = 0.3  # fraction of the crop, per pass of masking
+LARGEST_BLOCK, SMALLEST_BLOCK = 0.25, 0.05  # fraction of the crop's side
 TEMPERATURE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What all sides are given.
+    """Settings shared by all sides.
 
     Attributes:
-        feature_size: of the encoder; depths, heads and window are the published ones.
-        roi: voxels of a crop.
+        feature_size: feature size of the encoder; depths, heads and window are the published ones.
+        roi: crop size in voxels.
         batch: crops per step.
-        steps: per timed run.
+        steps: steps per timed run.
         device: ``cpu`` or ``cuda``.
         precision: ``fp32``, ``bf16`` or ``fp16``.
     """
@@ -65,23 +70,23 @@ class Job:
 
 
 def make_crops(job: Job) -> torch.Tensor:
-    """Crops of one step, (B, 1, X, Y, Z) in [0, 1]."""
+    """Random crops for one step, (B, 1, X, Y, Z) in [0, 1]."""
     return torch.rand(job.batch, 1, *job.roi, generator=torch.Generator().manual_seed(0))
 
 
 def bundle_config(job: Job, *, fast: bool = True) -> Any:
-    """The bundle's config with the options of the job."""
+    """Load the bundle's config with the options of the job."""
     options: dict[str, Any] = {"preset": "official", "feature_size": job.feature_size, "roi_size": list(job.roi)}
     options |= {"max_steps": job.steps, "val_interval": job.steps, "warmup_steps": 0, "log_every": 20}
     options |= {"device": torch.device(job.device), "amp": job.precision != "fp32"}
     options["amp_type"] = job.precision if options["amp"] else "auto"
     if job.batch == 1:
-        options["mask_fill"] = ["noise"]  # there is no other crop to take voxels from, in the released code neither
+        options["mask_fill"] = ["noise"]  # no other crop to take voxels from, nor in the released code
     return training_config("swin_unetr_pretrain", fast=fast, **options)
 
 
 def make_network(job: Job, *, fast: bool) -> torch.nn.Module:
-    """The bundle's network on its device, with random weights that do not depend on ``fast``."""
+    """Build the bundle's network on its device; the random weights do not depend on ``fast``."""
     torch.manual_seed(0)
     return bundle_config(job, fast=fast).get_parsed_content("network").train()
 
@@ -90,7 +95,7 @@ def make_network(job: Job, *, fast: bool) -> torch.nn.Module:
 
 
 def bundle_side(job: Job, *, fast: bool) -> Callable[[], float]:
-    """Steps of the bundle's engine; returns the last loss."""
+    """Return a function that runs the steps with the bundle's engine and returns the last loss."""
     torch.manual_seed(0)
     trainer = bundle_config(job, fast=fast).get_parsed_content("train::trainer")
     crops = make_crops(job)
@@ -101,13 +106,13 @@ def bundle_side(job: Job, *, fast: bool) -> Callable[[], float]:
 
 
 class OfficialProcedure:
-    """A step as the released code makes it, written anew from its description (views, losses, order of operations).
+    """A training step of the released code, reimplemented from its description (views, losses, order of operations).
 
     Args:
-        network: gives the three heads' outputs of one view (`SwinPretrainer`, stock).
+        network: maps one view to the outputs of the three heads (`SwinPretrainer`, stock).
         device: ``cpu`` or ``cuda``.
-        precision: of the autocast.
-        seed: of the draws, which come from the host.
+        precision: precision of the autocast.
+        seed: seed of the random draws, made on the host.
     """
 
     def __init__(self, network: torch.nn.Module, *, device: str, precision: str = "fp32", seed: int = 0) -> None:
@@ -120,7 +125,7 @@ class OfficialProcedure:
         self.optimizer = torch.optim.AdamW(parameters, lr=4e-4, weight_decay=0.1)
 
     def rotated(self, crops: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each crop turned by quarters of its own, and how many."""
+        """Rotate each crop by a random number of quarter turns; return the crops and these numbers."""
         turned = crops.detach().clone()
         turns = torch.zeros(len(crops), dtype=torch.long, device=crops.device)
         for i in range(len(crops)):
@@ -130,7 +135,7 @@ class OfficialProcedure:
         return turned, turns
 
     def masked(self, crops: torch.Tensor) -> torch.Tensor:
-        """Blocks of noise in every crop, then blocks of another crop of the batch."""
+        """Mask every crop with blocks of noise, then with blocks of another crop of the batch."""
         masked = crops.detach().clone()
         for i in range(len(crops)):
             self._hide(masked[i], None)
@@ -151,16 +156,16 @@ class OfficialProcedure:
                 start = int(self.random.integers(0, side - least + 1))
                 size = int(self.random.integers(least, max(least, int(LARGEST_BLOCK * side)) + 1))
                 box.append(slice(start, min(start + size, side)))
-            place = (slice(None), *box)
+            block = (slice(None), *box)
             if source is None:
-                noise = torch.empty(crop[place].shape, dtype=crop.dtype, device=crop.device).normal_()
-                crop[place] = (noise - torch.min(noise)) / (torch.max(noise) - torch.min(noise))
+                noise = torch.empty(crop[block].shape, dtype=crop.dtype, device=crop.device).normal_()
+                crop[block] = (noise - torch.min(noise)) / (torch.max(noise) - torch.min(noise))
             else:
-                crop[place] = source[place]
+                crop[block] = source[block]
             filled += int(np.prod([each.stop - each.start for each in box]))
 
     def contrast(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """The released form of NT-Xent: exponentials of all cosine similarities, an embedding's own masked out of the sum."""
+        """Compute NT-Xent as released: exponentials of all cosine similarities, summed without an embedding's own."""
         number = len(first)
         z = torch.cat([F.normalize(first, dim=1), F.normalize(second, dim=1)])
         similarity = F.cosine_similarity(z[:, None], z[None], dim=2)
@@ -172,23 +177,23 @@ class OfficialProcedure:
     def loss(
         self, views: Sequence[torch.Tensor], crops: Sequence[torch.Tensor], turns: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss of both views, and of it the inpainting, from one forward each.
+        """Compute the total loss and its inpainting part, with one forward per view.
 
         Args:
-            views: the two masked views of the crops of a batch.
-            crops: the same, not masked.
+            views: the two masked views of a batch of crops.
+            crops: the same two views without masks.
             turns: quarter turns of each view.
         """
         with self.autocast:
-            one, other = self.network(views[0]), self.network(views[1])
-            rotation = F.cross_entropy(torch.cat([one["rotation"], other["rotation"]]), torch.cat(list(turns)))
-            contrast = self.contrast(one["contrast"], other["contrast"])
-            painted = torch.cat([one["inpainting"], other["inpainting"]])
+            first, second = self.network(views[0]), self.network(views[1])
+            rotation = F.cross_entropy(torch.cat([first["rotation"], second["rotation"]]), torch.cat(list(turns)))
+            contrast = self.contrast(first["contrast"], second["contrast"])
+            painted = torch.cat([first["inpainting"], second["inpainting"]])
             inpainting = F.l1_loss(painted, torch.cat(list(crops)))
             return rotation + contrast + inpainting, inpainting
 
     def step(self, crops: torch.Tensor) -> float:
-        """One step on crops that lie on the host; returns its loss."""
+        """Make one step on crops in host memory; return its loss."""
         crops = crops.to(self.device)
         (first, first_turns), (second, second_turns) = self.rotated(crops), self.rotated(crops)
         views = self.masked(first), self.masked(second)
@@ -203,7 +208,7 @@ class OfficialProcedure:
 
 
 def official_side(job: Job, *, anomaly: bool) -> Callable[[], float]:
-    """Steps of the released procedure; returns the last loss."""
+    """Return a function that runs the steps with the released procedure and returns the last loss."""
     torch.autograd.set_detect_anomaly(anomaly)
     network = make_network(job, fast=False)
     procedure = OfficialProcedure(network, device=job.device, precision=job.precision)
@@ -215,7 +220,7 @@ def official_side(job: Job, *, anomaly: bool) -> Callable[[], float]:
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
-    """Measure and print; returns the numbers."""
+    """Measure and print; return the numbers."""
     fields = {name: getattr(given, name) for name in ("feature_size", "batch", "steps", "device", "precision")}
     job = Job(roi=tuple(given.roi), **fields)
     sides = {
@@ -230,23 +235,23 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     reference = OFFICIAL if OFFICIAL in sides else list(sides)[-1]
     results |= measure(sides, reference=reference, given=given, best=best, same_work={ANOMALY: OFFICIAL})
     crops = f"{given.batch} crop{'s' * (given.batch > 1)} of {' x '.join(map(str, given.roi))}"
-    steps = f"{given.steps} step{'s' * (given.steps > 1)} a run"
+    steps = f"{given.steps} step{'s' * (given.steps > 1)} per run"
     show(results, title=f"pre-training, feature size {given.feature_size}, {crops}, {steps}")
     return results
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table from the command line."""
+    """Run the benchmark from the command line and print its table; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.pretrain_step",
-        description="One step of pre-training: the bundle beside the released procedure.",
+        description="Compare one pre-training step: the bundle against the released procedure.",
     )
     gpu = torch.cuda.is_available()
     side, batch, runs, steps = (96, 4, 10, 5) if gpu else (64, 2, 3, 1)
     add_options(parser, roi=[side] * 3, runs=runs, batch=batch)
-    parser.add_argument("--steps", type=int, default=steps, help=f"per timed run (default here: {steps})")
-    names = "; ".join(SIDES)
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=DEFAULT_SIDES, metavar="SIDE", help=f"of: {names}")
+    parser.add_argument("--steps", type=int, default=steps, help=f"steps per timed run (default here: {steps})")
+    sides_help = f"sides to run, of: {'; '.join(SIDES)} (default: {'; '.join(DEFAULT_SIDES)})"
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=DEFAULT_SIDES, metavar="SIDE", help=sides_help)
     given = parser.parse_args(arguments)
     try:
         check_options(given)

@@ -1,19 +1,21 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""One step of a segmentation training: the bundle beside a plain loop over MONAI's parts, same crops, same weights at the start.
+"""Compare one segmentation training step: the bundle against a plain loop over MONAI's components.
 
-    python -m benchmarks.segmentation_step                  a CPU in minutes: base size, one crop of 64^3
+    python -m benchmarks.segmentation_step                  minutes on a CPU: base size, one crop of 64^3
     python -m benchmarks.segmentation_step --roi 96 96 96 --batch 4 --device cuda
 
-Sides (in turns, each in a process of its own; see `benchmarks.side_by_side`):
+Crops and initial weights are the same on all sides (they take turns, each in its own process; see
+`benchmarks.side_by_side`):
 
-- *ours*: the engine, network, loss, optimiser and gradient guard of swin_unetr_btcv_seg's train.yaml, preset ``official``.
-- *ours, stock network*: the same with ``--fast false``: what the step alone brings.
-- *stock*: MONAI's `SwinUNETR` and `DiceCELoss`, AdamW as PyTorch builds it, ``.item()`` once a step.
+- *ours*: engine, network, loss, optimiser and gradient guard of swin_unetr_btcv_seg's train.yaml, preset ``official``.
+- *ours, stock network*: the same with ``--fast false``, to show the gain without the fast network.
+- *stock*: MONAI's `SwinUNETR` and `DiceCELoss`, AdamW in PyTorch's default implementation, ``.item()`` once per step.
 
-Crops are random numbers with labels in blocks; they lie in memory. They are changed on no side: what the augmentation takes on the device is
-small, and a loop over MONAI's transforms has it in its workers. All sides run under the same autocast on a GPU. A timed run makes ``--steps``
-steps. *limit*: the time that the arithmetic of a run takes at the best rate that this machine reached in a large matrix product or
-convolution. *GB moved*: what all operations read and write, each by itself.
+Crops are random numbers with block-shaped labels, in memory. No side augments them: the bundle's augmentation on the
+device takes little time, and a loop over MONAI's transforms augments in its workers. On a GPU all sides run under the
+same autocast. A timed run makes ``--steps`` steps. *limit*: the time that the arithmetic of a run would take at the
+best rate that this machine reached in a large matrix product or convolution. *GB moved*: the bytes that all operations
+read and write, counted per operation.
 """
 
 from __future__ import annotations
@@ -37,18 +39,18 @@ from bundles.common.errors import InputError
 OURS, OURS_STOCK, STOCK = SIDES = ("ours", "ours, stock network", "stock")
 DEFAULT_SIDES = (OURS, STOCK)
 CLASSES = 14
-BLOCK = 16  # voxels of a block of one label
+BLOCK = 16  # side of a block of one label, in voxels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What all sides are given.
+    """Settings shared by all sides.
 
     Attributes:
-        feature_size: of the encoder; depths, heads and window are the published ones.
-        roi: voxels of a crop.
+        feature_size: feature size of the encoder; depths, heads and window are the published ones.
+        roi: crop size in voxels.
         batch: crops per step.
-        steps: per timed run.
+        steps: steps per timed run.
         device: ``cpu`` or ``cuda``.
         precision: ``fp32``, ``bf16`` or ``fp16``.
     """
@@ -62,7 +64,7 @@ class Job:
 
 
 def make_crops(job: Job) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (B, 1, X, Y, Z) in [0, 1] and label values of the same shape."""
+    """Make images (B, 1, X, Y, Z) in [0, 1] and label values of the same shape."""
     generator = torch.Generator().manual_seed(0)
     blocks = [size // BLOCK for size in job.roi]
     label = torch.randint(CLASSES, (job.batch, 1, *blocks), generator=generator).float()
@@ -72,7 +74,7 @@ def make_crops(job: Job) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def bundle_config(job: Job, *, fast: bool = True) -> Any:
-    """The bundle's config with the options of the job."""
+    """Load the bundle's config with the options of the job."""
     options: dict[str, Any] = {"preset": "official", "feature_size": job.feature_size, "roi_size": list(job.roi)}
     options |= {"max_steps": job.steps, "val_interval": job.steps, "warmup_steps": 0, "log_every": 20}
     options |= {"device": torch.device(job.device), "amp": job.precision != "fp32", "augmentation": {}}
@@ -81,13 +83,16 @@ def bundle_config(job: Job, *, fast: bool = True) -> Any:
 
 
 def make_network(job: Job, *, fast: bool) -> torch.nn.Module:
-    """The bundle's network on its device, with random weights that do not depend on ``fast``; stock, it is MONAI's `SwinUNETR`."""
+    """Build the bundle's network on its device; without ``fast`` it is MONAI's `SwinUNETR`.
+
+    The random weights do not depend on ``fast``.
+    """
     torch.manual_seed(0)
     return bundle_config(job, fast=fast).get_parsed_content("network").train()
 
 
 def bundle_side(job: Job, *, fast: bool) -> Callable[[], float]:
-    """Steps of the bundle's engine; returns the last loss."""
+    """Return a function that runs the steps with the bundle's engine and returns the last loss."""
     torch.manual_seed(0)
     trainer = bundle_config(job, fast=fast).get_parsed_content("train::trainer")
     image, label = make_crops(job)
@@ -98,12 +103,12 @@ def bundle_side(job: Job, *, fast: bool) -> Callable[[], float]:
 
 
 def stock_loss() -> torch.nn.Module:
-    """The loss of the official BTCV code, with MONAI's smoothing."""
+    """Loss of the official BTCV code, with MONAI's smoothing."""
     return DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True)
 
 
 def stock_side(job: Job) -> Callable[[], float]:
-    """Steps of a plain loop; returns the last loss."""
+    """Return a function that runs the steps in a plain loop and returns the last loss."""
     network, loss_function = make_network(job, fast=False), stock_loss()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=1e-5)
     autocast = torch.autocast(job.device, dtype=PRECISIONS[job.precision], enabled=job.precision != "fp32")
@@ -124,7 +129,7 @@ def stock_side(job: Job) -> Callable[[], float]:
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
-    """Measure and print; returns the numbers."""
+    """Measure and print; return the numbers."""
     fields = {name: getattr(given, name) for name in ("feature_size", "batch", "steps", "device", "precision")}
     job = Job(roi=tuple(given.roi), **fields)
     sides = {
@@ -138,23 +143,23 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     reference = STOCK if STOCK in sides else list(sides)[-1]
     results |= measure(sides, reference=reference, given=given, best=best)
     crops = f"{given.batch} crop{'s' * (given.batch > 1)} of {' x '.join(map(str, given.roi))}"
-    steps = f"{given.steps} step{'s' * (given.steps > 1)} a run"
+    steps = f"{given.steps} step{'s' * (given.steps > 1)} per run"
     show(results, title=f"segmentation, feature size {given.feature_size}, {CLASSES} classes, {crops}, {steps}")
     return results
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table from the command line."""
+    """Run the benchmark from the command line and print its table; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.segmentation_step",
-        description="One step of a segmentation training: the bundle beside a plain loop over MONAI's parts.",
+        description="Compare one segmentation training step: the bundle against a plain loop over MONAI's components.",
     )
     gpu = torch.cuda.is_available()
     side, batch, runs, steps = (96, 4, 10, 5) if gpu else (64, 1, 3, 1)
     add_options(parser, roi=[side] * 3, runs=runs, batch=batch)
-    parser.add_argument("--steps", type=int, default=steps, help=f"per timed run (default here: {steps})")
-    names = "; ".join(SIDES)
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=DEFAULT_SIDES, metavar="SIDE", help=f"of: {names}")
+    parser.add_argument("--steps", type=int, default=steps, help=f"steps per timed run (default here: {steps})")
+    sides_help = f"sides to run, of: {'; '.join(SIDES)} (default: {'; '.join(DEFAULT_SIDES)})"
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=DEFAULT_SIDES, metavar="SIDE", help=sides_help)
     given = parser.parse_args(arguments)
     try:
         check_options(given)

@@ -1,27 +1,28 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Two or more ways to do the same, timed in turns, each in a process of its own, beside the limit of the machine.
+"""Time two or more implementations of the same task in turns, each in its own process, against the machine's limit.
 
-A *side* is a function that prepares (network, data) and returns the function to be timed::
+A *side* is a function that prepares (network, data) and returns the function to time::
 
     def stock(size: int) -> Callable[[], object]:
         layer, x = torch.nn.Linear(size, size), torch.rand(size, size)
         return lambda: layer(x)
 
     comparison = compare({"stock": partial(stock, 512), "ours": partial(ours, 512)}, reference="stock", runs=5)
-    comparison.ratio("ours")         # how many times as fast as the reference: median over the rounds
-    comparison.memory_ratio("ours")  # its peak of memory over that of the reference
+    comparison.ratio("ours")         # speed relative to the reference: median over the rounds
+    comparison.memory_ratio("ours")  # memory above the start, relative to the reference
 
-Sides are pickled: functions of a module, or a `functools.partial` of one. Each has a process of its own, started anew
-(spawn), for the whole comparison. In each round each side runs once while the others wait, in one order in even rounds
-and in the reverse in odd ones, so that what else the machine does, and what it does to its clock, falls on all alike. A
-ratio is taken within a round; the median over the rounds is what counts.
+Sides are pickled, so they must be functions of a module, or a `functools.partial` of one. Each side has its own process
+(spawned) for the whole comparison. In each round each side runs once while the others wait. The order is reversed in
+odd rounds, so that other load and changes of the clock frequency affect all sides equally. Ratios are computed within a
+round; the result is their median over the rounds.
 
-*peak* is the most memory that a timed run held: on a GPU what PyTorch had allocated there, on a CPU what the process
-had resident (VmHWM of Linux, set back before the first timed run). *above* is what of it is more than before the side
-was prepared: weights and data count, Python and PyTorch do not. Import in the module of the side, not in the side.
+*peak* is the peak memory of the timed runs: on a GPU the memory allocated by PyTorch, on a CPU the resident memory of
+the process (VmHWM of Linux, reset before the first timed run). *above* is its excess over the memory before the side
+was prepared: it includes weights and data, but not Python and PyTorch. For that, import at the top of the side's
+module, not inside the side.
 
-`work` counts the arithmetic and the traffic of a function, `floor` measures what the machine can do at best, and
-`limit_seconds` says how long the former takes on the latter.
+`work` counts arithmetic and memory traffic of a function, `floor` measures the best rates of the machine, and
+`limit_seconds` computes how long the former takes at the latter.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ from bundles.common.files import write_text
 
 MIB, GIB = 2**20, 2**30
 PACKAGES = ("torch", "monai", "numpy")
-START = "spawn"  # of the processes: with a fork their memory would begin with ours, and CUDA would not work
+START = "spawn"  # a forked process would start with the memory of its parent, and could not use CUDA
 
 Timed = Callable[[], Any]
 
@@ -68,13 +69,13 @@ Timed = Callable[[], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """What was measured of one side.
+    """Measurements of one side.
 
     Attributes:
-        seconds: of each timed run.
-        peak: most bytes that the timed runs held; see the module.
-        above: what of ``peak`` came on top of what the process held before the side was prepared.
-        result: what the last run returned, if ``results`` were asked for.
+        seconds: time of each timed run.
+        peak: peak memory of the timed runs in bytes; see the module.
+        above: excess of ``peak`` over the memory before the side was prepared, in bytes.
+        result: return value of the last run, if ``results`` were requested.
     """
 
     seconds: tuple[float, ...]
@@ -84,19 +85,19 @@ class Side:
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """Median time in seconds."""
         return statistics.median(self.seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Sides that ran in turns; one that ran out of memory is None.
+    """Result of `compare`.
 
     Attributes:
-        sides: by name.
-        reference: name of the side that ratios are to.
+        sides: measurements by name of the side; None for a side that ran out of memory.
+        reference: name of the side that ratios are relative to.
         device: ``cpu`` or ``cuda``.
-        threads: of PyTorch.
+        threads: PyTorch threads.
     """
 
     sides: Mapping[str, Side | None]
@@ -105,19 +106,19 @@ class Comparison:
     threads: int
 
     def ratio(self, name: str) -> float | None:
-        """How many times as fast as the reference: the median over the rounds; None if one of the two did not run."""
+        """Speed relative to the reference, median over the rounds; None if one of the two did not run."""
         side, other = self.sides[name], self.sides[self.reference]
         if side is None or other is None:
             return None
         return statistics.median(b / a for a, b in zip(side.seconds, other.seconds, strict=True))
 
     def memory_ratio(self, name: str) -> float | None:
-        """``above`` over that of the reference; None if one of the two did not run or the reference took nothing."""
+        """``above`` relative to the reference; None if one of the two did not run or the reference's is zero."""
         side, other = self.sides[name], self.sides[self.reference]
         return side.above / other.above if side and other and other.above > 0 else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the results, for `write_json`."""
+        """Return everything except the results, for `write_json`."""
         sides = {}
         for name, side in self.sides.items():
             sides[name] = side and {
@@ -131,10 +132,10 @@ class Comparison:
         return {"device": self.device, "threads": self.threads, "reference": self.reference, "sides": sides}
 
     def rows(self, limits: Mapping[str, float] | None = None) -> list[dict[str, str]]:
-        """Cells of each side by their headings, for `print_table`.
+        """Return the table cells of each side by column heading, for `print_table`.
 
         Args:
-            limits: per side the seconds that the machine needs at best (`limit_seconds`).
+            limits: lower limit of the time in seconds by side (`limit_seconds`).
         """
         rows = []
         for name, side in self.sides.items():
@@ -142,7 +143,7 @@ class Comparison:
                 rows.append({"side": name, "seconds": "out of memory"})
                 continue
             row = {"side": name, "seconds": f"{side.median:.4g}"}
-            row["least – most"] = f"{min(side.seconds):.4g} – {max(side.seconds):.4g}"
+            row["min – max"] = f"{min(side.seconds):.4g} – {max(side.seconds):.4g}"
             ratio, memory = self.ratio(name), self.memory_ratio(name)
             row["times\nas fast"] = "" if ratio is None else f"{ratio:.2f}"
             if limits:
@@ -167,21 +168,23 @@ def compare(
     """Run sides in turns.
 
     Args:
-        sides: by name, what prepares a side and returns the function to be timed; see the module.
-        reference: side that ratios are to; None: the last.
+        sides: maps each name to the function that prepares the side and returns the function to time; see the module.
+        reference: side that ratios are relative to. None: the last.
         runs: timed rounds.
-        warmup: rounds before them, which count for nothing.
-        device: ``cuda``: wait for the GPU before and after each run, and measure its memory.
-        threads: of PyTorch in each process; None: its default.
-        results: have each process send what its last run returned (pickled; tensors on the CPU).
+        warmup: untimed rounds before them.
+        device: ``cpu`` or ``cuda``. With ``cuda``, synchronise before and after each run and measure GPU memory.
+        threads: PyTorch threads in each process. None: PyTorch's default.
+        results: return the value of each side's last run (pickled, so tensors must be on the CPU).
 
     Raises:
-        ValueError: there is no such reference, or ``runs`` is below 1.
-        Exception: what a side raises, but for a lack of memory.
+        ValueError: if ``reference`` is not one of the sides, or ``runs`` is below 1.
+        Exception: any exception of a side, except running out of memory.
     """
     reference = list(sides)[-1] if reference is None else reference
     if reference not in sides or runs < 1:
-        raise ValueError(f"reference {reference!r} must be one of {', '.join(sides)}, and runs, {runs}, 1 or more.")
+        raise ValueError(
+            f"reference {reference!r} must be one of {', '.join(sides)}, and runs must be >= 1, not {runs}."
+        )
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     dead: set[str] = set()
     processes: dict[str, ProcessPoolExecutor] = {}
@@ -192,7 +195,7 @@ def compare(
                 return processes[name].submit(_call, *arguments).result()
             except (BrokenProcessPool, torch.OutOfMemoryError):
                 dead.add(name)
-                processes[name].shutdown()  # or its memory would lack the others
+                processes[name].shutdown()  # free its memory for the other sides
                 return None
 
         for name, prepare in sides.items():
@@ -203,8 +206,8 @@ def compare(
             for name in list(sides) if number % 2 == 0 else reversed(sides):
                 if name not in dead and number == warmup:
                     call(name, "forget_peak")
-                if name not in dead and (taken := call(name, "run")) is not None and number >= warmup:
-                    seconds[name].append(taken)
+                if name not in dead and (duration := call(name, "run")) is not None and number >= warmup:
+                    seconds[name].append(duration)
         measured: dict[str, Side | None] = {}
         for name in sides:
             memory = None if name in dead else call(name, "memory")
@@ -215,7 +218,7 @@ def compare(
 
 
 class _Process:
-    """The side in the process that is measured."""
+    """A side in its measured process."""
 
     def prepare(self, prepare: Callable[[], Timed], device: str, threads: int | None) -> None:
         if threads is not None:
@@ -228,7 +231,7 @@ class _Process:
         self.last: Any = None
 
     def run(self) -> float:
-        self.last = None  # or it would stay beside what comes
+        self.last = None  # free the last result before the next is computed
         gc.collect()
         if self.on_gpu:
             torch.cuda.synchronize()
@@ -264,7 +267,7 @@ def _call(method: str, *arguments: Any) -> Any:
 
 
 def in_a_process(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """What a function (picklable) returns in a new process, which leaves no memory behind."""
+    """Call a picklable function in a new process and return its result, so that its memory is freed afterwards."""
     with ProcessPoolExecutor(1, mp_context=get_context(START)) as pool:
         return pool.submit(function, *arguments, **options).result()
 
@@ -274,11 +277,11 @@ def in_a_process(function: Callable[..., Any], *arguments: Any, **options: Any) 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a function computes.
+    """Work of a function.
 
     Attributes:
-        flops: of convolutions, matrix products and attention; a multiplication and its addition are two.
-        bytes: that its operations read and write, each by itself: fusing and caches make it less.
+        flops: FLOPs of convolutions, matrix products and attention; a multiply-add counts as two.
+        bytes: bytes that its operations read and write, counted per operation; fusion and caches reduce them.
     """
 
     flops: int
@@ -286,7 +289,7 @@ class Work:
 
 
 class _Traffic(TorchDispatchMode):
-    """Sums the bytes of the tensors that operations read and write; views move nothing."""
+    """Sums the bytes of the tensors that operations read and write; views count as nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -307,7 +310,7 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
 
 
 def _extent(tensor: torch.Tensor) -> int:
-    """Bytes in memory; an expanded tensor is no larger than what it is expanded from."""
+    """Bytes that a tensor occupies; an expanded tensor counts like the tensor it was expanded from."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
@@ -320,9 +323,9 @@ def _attention_backward(*shapes: Any, **_: Any) -> int:
 
 
 def work(function: Timed) -> Work:
-    """Count what a function does by doing it once. The kernels of Triton are not seen."""
+    """Count the work of a function by running it twice. Triton kernels are not counted."""
     aten = torch.ops.aten
-    cpu_attention = {  # PyTorch counts those of a GPU alone
+    cpu_attention = {  # PyTorch's counter only knows the attention operations of a GPU
         aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     }
@@ -335,12 +338,12 @@ def work(function: Timed) -> Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Floor:
-    """What a machine does at best, measured.
+    """Best measured rates of a machine.
 
     Attributes:
         matmul: FLOP/s of a large matrix product.
         conv: FLOP/s of a 3x3x3 convolution, 48 to 48 channels.
-        copy: bytes/s, reading and writing.
+        copy: bytes/s of a copy, counting reads and writes.
     """
 
     matmul: float
@@ -351,33 +354,35 @@ class Floor:
 def floor(
     dtype: torch.dtype = torch.float32, device: str = "cpu", *, threads: int | None = None, seconds: float = 1.0
 ) -> Floor:
-    """Measure a matrix product, a convolution and a copy: the best of what each does in some time.
+    """Measure the best rates of a matrix product, a convolution and a copy.
+
+    With ``threads`` the number of threads of this process is changed; to avoid that, call it through `in_a_process`.
 
     Args:
-        dtype: of the numbers.
+        dtype: data type of the matrix product and the convolution.
         device: ``cpu`` or ``cuda``.
-        threads: of PyTorch; None: as they are. Better in a process of its own, by `in_a_process`.
-        seconds: to spend on each.
+        threads: PyTorch threads. None: unchanged.
+        seconds: time to spend on each of the three.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     gpu = torch.device(device).type == "cuda"
-    side, room = (8192, 96) if gpu else (1536, 32)
+    side, extent = (8192, 96) if gpu else (1536, 32)
     a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
     convolution = torch.nn.Conv3d(48, 48, 3, padding=1, bias=False, device=device, dtype=dtype)
-    x = torch.rand(1, 48, *[room] * 3, device=device).to(dtype)
+    x = torch.rand(1, 48, *[extent] * 3, device=device).to(dtype)
     source = torch.empty(256 * MIB, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     with torch.no_grad():
         return Floor(
             matmul=2 * side**3 / _fastest(lambda: a @ b, gpu, seconds),
-            conv=2 * 27 * 48**2 * room**3 / _fastest(lambda: convolution(x), gpu, seconds),
+            conv=2 * 27 * 48**2 * extent**3 / _fastest(lambda: convolution(x), gpu, seconds),
             copy=2 * source.numel() / _fastest(lambda: target.copy_(source), gpu, seconds),
         )
 
 
 def _fastest(function: Timed, gpu: bool, seconds: float) -> float:
-    """Seconds of the fastest run, at least three of them; on a GPU the mean of ten in a row."""
+    """Seconds of the fastest of at least three runs; on a GPU a run is the mean of ten calls in a row."""
     repeats, best, end = (10 if gpu else 1), math.inf, time.perf_counter() + seconds
     count = 0
     while count < 3 or time.perf_counter() < end:
@@ -392,9 +397,9 @@ def _fastest(function: Timed, gpu: bool, seconds: float) -> float:
 
 
 def limit_seconds(work: Work, floor: Floor) -> float:
-    """Time in which the machine can do the arithmetic, at the faster of matrix product and convolution.
+    """Seconds that the arithmetic takes at the faster rate of matrix product and convolution.
 
-    The traffic is left out, for a fused kernel need not have it; `Work.bytes` / `Floor.copy` is its time unfused.
+    Memory traffic is ignored, because fused kernels can avoid it. Without fusion it takes `Work.bytes` / `Floor.copy`.
     """
     return work.flops / max(floor.matmul, floor.conv)
 
@@ -403,7 +408,7 @@ def limit_seconds(work: Work, floor: Floor) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """CPU, cores that this process may use, bytes of memory, load of the last minute, GPU (or None), and versions."""
+    """Describe the machine: CPU, usable cores, memory in bytes, load of the last minute, GPU (or None) and versions."""
     models = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if "model name" in line]
     return {
         "cpu": models[0] if models else platform.processor() or platform.machine(),
@@ -417,7 +422,7 @@ def machine() -> dict[str, Any]:
 
 
 def machine_line(here: Mapping[str, Any]) -> str:
-    """What `machine` says, in a line."""
+    """Format the result of `machine` as one line."""
     versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
     gpu = f"{here['gpu']}; " if here["gpu"] else ""
     cpu = f"{here['cpu']}, {here['cores']} cores, {here['memory'] / GIB:.0f} GiB, load {here['load']:.1f}"
@@ -425,7 +430,7 @@ def machine_line(here: Mapping[str, Any]) -> str:
 
 
 def resident_bytes(name: str) -> int:
-    """VmRSS (now) or VmHWM (the most so far) of this process; elsewhere than on Linux the most so far, for both."""
+    """VmRSS (current) or VmHWM (peak) of this process in bytes; outside Linux the peak for both."""
     for line in _lines("/proc/self/status"):
         if line.startswith(f"{name}:"):
             return 1024 * int(line.split()[1])
@@ -434,8 +439,8 @@ def resident_bytes(name: str) -> int:
 
 def _forget_resident_peak() -> None:
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): sets VmHWM back to what is resident now
-    except OSError:  # not Linux, or not allowed: the peak is then that of preparation and warm-up too
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM to the current resident memory
+    except OSError:  # not Linux, or not permitted: the peak then includes preparation and warm-up
         pass
 
 
@@ -446,11 +451,11 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-# ---- what is shown -------------------------------------------------------------------------------------------------
+# ---- output --------------------------------------------------------------------------------------------------------
 
 
 def print_table(rows: Sequence[Mapping[str, str]], *, left: Iterable[str] = ("side",), title: str = "") -> None:
-    """Print cells by their headings; columns named in ``left`` are flush left."""
+    """Print rows of cells by column heading; columns named in ``left`` are left-aligned."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     headings = list(max(rows, key=len))
     for heading in headings:
@@ -458,12 +463,12 @@ def print_table(rows: Sequence[Mapping[str, str]], *, left: Iterable[str] = ("si
     for row in rows:
         table.add_row(*(row.get(heading, "") for heading in headings))
     console = Console()
-    console = Console(width=max(console.width, 120))  # no digit is cut off where the terminal is narrower
+    console = Console(width=max(console.width, 120))  # do not truncate numbers in a narrow terminal
     if title:
         console.print(title, style="bold", highlight=False)
     console.print(table)
 
 
 def write_json(path: str | os.PathLike, results: Mapping[str, Any]) -> None:
-    """Write numbers, whole or not at all; the folder is made."""
+    """Write results atomically as JSON; missing folders are created."""
     write_text(str(path), json.dumps(results, indent=4) + "\n")

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Sides of a benchmark timed in turns, their work counted, the machine's limit beside them: measured, shown and written the same way."""
+"""Options, measurement and report that the benchmarks of a training step share."""
 
 from __future__ import annotations
 
@@ -29,40 +29,43 @@ PRECISIONS = {"fp32": torch.float32, **TYPES}
 
 
 def add_options(parser: argparse.ArgumentParser, *, roi: Sequence[int], runs: int, batch: int | None = None) -> None:
-    """The options that the benchmarks of a training share, with their defaults."""
+    """Add the options that these benchmarks share, with the given defaults."""
     gpu = torch.cuda.is_available()
     add = parser.add_argument
-    add("--feature_size", type=int, default=48, metavar="N", help="48 base, 24 small, 12 tiny (default: 48)")
-    add("--roi", type=int, nargs=3, default=list(roi), metavar=("X", "Y", "Z"), help=f"voxels (default here: {roi})")
+    size_help = "feature size: 48 base, 24 small, 12 tiny (default: 48)"
+    add("--feature_size", type=int, default=48, metavar="N", help=size_help)
+    roi_help = f"crop size in voxels (default here: {roi})"
+    add("--roi", type=int, nargs=3, default=list(roi), metavar=("X", "Y", "Z"), help=roi_help)
     if batch is not None:
         add("--batch", type=int, default=batch, help=f"crops per step (default here: {batch})")
     add("--runs", type=int, default=runs, help=f"timed rounds (default here: {runs})")
-    add("--warmup", type=int, default=1, help="rounds before them (default: 1)")
+    add("--warmup", type=int, default=1, help="untimed rounds before them (default: 1)")
     device = "cuda" if gpu else "cpu"
-    add("--device", choices=("cpu", "cuda"), default=device, help="(default: cuda where there is one)")
+    add("--device", choices=("cpu", "cuda"), default=device, help="device to run on (default: cuda if available)")
     precision = "bf16" if gpu else "fp32"
-    add("--precision", choices=tuple(PRECISIONS), default=precision, help=f"(default here: {precision})")
-    add("--threads", type=int, help="of PyTorch on the CPU")
-    add("--json", metavar="FILE", help="write the numbers, in bytes and seconds")
+    precision_help = f"precision of the autocast (default here: {precision})"
+    add("--precision", choices=tuple(PRECISIONS), default=precision, help=precision_help)
+    add("--threads", type=int, help="PyTorch threads on the CPU (default: PyTorch's)")
+    add("--json", metavar="FILE", help="write the results to FILE, in bytes and seconds")
 
 
 def check_options(given: argparse.Namespace) -> None:
-    """Refuse what cannot run.
+    """Check the values of the shared options.
 
     Raises:
-        InputError: with the option and its value.
+        InputError: names the first invalid option and its value.
     """
     for name, least in (("batch", 1), ("runs", 1), ("warmup", 0), ("threads", 1)):
         if (value := getattr(given, name, None)) is not None and value < least:
-            raise InputError(f"--{name} {value}: give {least} or more.")
+            raise InputError(f"--{name} {value}: must be {least} or more.")
     if given.feature_size < 12 or given.feature_size % 12:
-        raise InputError(f"--feature_size {given.feature_size}: give a multiple of 12.")
+        raise InputError(f"--feature_size {given.feature_size}: must be a multiple of 12.")
     if any(size < 32 or size % 32 for size in given.roi):
-        raise InputError(f"--roi {given.roi}: give multiples of 32.")
+        raise InputError(f"--roi {given.roi}: must be multiples of 32.")
     if given.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: PyTorch finds no GPU here.")
+        raise InputError("--device cuda: PyTorch finds no GPU. Use --device cpu.")
     if given.device == "cpu" and given.precision != "fp32":
-        raise InputError(f"--precision {given.precision} wants a GPU; a CPU trains in fp32.")
+        raise InputError(f"--precision {given.precision} needs a GPU. On a CPU use fp32.")
 
 
 def _work_of(prepare: Callable[[], Callable[[], Any]], threads: int | None) -> Work:
@@ -79,17 +82,18 @@ def measure(
     best: Floor,
     same_work: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Time the sides in turns and count what each does.
+    """Time the sides in turns and count the work of each.
 
     Args:
         sides: see `side_by_side.compare`.
-        reference: side that ratios are to.
+        reference: side that ratios are relative to.
         given: options (`add_options`).
-        best: of this machine (`machine_floor`).
-        same_work: sides whose work is that of another one, by name, and need not be counted.
+        best: best rates of this machine (`machine_floor`).
+        same_work: maps sides that do the same work as another side to that side; their work is not counted again.
 
     Returns:
-        `Comparison.as_dict`, with ``flops``, ``bytes``, ``limit`` (seconds) and ``result`` of each side.
+        `Comparison.as_dict`, plus ``flops``, ``bytes``, ``limit`` (seconds) and ``result`` of each side, and ``rows``
+        for `show`.
     """
     options = {"runs": given.runs, "warmup": given.warmup, "device": given.device, "threads": given.threads}
     comparison = compare(sides, reference=reference, results=True, **options)
@@ -116,20 +120,20 @@ def measure(
 
 
 def machine_floor(given: argparse.Namespace) -> Floor:
-    """What this machine does at best in the precision asked for."""
+    """Measure the best rates of this machine in the requested precision."""
     return in_a_process(floor, PRECISIONS[given.precision], given.device, threads=given.threads)
 
 
 def head(given: argparse.Namespace, best: Floor) -> dict[str, Any]:
-    """What every result begins with: options, machine and floor; printed too."""
-    here = machine()
-    print(machine_line(here))
+    """Print and return the head of the results: options, machine and its best rates (``floor``)."""
+    hardware = machine()
+    print(machine_line(hardware))
     rates = f"matrix product {best.matmul / 1e9:.4g} GFLOP/s, convolution {best.conv / 1e9:.4g} GFLOP/s"
-    print(f"{given.device}, {given.precision}; at best {rates}, copy {best.copy / 1e9:.4g} GB/s")
+    print(f"{given.device}, {given.precision}; best rates: {rates}, copy {best.copy / 1e9:.4g} GB/s")
     options = {name: value for name, value in vars(given).items() if name != "json"}
-    return {"options": options, "machine": here, "floor": asdict(best)}
+    return {"options": options, "machine": hardware, "floor": asdict(best)}
 
 
 def show(results: dict[str, Any], *, title: str) -> None:
-    """Print the table of `measure`; its rows are taken out of the results."""
+    """Print the table of `measure` and remove its ``rows`` from the results."""
     print_table(results.pop("rows"), title=f"{title}; ratios to {results['reference']}")

@@ -1,9 +1,7 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The report of the demo: one HTML file with its pictures inside, drawn from the files that the runs left behind.
+"""Write the report of the demo: one self-contained HTML file, made from the files of the runs.
 
-    python -m demo.report --out demo/out
-
-draws it again.
+python -m demo.report --out demo/out
 """
 
 from __future__ import annotations
@@ -34,24 +32,24 @@ from .summary import RUNS, clock, mlflow_command, read_scores, read_stages, scor
 PRETRAINED, FINETUNED, SCRATCH, SHUFFLED = "swin_unetr_pretrain", *RUNS
 COLOURS = {PRETRAINED: "#0f766e", FINETUNED: "#2563eb", SCRATCH: "#ea8a0b", SHUFFLED: "#9ca3af"}
 PANELS = {
-    "inpainting": "Blocks of each crop are overwritten with noise; the network restores the crop. "
-    "To fill a hole it must know what usually lies there.",
-    "rotation": "Each view is turned by 0, 90, 180 or 270 degrees about the body's long axis; the network names the "
-    "angle. Green: right, red: wrong.",
-    "contrast": "Two views of one crop (A1 and B1) shall resemble each other more than any other view. Beside them, "
-    "the similarity of all pairs; partners are outlined in red.",
+    "inpainting": "Blocks of each crop are replaced by noise, and the network restores the crop. "
+    "To fill a block it must learn what anatomy to expect there.",
+    "rotation": "Each view is rotated by 0, 90, 180 or 270 degrees about the body's long axis, and the network "
+    "predicts the angle. Green: correct, red: wrong.",
+    "contrast": "Two views of one crop (A1 and B1) should be more similar to each other than to any other view. The "
+    "matrix shows the similarity of all pairs; the two views of a crop are outlined in red.",
 }
 ARTEFACTS = {
     "swin_unetr_pretrain/models/encoder.pt": "pre-trained encoder, for the segmentation bundles' --pretrained_encoder",
     "swin_unetr_pretrain/models/model.pt": "encoder with the heads of the proxy tasks",
     "swin_unetr_btcv_seg/models/model.pt": "segmentation network fine-tuned from the encoder",
-    "from_scratch/models/model.pt": "the same network from random weights, equal steps and seed",
+    "from_scratch/models/model.pt": "the same network from random weights, with the same steps and seed",
     "shuffled_labels/models/model.pt": "control: trained on label maps of other patients",
-    "swin_unetr_btcv_seg/evaluation/scores.csv": "Dice, NSD and HD95 per case and organ (one such file in each run's folder)",
-    "segmentation": "label map of the unseen scan in its own geometry, and a picture of it",
-    "data": "the synthetic patients, as NIfTI with data lists",
-    "mlruns.db": "curves and settings of all four trainings, tracked with MLflow",
-    "logs": "all that each stage printed",
+    "swin_unetr_btcv_seg/evaluation/scores.csv": "Dice, NSD and HD95 per case and organ (also in the folders of the other runs)",
+    "segmentation": "segmentation of the unseen scan in the scan's own geometry, with a picture",
+    "data": "the synthetic patients as NIfTI, with data lists",
+    "mlruns.db": "curves and settings of all four trainings (MLflow)",
+    "logs": "full output of each stage",
 }
 STYLE = {
     "font.size": 9,
@@ -60,18 +58,18 @@ STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "axes.axisbelow": True,
-    "svg.hashsalt": "demo",  # the same files give the same report
+    "svg.hashsalt": "demo",  # makes the report reproducible
 }
 
 
 def write_report(out: Path) -> Path:
-    """Draw ``report.html`` from the files of a finished demo.
+    """Write ``report.html`` from the files of a finished demo.
 
     Args:
         out: the demo's folder.
 
     Returns:
-        The report.
+        Path of the report.
 
     Raises:
         InputError: if a file of the demo is missing.
@@ -80,7 +78,9 @@ def write_report(out: Path) -> Path:
         with matplotlib.rc_context(STYLE):
             content = _content(Path(out))
     except FileNotFoundError as error:
-        raise InputError(f"{error.filename} is missing: run the demo to its end, then draw the report.") from error
+        raise InputError(
+            f"{error.filename} is missing. Run the demo to its end, then write the report again."
+        ) from error
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -92,7 +92,7 @@ def write_report(out: Path) -> Path:
 
 
 def _content(out: Path) -> dict[str, Any]:
-    """Return all that the template shows."""
+    """Return everything that the template shows."""
     scores, stages = read_scores(out), read_stages(out)
     pretraining = read_log(out / PRETRAINED / "training_log.csv")
     finetuning = {run: read_log(out / run / "training_log.csv") for run in RUNS}
@@ -170,12 +170,12 @@ def curve_figure(
     *,
     size: tuple[float, float] = (3.4, 2.1),
 ) -> Figure:
-    """Draw one loss over the steps.
+    """Plot one loss over the steps.
 
     Args:
-        logs: rows of each run's training log, by the run's title; an empty title draws no legend.
-        name: the column to draw.
-        colours: colour of each run.
+        logs: rows of each run's training log, by the run's title; an empty title gives no legend.
+        name: column to plot.
+        colours: colour of each run, by title.
         size: width and height in inches.
     """
     figure = Figure(figsize=size, layout="constrained")
@@ -190,10 +190,10 @@ def curve_figure(
 
 
 def dice_figure(scores: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Draw the Dice of each organ as bars, one for each run.
+    """Plot the Dice of each organ as bars, one per run.
 
     Args:
-        scores: ``summary.json`` of each run of `summary.RUNS`, by its folder.
+        scores: ``summary.json`` of each run in `summary.RUNS`, by folder.
     """
     organs = list(scores[FINETUNED]["labels"])
     figure = Figure(figsize=(7, 0.42 * len(organs) + 0.8), layout="constrained")
@@ -212,12 +212,12 @@ def dice_figure(scores: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def _overlay(out: Path, labelled: Mapping[str, Any]) -> dict[str, str]:
-    """Draw the mask of the first test scan beside the truth."""
+    """Draw the prediction for the first test scan and the reference."""
     case = labelled["test"][0]
     name = case_name(case["image"])
-    image, spacing = load_ras(_there(out / "data/labelled" / case["image"]))
-    truth, _ = load_ras(_there(out / "data/labelled" / case["label"]))
-    prediction, _ = load_ras(_there(out / "segmentation" / f"{name}_seg.nii.gz"))
+    image, spacing = load_ras(_existing(out / "data/labelled" / case["image"]))
+    truth, _ = load_ras(_existing(out / "data/labelled" / case["label"]))
+    prediction, _ = load_ras(_existing(out / "segmentation" / f"{name}_seg.nii.gz"))
     organs = {int(value): organ.replace("_", " ") for value, organ in labelled["labels"].items() if int(value)}
     figure = overlay_figure(image, prediction, truth=truth, spacing=spacing, labels=organs)
     buffer = io.BytesIO()
@@ -227,7 +227,7 @@ def _overlay(out: Path, labelled: Mapping[str, Any]) -> dict[str, str]:
     return {"name": name, "size": size, "voxel": voxel, "picture": _data_address("image/png", buffer.getvalue())}
 
 
-def _there(path: Path) -> Path:
+def _existing(path: Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(2, "No such file", str(path))
     return path
@@ -248,8 +248,8 @@ def _data_address(kind: str, content: bytes) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw the report from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m demo.report", description="Draw the report of a finished demo.")
+    """Write the report from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m demo.report", description="Write the report of a finished demo.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the demo")
     try:
         print(write_report(parser.parse_args(arguments).out))

@@ -1,10 +1,10 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The demo: synthetic patients, pre-training, fine-tuning with its controls, scores, a mask, a report; by one command.
+"""Run the demo: synthetic patients, pre-training, fine-tuning with controls, scores, a segmentation and a report.
 
     python -m demo.run
 
-Each stage is one command that can be typed alone (``python -m monai.bundle run ...``); the report lists them. Stages
-that are done are not done again; an interrupted demo goes on where it was.
+Each stage is one command that also runs alone (``python -m monai.bundle run ...``); the report lists the commands.
+Finished stages are not repeated, and an interrupted demo continues where it stopped.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ import argparse
 import fcntl
 import os
 import re
-import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from bundles.common.errors import InputError
+from tools.child_process import Stopped, available_cores, raise_on_signals, run_python
 
 from .stage import RECORDS, Attempt, Records, Stage
 from .summary import clock, print_summary
@@ -35,22 +34,23 @@ from .summary import clock, print_summary
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAIN = "bundles/swin_unetr_pretrain"
 SEGMENT = "bundles/swin_unetr_btcv_seg"
-MADE_HERE = (
+# Files and folders that the demo makes; --fresh removes them.
+OWN_OUTPUTS = (
     *("data", "swin_unetr_pretrain", "swin_unetr_btcv_seg", "from_scratch", "shuffled_labels", "segmentation"),
     *("logs", "mlruns", "mlruns.db", "report.html"),
 )
 NSD_TOLERANCE = 4  # mm, about one voxel of the cpu preset's grid (4 x 4 x 5 mm)
-# step 120/300  loss 1.23 inpainting 0.40 ...  lr 1.00e-03  3.20 crops/s  left 2:31
+# Example: step 120/300  loss 1.23 inpainting 0.40 ...  lr 1.00e-03  3.20 crops/s  left 2:31
 STEP_LINE = re.compile(r"step (\d+)/(\d+)  loss (\S+).*left (\d+(?::\d\d)+)")
 
 
 def stages(out: Path, *, pretrain_steps: int | None = None, finetune_steps: int | None = None) -> list[Stage]:
-    """Return the stages of the demo in their order.
+    """Return the stages of the demo in the order in which they run.
 
     Args:
         out: the demo's folder.
-        pretrain_steps: steps of the pre-training; None: those of the ``cpu`` preset.
-        finetune_steps: steps of each fine-tuning; None: those of the ``cpu`` preset.
+        pretrain_steps: pre-training steps; None: as in the ``cpu`` preset.
+        finetune_steps: steps of each fine-tuning; None: as in the ``cpu`` preset.
     """
     shared = {PRETRAIN: "bundles/pretraining", SEGMENT: "bundles/segmentation"}
     code = {
@@ -110,9 +110,9 @@ def stages(out: Path, *, pretrain_steps: int | None = None, finetune_steps: int 
             seconds=12 + 0.6 * _steps(SEGMENT, finetune_steps),
         )
 
-    def evaluation(of: str, title: str, folder: str) -> Stage:
+    def evaluation(run: str, title: str, folder: str) -> Stage:
         return Stage(
-            name=f"evaluate_{of}",
+            name=f"evaluate_{run}",
             title=title,
             command=bundle_run(
                 SEGMENT,
@@ -124,7 +124,7 @@ def stages(out: Path, *, pretrain_steps: int | None = None, finetune_steps: int 
                 output_dir=path(folder, "evaluation"),
             ),
             outputs=[f"{folder}/evaluation/scores.csv", f"{folder}/evaluation/summary.json"],
-            needs=["data", of],
+            needs=["data", run],
             code=code[SEGMENT],
             folder=f"{folder}/evaluation",
             seconds=8,
@@ -158,7 +158,7 @@ def stages(out: Path, *, pretrain_steps: int | None = None, finetune_steps: int 
         evaluation("shuffled_labels", "Scores: shuffled labels", "shuffled_labels"),
         Stage(
             name="segment",
-            title="Mask of an unseen scan",
+            title="Segmentation of an unseen scan",
             command=bundle_run(
                 SEGMENT,
                 "inference",
@@ -186,24 +186,14 @@ def stages(out: Path, *, pretrain_steps: int | None = None, finetune_steps: int 
 
 
 def _as_typed(path: Path) -> str:
-    """Return a path as one would type it in the repository's root."""
+    """Return a path as a user would type it in the repository's root: relative if it is inside."""
     return (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix()
 
 
-def _steps(bundle: str, asked: int | None) -> int:
-    """Return the steps of a training: those asked for, or the ``cpu`` preset's."""
+def _steps(bundle: str, requested: int | None) -> int:
+    """Return the number of training steps: the requested one, or that of the ``cpu`` preset."""
     presets = yaml.safe_load((ROOT / bundle / "configs" / "presets.yaml").read_text())
-    return asked or presets["cpu"]["max_steps"]
-
-
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Stopped(BaseException):
-    """Ctrl-C, or a signal to end."""
-
-    def __init__(self, signal_number: int) -> None:
-        self.status = 128 + signal_number
+    return requested or presets["cpu"]["max_steps"]
 
 
 class StageFailed(Exception):
@@ -214,10 +204,10 @@ class StageFailed(Exception):
 
 
 class Screen:
-    """One progress bar over all stages, or a plain line every few seconds where the output is no terminal.
+    """One progress bar over all stages. Without a terminal, a plain line every few seconds.
 
     Args:
-        todo: the stages that are to run.
+        todo: stages to run.
         console: where to draw.
         every: seconds between plain lines.
     """
@@ -239,15 +229,19 @@ class Screen:
         )
         self.task = self.bar.add_task("", total=1.0, times="")
 
-    def begin(self, stage: Stage, goes_on: bool) -> None:
-        """A stage begins."""
+    def begin(self, stage: Stage, resumed: bool) -> None:
+        """Show that a stage begins, or resumes after an interruption."""
         self.stage, self.stage_began, self.step = stage, time.monotonic(), None
         if not self.console.is_terminal:
-            self.console.print(f"{stage.title} ..." + " (going on with the interrupted run)" * goes_on)
+            self.console.print(f"{stage.title} ..." + " (continuing the interrupted run)" * resumed)
         self.update("")
 
     def update(self, text: str) -> None:
-        """Read what the stage has printed since the last call, and draw."""
+        """Draw the progress.
+
+        Args:
+            text: what the stage has printed since the last call.
+        """
         now = time.monotonic()
         for match in STEP_LINE.finditer(text):
             self.step = (match[1], match[2], match[3], _seconds(match[4]), now)
@@ -262,11 +256,11 @@ class Screen:
             self.console.print(f"{self.share:4.0%}  {self.stage.title}  {at}  [{times}]", markup=False, soft_wrap=True)
 
     def _stage_left(self, now: float) -> float | None:
-        """Return what the running stage says of its time left, with two seconds for its last validation and files."""
+        """Return the seconds left by the stage's last progress line, plus two for its last validation and its files."""
         return None if self.step is None else max(0.0, self.step[3] - (now - self.step[4])) + 2
 
     def end(self) -> None:
-        """The stage is done."""
+        """Show that the stage has finished."""
         self.taken[self.stage.name] = time.monotonic() - self.stage_began
         self.console.print(f"{self.stage.title:<30} done in {clock(self.taken[self.stage.name])}", highlight=False)
 
@@ -281,14 +275,14 @@ def _seconds(text: str) -> int:
 def estimate(
     expected: dict[str, float], taken: dict[str, float], running: str, elapsed: float, stage_left: float | None
 ) -> tuple[float, float]:
-    """Estimate how far the demo is, from how the stages so far compare with what was expected of them.
+    """Estimate progress and time left by comparing the stages so far with their expected times.
 
     Args:
-        expected: seconds expected of each stage that runs.
-        taken: seconds of the finished ones.
+        expected: expected seconds of each stage to run, by name.
+        taken: actual seconds of each finished stage.
         running: name of the running stage.
-        elapsed: seconds that it has taken.
-        stage_left: seconds that it will take yet; None when it does not say.
+        elapsed: seconds since the running stage began.
+        stage_left: seconds that the running stage still needs; None if it has not reported any.
 
     Returns:
         The share done, 0 to 1, and the seconds left.
@@ -305,13 +299,13 @@ def estimate(
 
 @contextmanager
 def alone_in(out: Path) -> Iterator[int]:
-    """Keep other runners out of ``out``, and end a stage that a killed runner has left behind.
+    """Lock the demo's folder against other runners, and end a stage that a killed runner left behind.
 
     Yields:
-        A file descriptor for the stages' processes to inherit; its lock is held as long as one of them lives.
+        A file descriptor that each stage's process inherits: its lock is held as long as one of them lives.
 
     Raises:
-        InputError: if another runner is at work there.
+        InputError: if another runner uses the folder.
     """
     folder = out / RECORDS
     folder.mkdir(parents=True, exist_ok=True)
@@ -319,23 +313,30 @@ def alone_in(out: Path) -> Iterator[int]:
         try:
             fcntl.flock(runner, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"A demo is running in {out} already: wait for it, or stop it.") from None
+            raise InputError(f"A demo is already running in {out}. Wait for it, or stop it.") from None
         for _ in range(50):
             try:
                 fcntl.flock(stage, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except BlockingIOError:  # the lock is held, so the process whose number stands in the file lives
+            except BlockingIOError:  # still locked, so the process whose id is in the file is alive
                 stage.seek(0)
                 with suppress(ValueError, ProcessLookupError):
                     os.killpg(int(stage.read()), signal.SIGKILL)
                 time.sleep(0.1)
         else:
-            raise InputError(f"A stage of an earlier run is still at work in {out}: try again when it has ended.")
+            raise InputError(f"A stage of an earlier run is still running in {out}. Try again when it has ended.")
         yield stage.fileno()
 
 
 def run_stage(attempt: Attempt, records: Records, screen: Screen, *, threads: int, lock: int) -> None:
-    """Run the command of a stage, its output into its log, and record its success.
+    """Run the command of a stage, write its output to its log, and record its success.
+
+    Args:
+        attempt: the stage that has begun.
+        records: gets the time spent, every few seconds.
+        screen: shows the progress.
+        threads: number of threads of the command.
+        lock: file descriptor of `alone_in`; gets the process id of the command.
 
     Raises:
         StageFailed: if the command fails.
@@ -343,76 +344,41 @@ def run_stage(attempt: Attempt, records: Records, screen: Screen, *, threads: in
     stage, began = attempt.stage, time.monotonic()
     log = records.out / "logs" / f"{stage.name}.log"
     log.parent.mkdir(exist_ok=True)
-    if not attempt.goes_on:
+    if not attempt.resumed:
         log.unlink(missing_ok=True)
-    screen.begin(stage, attempt.goes_on)
+    screen.begin(stage, attempt.resumed)
     os.ftruncate(lock, 0)
-    with open(log, "ab") as written, open(log, errors="replace") as read:
-        written.write(f"$ python {shlex.join(attempt.words)}\n".encode())
-        written.flush()
-        read.seek(0, os.SEEK_END)
-        # A session of its own: Ctrl-C comes to this process alone, which then ends the stage in order.
-        process = subprocess.Popen(
-            [sys.executable, *attempt.words],
+    noted, status = began, None
+
+    def on_poll(output: str) -> None:
+        nonlocal noted
+        screen.update(output)
+        if time.monotonic() - noted > 5:
+            noted = time.monotonic()
+            records.note(attempt, noted - began)
+
+    try:
+        status = run_python(
+            attempt.words,
             cwd=ROOT,
-            env=_environment(threads),
-            stdin=subprocess.DEVNULL,
-            stdout=written,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+            log=log,
+            threads=threads,
+            on_poll=on_poll,
+            on_start=lambda pid: os.write(lock, str(pid).encode()),
             pass_fds=[lock],
         )
-        try:
-            os.write(lock, str(process.pid).encode())
-            noted = began
-            while (status := _wait(process, 0.3)) is None:
-                screen.update(read.read())
-                if time.monotonic() - noted > 5:
-                    noted = time.monotonic()
-                    records.note(attempt, noted - began)
-        finally:
-            if process.poll() is None:
-                records.note(attempt, time.monotonic() - began)
-                _end(process)
+    finally:
+        if status is None:
+            records.note(attempt, time.monotonic() - began)
     if status:
         raise StageFailed(stage, log, status)
     records.finish(attempt, time.monotonic() - began)
     screen.end()
 
 
-def _wait(process: subprocess.Popen, seconds: float) -> int | None:
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return None
-
-
-def _end(process: subprocess.Popen) -> None:
-    """End a stage with all its processes, at once if it does not go by itself."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            return
-        if _wait(process, 5) is not None:
-            return
-
-
-def _environment(threads: int) -> dict[str, str]:
-    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    return environment | {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "PYTHONUNBUFFERED": "1",
-        # the demo asks nothing of the network
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "true",
-    }
-
-
 def start_over(out: Path) -> None:
     """Remove what the demo made in its folder, and nothing else."""
-    for path in [*(out / name for name in MADE_HERE), *(out / RECORDS).glob("*.json")]:
+    for path in [*(out / name for name in OWN_OUTPUTS), *(out / RECORDS).glob("*.json")]:
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -420,21 +386,28 @@ def start_over(out: Path) -> None:
 
 
 def check_folder(out: Path) -> None:
-    """Refuse a folder that holds something else: the demo empties folders of common names such as ``data``.
+    """Refuse a folder with other content, because the demo empties folders with common names such as ``data``.
 
     Raises:
-        InputError: if it does.
+        InputError: if the folder is not empty and no demo ran in it.
     """
     if out.is_dir() and any(out.iterdir()) and not (out / RECORDS).is_dir():
-        raise InputError(f"{out} holds files that this demo did not make: choose an empty or a new folder by --out.")
+        raise InputError(f"{out} contains files that the demo did not make. Pass an empty or new folder as --out.")
 
 
 def run(out: Path, plan: Sequence[Stage], *, threads: int, lock: int, console: Console) -> None:
-    """Run the stages that are not done.
+    """Run the stages that are not finished, and those that depend on them.
+
+    Args:
+        out: the demo's folder.
+        plan: all stages, in order.
+        threads: number of threads of each stage.
+        lock: file descriptor of `alone_in`.
+        console: where to print.
 
     Raises:
         StageFailed: if a stage fails.
-        Stopped: on Ctrl-C or a signal to end.
+        Stopped: on Ctrl-C or another stop signal.
     """
     records = Records(out)
     stale: set[str] = set()
@@ -443,54 +416,38 @@ def run(out: Path, plan: Sequence[Stage], *, threads: int, lock: int, console: C
             stale.add(stage.name)
     todo = [stage for stage in plan if stage.name in stale]
     if reused := [stage.title for stage in plan if stage.name not in stale]:
-        console.print(f"Done before and not done again: {', '.join(reused)}.", soft_wrap=True)
+        console.print(f"Already finished, skipped: {', '.join(reused)}.", soft_wrap=True)
     if not todo:
         return
-    console.print(f"{len(todo)} of {len(plan)} stages to run with {threads} threads in {out}", soft_wrap=True)
+    console.print(f"Running {len(todo)} of {len(plan)} stages with {threads} threads in {out}", soft_wrap=True)
     screen = Screen(todo, console)
     with screen.bar:
         for stage in todo:
             run_stage(records.begin(stage), records, screen, threads=threads, lock=lock)
 
 
-def available_cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def raise_on_signals() -> None:
-    """Let Ctrl-C and signals to end raise `Stopped`; those that are ignored (nohup) stay ignored."""
-    for number in ENDING:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _raise_stopped)
-
-
-def _raise_stopped(signal_number: int, _frame: object) -> None:
-    for number in ENDING:
-        signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C would leave the stage's process behind
-    raise Stopped(signal_number)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo from the command line, and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m demo.run", description="Run the demo on synthetic patients.")
-    parser.add_argument("--out", type=Path, default=ROOT / "demo/out", help="folder for all it makes (demo/out)")
-    parser.add_argument("--fresh", action="store_true", help="remove what an earlier demo made there, and start over")
-    parser.add_argument("--pretrain_steps", type=_positive, help="steps of the pre-training (the cpu preset's)")
-    parser.add_argument("--finetune_steps", type=_positive, help="steps of each fine-tuning (the cpu preset's)")
-    parser.add_argument("--threads", type=_positive, default=available_cores(), help="threads to compute with (all)")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--out", type=Path, default=ROOT / "demo/out", help="output folder (default: demo/out)")
+    parser.add_argument("--fresh", action="store_true", help="remove the results of an earlier demo and start over")
+    parser.add_argument("--pretrain_steps", type=_positive, help="pre-training steps (default: the cpu preset's)")
+    parser.add_argument(
+        "--finetune_steps", type=_positive, help="steps of each fine-tuning (default: the cpu preset's)"
+    )
+    parser.add_argument("--threads", type=_positive, default=available_cores(), help="threads (default: all cores)")
+    options = parser.parse_args(arguments)
 
     console = Console()
-    out = given.out.resolve()
+    out = options.out.resolve()
     raise_on_signals()
     try:
         check_folder(out)
         with alone_in(out) as lock:
-            if given.fresh:
+            if options.fresh:
                 start_over(out)
-            plan = stages(out, pretrain_steps=given.pretrain_steps, finetune_steps=given.finetune_steps)
-            run(out, plan, threads=given.threads, lock=lock, console=console)
+            plan = stages(out, pretrain_steps=options.pretrain_steps, finetune_steps=options.finetune_steps)
+            run(out, plan, threads=options.threads, lock=lock, console=console)
             print_summary(out, console)
     except InputError as error:
         console.print(f"Stopped: {error}", markup=False, highlight=False, soft_wrap=True)
@@ -498,12 +455,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StageFailed as failure:
         lines = failure.log.read_text(errors="replace").splitlines()[-15:]
         console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-        message = f"\n{failure.stage.title} failed with status {failure.status}. The whole log: {failure.log}"
+        message = f"\n{failure.stage.title} failed with status {failure.status}. Full log: {failure.log}"
         console.print(message, markup=False, highlight=False, soft_wrap=True)
-        # a process that a signal ended has a negative status here, and 128 + signal in a shell
+        # Ended by a signal: the status is negative here and 128 + signal in a shell.
         return failure.status if failure.status > 0 else 128 - failure.status
     except Stopped as stop:
-        console.print("Stopped. `make demo` goes on from here.")
+        console.print("Stopped. `make demo` continues from here.")
         return stop.status
     return 0
 

@@ -1,8 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""One stage of the demo: a command and its outputs, done once, and again only when something that it rests on changed.
+"""One stage of the demo: a command and its outputs. It runs once, and again only if something it depends on changed.
 
-Beside the outputs lies ``.stages/NAME.json``, written when the command has succeeded. The stage is done as long as this
-record names the same command, the same code and the same files of the stages before, and its outputs are untouched.
+``.stages/NAME.json`` is written when the command has succeeded. A stage counts as finished as long as this record has
+the same command, the same code and the same input files from earlier stages, and its outputs are unchanged.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bundles.common.errors import InputError
+from bundles.common.files import file_stamp, write_text
 
 RECORDS = ".stages"
 CODE_SUFFIXES = {".py", ".yaml", ".json", ".conf", ".jinja"}
@@ -25,18 +26,18 @@ CODE_SUFFIXES = {".py", ".yaml", ".json", ".conf", ".jinja"}
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What to run, and what it makes.
+    """What to run, and which files it writes.
 
     Args:
-        name: short name; that of its record and of its log.
-        title: what the screen says.
+        name: short name, used for the record and the log.
+        title: name on the screen and in the report.
         command: the words after ``python``.
-        outputs: patterns of the files that it makes, relative to the demo's folder; each must match a file.
+        outputs: glob patterns of the output files, relative to the demo's folder; each must match a file.
         needs: names of the stages whose outputs it reads.
-        code: files and folders whose contents decide what the command does.
-        folder: emptied before a new start, relative to the demo's folder; None keeps what is there.
-        resume: words to add when the same command was interrupted; None starts it anew.
-        seconds: rough time of the stage, to divide the progress bar.
+        code: files and folders whose contents determine what the command does.
+        folder: emptied before a new start, relative to the demo's folder; None: nothing is removed.
+        resume: words to append when the same command was interrupted; None: start again from the beginning.
+        seconds: rough duration, which sets the stage's share of the progress bar.
     """
 
     name: str
@@ -53,15 +54,19 @@ class Stage:
 class Attempt(NamedTuple):
     """A stage that has begun.
 
-    ``words`` follow ``python``; ``key`` is what the stage rested on at its start, so that a change while it runs makes
-    it stale; ``spent`` are the seconds of interrupted attempts, and ``goes_on`` says that it continues them.
+    Attributes:
+        stage: the stage.
+        words: the words after ``python``.
+        key: what the stage depended on when it began: a change while it runs makes its result stale.
+        spent: seconds of earlier, interrupted attempts.
+        resumed: whether it continues an interrupted attempt.
     """
 
     stage: Stage
     words: list[str]
     key: dict[str, Any]
     spent: float
-    goes_on: bool
+    resumed: bool
 
 
 class Records:
@@ -80,48 +85,51 @@ class Records:
         return _read(self.folder / f"{name}.json")
 
     def is_done(self, stage: Stage) -> bool:
-        """Return whether the stage need not run."""
+        """Return whether the stage is finished and up to date."""
         record = self.read(stage.name)
         return (
             record is not None and record.get("key") == self.key(stage) and record.get("outputs") == self.outputs(stage)
         )
 
     def key(self, stage: Stage) -> dict[str, Any]:
-        """Return all that decides what the stage makes: its command, its code, and the files of the stages before."""
-        before = {name: (self.read(name) or {}).get("outputs") for name in stage.needs}
-        return {"command": list(stage.command), "code": code_hash(stage.code), "inputs": _digest(before)}
+        """Return everything that determines the stage's result: command, code, and files of the stages it needs."""
+        inputs = {name: (self.read(name) or {}).get("outputs") for name in stage.needs}
+        return {"command": list(stage.command), "code": code_hash(stage.code), "inputs": _digest(inputs)}
 
     def outputs(self, stage: Stage) -> dict[str, list[int]] | None:
-        """Return size and time of each output file, or None when one is missing."""
+        """Return size in bytes and modification time in ns of each output file, or None if one is missing."""
         found: dict[str, list[int]] = {}
         for pattern in stage.outputs:
             files = [path for path in sorted(self.out.glob(pattern)) if path.is_file() and path.name[0] != "."]
             if not files:
                 return None
             for path in files:
-                status = path.stat()
-                found[path.relative_to(self.out).as_posix()] = [status.st_size, status.st_mtime_ns]
+                found[path.relative_to(self.out).as_posix()] = file_stamp(path)
         return found
 
     def begin(self, stage: Stage) -> Attempt:
-        """Prepare to run a stage, and note that it has begun."""
+        """Prepare to run a stage, and record that it has begun."""
         key, noted = self.key(stage), _read(self.folder / f"{stage.name}.begun.json")
-        goes_on = stage.resume is not None and noted is not None and noted.get("key") == key
-        spent = float(noted.get("seconds", 0)) if goes_on else 0.0
+        resumed = stage.resume is not None and noted is not None and noted.get("key") == key
+        spent = float(noted.get("seconds", 0)) if resumed else 0.0
         (self.folder / f"{stage.name}.json").unlink(missing_ok=True)
-        if not goes_on and stage.folder:
+        if not resumed and stage.folder:
             shutil.rmtree(self.out / stage.folder, ignore_errors=True)
-        attempt = Attempt(stage, [*stage.command, *(stage.resume if goes_on else ())], key, spent, goes_on)
+        attempt = Attempt(stage, [*stage.command, *(stage.resume if resumed else ())], key, spent, resumed)
         self.note(attempt, 0)
         return attempt
 
     def note(self, attempt: Attempt, seconds: float) -> None:
-        """Write down how long the running attempt has taken so far."""
+        """Record how many seconds the running attempt has taken so far."""
         noted = {"key": attempt.key, "seconds": round(attempt.spent + seconds, 1)}
         _write(self.folder / f"{attempt.stage.name}.begun.json", noted)
 
     def finish(self, attempt: Attempt, seconds: float) -> None:
-        """Record that an attempt has succeeded after so many seconds.
+        """Record that an attempt has succeeded.
+
+        Args:
+            attempt: what `begin` returned.
+            seconds: duration of this attempt alone.
 
         Raises:
             InputError: if an output is missing.
@@ -130,7 +138,7 @@ class Records:
         outputs = self.outputs(stage)
         if outputs is None:
             missing = [pattern for pattern in stage.outputs if not any(self.out.glob(pattern))]
-            raise InputError(f"The stage {stage.name} ended without an error but did not write {', '.join(missing)}.")
+            raise InputError(f"Stage {stage.name} ended without an error but did not write {', '.join(missing)}.")
         finished = time.strftime("%Y-%m-%d %H:%M:%S")
         seconds = round(attempt.spent + seconds, 1)
         about = {"title": stage.title, "seconds": seconds, "finished": finished}
@@ -139,7 +147,7 @@ class Records:
 
 
 def code_hash(paths: Sequence[Path]) -> str:
-    """Return a hash of the code and configs in files and folders; links to folders are not followed."""
+    """Return a hash of the code and configs in files and folders. Links to folders are not followed."""
     files = {Path(path): Path(path).name for path in paths if Path(path).is_file()}
     for root in (Path(path) for path in paths if Path(path).is_dir()):
         for folder, folders, names in os.walk(root):
@@ -166,7 +174,4 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=1) + "\n")

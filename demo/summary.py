@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What the demo found, in a table on the screen: scores of the three fine-tunings, where everything is, time spent."""
+"""Summary of the demo on the screen: scores of the three fine-tunings, paths of the results, time spent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from .stage import RECORDS
 
-# Folder of each fine-tuning, and what to call it.
+# Folder of each fine-tuning, and its name in tables.
 RUNS = {
     "swin_unetr_btcv_seg": "from encoder",
     "from_scratch": "from scratch",
@@ -24,14 +24,14 @@ RUNS = {
 
 
 def read_scores(out: Path) -> dict[str, dict[str, Any]]:
-    """Return ``evaluation/summary.json`` of each fine-tuning, by its folder; see `case_scores.summarise`."""
+    """Return ``evaluation/summary.json`` of each fine-tuning, by folder; see `score_summary.summarise`."""
     return {run: json.loads((out / run / "evaluation" / "summary.json").read_text()) for run in RUNS}
 
 
 def read_stages(out: Path) -> list[dict[str, Any]]:
-    """Return the record of each finished stage (title, seconds, key with the command), in the order they finished.
+    """Return the records of the finished stages (title, seconds, key with the command), in order of completion.
 
-    The report itself, the last stage, is left out: the report shows this list.
+    The report stage is excluded, because the report shows this list.
     """
     paths = [path for path in (out / RECORDS).glob("[!.]*.json") if path.name != "report.json"]
     records = [json.loads(path.read_text()) for path in paths]
@@ -51,18 +51,18 @@ def clock(seconds: float) -> str:
 
 
 def score_text(value: float | None) -> str:
-    """Return a score with three digits, or a dash where neither the truth nor the prediction has the organ."""
+    """Return a score with three digits, or a dash if neither reference nor prediction contains the organ."""
     return "–" if value is None else f"{value:.3f}"
 
 
 def tolerance_text(summary: dict[str, Any]) -> str:
-    """Return the NSD tolerance of an evaluation in words, such as ``4 mm``."""
+    """Return the NSD tolerance of an evaluation as text, such as ``4 mm``."""
     values = sorted(set(summary["tolerance"].values()))
     return " to ".join(f"{value:g}" for value in (values if len(values) == 1 else (values[0], values[-1]))) + " mm"
 
 
 def print_summary(out: Path, console: Console) -> None:
-    """Print the scores, the paths and the time spent.
+    """Print the scores, the paths of the results and the time spent.
 
     Args:
         out: folder of a finished demo.
@@ -86,8 +86,8 @@ def print_summary(out: Path, console: Console) -> None:
     console.print()
     console.print(table)
     console.print(
-        f"\nNSD: share of the surface within {tolerance_text(first)}. Synthetic patients: this shows that every part "
-        "works, not a gain on real ones.\n"
+        f"\nNSD: share of the surface within {tolerance_text(first)}. The patients are synthetic: this shows that "
+        "every part works, not that pre-training helps on real scans.\n"
     )
     _print_lines(
         console,
@@ -104,5 +104,5 @@ def print_summary(out: Path, console: Console) -> None:
 
 def _print_lines(console: Console, lines: Iterable[tuple[str, Any]]) -> None:
     for name, value in lines:
-        # a path or command is to be copied: never wrapped, never read as markup
+        # Users copy paths and commands: do not wrap them or interpret markup.
         console.print(Text(f"{name:<13} {value}"), soft_wrap=True)

@@ -1,12 +1,12 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Run a study, or what is left of it.
+"""Run a study, or continue it.
 
-    python -m evidence.run demo                                         synthetic patients, minutes
+    python -m evidence.run demo                                         synthetic patients, takes minutes
     python -m evidence.run openkbp --data DIR --out OUT                 a data set in MSD form
-    python -m evidence.run openkbp --data DIR --out OUT --list          what is done, running and left
+    python -m evidence.run openkbp --data DIR --out OUT --list          show what is done, running and left
 
-One process does one run after another. Start as many on one OUT as there are GPUs, on any machines that see it: each run is
-done by one of them. Killed and started again, it goes on where it was.
+One process does one run after another. Start as many processes on one OUT as there are GPUs, on any machines that share
+it: each run is done by one of them. An interrupted study continues where it stopped when the command is repeated.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pathlib import Path
 
 from bundles.common.errors import InputError
 from bundles.common.files import write_text
-from demo.run import Stopped, available_cores, raise_on_signals
+from tools.child_process import Stopped, available_cores, raise_on_signals
 
 from .report import write_report
-from .results.mlflow_store import log_missing, log_run, open_store, tracking_store
+from .results.mlflow_store import log_missing, log_report, log_run, open_store, tracking_store
 from .results.records import DONE, OUTLINE
 from .runs import run_claim as claims
 from .runs.execution import RunFailed, carry_out, check_settings, finish
@@ -36,17 +36,17 @@ from .study.study import read_study
 from .study.study_data import prepare_folder
 
 OUT = Path(__file__).resolve().parent / "out"
-WAIT = 5.0  # seconds between looks at what other processes do
+WAIT = 5.0  # seconds between checks whether other processes have finished
 PARTS = ("curve", "ablation")
 
 
 def plan_of(planner: Planner, parts: Sequence[str], *, beside: Sequence[str] = ()) -> Plan:
-    """The runs of parts of a study, each once.
+    """Return the plan of parts of a study, with each run once.
 
     Args:
-        planner: of the study.
-        parts: names of the parts whose runs are wanted.
-        beside: of further parts that the report draws (`Plan.beside`).
+        planner: planner of the study.
+        parts: names of the parts to run.
+        beside: names of further parts that the report covers (`Plan.beside`).
     """
     runs, others = ({run.name: run for part in each for run in getattr(planner, part)()} for each in (parts, beside))
     rest = tuple(run for name, run in others.items() if name not in runs)
@@ -63,75 +63,83 @@ def run_plan(
     report: Callable[[], None] = lambda: None,
     wait: bool = True,
 ) -> bool:
-    """Carry out the runs that nobody has done or does, until none is left for this process.
+    """Carry out runs that no process has finished or works on, until none is left for this process.
 
     Args:
         plan: the runs.
         out: folder of the study.
-        threads: of each command.
-        tracking_uri: MLflow's store.
+        threads: number of threads of each command.
+        tracking_uri: MLflow store.
         say: gets progress lines.
         report: called after each run.
-        wait: for runs of other processes that others need; False: leave when nothing is free at the moment.
+        wait: wait for runs of other processes that remaining runs need; False: return when no run is free.
 
     Returns:
         Whether all runs are done.
 
     Raises:
-        InputError: a run of the plan, or one that would be drawn beside it, was made by other settings.
+        InputError: a run of the plan, or one that the report would include, was made with other settings.
         RunFailed: if a command fails.
-        Stopped: on Ctrl-C or a signal to end.
+        Stopped: on Ctrl-C or another stop signal.
     """
     waiting = False
     while True:
-        for run in (*plan.runs, *plan.beside):  # every time: another process may have begun since, by another edit
+        # Checked every time: another process may have started meanwhile, with an edited study.
+        for run in (*plan.runs, *plan.beside):
             check_settings(run, out)
         left = [run for run in plan.runs if not (out / "runs" / run.name / DONE).exists()]
         ready = [run for run in left if all((out / "runs" / name / DONE).exists() for name in run.needs)]
-        held = None
+        claim = None
         for run in ready:
-            if held := claims.take(out / "runs" / run.name):
+            if claim := claims.take(out / "runs" / run.name):
                 break
-        if held is None:
+        if claim is None:
             blocked = [run for run in left if run not in ready]
             if not blocked or not wait:
                 return not left
             if not waiting:
-                say(f"{len(blocked)} runs wait for {len(ready)} that other processes are doing")
+                say(f"{len(blocked)} runs wait for {len(ready)} runs of other processes")
             waiting = True
             time.sleep(WAIT)
             continue
         waiting = False
         try:
-            check_settings(run, out)  # between the look and the claim
-            if (out / "runs" / run.name / DONE).exists():  # finished between the look and the claim
+            # Another process may have begun or finished the run before this one claimed it.
+            check_settings(run, out)
+            if (out / "runs" / run.name / DONE).exists():
                 continue
             say(f"{run.name} ...")
-            done = carry_out(run, out=out, claim=held, threads=threads, say=say)
+            done = carry_out(run, out=out, claim=claim, threads=threads, say=say)
             log_run(run.name, done, outline=plan.outline, out=out, uri=tracking_uri)
-            finish(run, done, out=out, claim=held)
+            finish(run, done, out=out, claim=claim)
         except ClaimLost:
-            say(f"{run.name}: another process took it over")
+            say(f"{run.name}: taken over by another process")
             continue
         finally:
-            held.release()
+            claim.release()
         say(f"{run.name} done in {done['seconds'] / 60:.1f} min. {overview(plan, out, names=False)}")
         report()
 
 
 def arguments_of(parser: argparse.ArgumentParser) -> None:
-    """Options that running and searching share."""
+    """Add the options that `evidence.run` and `evidence.search` share."""
     parser.add_argument("study", help="name of a study in evidence/studies, or the path of a YAML file")
-    parser.add_argument("--data", type=Path, help="data set in MSD form with labels: folder or list")
-    parser.add_argument("--out", type=Path, help="folder for all that is made (evidence/out/STUDY)")
-    parser.add_argument("--threads", type=_positive, default=available_cores(), help="threads of each run (all cores)")
-    parser.add_argument("--tracking_uri", help="MLflow's store (sqlite:///OUT/mlruns.db)")
-    parser.add_argument("--list", action="store_true", help="print what is done, running and left, and run nothing")
-    parser.add_argument("--no_wait", action="store_true", help="leave as soon as no run is free, rather than wait")
+    parser.add_argument("--data", type=Path, help="labelled data set in MSD form: its folder or data list")
+    parser.add_argument("--out", type=Path, help="output folder (default: evidence/out/STUDY)")
+    parser.add_argument(
+        "--threads", type=_positive, default=available_cores(), help="threads of each run (default: all cores)"
+    )
+    parser.add_argument("--tracking_uri", help="MLflow store (default: sqlite:///OUT/mlruns.db)")
+    parser.add_argument("--list", action="store_true", help="show what is done, running and left; run nothing")
+    parser.add_argument("--no_wait", action="store_true", help="exit as soon as no run is free, instead of waiting")
 
 
 def call(action: Callable[[], int]) -> int:
-    """Do something from the command line: signals end it in order (but those that are ignored), errors of the user are one message."""
+    """Run a command line's action: stop signals end it in order, and user errors print one message.
+
+    Returns:
+        The exit status.
+    """
     raise_on_signals()
     try:
         return action()
@@ -142,7 +150,7 @@ def call(action: Callable[[], int]) -> int:
         print(error, file=sys.stderr)
         return 1
     except Stopped as stop:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        print("Stopped. Repeat the command to continue from here.", file=sys.stderr)
         return stop.status
 
 
@@ -159,42 +167,45 @@ def say(text: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a study from the command line, and return its exit status."""
+    """Run a study from the command line and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m evidence.run", description=__doc__.partition("\n")[0])
     arguments_of(parser)
-    parser.add_argument("--part", choices=[*PARTS, "all"], default="all", help="few-label curve, ablation, or both")
-    given = parser.parse_args(arguments)
+    parser.add_argument(
+        "--part", choices=[*PARTS, "all"], default="all", help="few-label curve, ablation, or both (default)"
+    )
+    options = parser.parse_args(arguments)
 
     def action() -> int:
-        study = read_study(given.study)
-        out = (given.out or OUT / study.name).resolve()
+        study = read_study(options.study)
+        out = (options.out or OUT / study.name).resolve()
         prepare_folder(out, study.name)
-        parts = [part for part in PARTS if given.part == part or (given.part == "all" and getattr(study, part))]
-        drawn = [part for part in PARTS if getattr(study, part)]  # one report, whatever is run now
-        plan = plan_of(planner_of(study, data=given.data and given.data.resolve(), out=out), parts, beside=drawn)
-        print(overview(plan, out, names=given.list), flush=True)
-        if given.list:
+        reported = [part for part in PARTS if getattr(study, part)]
+        parts = reported if options.part == "all" else [options.part]
+        plan = plan_of(planner_of(study, data=options.data and options.data.resolve(), out=out), parts, beside=reported)
+        print(overview(plan, out, names=options.list), flush=True)
+        if options.list:
             return 0
 
-        uri = given.tracking_uri or tracking_store(out)
-        open_store(uri, out=out)  # a wrong address shall not cost a run
+        uri = options.tracking_uri or tracking_store(out)
+        open_store(uri, out=out)  # so that a wrong address fails before the first run
         write_text(out / OUTLINE, json.dumps(plan.outline, indent=1) + "\n")
         log_missing(out, outline=plan.outline, uri=uri, say=say)
         finished = run_plan(
             plan,
             out=out,
-            threads=given.threads,
+            threads=options.threads,
             tracking_uri=uri,
             say=say,
             report=lambda: write_report(out),
-            wait=not given.no_wait,
+            wait=not options.no_wait,
         )
         print(write_report(out))
+        log_report(out, study=study.name, uri=uri, say=say)
         if not finished:
             print(overview(plan, out, names=False))
         return 0
 
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of this process: it only waits, counts and draws
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # this process mostly waits
     return call(action)
 
 

@@ -1,10 +1,10 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Try as many recipes for training from scratch as for training from an encoder, on patients that the study never scores.
+"""Search for recipes, the same number for every arm, scored on patients that the study never scores.
 
     python -m evidence.search openkbp --data DIR --out OUT
 
-The tuning patients score every recipe; they are in no labelled subset and not among the validation patients. The table
-goes to ``search.csv`` and ``search.md``; the best recipe of each arm is to be written into the study's file by hand.
+The recipes are scored on the tuning patients, which are in no labelled subset and not in the validation part. The
+results are written to ``search.csv`` and ``search.md``. Enter the best recipe of each arm into the study file by hand.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from bundles.common.files import write_text
 
-from .results.mlflow_store import log_missing, open_store, tracking_store
+from .results.mlflow_store import log_missing, log_report, open_store, tracking_store
 from .results.paired_bootstrap import figure_of, patient_means
 from .results.records import read_done, table_of
 from .results.table import csv_of
@@ -36,14 +36,20 @@ COLUMNS = ("arm", "recipe", "seeds", "seeds_planned", "dice", "sd_patients", "be
 
 
 def search_rows(plan: Plan, planner: Planner, out: Path) -> list[dict[str, Any]]:
-    """A row for each arm and recipe: mean Dice over seeds and tuning patients, then labels; NaN where nothing is finished.
+    """Return one row for each arm and recipe.
 
-    ``best`` marks the arm's highest Dice, once all recipes of the arm are finished.
+    ``dice`` is the mean over seeds and tuning patients, then over labels; NaN if no run is finished. ``best`` marks the
+    highest Dice of an arm once all its recipes are finished.
+
+    Args:
+        plan: plan of the search.
+        planner: planner of the study.
+        out: folder of the study.
     """
     labels, absent = plan.outline["labels"], plan.outline["absent"]
     rows = []
     for arm in planner.study.arms:
-        of_arm = []
+        arm_rows = []
         for recipe in planner.recipes(arm):
             runs = [run for run in plan.runs if run.facts["arm"] == arm and run.facts.get("recipe") == recipe]
             done = [(run, read_done(out / "runs" / run.name)) for run in runs]
@@ -59,18 +65,18 @@ def search_rows(plan: Plan, planner: Planner, out: Path) -> list[dict[str, Any]]
                 patients = patient_means(scores)
                 row["dice"] = figure_of(scores)
                 row["sd_patients"] = float(np.std(patients, ddof=1)) if len(patients) > 1 else math.nan
-            of_arm.append(row)
-        if all(row["seeds"] == row["seeds_planned"] for row in of_arm):
-            max(of_arm, key=lambda row: row["dice"])["best"] = "best"
-        rows += of_arm
+            arm_rows.append(row)
+        if all(row["seeds"] == row["seeds_planned"] for row in arm_rows):
+            max(arm_rows, key=lambda row: row["dice"])["best"] = "best"
+        rows += arm_rows
     return rows
 
 
 def search_markdown(plan: Plan, rows: Sequence[dict[str, Any]]) -> str:
-    """The table of a search."""
+    """Return the table of a search in Markdown."""
     search = plan.study.search
     lines = [
-        f"## {plan.study.name}: recipes, n = {search['n']}, scored on {plan.study.tuning} tuning patients",
+        f"## {plan.study.name}: recipes, n = {search.n}, scored on {plan.study.tuning} tuning patients",
         "",
         "| arm | recipe | runs | Dice | |",
         "|---|---|---|---|---|",
@@ -84,18 +90,18 @@ def search_markdown(plan: Plan, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Search from the command line, and return the exit status."""
+    """Search from the command line and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m evidence.search", description=__doc__.partition("\n")[0])
     arguments_of(parser)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
     def action() -> int:
-        study = read_study(given.study)
-        out = (given.out or OUT / study.name).resolve()
+        study = read_study(options.study)
+        out = (options.out or OUT / study.name).resolve()
         prepare_folder(out, study.name)
-        planner = planner_of(study, data=given.data and given.data.resolve(), out=out)
+        planner = planner_of(study, data=options.data and options.data.resolve(), out=out)
         plan = plan_of(planner, ["search"])
-        print(overview(plan, out, names=given.list), flush=True)
+        print(overview(plan, out, names=options.list), flush=True)
 
         def report() -> str:
             rows = search_rows(plan, planner, out)
@@ -104,13 +110,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_text(out / "search.md", text)
             return text
 
-        if not given.list:
-            uri = given.tracking_uri or tracking_store(out)
+        if not options.list:
+            uri = options.tracking_uri or tracking_store(out)
             open_store(uri, out=out)
             log_missing(out, outline=plan.outline, uri=uri, say=say)
-            options = {"threads": given.threads, "tracking_uri": uri, "wait": not given.no_wait}
-            run_plan(plan, out=out, say=say, report=report, **options)
+            run_plan(
+                plan,
+                out=out,
+                threads=options.threads,
+                tracking_uri=uri,
+                say=say,
+                report=report,
+                wait=not options.no_wait,
+            )
             print(report())
+            log_report(out, study=study.name, uri=uri, say=say)
         return 0
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,19 +1,18 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
 """Synthetic abdominal CT patients with the 13 organs of BTCV, so that the demo needs no download.
 
-A patient is drawn (`draw_patient`: numbers only) and then rendered (`render`: voxels only). One body, made of
-ellipsoids and tubes in millimetres, is resized, turned, bent and placed anew for each patient; it is no model of real
-anatomy, only enough of one that a network must learn places, shapes and contrasts together.
+`draw_patient` draws the random parameters of a patient, and `render` computes its voxels. One body made of ellipsoids
+and tubes is scaled, rotated, deformed and shifted differently for each patient. It is not a model of real anatomy, but
+complex enough that a network must learn positions, shapes and contrasts together.
 
-Body coordinates are RAS: x to the patient's right, y to the front, z to the head, in mm, the origin on the midline in
-the middle of the abdomen.
+Body coordinates are RAS in mm: x points to the patient's right, y to the front and z to the head. The origin is on the
+midline in the middle of the abdomen.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,9 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from bundles.common.errors import InputError
+from bundles.common.files import atomic_path, write_text
 
-GENERATOR_VERSION = 4  # raise it whenever the same seed gives other voxels: old files are then made again
+GENERATOR_VERSION = 4  # increase it when the same seed gives other voxels, so that old files are written again
 
 ORGANS: dict[int, str] = {
     1: "spleen",
@@ -47,7 +47,7 @@ ORGANS: dict[int, str] = {
 
 
 class Ellipsoid(NamedTuple):
-    """Centre and half axes in mm, turn about x, y, z in degrees."""
+    """Ellipsoid: centre and half axes in mm, rotation about x, y and z in degrees."""
 
     centre: tuple[float, float, float]
     axes: tuple[float, float, float]
@@ -59,12 +59,12 @@ class Ellipsoid(NamedTuple):
         return np.sqrt(((local / np.array(self.axes)[:, None]) ** 2).sum(0))
 
     def reach(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the lowest and highest corner of a box that holds the shape."""
+        """Return the lowest and highest corner of a box that contains the shape."""
         return np.array(self.centre) - max(self.axes), np.array(self.centre) + max(self.axes)
 
 
 class Tube(NamedTuple):
-    """Points of the centre line and one radius a point, in mm."""
+    """Tube: points of its centre line and one radius per point, in mm."""
 
     line: tuple[tuple[float, float, float], ...]
     radii: tuple[float, ...]
@@ -81,11 +81,11 @@ class Tube(NamedTuple):
         return lowest
 
     def reach(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the lowest and highest corner of a box that holds the shape."""
+        """Return the lowest and highest corner of a box that contains the shape."""
         return np.min(self.line, 0) - max(self.radii), np.max(self.line, 0) + max(self.radii)
 
 
-# Painted in this order: a later organ takes the voxels where two overlap.
+# Drawn in this order: where two organs overlap, the voxels belong to the later one.
 SHAPES: dict[int, tuple[Ellipsoid | Tube, ...]] = {
     7: (
         Ellipsoid((-58, 12, 58), (36, 38, 36)),
@@ -119,7 +119,7 @@ SHAPES: dict[int, tuple[Ellipsoid | Tube, ...]] = {
     ),
 }
 
-# Mean HU of each organ early (late arterial phase) and late (portal venous phase), and the spread between patients.
+# Mean HU of each organ in the late arterial and in the portal venous phase, and standard deviation between patients.
 CONTRAST: dict[int, tuple[float, float, float]] = {
     1: (150, 128, 8),
     2: (190, 205, 10),
@@ -139,35 +139,35 @@ CONTRAST: dict[int, tuple[float, float, float]] = {
 
 @dataclass(frozen=True)
 class Patient:
-    """Every random number behind one scan; nothing is applied yet.
+    """The random parameters of one scan.
 
-    Lengths are in mm, angles in degrees. ``waves`` holds the smooth deformation: the displacement of a body point p is
+    Lengths are in mm, angles in degrees. The ``waves`` describe a smooth deformation: a body point p is displaced by
     the sum over k of ``waves_height[k] * sin(waves_vector[k] . p + waves_phase[k])``.
     """
 
     seed: int
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
-    oblique: np.ndarray  # (3,) turn of the grid against the scanner's axes; zero for three patients in four
-    centre: np.ndarray  # (3,) scanner coordinates (RAS) of the middle of the grid
-    place: np.ndarray  # (3,) body origin relative to the middle of the grid
-    size: np.ndarray  # (3,) factors on the body
-    tilt: np.ndarray  # (3,) turn of the body
+    oblique: np.ndarray  # (3,) rotation of the grid against the scanner's axes; zero for three of four patients
+    centre: np.ndarray  # (3,) scanner coordinates (RAS) of the grid's centre
+    place: np.ndarray  # (3,) body origin relative to the grid's centre
+    size: np.ndarray  # (3,) scale factors of the body
+    tilt: np.ndarray  # (3,) rotation of the body
     waves_height: np.ndarray  # (K, 3)
-    waves_vector: np.ndarray  # (K, 3), radians a mm
+    waves_vector: np.ndarray  # (K, 3), radians per mm
     waves_phase: np.ndarray  # (K, 3)
     organ_shift: dict[int, np.ndarray]  # (3,) each
     organ_size: dict[int, np.ndarray]  # (3,) each
     organ_turn: dict[int, np.ndarray]  # (3,) each
     organ_hu: dict[int, float]
-    fat: float  # thickness under the skin
+    fat: float  # thickness of the fat under the skin
     stomach_gas: float  # y of the gas level in the stomach
-    bowel: np.ndarray  # (L, 8) centre, half axes, HU of the wall, HU of the content
+    bowel: np.ndarray  # (L, 8) loops: centre, half axes, HU of the wall, HU of the content
     lung_top: float  # z of the domes of the diaphragm
     table: float  # gap between back and table
     bone_hu: float
     noise: float  # standard deviation in HU
-    bias: np.ndarray  # (3,) HU from one side of the grid to the other
+    bias: np.ndarray  # (3,) HU difference between opposite sides of the grid
     noise_seed: int
 
 
@@ -175,15 +175,15 @@ def draw_patient(seed: int) -> Patient:
     """Draw all parameters of one patient.
 
     Args:
-        seed: any non-negative integer; equal seeds give equal patients.
+        seed: any non-negative integer. The same seed gives the same patient.
     """
     rng = np.random.default_rng(seed)
     shape = tuple(int(rng.integers(low, high + 1)) for low, high in ((88, 104), (72, 88), (52, 64)))
     in_plane = float(rng.uniform(3.7, 4.4))
     spacing = (in_plane, in_plane, float(rng.uniform(4.9, 5.5)))
     size = rng.uniform((0.86, 0.86, 0.84), (1.08, 1.08, 1.02))
-    # The organs fill this box of the body, and the grid may lie anywhere around it: skin may be cut off, organs not.
-    # The sine favours the ends of that freedom, so that the label map of one patient seldom fits another.
+    # The organs fill this box of the body. The grid may be anywhere around it: it may cut off skin but not organs. The
+    # sine favours the extreme positions, so that the label map of one patient rarely fits another.
     low, high = np.array((-138, -90, -96)) * size, np.array((142, 96, 108)) * size
     half = np.array(shape) * spacing / 2 - 8
     lowest, highest = np.minimum(-half - low, 0), np.maximum(half - high, 0)
@@ -234,18 +234,18 @@ def draw_patient(seed: int) -> Patient:
 
 
 def render(patient: Patient) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compute the scan and its label map; the same patient gives the same voxels.
+    """Compute a scan and its label map. The same patient always gives the same voxels.
 
     Returns:
-        image (X, Y, Z) int16 in HU, label (X, Y, Z) uint8 with the ids of `ORGANS`, affine (4, 4) voxel to RAS mm whose
-        first two diagonal entries are negative, as in most CT.
+        Image (X, Y, Z) int16 in HU; label map (X, Y, Z) uint8 with the ids of `ORGANS`; affine (4, 4) from voxel to RAS
+        mm, whose first two diagonal entries are negative, as in most CT.
     """
     affine = grid_affine(patient)
     body = body_coordinates(patient, affine)
     image, room, chest = paint_body(patient, body)
     label = np.zeros(patient.shape, np.uint8)
     for organ, shapes in SHAPES.items():
-        # The gullet and the great vessels pass through the chest; all else stays under the diaphragm.
+        # Esophagus, aorta and vena cava pass through the chest. All other organs stay below the diaphragm.
         allowed = room | chest if organ in (5, 8, 9) else room
         where, level, points = organ_voxels(patient, organ, shapes, body)
         keep = allowed.reshape(-1)[where]
@@ -267,7 +267,7 @@ def grid_affine(patient: Patient) -> np.ndarray:
 
 
 def body_coordinates(patient: Patient, affine: np.ndarray) -> np.ndarray:
-    """Return where each voxel lies in the undeformed body: (X, Y, Z, 3) float32, mm."""
+    """Return the position of each voxel in the undeformed body, (X, Y, Z, 3) float32 in mm."""
     turn = Rotation.from_euler("xyz", patient.tilt, degrees=True).as_matrix()
     to_body = np.diag(1 / patient.size) @ turn.T
     matrix = (to_body @ affine[:3, :3]).astype(np.float32)
@@ -283,15 +283,15 @@ def body_coordinates(patient: Patient, affine: np.ndarray) -> np.ndarray:
 
 
 def paint_body(patient: Patient, body: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Paint everything but the organs.
+    """Draw everything except the organs.
 
     Returns:
-        image (X, Y, Z) float32 in HU; the part of the abdomen, and of the chest, that organs may take (bool each).
+        Image (X, Y, Z) float32 in HU; masks (bool) of the abdomen and of the chest where organs may be.
     """
     x, y, z = body[..., 0], body[..., 1], body[..., 2]
     fat = patient.fat
 
-    def ring(margin: float) -> np.ndarray:  # < 1 inside an oval that lies `margin` mm outside the abdominal cavity
+    def ring(margin: float) -> np.ndarray:  # < 1 inside an oval, `margin` mm outside the abdominal cavity
         return (np.abs(x) / (142 + margin)) ** 2.4 + (np.abs(y) / (100 + margin)) ** 2.4
 
     image = np.full(patient.shape, -1000, np.float32)
@@ -328,7 +328,7 @@ def paint_body(patient: Patient, body: np.ndarray) -> tuple[np.ndarray, np.ndarr
         inside = cavity.reshape(-1)[where] & (level < 1)
         image.reshape(-1)[where[inside]] = np.where(level[inside] > 0.75, row[6], row[7])
 
-    # A column of vertebrae with discs between them, the canal behind and a spinous process.
+    # Vertebrae with discs between them, the spinal canal behind and spinous processes.
     column = (x / 22) ** 2 + ((y + 56) / 18) ** 2 < 1
     image[column] = np.where((z % 34 < 26)[column], 0.75 * patient.bone_hu, 80)
     image[(column & ((x / 18) ** 2 + ((y + 56) / 14) ** 2 > 1)) & (z % 34 < 26)] = patient.bone_hu
@@ -339,7 +339,7 @@ def paint_body(patient: Patient, body: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def shape_voxels(shape: Ellipsoid | Tube, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the flat indices of the voxels in the box around ``shape``, and its level there."""
+    """Return the flat indices of the voxels in the box around a shape, and the level of the shape there."""
     low, high = shape.reach()
     flat = points.reshape(-1, 3)
     inside = np.ones(len(flat), bool)
@@ -352,13 +352,13 @@ def shape_voxels(shape: Ellipsoid | Tube, points: np.ndarray) -> tuple[np.ndarra
 def organ_voxels(
     patient: Patient, organ: int, shapes: tuple[Ellipsoid | Tube, ...], body: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the flat indices of an organ's voxels, their level (0 inside to 1 on the surface) and body coordinates."""
+    """Return the voxels of an organ: flat indices, level (0 inside to 1 on the surface) and body coordinates."""
     low = np.min([shape.reach()[0] for shape in shapes], 0)
     high = np.max([shape.reach()[1] for shape in shapes], 0)
     middle = (low + high) / 2
     flat = body.reshape(-1, 3)
     inside = np.ones(len(flat), bool)
-    for axis in range(3):  # a box with room for this patient's shift, size and turn
+    for axis in range(3):  # a box with a margin for the patient's shift, size and rotation
         inside &= np.abs(flat[:, axis] - middle[axis]) < 1.3 * (high - low)[axis] / 2 + 10
     where = np.flatnonzero(inside)
     points = flat[where].astype(np.float64)
@@ -370,20 +370,20 @@ def organ_voxels(
 
 
 def organ_intensity(patient: Patient, organ: int, level: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Return the HU of an organ's voxels: even, but for kidneys, stomach and gullet, which have an inside."""
+    """Return the HU of an organ's voxels: uniform, except for kidneys, esophagus and stomach, which have a content."""
     hu = np.full(len(level), patient.organ_hu[organ], np.float32)
     if organ in (2, 3):
         hu[level < 0.4] -= 70  # the renal pelvis
     elif organ == 5:
         hu[level < 0.35] -= 120  # a little air
     elif organ == 7:
-        hu[points[:, 1] > patient.stomach_gas] = -850  # gas rises to the front of a patient lying on the back
+        hu[points[:, 1] > patient.stomach_gas] = -850  # the patient lies on the back, so gas is in front
         hu[level > 0.85] = 85
     return hu
 
 
 def noise_and_bias(patient: Patient) -> np.ndarray:
-    """Return noise, partly correlated between neighbours as reconstruction makes it, and a slow drift over the grid."""
+    """Return noise, correlated between neighbours as after reconstruction, plus a linear drift over the grid."""
     rng = np.random.default_rng(patient.noise_seed)
     white = rng.standard_normal(patient.shape, np.float32)
     smooth = gaussian_filter(rng.standard_normal(patient.shape, np.float32), 0.9)
@@ -412,38 +412,42 @@ def write_dataset(
     shuffled: bool = True,
     progress: bool = True,
 ) -> DataLists:
-    """Write scans without labels for pre-training and scans with labels in the layout of BTCV.
+    """Write scans without labels for pre-training, and labelled scans in the layout of BTCV.
 
-    ``folder/unlabelled`` holds ``imagesTr`` and ``dataset.json``; ``folder/labelled`` holds ``imagesTr``,
+    ``folder/unlabelled`` contains ``imagesTr`` and ``dataset.json``. ``folder/labelled`` contains ``imagesTr``,
     ``labelsTr``, ``imagesTs``, ``labelsTs`` and ``dataset.json`` in the form of the Medical Segmentation Decathlon.
-    With ``shuffled``, ``dataset_shuffled.json`` gives each training scan the label map of the next training patient,
-    on its own grid, and true labels elsewhere: a control from which no network can learn anatomy.
+    With ``shuffled``, ``dataset_shuffled.json`` assigns to each training scan the label map of the next training
+    patient, on the scan's own grid, and true labels to all other scans. It is a control from which no network can learn
+    anatomy.
 
-    Every file is whole or absent. A second call makes only what is missing; files of other parameters are made again.
+    Files are written atomically. A second call writes only what is missing or was written with other parameters.
 
     Args:
-        folder: made if absent.
-        unlabelled: number of scans without labels; one in eight, at least one of two or more, is for validation.
+        folder: created if it does not exist.
+        unlabelled: number of scans without labels. One in eight, but at least one of two or more, is for validation.
         training: number of labelled training scans.
         validation: number of labelled validation scans.
         test: number of labelled test scans.
-        seed: another seed gives other patients. More scans of one seed keep those that fewer scans have.
-        shuffled: write the control too.
+        seed: another seed gives other patients. Larger numbers with the same seed add patients and keep the others.
+        shuffled: also write the control with shuffled labels.
         progress: show a progress bar.
 
+    Returns:
+        Paths of the data lists.
+
     Raises:
-        InputError: when a number is out of range, or the folder holds files that are not of this generator.
+        InputError: a number is out of range, or the folder contains files that this generator did not write.
     """
     counts = {"unlabelled": unlabelled, "training": training, "validation": validation, "test": test}
     for name, count in counts.items():
         if not 0 <= count <= 1000:
-            raise InputError(f"{name}={count}: the number of synthetic scans must lie between 0 and 1000.")
+            raise InputError(f"{name}={count}: the number of synthetic scans must be between 0 and 1000.")
     if seed < 0:
         raise InputError(f"seed={seed}: the seed must not be negative.")
     if shuffled and training < 2:
         raise InputError(
-            f"training={training}: the shuffled control swaps label maps between patients; "
-            "ask for two or more training scans, or for no control."
+            f"training={training}: the control with shuffled labels exchanges label maps between patients. Use two or "
+            "more training scans, or no control."
         )
     folder = Path(folder)
     lists = DataLists(
@@ -455,8 +459,9 @@ def write_dataset(
     for path in (lists.unlabelled, lists.labelled, folder / "labelled" / "dataset_shuffled.json"):
         drop_other_list(path, made_by)
 
-    first = seed * 10_000  # a range of patients for each purpose, so that the numbers above can grow
-    patients: dict[int, dict[Path, int | None]] = {}  # files of each: path, and whose label map (None: the scan)
+    first = seed * 10_000  # each purpose has its own range of patients, so that the numbers can grow
+    # Files of each patient: path, and the patient whose label map it contains (None: the scan).
+    patients: dict[int, dict[Path, int | None]] = {}
     for i in range(unlabelled):
         patients[first + i] = {lists.unlabelled.parent / scan_name(i): None}
     purposes = [("Tr", first + 2000 + i) for i in range(training)]
@@ -476,7 +481,7 @@ def write_dataset(
     wanted = {path for files in patients.values() for path in files}
     for path in sorted(folder.glob("*labelled/*/*.nii.gz")):
         if path not in wanted and mark_of(path).startswith("synthetic CT"):
-            path.unlink()  # left by a larger data set, or unfinished
+            path.unlink()  # from a larger data set, or unfinished
 
     held_out = max(1, unlabelled // 8) if unlabelled > 1 else 0
     scans = [{"image": f"./{scan_name(i)}"} for i in range(unlabelled)]
@@ -530,7 +535,11 @@ def label_name(i: int, part: str = "Tr") -> str:
 
 
 def drop_other_list(path: Path, made_by: dict) -> None:
-    """Remove an old data list of other parameters; refuse a list that this generator did not write."""
+    """Remove a data list that was written with other parameters.
+
+    Raises:
+        InputError: the list was not written by this generator.
+    """
     if not path.exists():
         return
     try:
@@ -538,17 +547,20 @@ def drop_other_list(path: Path, made_by: dict) -> None:
     except (ValueError, AttributeError):
         found = None
     if found is None:
-        raise InputError(f"{path} is not a list of synthetic scans, and would be overwritten: choose another folder.")
+        raise InputError(f"{path} is not a list of synthetic scans and would be overwritten. Choose another folder.")
     if found != made_by:
         path.unlink()
 
 
 def write_patient(patient: int, files: dict[Path, int | None]) -> None:
-    """Write those files of one patient that are not there yet.
+    """Write the missing files of one patient.
 
     Args:
-        patient: seed of the patient whose grid all the files have.
-        files: for each path the patient whose label map it shall hold, or None for the scan itself.
+        patient: seed of the patient. All files have the grid of its scan.
+        files: for each path, the patient whose label map it contains; None: the scan itself.
+
+    Raises:
+        InputError: a file exists that was not written by this generator.
     """
     marks = {}
     for path, label_of in files.items():
@@ -559,7 +571,7 @@ def write_patient(patient: int, files: dict[Path, int | None]) -> None:
         if found == marks[path]:
             del marks[path]
         elif found and not found.startswith("synthetic CT"):
-            raise InputError(f"{path} is not a synthetic scan, and would be overwritten: choose another folder.")
+            raise InputError(f"{path} is not a synthetic scan and would be overwritten. Choose another folder.")
     if not marks:
         return
     image, label, affine = render(draw_patient(patient))
@@ -575,14 +587,12 @@ def write_patient(patient: int, files: dict[Path, int | None]) -> None:
         volume.set_qform(affine, code="scanner")
         volume.header.set_xyzt_units("mm")
         volume.header["descrip"] = mark
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name.removesuffix('.nii.gz')}.{os.getpid()}.nii.gz")
-        nib.save(volume, unfinished)
-        os.replace(unfinished, path)
+        with atomic_path(path) as temporary:
+            nib.save(volume, temporary)
 
 
 def mark_of(path: Path) -> str:
-    """Return the description in the header of a NIfTI file, empty when there is none or it breaks off."""
+    """Return the description in the header of a NIfTI file; empty if the file does not exist or is incomplete."""
     if not path.exists():
         return ""
     try:
@@ -594,7 +604,7 @@ def mark_of(path: Path) -> str:
 
 
 def stamp(label: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Cut or pad ``label`` about its middle to ``shape``."""
+    """Crop or pad a label map about its centre to a shape."""
     stamped = np.zeros(shape, label.dtype)
     source, target = [], []
     for have, want in zip(label.shape, shape, strict=True):
@@ -606,22 +616,20 @@ def stamp(label: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write ``content`` atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(content, indent=4) + "\n")
-    os.replace(unfinished, path)
+    """Write JSON atomically."""
+    write_text(path, json.dumps(content, indent=4) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Write a synthetic data set from the command line."""
     parser = argparse.ArgumentParser(description="Write synthetic abdominal CT with the 13 organs of BTCV.")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    for name, default in (("unlabelled", 24), ("training", 8), ("validation", 2), ("test", 1), ("seed", 0)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    given = vars(parser.parse_args(arguments))
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
+    for name, default in (("unlabelled", 24), ("training", 8), ("validation", 2), ("test", 1)):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"number of {name} scans (default: {default})")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the patients (default: 0)")
+    options = vars(parser.parse_args(arguments))
     try:
-        lists = write_dataset(given.pop("out"), **given)
+        lists = write_dataset(options.pop("out"), **options)
     except InputError as error:
         parser.exit(1, f"Stopped: {error}\n")
     for path in lists:

@@ -25,7 +25,7 @@ from .checks.bundle_process import run_checks
 from .checks.file_checks import check_labels, check_paths, check_version, read_metadata
 from .package.archive import file_hash, write_archive
 from .package.bundle_files import copy_bundle, find_bundle
-from .package.flat_task import MSD, find_task, flat_name, flatten
+from .package.flat_task import MSD, Task, find_task, flat_name, flatten, task_names, write_trained_row
 from .package.json_copies import write_json_copies
 from .package.large_files import LARGE, large_files, list_large_files
 from .package.model_card import write_hugging_face
@@ -80,13 +80,15 @@ def stage(bundle: str | Path, *, folder: Path, task: str | None = None, models: 
     """
     source = find_bundle(bundle)
     chosen = _choose_task(source, task)
-    name = source.name if chosen is None else flat_name(chosen.name)
+    name = flat_name(chosen.name) if chosen is not None and source.name == MSD else source.name
     check_name(name)
     weights = read_weights(source / "models" if models is None else models)
     target = folder / name
     copy_bundle(source, target)
     if chosen is not None:
-        flatten(target, chosen, weights)
+        row = write_trained_row(target / "configs", chosen, weights)
+        if source.name == MSD:
+            flatten(target, chosen, row)
     copy_weights(source.name, weights.path.parent, target / "models")
     set_trained_defaults(target / "configs", weights)
     write_json_copies(target / "configs")
@@ -143,19 +145,19 @@ def pack(
     return Package(staged.name, version, archive, checksum, hugging_face, before, tuple(left_out), tuple(too_large))
 
 
-def _choose_task(source: Path, task: str | None):
-    """The task to make a bundle of, None for a bundle without tasks."""
+def _choose_task(source: Path, task: str | None) -> Task | None:
+    """The task to make a bundle of; None for a bundle without tasks."""
     table = source / "configs" / "tasks.yaml"
-    if not table.is_file():
-        if task is not None:
-            raise InputError(f"--task {task}: {source.name} has no tasks. Leave --task out, or pack {MSD}.")
-        return None
-    if task is None:
+    names = task_names(table) if table.is_file() else []
+    if task is not None and len(names) < 2 and task not in names:
+        tasks = f"only the task {names[0]}" if names else "no tasks"
+        raise InputError(f"--task {task}: {source.name} has {tasks}. Leave --task out, or pack {MSD}.")
+    if task is None and len(names) > 1:
         raise InputError(
             f"{source.name} holds many tasks, and clients know one a bundle: name it by --task, such as --task Task09_Spleen, "
             "or a YAML file with a row of your own."
         )
-    return find_task(task, table)
+    return find_task(task or names[0], table) if names else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,11 +1,12 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Hold a bundle to what the model zoo, MONAI and MONAI Label demand, as far as it needs no network.
+"""Verify that a bundle meets the requirements of the model zoo, MONAI and MONAI Label, without network access.
 
     python -m zoo.verify zoo/out/swin_unetr_btcv_seg_v0.1.0.zip
     python -m zoo.verify swin_unetr_msd --task Task09_Spleen --models /runs/spleen/models
     python -m zoo.verify swin_unetr_btcv_seg.zip --model_info model_info.json
 
-A name is verified as it would be packed, a folder and a zip as they are. Exit status 0: all checks passed that could be made.
+A bundle's name is verified as it would be packed; a folder or zip is verified as it is. The exit status is 0 if no
+check failed.
 """
 
 from __future__ import annotations
@@ -34,9 +35,12 @@ from .package.archive import extract_archive, file_hash
 from .package.release_index import INDEX, read_index, released
 
 STYLES = {"ok": "green", "FAILED": "bold red", "not checked": "yellow"}
-EXPORT = "scripting fails for Swin UNETR, MONAI's own too: the zoo's exclusion list is for that. Export with --use_trace True and --input_shape"
-TORCHRUN = "no two processes are started: train with multi_gpu_train is built in one"
-FORMAT = "this project is formatted by ruff, and has longer lines in comments and texts than the zoo's 120"
+EXPORT = (
+    "Swin UNETR cannot be scripted, not even MONAI's own, so the bundle belongs on the zoo's exclusion list. "
+    "Export with --use_trace True and --input_shape"
+)
+TORCHRUN = "does not start two processes; train with multi_gpu_train is only built, in a single process"
+FORMAT = "this project is formatted with ruff, and its comments and texts may exceed the zoo's 120 columns"
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,9 @@ class Verdict:
     """Outcome of one check.
 
     Attributes:
-        check: what was checked.
+        check: name of the check.
         outcome: ``ok``, ``FAILED`` or ``not checked``.
-        reason: why it failed or was not checked; "" otherwise.
+        reason: why it failed or was not checked, else "".
     """
 
     check: str
@@ -62,13 +66,14 @@ def verify(
     model_info: Path | None = None,
     build: bool = True,
 ) -> Iterator[Verdict]:
-    """Check a bundle's folder, and yield each verdict as it is known.
+    """Check a bundle's folder; yield each verdict when it is known.
 
     Args:
         folder: the bundle.
-        archive: the zip that it was unpacked from, if so.
-        schema: copy of the schema of the metadata; None: the one that `schema_copy` finds.
-        model_info: list of releases. A zip, a download, must stand in it, under whatever name it was saved; of a folder the version must not.
+        archive: the zip that the folder was unpacked from, if any.
+        schema: copy of the metadata schema. None: the one found by `schema_copy`.
+        model_info: list of releases. For a zip (a download, under any file name) it must contain the bundle's version
+            with the checksum of the zip. For a folder it must not contain the version yet.
         build: also build networks and workflows, which takes half a minute.
     """
     checks = {name: partial(check, folder) for name, check in bundle_checks.CHECKS.items()}
@@ -76,7 +81,7 @@ def verify(
     if archive is not None and model_info is not None:
         checks["bytes as released"] = lambda: check_bytes(folder, archive, model_info)
     elif archive is not None:
-        checks["name of the zip, and its release"] = lambda: check_archive(folder, archive)
+        checks["zip name and release"] = lambda: check_archive(folder, archive)
     else:
         checks["version not released yet"] = lambda: check_unreleased(folder, model_info)
     for name, check in checks.items():
@@ -87,7 +92,7 @@ def verify(
             yield Verdict(name, "not checked", str(reason))
         except InputError as error:
             yield Verdict(name, "FAILED", str(error))
-        except Exception as error:  # whatever a broken file leads to; the other checks go on
+        except Exception as error:  # a broken file can raise anything; continue with the other checks
             yield Verdict(name, "FAILED", f"{type(error).__name__}: {error}")
     for name, failure in run_checks(folder) if build else ():
         yield Verdict(name, "FAILED" if failure else "ok", failure or "")
@@ -96,7 +101,7 @@ def verify(
 
 
 def schema_copy(folder: Path) -> Path | None:
-    """The schema that the metadata name, where a copy lies in ``schema`` of torch's folder of downloads; None where not."""
+    """Find a copy of the metadata's schema in the folder ``schema`` of torch's downloads; None if there is none."""
     try:
         name = Path(str(read_metadata(folder).get("schema"))).name
     except InputError:
@@ -106,11 +111,17 @@ def schema_copy(folder: Path) -> Path | None:
 
 
 def check_archive(folder: Path, archive: Path) -> None:
-    """The zip is called ``NAME_vVERSION.zip``, and the list of releases beside it, if there is one, has its checksum."""
-    package = f"{folder.name}_v{read_metadata(folder).get('version')}"
+    """Check that the zip is named ``NAME_vVERSION.zip`` and matches its entry in the list of releases beside it.
+
+    Raises:
+        InputError: if the name is wrong, or the list has another checksum for it.
+        NotChecked: if the list does not contain it.
+    """
+    version = read_metadata(folder).get("version")
+    package = f"{folder.name}_v{version}"
     if archive.name != f"{package}.zip":
         raise InputError(
-            f"{archive.name} holds {folder.name}, version {read_metadata(folder).get('version')}: it must be called {package}.zip."
+            f"{archive.name} contains {folder.name}, version {version}: the file must be named {package}.zip."
         )
     index = archive.with_name(INDEX)
     if not released(index, package=package, checksum=file_hash(archive, "sha1")):
@@ -118,90 +129,94 @@ def check_archive(folder: Path, archive: Path) -> None:
 
 
 def check_unreleased(folder: Path, model_info: Path | None) -> None:
-    """A list of releases does not name the version of a folder, which has no checksum to compare.
+    """Check that the version of a folder is not in the list of releases; a folder has no checksum to compare.
 
     Raises:
-        InputError: if it does.
+        InputError: if it is.
+        NotChecked: without a list.
     """
     if model_info is None:
-        raise NotChecked("name the list of what is released by --model_info FILE")
+        raise NotChecked("pass the list of released bundles with --model_info FILE")
     package = f"{folder.name}_v{read_metadata(folder).get('version')}"
     if package in read_index(model_info):
         raise InputError(
-            f"{model_info} names {package} already: to release anything else, raise version in configs/metadata.json. If this is the "
-            f"released bundle, verify {package}.zip: a folder has no sha1 to compare."
+            f"{model_info} already contains {package}. To release a changed bundle, raise version in "
+            f"configs/metadata.json. If this is the released bundle, verify {package}.zip instead: a folder has no "
+            "sha1 to compare."
         )
 
 
 def check_bytes(folder: Path, archive: Path, model_info: Path) -> None:
-    """A downloaded zip has the checksum that a list of releases says; `monai.bundle download` compares none.
+    """Check that a downloaded zip has the checksum in the list of releases; `monai.bundle download` does not.
 
     Raises:
-        InputError: if it has not, or the list does not name it.
+        InputError: if the checksum differs, or the list does not contain the bundle.
     """
     package = f"{folder.name}_v{read_metadata(folder).get('version')}"
     index = read_index(model_info)
     if package not in index:
-        raise InputError(f"{model_info} does not name {package}; it names {', '.join(index) or 'nothing'}.")
+        raise InputError(f"{model_info} does not contain {package}, only {', '.join(index) or 'an empty list'}.")
     checksum = file_hash(archive, "sha1")
     if index[package]["checksum"] != checksum:
         raise InputError(
-            f"{archive} has sha1 {checksum}, but {model_info} says {index[package]['checksum']} of {package}: it is damaged, or not what was "
-            "released. Do not use it; download it again."
+            f"{archive} has sha1 {checksum}, but {model_info} lists {index[package]['checksum']} for {package}: the "
+            "file is damaged or is not the released one. Do not use it; download it again."
         )
 
 
 @contextmanager
 def opened(bundle: str, *, task: str | None = None, models: Path | None = None) -> Iterator[tuple[Path, Path | None]]:
-    """The folder to check, and the zip that it came from or None.
+    """Provide the folder to check, and the zip that it was unpacked from or None.
 
     Args:
-        bundle: a zip, a bundle's folder, or the name of a bundle of this repository, which is put together as for packing.
-        task, models: see `pack.stage`; for a name alone.
+        bundle: a zip, a bundle's folder, or the name of a bundle of this repository, which is assembled as for packing.
+        task: see `pack.stage`; only for a name.
+        models: see `pack.stage`; only for a name.
 
     Raises:
-        InputError: see `archive.extract_archive` and `pack.stage`; or ``task`` or ``models`` go with a folder or zip.
+        InputError: see `archive.extract_archive` and `pack.stage`; also if ``task`` or ``models`` is set for a folder
+            or zip.
     """
     path = Path(bundle)
-    packed = path.is_dir() or re.fullmatch(r".+\.zip", bundle)
-    if packed and (task or models):
-        raise InputError(f"--task and --models go with a bundle's name; {bundle} is verified as it is.")
+    assembled = path.is_dir() or re.fullmatch(r".+\.zip", bundle)
+    if assembled and (task or models):
+        raise InputError(f"--task and --models only apply to a bundle's name; {bundle} is verified as it is.")
     if path.is_dir():
         yield path.resolve(), None
         return
     with tempfile.TemporaryDirectory(prefix="zoo_verify_") as work:
-        if packed:
+        if assembled:
             yield extract_archive(path, Path(work)), path.resolve()
         else:
             yield stage(bundle, folder=Path(work), task=task, models=models), None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Verify from the command line, and return the exit status."""
+    """Verify a bundle from the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m zoo.verify", description="Verify a bundle as the model zoo does.")
     add = parser.add_argument
     add(
         "bundle",
         metavar="NAME|FOLDER|ZIP",
-        help="bundle of this repository, as it would be packed; or a folder or zip as it is",
+        help="a bundle of this repository, verified as it would be packed; or a folder or zip, verified as it is",
     )
-    add("--task", help="of swin_unetr_msd, by its name: the task to make a bundle of")
-    add("--models", type=Path, metavar="DIR", help="by its name: folder with model.pt (the bundle's own models/)")
-    add("--schema", type=Path, metavar="FILE", help="copy of the schema of the metadata")
+    add("--task", help="only with the name swin_unetr_msd: the task to make a bundle of")
+    add("--models", type=Path, metavar="DIR", help="only with a name: folder with model.pt (default: its own models/)")
+    add("--schema", type=Path, metavar="FILE", help="copy of the metadata schema")
     add(
         "--model_info",
         type=Path,
         metavar="FILE",
-        help="list of releases: has the sha1 of a downloaded zip, and not yet the version of a name or folder",
+        help="list of releases; must contain the sha1 of a zip, but not yet the version of a name or folder",
     )
     given = parser.parse_args(arguments)
     console = Console(soft_wrap=True, highlight=False)
     counts = dict.fromkeys(STYLES, 0)
     try:
         if given.schema and not given.schema.is_file():
-            raise InputError(f"--schema {given.schema} is not there.")
+            raise InputError(f"--schema {given.schema} does not exist.")
         if given.model_info and not given.model_info.is_file():
-            raise InputError(f"--model_info {given.model_info} is not there.")
+            raise InputError(f"--model_info {given.model_info} does not exist.")
         with opened(given.bundle, task=given.task, models=given.models) as (folder, archive):
             for verdict in verify(folder, archive=archive, schema=given.schema, model_info=given.model_info):
                 counts[verdict.outcome] += 1

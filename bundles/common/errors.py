@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Errors that a user can mend: one message instead of a traceback."""
+"""Errors that the user can fix, reported as one message instead of a traceback."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import traceback
 
 
 class InputError(ValueError):
-    """Bad input: the message says what is wrong, with which value, in which file or key, and what to do."""
+    """Invalid input. The message says what is wrong, with which value, in which file or key, and what to do."""
 
 
 def find_input_error(error: BaseException | None) -> InputError | None:
-    """Return the `InputError` that ``error`` is or was caused by, if there is one."""
+    """Return the first `InputError` among ``error`` and its causes, or None."""
     while error is not None:
         if isinstance(error, InputError):
             return error
@@ -21,15 +21,15 @@ def find_input_error(error: BaseException | None) -> InputError | None:
 
 
 def _message(error: InputError) -> str:
-    """What the user is told: without the traceback that torch puts into the text of an error from a process of a data loader."""
+    """Return the text for the user. torch adds a traceback to errors of data loader workers; it is removed."""
     text = str(error)
     return text.rpartition("InputError: ")[2].strip() if "\nOriginal Traceback" in text else text
 
 
 def report_input_errors() -> None:
-    """Make an uncaught `InputError` end the process with its message alone, on the last lines of stderr, and exit status 1.
+    """Let an uncaught `InputError` print only its message, on the last lines of stderr. The exit status stays 1.
 
-    MONAI's config parser wraps what a component raises in one or two ``RuntimeError``; the user would read forty
+    MONAI's config parser wraps the errors of components in one or two ``RuntimeError``: the user would get forty
     lines of traceback with the reason in the middle. All other errors keep their traceback.
     """
 
@@ -44,4 +44,4 @@ def report_input_errors() -> None:
 
 
 class RefusedScan(InputError):
-    """Says why one scan is left out; whoever catches it adds the name of the file or series."""
+    """Why one scan cannot be used. The code that catches it adds the name of the file or series."""

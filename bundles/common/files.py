@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Files written whole or not at all, and one writer at a time."""
+"""Write files atomically, lock folders, and tell whether a file has changed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a hidden temporary path in the folder of ``path``; on success it becomes ``path``, on failure it goes.
+    """Yield a hidden temporary path next to ``path``. It is renamed to ``path`` on success and deleted on failure.
 
-    The temporary name ends in the final name, so that a writer which goes by the suffix (``.nii.gz``, ``.png``) does
-    the same to both. Parent folders are made.
+    The temporary name ends with the final name, so that writers that choose a format by suffix (``.nii.gz``,
+    ``.png``) choose the right one. Parent folders are created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,17 +29,39 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text file in UTF-8, lines ended as they are given, whole or not at all: on the disk (fsync) before it gets its name."""
+    """Write a UTF-8 text file atomically; line endings are kept. It is on disk (fsync) before it is renamed."""
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
 
+def file_stamp(path: str | os.PathLike) -> list[int]:
+    """Return ``[size in bytes, modification time in ns]``. A file whose stamp differs from a recorded one has changed.
+
+    Raises:
+        OSError: the file does not exist or cannot be accessed.
+    """
+    status = os.stat(path)
+    return [status.st_size, status.st_mtime_ns]
+
+
 @contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
-    """Keep other processes out for moments, by a lock on a file."""
+def folder_lock(path: str | os.PathLike, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a folder, so that only one process at a time works in it.
+
+    The operating system releases the lock when the process ends, however it ends. The lock file stays.
+
+    Args:
+        path: lock file, in the folder. It and its parent folders are created.
+        wait: wait until no other process holds the lock; False: raise an error if one does.
+
+    Raises:
+        BlockingIOError: another process holds the lock (only with ``wait=False``).
+        OSError: the lock file cannot be created, or its file system does not support locks.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

@@ -1,16 +1,14 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The evaluations that lie in some folders: what each is of, and whether they fit into one table.
+"""Find and read evaluations, and check that they fit into one table.
 
-An evaluation is a folder that ``evaluate.yaml`` wrote. Which task and split it is of, and what its model started from,
-stands in its ``summary.json`` (``evaluated``); nothing is read out of the names of folders.
+An evaluation is a folder written by ``evaluate.yaml``. Its ``summary.json`` (entry ``evaluated``) records the task, the
+split and the weights that the model started from. Folder names are not interpreted.
 """
 
 from __future__ import annotations
 
-import csv
 import glob
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import InputError
-from ..common.run.option_checks import check_choice
-from ..segmentation.results.score_summary import METRICS
+from ..common.run.options import check_choice
+from ..segmentation.results.scores_table import read_scores
 
 ARMS = ("pretrained", "scratch")
 ARM_OF_START = {"encoder": "pretrained", "scratch": "scratch"}
@@ -27,15 +25,15 @@ ARM_OF_START = {"encoder": "pretrained", "scratch": "scratch"}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one run of ``evaluate.yaml`` left.
+    """Results of one run of ``evaluate.yaml``.
 
     Attributes:
-        folder: where it lies.
+        folder: folder of the evaluation.
         task: name of the task.
         arm: one of `ARMS`.
-        evaluated: ``evaluated`` of its ``summary.json``.
-        tolerance: NSD tolerance in mm of each label, in the order of the labels.
-        rows: ``scores.csv``: ``case``, ``label`` and the `METRICS`, NaN where there is no score.
+        evaluated: entry ``evaluated`` of ``summary.json``.
+        tolerance: NSD tolerance in mm by label, in the order of the labels.
+        rows: rows of ``scores.csv``: ``case``, ``label`` and the `score_summary.METRICS`, NaN if there is no score.
     """
 
     folder: str
@@ -47,14 +45,14 @@ class Evaluation:
 
 
 def find_evaluations(evaluations: str | Sequence[str]) -> list[str]:
-    """The folders of evaluations, each once.
+    """Return the folders of all evaluations, without duplicates.
 
     Args:
-        evaluations: a folder, a pattern such as ``runs/*/evaluation``, or a list of both. A folder that is no evaluation
-            itself stands for all that lie below it.
+        evaluations: a folder, a pattern such as ``runs/*/evaluation``, or a list of both. A folder that is not an
+            evaluation itself is searched for evaluations recursively.
 
     Raises:
-        InputError: if one of them fits nothing, or there is no evaluation in it.
+        InputError: if one of them matches nothing or contains no evaluation.
     """
     names = [evaluations] if isinstance(evaluations, (str, os.PathLike)) else list(evaluations)
     found: dict[str, str] = {}
@@ -63,91 +61,94 @@ def find_evaluations(evaluations: str | Sequence[str]) -> list[str]:
         folders = [folder for place in places for folder in _evaluations_below(place)]
         if not folders:
             raise InputError(
-                f"--evaluations {name!r}: no folder there holds summary.json and scores.csv, as configs/evaluate.yaml writes them. "
-                "Check the path or pattern, or evaluate first."
+                f"--evaluations {name!r}: found no folder with summary.json and scores.csv, as written by "
+                "configs/evaluate.yaml. Check the path or pattern, or run configs/evaluate.yaml first."
             )
         for folder in folders:
             found.setdefault(os.path.realpath(folder), folder)
     if not found:
-        raise InputError(f"--evaluations {evaluations!r} names no folder.")
+        raise InputError(f"--evaluations {evaluations!r} names no folder. Pass at least one.")
     return list(found.values())
 
 
 def read_evaluation(folder: str, *, arm: str | None = None) -> Evaluation:
-    """Read what one run of ``evaluate.yaml`` left.
+    """Read the results of one run of ``evaluate.yaml``.
 
-    The arm is ``scratch`` where every model started from no weights, and ``pretrained`` where every model started from
-    an encoder. A model that went on from a whole network has a history that its file does not tell, and weights from
-    elsewhere may say nothing: then it has to be said.
+    The arm is ``scratch`` if every model was trained from scratch, and ``pretrained`` if every model started from an
+    encoder. It must be passed for other models: the file of a model that continued from a whole network does not record
+    that network's origin, and weights from elsewhere may record nothing.
 
     Args:
-        folder: of the evaluation.
-        arm: one of `ARMS`, where the models do not say it; else None.
+        folder: folder of the evaluation.
+        arm: one of `ARMS` if the models do not record it, else None.
 
     Raises:
-        InputError: if the files are damaged or do not belong together, do not say the task (another bundle, an older
-            version), the arm is unknown, or what is said contradicts the models.
+        InputError: if the files are damaged, are from different runs or do not record the task (another bundle or an
+            older version), or if the arm is unknown or contradicts the models.
     """
     try:
         summary = json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
-        with open(Path(folder) / "scores.csv", newline="", encoding="utf-8") as file:
-            rows = [
-                row | {metric: float(row[metric] or math.nan) for metric in METRICS} for row in csv.DictReader(file)
-            ]
+        rows = read_scores(Path(folder) / "scores.csv")
         cases, tolerance = {row["case"] for row in rows}, summary["tolerance"]
         labels = {row["label"] for row in rows}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{folder}: summary.json or scores.csv is damaged or was not written by configs/evaluate.yaml ({type(error).__name__}: {error})."
+            f"{folder}: summary.json or scores.csv is damaged or was not written by configs/evaluate.yaml "
+            f"({type(error).__name__}: {error}). Run configs/evaluate.yaml again."
         ) from error
     if cases != set(summary.get("cases", [])) or not labels <= tolerance.keys():
         raise InputError(
-            f"{folder}: summary.json and scores.csv are of different runs: their cases or labels differ. Evaluate again."
+            f"{folder}: summary.json and scores.csv are from different runs: their cases or labels differ. "
+            "Run configs/evaluate.yaml again."
         )
     evaluated = summary.get("evaluated") or {}
     if not {"task", "section", "split", "models"} <= evaluated.keys():
         raise InputError(
-            f"{folder}/summary.json does not say its task and model: it is of another bundle or of an older version. Run configs/evaluate.yaml of "
-            "this bundle again with the same options: what is scored already is not scored again."
+            f"{folder}/summary.json does not record task and model: it is from another bundle or an older version. Run "
+            "configs/evaluate.yaml of this bundle again with the same options; cases with scores are not evaluated "
+            "again."
         )
     return Evaluation(folder, evaluated["task"], _arm(folder, evaluated["models"], arm), evaluated, tolerance, rows)
 
 
 def check_together(evaluations: Sequence[Evaluation]) -> None:
-    """Refuse evaluations that do not fit into one table.
+    """Check that the evaluations fit into one table.
 
     Raises:
-        InputError: if two of one task differ in labels, NSD tolerance or section of the data list, or two of one task and arm hold the same case.
+        InputError: if two evaluations of the same task differ in labels, NSD tolerance or section of the data list, or
+            if two evaluations of the same task and arm contain the same case.
     """
     first_of_task: dict[str, Evaluation] = {}
     owner: dict[tuple[str, str, str], Evaluation] = {}
     for one in evaluations:
         other = first_of_task.setdefault(one.task, one)
-        for what, ours, theirs in (
-            ("labels and NSD tolerances", one.tolerance, other.tolerance),
-            ("section", one.evaluated["section"], other.evaluated["section"]),
+        for name, first, second in (
+            ("labels or NSD tolerances", other.tolerance, one.tolerance),
+            ("section", other.evaluated["section"], one.evaluated["section"]),
         ):
-            if ours != theirs:
+            if first != second:
                 raise InputError(
-                    f"{other.folder} and {one.folder} are both of {one.task}, with different {what}: {theirs} and {ours}. "
-                    "Leave one of them out of --evaluations."
+                    f"{other.folder} and {one.folder} are both evaluations of {one.task}, but have different {name}: "
+                    f"{first} and {second}. Remove one of them from --evaluations."
                 )
         for case in sorted({row["case"] for row in one.rows}):
             other = owner.setdefault((one.task, one.arm, case), one)
             if other is not one:
                 raise InputError(
-                    f"{other.folder} and {one.folder} both hold the case {case} of {one.task}, {one.arm} (fold {fold_of(other)} and "
-                    f"{fold_of(one)}): it would count twice. Leave one of them out of --evaluations."
+                    f"{other.folder} and {one.folder} both contain the case {case} of {one.task}, {one.arm} (fold "
+                    f"{fold_of(other)} and {fold_of(one)}), which would count twice. "
+                    "Remove one of them from --evaluations."
                 )
 
 
 def doubts_of(evaluation: Evaluation) -> list[str]:
-    """Why the scores of an evaluation may flatter: cases that a model may have been trained on, as far as its file tells."""
+    """Return a warning for each model that may have been trained on cases of the evaluation, according to its file."""
     if evaluation.evaluated["section"] == "test":
         return []
-    says = {None: "does not say which cases its training held out", False: "held out other cases in its training"}
+    reasons = {None: "does not record which cases its training held out", False: "held out other cases in its training"}
     return [
-        f"{evaluation.folder}: {model['file']} {says[model['held_out']]}, so it may have been trained on some of these, and the scores flatter."
+        f"{evaluation.folder}: {model['file']} {reasons[model['held_out']]}. It may have been trained on some of these "
+        "cases, so the scores may be too high."
         for model in evaluation.evaluated["models"]
         if not model["held_out"]
     ]
@@ -159,29 +160,30 @@ def _evaluations_below(place: str) -> list[str]:
     return sorted(folder for folder, _, files in os.walk(place) if {"summary.json", "scores.csv"} <= set(files))
 
 
-def _arm(folder: str, models: Sequence[Mapping[str, Any]], said: str | None) -> str:
-    if said is not None:
-        check_choice(name="arms", value=said, choices=ARMS)
+def _arm(folder: str, models: Sequence[Mapping[str, Any]], stated: str | None) -> str:
+    """The arm of an evaluation: ``stated`` by the user, else recorded in the models."""
+    if stated is not None:
+        check_choice(name="arms", value=stated, choices=ARMS)
     starts = {model["file"]: model["start"] for model in models}
-    of_models = {ARM_OF_START[start] for start in starts.values() if start in ARM_OF_START}
-    told = "; ".join(
-        f"{file} started from {start or 'weights that it does not tell'}" for file, start in starts.items()
-    )
-    if len(of_models) > 1:
-        raise InputError(f"{folder} is of an ensemble of both arms: {told}. Leave it out of --evaluations.")
-    if said is not None and of_models - {said}:
+    recorded = {ARM_OF_START[start] for start in starts.values() if start in ARM_OF_START}
+    details = "; ".join(f"{file} started from {start or 'unrecorded weights'}" for file, start in starts.items())
+    if len(recorded) > 1:
+        raise InputError(f"{folder} is from an ensemble of both arms: {details}. Remove it from --evaluations.")
+    if stated is not None and recorded - {stated}:
         raise InputError(
-            f"--arms says that {folder} is {said}, but its model says otherwise: {told}. Leave it out of --arms."
+            f"--arms states that {folder} is {stated}, but its model contradicts that: {details}. "
+            "Remove it from --arms."
         )
-    if said is not None:
-        return said
-    if of_models and all(start in ARM_OF_START for start in starts.values()):
-        return of_models.pop()
+    if stated is not None:
+        return stated
+    if recorded and all(start in ARM_OF_START for start in starts.values()):
+        return recorded.pop()
     raise InputError(
-        f"{folder}: is it pre-trained or from scratch? {told}. Say it: --arms \"{{'{folder}': 'pretrained'}}\" or 'scratch'."
+        f"{folder}: cannot tell whether its model is pre-trained or from scratch: {details}. "
+        f"Set it with --arms \"{{'{folder}': 'pretrained'}}\" or 'scratch'."
     )
 
 
 def fold_of(evaluation: Evaluation) -> Any:
-    """The fold that was held out; None: the data list's own validation section, else fold 0."""
+    """Return the held-out fold; None means the data list's own validation section or, without one, fold 0."""
     return evaluation.evaluated["split"]["fold"]

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Many evaluations as one table, for a spreadsheet, a page and the eye."""
+"""Write many evaluations as one table: CSV, Markdown and figure."""
 
 from __future__ import annotations
 
@@ -36,27 +36,28 @@ def gather(
 
     Args:
         evaluations: see `find_evaluations`.
-        output_dir: where the files go.
-        tasks_file: ``configs/tasks.yaml``: its tasks and labels have rows even where nothing was evaluated.
-        published: figures of the paper, task (or `ALL_TASKS`) to `PAPER`.
-        arms: see `read_evaluation`, folder to arm.
+        output_dir: output folder.
+        tasks_file: ``configs/tasks.yaml``. Its tasks and labels have rows even if they were not evaluated.
+        published: scores of the paper: maps a task (or `ALL_TASKS`) to the values of `PAPER`.
+        arms: maps folders to arms, for evaluations whose models do not record their arm; see `read_evaluation`.
 
     Returns:
         The rows of the table, see `results_table`.
 
     Raises:
-        InputError: see `find_evaluations`, `read_evaluation` and `check_together`; or ``arms`` names a folder that is no evaluation.
+        InputError: see `find_evaluations`, `read_evaluation` and `check_together`; also if ``arms`` names a folder that
+            is not one of the evaluations.
     """
     folders = find_evaluations(evaluations)
-    said = {os.path.realpath(folder): arm for folder, arm in (arms or {}).items()}
+    stated = {os.path.realpath(folder): arm for folder, arm in (arms or {}).items()}
     if unknown := [folder for folder in arms or {} if os.path.realpath(folder) not in map(os.path.realpath, folders)]:
-        raise InputError(f"--arms names {', '.join(unknown)}, none of the evaluations: {', '.join(folders)}.")
-    read = [read_evaluation(folder, arm=said.get(os.path.realpath(folder))) for folder in folders]
-    check_together(read)
+        raise InputError(f"--arms names {', '.join(unknown)}, not one of the evaluations: {', '.join(folders)}.")
+    loaded = [read_evaluation(folder, arm=stated.get(os.path.realpath(folder))) for folder in folders]
+    check_together(loaded)
     table = ConfigParser.load_config_file(tasks_file)
     labels = {task: [name for value, name in row["labels"].items() if int(value)] for task, row in table.items()}
-    rows = results_table(read, labels=labels, published=published)
-    doubts = [doubt for evaluation in read for doubt in doubts_of(evaluation)]
+    rows = results_table(loaded, labels=labels, published=published)
+    doubts = [doubt for evaluation in loaded for doubt in doubts_of(evaluation)]
     for doubt in doubts:
         logger.warning("%s", doubt)
 
@@ -65,9 +66,10 @@ def gather(
         writer = csv.DictWriter(file, fieldnames=COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: _csv_field(value) for name, value in row.items()} for row in rows)
-    write_text(folder / "results.md", _markdown(rows, read, doubts))
+    write_text(folder / "results.md", _markdown(rows, loaded, doubts))
     save_figure(results_figure(rows), folder / "results.png")
-    logger.info("%d evaluations of %d tasks: wrote %s", len(read), len({e.task for e in read}), folder / "results.md")
+    tasks = {evaluation.task for evaluation in loaded}
+    logger.info("%d evaluations of %d tasks: wrote %s", len(loaded), len(tasks), folder / "results.md")
     return rows
 
 
@@ -116,17 +118,20 @@ def _hd95_text(row: Mapping[str, Any], arm: str) -> str:
 
 def _notes(doubts: Sequence[str]) -> list[str]:
     return [
-        "Dice and NSD are between 0 and 1, HD95 is in mm. A label's figure is the mean over the cases of all folds together, a task's the mean over its labels, "
-        "the last row's the mean over the tasks that are there. Cases: where either mask has the label; `a / b` where pre-trained and scratch differ: "
-        "then the two means are not of the same cases or tasks, and the difference alone compares them.",
+        "Dice and NSD are between 0 and 1, HD95 is in mm. The score of a label is the mean over the cases of all "
+        "folds, that of a task the mean over its labels, and that of the last row the mean over the evaluated tasks. "
+        "Cases are counted if either mask contains the label. `a / b` means that the counts of pre-trained and scratch "
+        "differ: their means are then over different cases or tasks, and only the difference compares them.",
         "",
-        f"Difference: pre-trained minus scratch over the cases that both scored (pairs), with the {LEVEL:.0%} bootstrap interval over cases.",
+        "Difference: pre-trained minus scratch over the cases that both scored (pairs), with the "
+        f"{LEVEL:.0%} bootstrap interval over cases.",
         "",
-        "HD95 leaves out cases in which only one mask has the label (missed).",
+        "HD95 excludes cases in which only one mask contains the label (missed).",
         "",
-        "paper: as Tang et al., CVPR 2022, report it. Those of all ten tasks are of the challenge's hidden test set, to "
-        "be compared with a score of its leaderboard alone; those of single tasks are its comparison with scratch.",
-        *(f"\n**Mind:** {doubt}" for doubt in doubts),
+        "paper: as reported by Tang et al., CVPR 2022. The values for all ten tasks are on the challenge's hidden test "
+        "set; compare them only with a score of its leaderboard. The values for single tasks are from the paper's "
+        "comparison with training from scratch.",
+        *(f"\n**Caution:** {doubt}" for doubt in doubts),
     ]
 
 
@@ -136,7 +141,7 @@ def _sources(evaluations: Sequence[Evaluation]) -> list[str]:
         "|---|---|---|---|---|---:|---|",
     ]
     for one in sorted(evaluations, key=lambda one: (one.task, one.arm, str(fold_of(one)), one.folder)):
-        fold = "by default" if fold_of(one) is None else fold_of(one)
+        fold = "default" if fold_of(one) is None else fold_of(one)
         start = ", ".join(sorted({str(model["start_file"] or model["start"]) for model in one.evaluated["models"]}))
         count = len({row["case"] for row in one.rows})
         lines.append(

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The table of results as a picture: pre-trained beside scratch for each task and label, and how far apart they are."""
+"""Figure of the results table: pre-trained against scratch for each task and label, and their difference."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ NAMES = {"pretrained": "pre-trained", "scratch": "scratch"}
 
 
 def results_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw Dice and NSD of both arms with the paper's figures, and the paired difference in Dice with its interval.
+    """Draw Dice and NSD of both arms with the paper's scores, and the paired difference in Dice with its interval.
 
     Args:
-        rows: of `results_table.results_table`. A row without figures stays empty.
+        rows: rows of `results_table.results_table`. A row without scores stays empty.
 
     Returns:
-        The figure, made without pyplot: it needs no display, and is freed with its last reference.
+        The figure. It is made without pyplot, so it needs no display and is freed with its last reference.
     """
     figure = Figure(figsize=(12, 1.6 + 0.24 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -33,25 +33,26 @@ def results_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for panel, metric, title in ((dice, "dice", "Dice"), (nsd, "nsd", "NSD")):
         for arm, colour in COLOURS.items():
             _dots(panel, rows, f"{arm}_{metric}", marker="o", color=colour, label=NAMES[arm])
-            of_paper = {
+            paper_style = {
                 "marker": "D",
                 "markerfacecolor": "none",
                 "color": colour,
                 "label": f"{NAMES[arm]}, paper (other cases)",
             }
             if f"paper_{arm}_{metric}" in rows[0]:
-                _dots(panel, rows, f"paper_{arm}_{metric}", **of_paper)
+                _dots(panel, rows, f"paper_{arm}_{metric}", **paper_style)
         panel.set_xlim(-0.03, 1.03)
         panel.set_title(title, fontsize=10)
     _dots(difference, rows, "difference_dice", marker="o", color="0.2")
-    for place, row in enumerate(rows):
+    for position, row in enumerate(rows):
         if not math.isnan(row["difference_dice_low"]):
-            difference.plot([row["difference_dice_low"], row["difference_dice_high"]], [place, place], color="0.2")
+            interval = [row["difference_dice_low"], row["difference_dice_high"]]
+            difference.plot(interval, [position, position], color="0.2")
     difference.axvline(0, color="0.6", linewidth=1)
     reach = max([0.05, *(abs(value) for row in rows for value in _ends(row) if not math.isnan(value))])
     difference.set_xlim(-1.08 * reach, 1.08 * reach)
     difference.set_title("Dice, pre-trained minus scratch", fontsize=10)
-    difference.set_xlabel(f"of the same cases; bar: {LEVEL:.0%} interval", fontsize=8)
+    difference.set_xlabel(f"same cases; bar: {LEVEL:.0%} interval", fontsize=8)
 
     names = [f"{row['task']}, {MEAN}" if row["label"] == MEAN else row["label"] for row in rows]
     dice.set_yticks(range(len(rows)), names, fontsize=8)
@@ -59,9 +60,10 @@ def results_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for text, row in zip(dice.get_yticklabels(), rows, strict=True):
         text.set_fontweight("bold" if row["label"] == MEAN else "normal")
     for panel in (dice, nsd, difference):
-        for place, row in enumerate(rows):
+        for position, row in enumerate(rows):
             if row["label"] == MEAN:
-                panel.axhspan(place - 0.5, place + 0.5, color="0.93" if row["task"] != ALL_TASKS else "0.85", zorder=0)
+                shade = "0.93" if row["task"] != ALL_TASKS else "0.85"
+                panel.axhspan(position - 0.5, position + 0.5, color=shade, zorder=0)
         panel.grid(axis="x", alpha=0.25)
         panel.tick_params(axis="y", length=0)
         panel.tick_params(axis="x", labelsize=8)

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The table of the paper from the scores of cases: each task and label, pre-trained beside scratch."""
+"""Compute the results table from the scores of cases: pre-trained and scratch for each task and label."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def results_table(
     labels: Mapping[str, Sequence[str]],
     published: Mapping[str, Mapping[str, float]],
 ) -> list[dict[str, Any]]:
-    """The table: a row for each task and label, one for each task's mean over labels, and one for the mean over tasks.
+    """Build the table: one row per task and label, one per task's mean over labels, and one for the mean over tasks.
 
     Folds are pooled: a mean is over all cases of a task and arm, each counted once, not over the means of folds. The
-    difference is of the cases that both arms scored, with the percentile bootstrap interval over cases
-    (`bootstrap.paired_interval`); so it need not be the difference of the two means beside it.
+    difference is over the cases that both arms scored, with the percentile bootstrap interval over cases
+    (`bootstrap.paired_interval`). It can therefore deviate from the difference of the two means.
 
     Args:
-        evaluations: that passed `check_together`.
-        labels: task to label names, rows that are there in any case. Tasks of users' own come after them
-            and do not count in the mean over tasks, beside which the paper's stands.
-        published: task, or `ALL_TASKS`, to figures of the paper, keys of `PAPER`.
+        evaluations: evaluations that passed `check_together`.
+        labels: maps each task to its label names; these always have rows. Tasks that are not listed come after them and
+            do not count in the mean over tasks, so that it can be compared with the paper's.
+        published: maps a task (or `ALL_TASKS`) to the scores of the paper, with keys of `PAPER`.
 
     Returns:
-        Dictionaries with the keys `COLUMNS`, NaN where there is nothing. ``n`` counts cases, in the last row tasks; HD95
-        (mm) stands in the rows of labels alone.
+        Dictionaries with the keys `COLUMNS`; missing values are NaN. ``n`` counts cases, in the last row tasks. HD95
+        (mm) is only present in the rows of labels.
     """
     pooled: dict[tuple[str, str], list[dict[str, Any]]] = {}
     known = {task: list(names) for task, names in labels.items()}
@@ -56,8 +56,8 @@ def results_table(
     for task in [*sorted(labels), *sorted(known.keys() - labels.keys())]:
         rows = {arm: pooled[task, arm] for arm in ARMS if (task, arm) in pooled}
         table += _task_rows(task, known[task], rows, published.get(task, {}))
-    of_the_table = [row for row in table if row["task"] in labels] if labels else table
-    return [*table, _mean_over_tasks(of_the_table, published.get(ALL_TASKS, {}))]
+    counted = [row for row in table if row["task"] in labels] if labels else table
+    return [*table, _mean_over_tasks(counted, published.get(ALL_TASKS, {}))]
 
 
 def _row(task: str, label: str) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _row(task: str, label: str) -> dict[str, Any]:
 def _task_rows(
     task: str, labels: Sequence[str], rows: Mapping[str, list[dict[str, Any]]], paper: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """The row of the mean over labels and those of the labels."""
+    """The row with the mean over labels, followed by the rows of the labels."""
     table = {label: _row(task, label) for label in labels}
     mean = _row(task, MEAN) | {name: float(paper[name]) for name in PAPER if name in paper}
     for arm, of_arm in rows.items():
@@ -103,7 +103,7 @@ def _difference(metric: str, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
 
 
 def _mean_over_tasks(table: Sequence[Mapping[str, Any]], paper: Mapping[str, float]) -> dict[str, Any]:
-    """The mean over the tasks that are there. It has no interval: ten chosen tasks are no sample of tasks."""
+    """The mean over the evaluated tasks. It has no interval, because ten chosen tasks are not a random sample."""
     tasks = [row for row in table if row["label"] == MEAN]
     last = _row(ALL_TASKS, MEAN) | {name: float(paper[name]) for name in PAPER if name in paper}
     for group in (*ARMS, "difference"):

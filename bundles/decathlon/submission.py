@@ -1,9 +1,10 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The archive that the Decathlon's leaderboard takes: a mask for every test image of each task, checked before it is written.
+"""Write the archive for the Decathlon's leaderboard: a mask for every test image of each task, checked beforehand.
 
-The leaderboard allows a team 1 submission a day and 15 in all (its page, decathlon-10.grand-challenge.org), so what it
-would refuse is found here. Its evaluation reads a folder for each task, such as ``Task01_BrainTumour``, at the top of the
-archive (its own error message, in issue 2 of Ziyan-Huang/FLARE22); that each mask is named as its test image was not checked.
+The leaderboard allows a team 1 submission per day and 15 in total (see decathlon-10.grand-challenge.org), so everything
+that it would refuse is detected here. Its evaluation expects one folder per task, such as ``Task01_BrainTumour``, at
+the top of the archive (see the error message quoted in issue 2 of Ziyan-Huang/FLARE22). That each mask must be named
+like its test image is an assumption that could not be checked.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ from ..segmentation.tasks.tasks import check_dataset, choose_task
 
 logger = logging.getLogger(__name__)
 
-MASK = re.compile(r"(?P<case>.+)_seg\.nii\.gz")  # as inference.yaml names them
-LINES = 20  # of a message about faults
-# How far a corner of the mask may lie from where the image has it: float32 headers round by less.
+MASK = re.compile(r"(?P<case>.+)_seg\.nii\.gz")  # as named by inference.yaml
+LINES = 20  # maximum number of lines of an error message about faults
+# Tolerated distance between the corners of mask and image; rounding of float32 headers stays below it.
 MAX_SHIFT_MM = 0.01
-FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold: equal masks give an equal archive
+FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest time in a zip; fixed, so that equal masks give an equal archive
 
 
 def submit(
@@ -50,37 +51,38 @@ def submit(
     models: Mapping[str, str | Sequence[str]] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Predict the test images of the tasks that a model is named for, check the masks of all tasks, and pack them.
+    """Predict the test images of tasks with a model, check the masks of all tasks, and pack them into the archive.
 
-    Every scan of a data list's ``test`` section must have its mask ``SCAN_seg.nii.gz``, and no other NIfTI file may lie
-    beside them. A mask has the shape and affine of its image (of one of its channels), an integer type, and no value that
-    is none of the task's labels. It is packed as it is, as ``Task09_Spleen/spleen_1.nii.gz``; equal masks give equal bytes.
+    Every scan of a data list's ``test`` section must have a mask ``SCAN_seg.nii.gz`` in the task's folder, which must
+    contain no other NIfTI files. A mask must have the shape (without channels) and affine of its image, an integer
+    type, and only values that are labels of the task. It is packed unchanged, as ``Task09_Spleen/spleen_1.nii.gz``.
+    Equal masks give equal bytes.
 
     Args:
-        tasks: task to the folder of its masks.
-        data_dirs: task to the folder of its data, with ``dataset.json``; or the one folder in which each task's has its
-            name, as MSD unpacks.
-        archive: the zip file.
+        tasks: maps each task to the folder of its masks.
+        data_dirs: maps each task to the folder of its data with ``dataset.json``; or one folder that contains the
+            folders of all tasks under their names, as MSD unpacks.
+        archive: the zip file to write.
         bundle_root: the bundle's folder, for ``configs/tasks.yaml`` and ``configs/inference.yaml``.
-        models: task to ``pretrained_model`` of ``inference.yaml``. Masks that an earlier run made are kept.
-        options: more options of ``inference.yaml``, for all tasks.
+        models: maps tasks to ``pretrained_model`` of ``inference.yaml``. Masks from an earlier run are kept.
+        options: further options of ``inference.yaml``, for all tasks.
 
     Returns:
-        The names in the archive.
+        The file names in the archive.
 
     Raises:
-        InputError: before anything is predicted, if a task, a folder, a model or an option is unknown, or data or model are
-            of another task; what ``inference.yaml`` refuses; or if anything is wrong with a mask: all faults at once, as far as
-            `LINES` go. Nothing is written then.
+        InputError: before the first prediction, if a task, folder, model or option is unknown, or data or model belong
+            to another task. During prediction, see ``inference.yaml``. Afterwards, if masks are faulty: the message
+            lists all faults, up to `LINES` lines, and no archive is written.
     """
     models, options, configs = models or {}, options or {}, Path(bundle_root) / "configs"
     if not tasks:
         example = "--tasks \"{'Task09_Spleen': 'runs/spleen/masks'}\""
-        raise InputError(f"--tasks names no task: give each task's folder of masks, {example}.")
+        raise InputError(f"--tasks names no task. Pass the folder of masks of each task, such as {example}.")
     if unknown := sorted(set(models) - set(tasks)):
         raise InputError(f"--models names {', '.join(unknown)}, but --tasks has no folder for its masks. Add it there.")
     if not str(archive).endswith(".zip"):
-        raise InputError(f"--archive {archive} must end in .zip, the format that it is written in.")
+        raise InputError(f"--archive {archive} must end in .zip: the archive is written as a zip file.")
     _check_options(options, configs / "inference.yaml")
     rows = {task: choose_task(task=task, file=str(configs / "tasks.yaml"), preset="official") for task in sorted(tasks)}
     folders = {task: _data_dir(data_dirs, task) for task in rows}
@@ -104,7 +106,7 @@ def submit(
         raise InputError(_message(faults, archive))
     _write(archive, members)
     if absent := sorted(set(ConfigParser.load_config_file(str(configs / "tasks.yaml"))) - set(tasks)):
-        logger.warning("%s lacks %d of the leaderboard's tasks: %s", archive, len(absent), ", ".join(absent))
+        logger.warning("%s lacks %d tasks of the leaderboard: %s", archive, len(absent), ", ".join(absent))
     logger.info("wrote %s: %d masks, %.1f MB", archive, len(members), os.path.getsize(archive) / 1e6)
     return sorted(members)
 
@@ -117,12 +119,12 @@ def _data_dir(data_dirs: Mapping[str, str] | str, task: str) -> str:
         return str(Path(data_dirs) / task)
     if task not in data_dirs:
         named = ", ".join(data_dirs) or "none"
-        raise InputError(f"--data_dirs names no folder for {task}, only for {named}: add where its dataset.json lies.")
+        raise InputError(f"--data_dirs has no folder for {task}, only for {named}. Add the folder of its dataset.json.")
     return str(data_dirs[task])
 
 
 def _test_images(folder: str, row: Mapping[str, Any], table: Path) -> dict[str, str]:
-    """The files of a task's test section, by case."""
+    """Files of a task's test section by case."""
     scans = inference_scans(str(Path(folder) / "dataset.json"))
     check_dataset(dataset_dir=folder, data_list=None, row=row, file=str(table))
     files = [first_file(scan) for scan in scans]
@@ -130,10 +132,11 @@ def _test_images(folder: str, row: Mapping[str, Any], table: Path) -> dict[str, 
 
 
 def _masks_in(folder: str, task: str) -> dict[str, Path]:
-    """The NIfTI files of a folder, by case; one that is not named as a mask goes by its whole name, and so fits no image."""
+    """NIfTI files of a folder by case; a file that is not named as a mask keeps its full name, so it fits no image."""
     if not os.path.isdir(folder):
         raise InputError(
-            f"--tasks: the folder of masks of {task}, {folder}, does not exist. Run configs/inference.yaml first, or name the model in --models."
+            f"--tasks: the folder of masks of {task}, {folder}, does not exist. Run configs/inference.yaml first, or "
+            "pass a model for the task in --models."
         )
     files = [Path(folder) / name for name in sorted(os.listdir(folder)) if is_nifti(name)]
     matches = {file: MASK.fullmatch(file.name) for file in files}
@@ -144,17 +147,18 @@ def _masks_in(folder: str, task: str) -> dict[str, Path]:
 
 
 def _check_options(options: Mapping[str, Any], inference_file: Path) -> None:
-    """MONAI takes an option that a config does not have without a word."""
-    own = {"task", "dataset_dir", "pretrained_model", "output_dir", "bundle_root"}
-    known = {str(key) for key in ConfigParser.load_config_file(str(inference_file))} - own
+    """Refuse options that the config does not have; MONAI would silently ignore them."""
+    reserved = {"task", "dataset_dir", "pretrained_model", "output_dir", "bundle_root"}
+    known = {str(key) for key in ConfigParser.load_config_file(str(inference_file))} - reserved
     if unknown := sorted(set(options) - known):
         raise InputError(
-            f"--inference names {', '.join(unknown)}, which is no option of {inference_file} or is set by --tasks, --models and --data_dirs."
+            f"--inference names {', '.join(unknown)}, which is not an option of {inference_file} or is already set by "
+            "--tasks, --models and --data_dirs."
         )
 
 
 def _check_model(task: str, model: str | Sequence[str], table: Path) -> None:
-    """Find a missing model, or that of another task, before hours go into the tasks ahead of it."""
+    """Detect a missing model, or one of another task, before hours are spent on the preceding tasks."""
     try:
         for file in model_files(model):
             choose_task(task=task, file=str(table), preset="official", checkpoint=file)
@@ -184,18 +188,18 @@ def _predict(config_file: Path, task: str, model: Any, data: str, masks: str, op
 
 
 def _faults(task: str, masks: Mapping[str, Path], images: Mapping[str, str], labels: list[int]) -> list[str]:
-    """A line for each test image without a mask, each mask without a test image, and each mask that is wrong."""
+    """One line for each test image without a mask, each mask without a test image, and each invalid mask."""
     missing, surplus = sorted(images.keys() - masks.keys()), sorted(masks.keys() - images.keys())
     both = sorted(images.keys() & masks.keys())
-    faults = [f"{task}: {case} has no mask: {case}_seg.nii.gz is not in its folder" for case in missing]
-    faults += [f"{task}: {masks[case]} is the mask of no test image" for case in surplus]
+    faults = [f"{task}: {case} has no mask: {case}_seg.nii.gz is missing from the folder" for case in missing]
+    faults += [f"{task}: {masks[case]} does not belong to any test image" for case in surplus]
     with ThreadPoolExecutor(4) as pool:
         found = pool.map(lambda case: _fault(masks[case], images[case], labels), both)
         return faults + [f"{task}: {fault}" for fault in found if fault]
 
 
 def _fault(mask_file: Path, image_file: str, labels: Iterable[int]) -> str | None:
-    """What is wrong with a mask, or with its image; None where nothing is."""
+    """Describe what is wrong with a mask or its image; None if nothing is."""
     file: str | Path = image_file
     try:
         image = open_scan(image_file)
@@ -206,13 +210,13 @@ def _fault(mask_file: Path, image_file: str, labels: Iterable[int]) -> str | Non
         corners = np.array([[*corner, 1] for corner in product(*((0, size - 1) for size in mask.shape))]).T
         shift = np.linalg.norm(((mask.affine - image.affine) @ corners)[:3], axis=0).max()
         if shift > MAX_SHIFT_MM:
-            return f"{mask_file} lies up to {shift:.3g} mm from its image {image_file}: their affines differ"
+            return f"{mask_file} is displaced by up to {shift:.3g} mm from its image {image_file}: their affines differ"
         fault = _fault_of_values(mask, labels)
         return fault and f"{mask_file} {fault}"
     except RefusedScan as error:
         return f"{file} {error}"
-    except Exception as error:  # nibabel, gzip, zlib and numpy have a dozen ways to say that a file is broken
-        return f"{file} cannot be read, perhaps damaged or cut short ({type(error).__name__}: {error})"
+    except Exception as error:  # for a broken file, nibabel, gzip, zlib and numpy raise many different exceptions
+        return f"{file} cannot be read and may be damaged or truncated ({type(error).__name__}: {error})"
 
 
 def _fault_of_values(mask: nib.spatialimages.SpatialImage, labels: Iterable[int]) -> str | None:
@@ -220,27 +224,28 @@ def _fault_of_values(mask: nib.spatialimages.SpatialImage, labels: Iterable[int]
     if voxels.dtype.kind not in "iu" or (slope, intercept) != (1.0, 0.0):
         scaled = "" if (slope, intercept) == (1.0, 0.0) else f" with slope {slope:g} and intercept {intercept:g}"
         return f"is stored as {voxels.dtype}{scaled}: labels must be integers"
-    strange = sorted(set(np.unique(voxels).tolist()) - set(labels))
-    if strange:
-        return f"holds the values {', '.join(map(str, strange[:5]))}{', ...' if len(strange) > 5 else ''}, which are none of the labels {sorted(labels)}"
+    undeclared = sorted(set(np.unique(voxels).tolist()) - set(labels))
+    if undeclared:
+        values = ", ".join(map(str, undeclared[:5])) + (", ..." if len(undeclared) > 5 else "")
+        return f"contains the values {values}, which are not among the labels {sorted(labels)}"
     return None
 
 
 def _message(faults: Sequence[str], archive: str) -> str:
     shown = faults if len(faults) <= LINES - 2 else faults[: LINES - 3]
     more = [f"and {len(faults) - len(shown)} more"] if len(shown) < len(faults) else []
-    lines = [f"{archive} was not written: {len(faults)} faults in the masks:", *shown, *more]
-    return "\n".join(
-        [*lines, "Predict these scans again with configs/inference.yaml, and remove what belongs to no test image."]
-    )
+    number = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
+    lines = [f"{archive} was not written: {number} in the masks:", *shown, *more]
+    advice = "Predict these scans again with configs/inference.yaml, and remove files that belong to no test image."
+    return "\n".join([*lines, advice])
 
 
 def _write(archive: str, members: Mapping[str, Path]) -> None:
-    """Stored, not deflated: the masks are compressed already."""
+    """Write the zip without compression: the masks are already compressed."""
     with atomic_path(archive) as path, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as packed:
         for name, file in sorted(members.items()):
             entry = zipfile.ZipInfo(name, FIXED_TIME)
-            entry.create_system, entry.external_attr = 3, 0o644 << 16  # whatever system it is packed on
+            entry.create_system, entry.external_attr = 3, 0o644 << 16  # the same on every system
             entry.file_size = file.stat().st_size
             with open(file, "rb") as source, packed.open(entry, "w") as target:
                 shutil.copyfileobj(source, target, 1 << 20)

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Rewrite Swin encoder weights from one layout into another, and show what was found."""
+"""Convert Swin encoder weights from one layout into another, and show what was found."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..common.errors import InputError
 from ..common.networks.swin_unetr import build_encoder
-from ..common.run.option_checks import check_choice
+from ..common.run.options import check_choice
 from ..common.weights.checkpoint_file import save_atomically
 from ..common.weights.dialects import describe_encoder, find_weights, official_layout
 from ..common.weights.encoder_record import FIELDS
@@ -28,32 +28,34 @@ LAYOUTS = ("encoder", "official")
 def convert(
     *, source: str, target: str, layout: str = "encoder", merging: str | None = None, prefix: str | None = None
 ) -> dict[str, Any]:
-    """Write the encoder of ``source`` to ``target`` and print a table of what it is.
+    """Write the encoder of ``source`` to ``target`` and print a table that describes it.
 
     Args:
-        source: checkpoint of any origin (`common.checkpoint_dialect.find_weights`).
+        source: checkpoint of any origin (`common.weights.dialects.find_weights`).
         target: file to write.
-        layout: ``encoder``: ``encoder.pt`` of these bundles. ``official``: that of the released ``model_swinvit.pt``, which
-            ``SwinUNETR.load_from`` reads; our encoder record stands beside the weights, where they do not look.
-        merging: see `common.weights_merging.merging_of`.
+        layout: ``encoder``: that of ``encoder.pt`` of these bundles. ``official``: that of the released
+            ``model_swinvit.pt``, which ``SwinUNETR.load_from`` reads; the encoder record of these bundles is added next
+            to the weights, where it is ignored.
+        merging: see `common.weights.merging_order.merging_of`.
         prefix: see `find_weights`.
 
     Returns:
-        What the table shows.
+        The rows of the table.
 
     Raises:
-        InputError: if the source has not the whole encoder, or the target would overwrite it.
+        InputError: the source does not have the complete encoder, or the target would overwrite it.
     """
     check_choice(name="layout", value=layout, choices=LAYOUTS)
     if Path(source).exists() and Path(target).exists() and Path(source).samefile(target):
         raise InputError(f"--target {target} is the source itself: it would be overwritten. Choose another name.")
     found = find_weights(source, prefix=prefix)
-    order, says = merging_of(found, merging)
+    order, origin = merging_of(found, merging)
     described = describe_encoder(found) | {"merging": order}
     record = {field: described[field] for field in FIELDS}
     if layout == "official" and record["use_v2"]:
         raise InputError(
-            f"{source} has use_v2: SwinUNETR.load_from would leave out its layers1c to layers4c. Give users of it the encoder layout, which load_state_dict reads."
+            f"{source} has use_v2: SwinUNETR.load_from would ignore its layers1c to layers4c. Use --layout encoder, "
+            "which load_state_dict reads."
         )
     network = torch.nn.ModuleDict({"swinViT": build_encoder(record)})
     missing = sorted(set(network.state_dict()) - set(found.encoder))
@@ -67,23 +69,23 @@ def convert(
     shown = {
         "source": source,
         "recognised": ", ".join(found.dialect) or "MONAI's own names",
-        "merging": f"{order}, says {says}",
+        "merging": f"{order}, according to {origin}",
         "encoder": ", ".join(f"{field} {record[field]}" for field in FIELDS if field != "merging"),
-        "tensors": f"{len(encoder)}, of which {len(derived)} made up from the window" if derived else str(len(encoder)),
-        "left over": f"{len(found.rest)}: {', '.join(sorted(found.rest)[:4])} ..." if found.rest else "none",
+        "tensors": f"{len(encoder)}, {len(derived)} of them computed from the window" if derived else str(len(encoder)),
+        "unused": f"{len(found.rest)}: {', '.join(sorted(found.rest)[:4])} ..." if found.rest else "none",
         "target": f"{target} ({layout})",
     }
     trained = dict(found.content.get("trained") or {}) | {"converted_from": Path(source).name}
     state = encoder if layout == "encoder" else official_layout(encoder)
     save_atomically({"state_dict": state, "encoder": record, "trained": trained}, target)
-    load_encoder(network, target)  # what was written is what was meant
+    load_encoder(network, target)  # verify what was written
     table = Table(show_header=False)
     for name, value in shown.items():
         table.add_row(name, value)
     Console().print(table)
     if layout == "official" and order == "monai":
         logger.warning(
-            "these weights were trained with the patch merging of MONAI 1.5 and newer: with MONAI 1.4 or older, which the official code "
-            "was written for, they load and compute other features"
+            "these weights were trained with the patch merging of MONAI 1.5 and newer: MONAI 1.4 or older, for which "
+            "the official code was written, loads them without an error but computes different features"
         )
     return shown

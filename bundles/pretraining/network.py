@@ -1,8 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The network that is pre-trained: a Swin encoder and one head per proxy task.
+"""Network for pre-training: a Swin encoder and one head per proxy task.
 
-Parameter names are those of the official pre-training checkpoints (``swinViT``, ``rotation_head``, ``contrastive_head``, ``conv``), so
-that one can be continued and the encoder fits MONAI's `SwinUNETR`.
+Parameter names are those of the official pre-training checkpoints (``swinViT``, ``rotation_head``,
+``contrastive_head``, ``conv``), so that these can be continued and the encoder fits MONAI's `SwinUNETR`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ from ..common.networks.swin_unetr import build_encoder
 from ..common.weights.dialects import find_weights
 from .proxy_tasks.losses import TASKS, check_tasks
 
-EMBEDDING = 512  # length of the contrastive embedding (paper.md: 512-d linear projection)
+EMBEDDING = 512  # length of the contrastive embedding, a linear projection (Tang et al., CVPR 2022)
 
 
 def _vae_head(channels: int, out_channels: int) -> nn.Sequential:
-    """Five times convolution, instance norm, leaky ReLU and trilinear doubling, then a 1x1x1 convolution (official default)."""
+    """Five blocks of convolution, instance norm, leaky ReLU and trilinear 2x upsampling; a 1x1x1 convolution.
+
+    Default of the official code.
+    """
     layers: list[nn.Module] = []
     widths = [channels, channels // 2, channels // 4, channels // 8, channels // 16, channels // 16]
     for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
-        layers += [  # in fours, which _EarlyProjection goes by
+        layers += [  # groups of four, as _EarlyProjection expects
             nn.Conv3d(width_in, width_out, kernel_size=3, padding=1),
             nn.InstanceNorm3d(width_out),
             nn.LeakyReLU(),
@@ -39,10 +42,10 @@ def _vae_head(channels: int, out_channels: int) -> nn.Sequential:
 
 
 class _EarlyProjection(nn.Sequential):
-    """`_vae_head` with its last convolution before its last doubling, on an eighth of the voxels.
+    """`_vae_head` with its last convolution before the last upsampling, on an eighth of the voxels.
 
-    Both are linear and act apart, one on channels, one on space, and the weights of an interpolation add up to 1, so that the bias is
-    the same before and after: equal results.
+    The results are equal: both are linear, one acts only on channels and the other only on space, and interpolation
+    weights add up to 1, so that the bias is the same before and after.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -54,7 +57,7 @@ class _EarlyProjection(nn.Sequential):
 
 
 def _deconv_head(channels: int, out_channels: int) -> nn.Sequential:
-    """Five transposed convolutions that double the resolution each."""
+    """Five transposed convolutions, each of which doubles the resolution."""
     widths = [channels, channels // 2, channels // 4, channels // 8, channels // 16, out_channels]
     return nn.Sequential(
         *(nn.ConvTranspose3d(a, b, kernel_size=2, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True))
@@ -62,7 +65,7 @@ def _deconv_head(channels: int, out_channels: int) -> nn.Sequential:
 
 
 def _large_kernel_deconv_head(channels: int, out_channels: int) -> nn.Module:
-    """One transposed convolution of kernel and stride 32, the paper's wording."""
+    """One transposed convolution with kernel size and stride 32, as described in the paper."""
     return nn.ConvTranspose3d(channels, out_channels, kernel_size=32, stride=32)
 
 
@@ -78,35 +81,36 @@ def resolve_heads(
     preset: Mapping[str, Any] = OFFICIAL_HEADS,
     optional: bool = False,
 ) -> dict[str, str]:
-    """What the user asked for, else what the checkpoint was trained with, else the preset's choice.
+    """Choose the heads: the user's options, else those that the checkpoint was trained with, else those of the preset.
 
-    ``pooling`` leaves no trace in the weights, so a checkpoint read with another one would be wrong without a word.
+    ``pooling`` is not visible in the weights, so a checkpoint used with another pooling would be silently wrong.
 
     Args:
-        asked: ``reconstruction_head`` and ``pooling``, None where left open.
+        asked: ``reconstruction_head`` and ``pooling``, None if not set.
         checkpoint: ``model.pt`` of this bundle, or None.
         preset: values of the preset.
-        optional: ignore a checkpoint file that does not exist (yet), as ``verify_net_in_out`` needs it.
+        optional: ignore a checkpoint file that does not exist (yet), as needed for ``verify_net_in_out``.
 
     Raises:
-        InputError: if the checkpoint was trained with something else than what was asked for.
+        InputError: the checkpoint was trained with other heads than those requested.
     """
     asked = {name: value for name, value in asked.items() if value is not None}
-    known = checkpoint is not None and (Path(checkpoint).exists() or not optional)
-    held = dict(read_model(str(checkpoint))["heads"]) if known else {}
+    has_file = checkpoint is not None and (Path(checkpoint).exists() or not optional)
+    saved = dict(read_model(str(checkpoint))["heads"]) if has_file else {}
     for name, value in asked.items():
-        if held.get(name, value) != value:
-            raise InputError(f"{checkpoint} was trained with {name} {held[name]}, not {value}. Leave --{name} out.")
-    return {name: str({**preset, **held, **asked}[name]) for name in OFFICIAL_HEADS}
+        if saved.get(name, value) != value:
+            raise InputError(f"{checkpoint} was trained with {name} {saved[name]}, not {value}. Do not set --{name}.")
+    return {name: str({**preset, **saved, **asked}[name]) for name in OFFICIAL_HEADS}
 
 
 def read_model(checkpoint: str) -> dict[str, Any]:
-    """What the file of a whole pre-training network says of itself: ``heads``, ``tasks`` and ``trained``, which an evaluation goes by.
+    """Read ``heads``, ``tasks`` and ``trained`` from the file of a complete pre-training network, for an evaluation.
 
-    An official checkpoint with its heads says it by the names of its tensors: all tasks, corner voxels, and one of three reconstruction heads.
+    For an official checkpoint with heads they follow from the names of its tensors: all tasks, pooling ``token``, and
+    one of three reconstruction heads.
 
     Raises:
-        InputError: if the file is something else, such as an ``encoder.pt``, which has no heads.
+        InputError: the file is something else, such as an ``encoder.pt``, which has no heads.
     """
     found = find_weights(checkpoint)
     if {"heads", "tasks"} <= set(found.content):
@@ -115,8 +119,8 @@ def read_model(checkpoint: str) -> dict[str, Any]:
     reconstruction = next((head for name, head in heads.items() if name in found.rest), None)
     if reconstruction is None or not {"rotation_head.weight", "contrastive_head.weight"} <= set(found.rest):
         raise InputError(
-            f"{checkpoint} is not a whole pre-training network (encoder and heads). Give the model.pt beside its encoder.pt, or for a start "
-            "from an encoder alone --pretrained_encoder."
+            f"{checkpoint} is not a complete pre-training network (encoder and heads). Use the model.pt next to its "
+            "encoder.pt; to start from an encoder only, use --pretrained_encoder."
         )
     return {
         "heads": {**OFFICIAL_HEADS, "reconstruction_head": reconstruction},
@@ -125,7 +129,7 @@ def read_model(checkpoint: str) -> dict[str, Any]:
     }
 
 
-# Of a file that does not say it: what train.yaml has unless told otherwise.
+# Values for files that do not record them: the defaults of train.yaml.
 UNTOLD = {
     "foreground_hu": -500.0,
     "hu_window": [-1000.0, 1000.0],
@@ -139,10 +143,10 @@ UNTOLD = {
 
 
 def values_of_training(*, trained: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings for an evaluation: those of the training where the file says them, else the preset's, else those of train.yaml.
+    """Return settings for an evaluation: those recorded by the training, else those of the preset, else of train.yaml.
 
     Args:
-        trained: from `read_model`.
+        trained: result of `read_model`.
         preset: values of the preset.
     """
     return {**UNTOLD, **preset, **trained["trained"]}
@@ -151,19 +155,21 @@ def values_of_training(*, trained: Mapping[str, Any], preset: Mapping[str, Any])
 class SwinPretrainer(nn.Module):
     """Swin encoder with heads for rotation, contrast and reconstruction.
 
-    In training mode a forward returns a dict of the heads in use: ``rotation`` (B, 4), ``contrast`` (B, 512) and ``inpainting`` (B, C, X, Y, Z).
-    In eval mode it returns the reconstruction alone, one tensor, as the model zoo's verifier wants.
+    In training mode, a forward pass returns a dict of the heads in use: ``rotation`` (B, 4), ``contrast`` (B, 512) and
+    ``inpainting`` (B, C, X, Y, Z). In eval mode it returns only the reconstruction, as one tensor, which the verifier
+    of the model zoo requires.
 
     Args:
-        encoder: encoder record (`common.swin_encoder`).
-        tasks: proxy tasks whose heads run; heads of other tasks exist, but are frozen.
-        heads: ``reconstruction_head`` (``vae``, ``deconv`` or ``large_kernel_deconv``) and ``pooling``, what rotation and contrast
-            read: ``token``, bottleneck voxels 0 and 1 (official code), or ``mean`` over the bottleneck.
-        use_checkpoint: gradient checkpointing of the encoder.
-        fast: the same results with less time and memory; False: stock MONAI and the official order of layers.
+        encoder: encoder record (`common.weights.encoder_record`).
+        tasks: proxy tasks whose heads are used; heads of other tasks exist, but are frozen.
+        heads: ``reconstruction_head`` (``vae``, ``deconv`` or ``large_kernel_deconv``) and ``pooling``, the input of
+            rotation and contrast: ``token``, bottleneck voxels 0 and 1 (official code), or ``mean`` over the
+                bottleneck.
+        use_checkpoint: use gradient checkpointing in the encoder.
+        fast: same results with less time and memory; False: unmodified MONAI and the official order of layers.
 
     Raises:
-        InputError: for an unknown head, pooling or task.
+        InputError: a head, pooling or task is unknown.
     """
 
     def __init__(
@@ -193,17 +199,17 @@ class SwinPretrainer(nn.Module):
             head.requires_grad_(task in self.tasks)
 
     def bottleneck(self, x: torch.Tensor) -> torch.Tensor:
-        """Encoder output at 1/32 of the resolution: (B, 16 x feature_size, X/32, Y/32, Z/32)."""
+        """Return the encoder output at 1/32 of the resolution: (B, 16 x feature_size, X/32, Y/32, Z/32)."""
         if isinstance(self.swinViT, FastSwinTransformer):
             return self.swinViT.deepest(x)
         return self.swinViT(x.contiguous())[4]
 
     def embedding(self, x: torch.Tensor) -> torch.Tensor:
-        """Mean of the bottleneck over space, (B, 16 x feature_size): one vector per crop."""
+        """Return the mean of the bottleneck over space, (B, 16 x feature_size): one vector per crop."""
         return self.bottleneck(x).mean(dim=(2, 3, 4))
 
     def proxy_outputs(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The outputs of the heads in use, whatever the mode."""
+        """Return the outputs of the heads in use, in any mode."""
         deep = self.bottleneck(x)
         tokens = deep.flatten(2)  # (B, channels, tokens)
         pooled = tokens.mean(dim=2)

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""How well a pre-training learnt its proxy tasks: the figures of its last validation, beside what they are without learning."""
+"""How well a pre-training learned its proxy tasks: figures of its last validation, compared with no learning."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from bundles.pretraining.results.proxy_report import COLLAPSED, UNLEARNT
 
 from ..study.study import CONTROL
 
-ROTATION_CHANCE = 0.25  # of four turns
-P_VALUE = 0.001  # one-sided binomial test; that of docs/explanation/measured.md
-SHOWN = {"masked_psnr": 1, "loss_contrast": 4, "contrast_top1": 3, "rotation_accuracy": 3}  # columns and their digits
+ROTATION_CHANCE = 0.25  # one of four rotations
+P_VALUE = 0.001  # of the one-sided binomial test, as in docs/explanation/measured.md
+SHOWN = {"masked_psnr": 1, "loss_contrast": 4, "contrast_top1": 3, "rotation_accuracy": 3}  # columns and their decimals
 
 
 def figures_of(folder: Path, settings: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a pre-training's last validation.
+    """Return the figures of a pre-training's last validation.
 
     Args:
-        folder: of the run.
-        settings: of its ``done.json``.
+        folder: folder of the run.
+        settings: settings of its ``done.json``.
 
     Returns:
-        Those of ``train/validation.json`` (`proxy_report.ProxyReport`), ``steps``, and ``steps_kept``, the step of the weights of ``encoder.pt``, the best by
-        their validation; empty where the first file is not there.
+        The content of ``train/validation.json`` (`proxy_report.ProxyReport`); ``steps``; and ``steps_kept``, the step
+        of the weights in ``encoder.pt``, which are those with the best validation. Empty if ``validation.json`` does
+        not exist.
     """
     path = folder / "train" / "validation.json"
     if not path.is_file():
@@ -43,18 +44,20 @@ def figures_of(folder: Path, settings: Mapping[str, Any]) -> dict[str, float]:
 
 
 def doubts_of(figures: Mapping[str, float]) -> list[str]:
-    """The proxy tasks that these figures do not show to be learnt, in words."""
+    """Describe the proxy tasks that were not learned according to these figures."""
     doubts = []
     if UNLEARNT in figures and not figures["loss_contrast"] < figures[UNLEARNT] - COLLAPSED:
         doubts.append(
-            f"contrast was not learnt: its loss {figures['loss_contrast']:.4f} is not below {figures[UNLEARNT]:.4f}, that of equal embeddings"
+            f"contrast was not learned: its loss {figures['loss_contrast']:.4f} is not below {figures[UNLEARNT]:.4f}, "
+            "the loss of equal embeddings"
         )
     if "rotation_accuracy" in figures:
         views = int(figures["views"])
-        right = round(figures["rotation_accuracy"] * views)
-        if binomtest(right, views, ROTATION_CHANCE, alternative="greater").pvalue >= P_VALUE:
+        correct = round(figures["rotation_accuracy"] * views)
+        if binomtest(correct, views, ROTATION_CHANCE, alternative="greater").pvalue >= P_VALUE:
             doubts.append(
-                f"rotation is not above chance: {right} of {views} views right, {ROTATION_CHANCE * views:g} expected (one-sided binomial test at {P_VALUE})"
+                f"rotation is not above chance: {correct} of {views} views correct, {ROTATION_CHANCE * views:g} "
+                f"expected by chance (one-sided binomial test at {P_VALUE})"
             )
     return doubts
 
@@ -62,12 +65,12 @@ def doubts_of(figures: Mapping[str, float]) -> list[str]:
 def encoder_table(
     part: Mapping[str, Any], arms: Sequence[str], figures: Mapping[str, Mapping[str, float]]
 ) -> list[str]:
-    """Markdown lines: the encoders of a part of the study with their figures, and which proxy tasks were not learnt.
+    """Return Markdown lines: the encoders of a part of the study with their figures, and tasks that were not learned.
 
     Args:
-        part: of the outline: ``seeds``, ``encoder_per_seed``.
-        arms: of that part.
-        figures: name of a pre-training to its figures; empty ones leave the places empty.
+        part: part of the outline, with ``seeds`` and ``encoder_per_seed``.
+        arms: arms of that part.
+        figures: figures of each pre-training, by name. Missing figures leave the cells empty.
     """
     seeds = part["seeds"] if part["encoder_per_seed"] else part["seeds"][:1]
     found = {
@@ -85,16 +88,18 @@ def encoder_table(
     for name, own in found.items():
         cells = [name, _steps(own), *(_cell(own, *shown) for shown in SHOWN.items())]
         lines.append(f"| {' | '.join(cells)} |")
-    unlearnt = sorted({f"{own[UNLEARNT]:.4f}" for own in found.values() if UNLEARNT in own})
-    chance = f"contrast loss {' or '.join(unlearnt)} (ln of the number of other views in a batch), " if unlearnt else ""
+    unlearned = sorted({f"{own[UNLEARNT]:.4f}" for own in found.values() if UNLEARNT in own})
+    chance = (
+        f"contrast loss {' or '.join(unlearned)} (ln of the number of other views in a batch), " if unlearned else ""
+    )
     lines += [
         "",
-        "Figures of the last validation of the pre-training, on scans that it does not train on; the weights that are kept are those of the validation with "
-        f"the lowest loss, of an earlier step where the table says so. Without learning: {chance}rotation accuracy {ROTATION_CHANCE:g}.",
+        "Figures of the last validation of the pre-training, on scans that it does not train on. The saved weights are "
+        "those of the validation with the lowest loss; where that was an earlier step, the table names it. Without "
+        f"learning: {chance}rotation accuracy {ROTATION_CHANCE:g}.",
     ]
-    doubted = {name: doubts for name, own in found.items() if (doubts := doubts_of(own))}
-    said = [f"- {name}: {'; '.join(doubts)}." for name, doubts in doubted.items()]
-    return [*lines, "", *said] if said else lines
+    warnings = [f"- {name}: {'; '.join(doubts)}." for name, own in found.items() if (doubts := doubts_of(own))]
+    return [*lines, "", *warnings] if warnings else lines
 
 
 def _steps(figures: Mapping[str, float]) -> str:

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The results of a study as pictures: Dice of every arm with each patient a dot, and the paired difference with its interval."""
+"""Figures of a study: Dice of every arm with a dot for each patient, and the paired difference with its interval."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from .paired_bootstrap import patient_means
 from .records import Result, stacked
 from .table import MEAN, row_of
 
-COLOURS = ("#c2410c", "#0f766e", "#1d4ed8", "#7e22ce", "#a16207", "#be185d")  # scratch first
-WIDTH = 0.16  # of an arm, in places on the axis
-LEAST_REACH = 0.02  # of the differences' axis: noise is not drawn large
+COLOURS = ("#c2410c", "#0f766e", "#1d4ed8", "#7e22ce", "#a16207", "#be185d")  # the first is for scratch
+WIDTH = 0.16  # of an arm, in ticks of the x axis
+LEAST_REACH = 0.02  # least limit of the axis of differences, so that noise does not look large
 
 Rows = Sequence[Mapping[str, Any]]
 
 
 def curve_figure(outline: Mapping[str, Any], results: Sequence[Result], rows: Rows) -> Figure:
-    """Draw the few-label curve, the arms side by side at each n; what is not finished stays empty.
+    """Draw the few-label curve, with the arms side by side at each n. What is not finished stays empty.
 
     Args:
-        outline: of the study.
+        outline: outline of the study.
         results: its finished runs.
         rows: `table.curve_rows`.
 
@@ -51,10 +51,10 @@ def curve_figure(outline: Mapping[str, Any], results: Sequence[Result], rows: Ro
 
 
 def ablation_figure(outline: Mapping[str, Any], results: Sequence[Result], rows: Rows) -> Figure:
-    """Draw the ablation, the subsets of the proxy tasks side by side; what is not finished stays empty.
+    """Draw the ablation, with the subsets of the proxy tasks side by side. What is not finished stays empty.
 
     Args:
-        outline: of the study, with an ablation.
+        outline: outline of a study with an ablation.
         results: its finished runs.
         rows: `table.ablation_rows`.
 
@@ -101,9 +101,9 @@ def _draw_arm(
     colour: str,
 ) -> None:
     dice, difference = panels
-    of_arm = [row_of(rows, n, arm, MEAN, "dice") for n in places]
+    arm_rows = [row_of(rows, n, arm, MEAN, "dice") for n in places]
     at = list(places.values())
-    dice.plot(at, [row["mean"] for row in of_arm], "o-", color=colour, label=arm, zorder=3, markersize=5)
+    dice.plot(at, [row["mean"] for row in arm_rows], "o-", color=colour, label=arm, zorder=3, markersize=5)
     for n, place in places.items():
         scores, _ = stacked(results, part, metric="dice", n=n, arms=[arm])
         patients = patient_means(scores[arm]) if arm in scores else np.array([])
@@ -111,8 +111,8 @@ def _draw_arm(
         dice.plot(place + spread, patients, ".", color=colour, alpha=0.35, markersize=4)
     if arm == CONTROL:
         return
-    difference.plot(at, [row["difference"] for row in of_arm], "o", color=colour, label=arm, zorder=3)
-    for place, row in zip(at, of_arm, strict=True):
+    difference.plot(at, [row["difference"] for row in arm_rows], "o", color=colour, label=arm, zorder=3)
+    for place, row in zip(at, arm_rows, strict=True):
         if not math.isnan(row["low"]):
             difference.plot([place, place], [row["low"], row["high"]], color=colour, linewidth=2)
             reach = 1.1 * max(abs(row["low"]), abs(row["high"]))

@@ -1,18 +1,20 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""How much better one arm is than another on the same patients with the same seeds, and how far that can be trusted.
+"""Paired comparison of two arms on the same patients and seeds, with a bootstrap interval.
 
-One figure of an arm is the mean over organs of each organ's mean over all its runs (seeds) and patients, as
-``summary.json`` of an evaluation has it for one run. The difference is taken within pairs: the same patient, organ and
+The figure of an arm is the mean over organs of each organ's mean over all runs (seeds) and patients, as in
+``summary.json`` of an evaluation for a single run. The difference is computed within pairs: the same patient, organ and
 seed (the same labelled patients, crops and initial decoder), with and without the encoder.
 
-The interval is a percentile bootstrap (Efron) with two levels that cross, for every run scores the same patients: each
-draw takes as many seeds as there are, with replacement, and by itself as many patients as there are, with replacement,
-each with all its organs; then the figure is computed of the drawn pairs. With one seed it is
-`bundles.segmentation.results.bootstrap.paired_interval`, draw for draw. Resampling k seeds shows (k - 1)/k of their variance at best:
-with three seeds the interval is too narrow where runs differ much, and says nothing of seeds where there is one. So the report gives the
-difference of each seed, too, and says where there are few. Simulated without a gain (differences with a standard deviation of 0.02 between
-seeds and 0.05 between the scores of 32 patients), the interval leaves 0 out in 44% of studies of one seed, 12% of three, 7% of five, 5% of ten
-(3000 studies each; 5% would be right).
+The interval is a percentile bootstrap (Efron) with two crossed levels, because every run scores the same patients. Each
+draw resamples the seeds with replacement and, independently, the patients with replacement, each with all its organs.
+The figure is then computed from the drawn pairs. With one seed, the interval equals
+`bundles.segmentation.results.bootstrap.paired_interval`, draw for draw.
+
+Resampling k seeds shows at most (k - 1)/k of their variance. With three seeds the interval is too narrow if runs differ
+much; with one seed it contains no variance between seeds. The report therefore also states the difference of each seed,
+and warns if there are few. In simulations without a gain (differences with a standard deviation of 0.02 between seeds
+and 0.05 between the scores of 32 patients; 3000 studies each) the interval excludes 0 in 44% of studies with one seed,
+12% with three, 7% with five and 5% with ten; 5% would be correct.
 """
 
 from __future__ import annotations
@@ -27,14 +29,15 @@ from bundles.segmentation.results.bootstrap import DRAWS, LEVEL
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """What `paired_difference` finds.
+    """Result of `paired_difference`.
 
     Attributes:
-        difference: mean of a - b over pairs, mean over organs; NaN without a pair.
+        difference: mean of a - b over pairs, then over organs; NaN without a pair.
         interval: its lower and upper end; None with fewer than two patients.
-        by_seed: the same difference of each seed alone.
+        by_seed: the difference of each seed alone.
         patients: number of patients with a pair.
-        higher, lower, equal: number of patients whose own mean of a - b (over seeds and organs) is above, below or 0.
+        higher, lower, equal: number of patients whose mean of a - b (over seeds and organs) is above, below or equal to
+            0.
     """
 
     difference: float
@@ -52,13 +55,13 @@ def paired_difference(
     """Compare two arms.
 
     Args:
-        a, b: scores of shape (seeds, patients, organs), in the same order; a pair with a NaN is left out.
+        a, b: scores of shape (seeds, patients, organs), in the same order. Pairs with a NaN are ignored.
         level: share of the draws inside the interval.
         draws: number of draws.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
-        ValueError: if the shapes differ or are not of three axes.
+        ValueError: the shapes differ or do not have three axes.
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.shape != b.shape or a.ndim != 3:
@@ -90,26 +93,40 @@ def paired_difference(
 
 
 def figure_of(scores: ArrayLike) -> float:
-    """The figure of an arm: mean over organs of each organ's mean over the scores (seeds, patients, organs) that are there."""
+    """Return the figure of an arm: mean over organs of each organ's mean over seeds and patients, without NaN.
+
+    Args:
+        scores: array of shape (seeds, patients, organs).
+    """
     scores = np.asarray(scores, dtype=float)
     return float(_figure(scores, np.ones((1, scores.shape[0])), np.ones((1, scores.shape[1])))[0])
 
 
 def patient_means(scores: np.ndarray) -> np.ndarray:
-    """Each patient's mean over the scores (seeds, patients, organs) that are there; patients without any are left out."""
+    """Return each patient's mean over seeds and organs, without NaN; patients without a score are omitted.
+
+    Args:
+        scores: array of shape (seeds, patients, organs).
+    """
     present = scores[:, ~np.isnan(scores).all(axis=(0, 2))]
     return np.nanmean(present, axis=(0, 2)) if present.size else np.array([])
 
 
 def _figure(table: np.ndarray, of_seeds: np.ndarray, of_patients: np.ndarray) -> np.ndarray:
-    """The figure of each draw (draws,); ``of_seeds`` (draws, seeds) and ``of_patients`` (draws, patients) count what was drawn."""
+    """Return the figure of each draw.
+
+    Args:
+        table: scores or differences of shape (seeds, patients, organs).
+        of_seeds: how often each seed was drawn, of shape (draws, seeds).
+        of_patients: how often each patient was drawn, of shape (draws, patients).
+    """
     present = ~np.isnan(table)
     values = np.where(present, table, 0.0)
     of_organs = []
     for organ in range(table.shape[2]):
         total = ((of_seeds @ values[:, :, organ]) * of_patients).sum(axis=1)
         number = ((of_seeds @ present[:, :, organ].astype(float)) * of_patients).sum(axis=1)
-        with np.errstate(invalid="ignore"):  # 0 / 0 where no drawn pair has the organ
+        with np.errstate(invalid="ignore"):  # 0 / 0 if no drawn pair has the organ
             of_organs.append(total / number)
     stacked = np.stack(of_organs)
     found = ~np.isnan(stacked)

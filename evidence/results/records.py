@@ -1,9 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What finished runs leave behind, ``runs/NAME/done.json``, and what a report needs of it, wherever it is read from."""
+"""Results of finished runs: read ``runs/NAME/done.json`` of a study's folder for the report."""
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from bundles.common.errors import InputError
+from bundles.segmentation.results.score_summary import METRICS
 
 from ..study.study_data import read_json
 from .encoder_figures import figures_of
 
-METRICS = ("dice", "nsd", "hd95")
 DONE, OUTLINE = "done.json", "outline.json"
 
 
@@ -26,27 +25,16 @@ class Result:
     """A scored fine-tuning.
 
     Attributes:
-        name: of the run.
+        name: name of the run.
         facts: its arm, n, seed and so on (`plan.Run.facts`).
         scores: metric to an array (cases, labels) in the order of the outline, NaN where there is no score.
-        seconds: of all its attempts.
+        seconds: duration of all its attempts together.
     """
 
     name: str
     facts: Mapping[str, Any]
     scores: Mapping[str, np.ndarray]
     seconds: float
-
-
-def read_scores(path: Path) -> list[dict[str, Any]]:
-    """Rows of an evaluation's ``scores.csv``; None where there is no score."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [
-        {"case": row["case"], "label": row["label"]}
-        | {metric: float(row[metric]) if row[metric] else None for metric in METRICS}
-        for row in rows
-    ]
 
 
 def table_of(
@@ -56,15 +44,20 @@ def table_of(
     labels: Sequence[str],
     absent: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Scores by case and label.
+    """Arrange scores by case and label.
 
     Args:
-        rows: of ``scores.csv``.
-        cases, labels: the order of the table.
-        absent: see `leave_out_absent`.
+        rows: ``scores`` of ``done.json``, None where there is no score.
+        cases, labels: order of the rows and columns of the table.
+        absent: case to labels that its label file does not contain. Their scores are set to NaN: an evaluation scores
+            such a label 0 if the prediction contains it and not at all otherwise, so two runs would be compared on
+            different patients.
+
+    Returns:
+        Metric to an array (cases, labels), NaN where there is no score.
 
     Raises:
-        InputError: a row is of a case or label that is not among those asked for, or a case has no row.
+        InputError: a row has an unknown case or label, or a case has no row.
     """
     table = {metric: np.full((len(cases), len(labels)), math.nan) for metric in METRICS}
     places = {case: place for place, case in enumerate(cases)}
@@ -72,45 +65,30 @@ def table_of(
     seen = set()
     for row in rows:
         if row["case"] not in places or row["label"] not in columns:
-            raise InputError(f"a score is of {row['case']}, {row['label']}, which is none of the study's: other data?")
+            raise InputError(
+                f"it has a score of {row['case']}, {row['label']}, which is not in the study. Were the data changed?"
+            )
         seen.add(row["case"])
+        if row["label"] in (absent or {}).get(row["case"], ()):
+            continue
         for metric in METRICS:
             if row[metric] is not None:
                 table[metric][places[row["case"]], columns[row["label"]]] = row[metric]
     if missing := [case for case in cases if case not in seen]:
         raise InputError(f"{len(missing)} of {len(cases)} cases have no score, such as {missing[0]}.")
-    return leave_out_absent(table, cases=cases, labels=labels, absent=absent or {})
-
-
-def leave_out_absent(
-    table: dict[str, np.ndarray], *, cases: Sequence[str], labels: Sequence[str], absent: Mapping[str, Sequence[str]]
-) -> dict[str, np.ndarray]:
-    """Take out the scores of labels that a case's own label file does not hold, of every run alike.
-
-    An evaluation scores such a label 0 where the prediction has it and leaves it out where it has not, so that two runs would be compared on
-    different patients.
-
-    Args:
-        table: metric to scores (cases, labels); changed in place.
-        cases, labels: its order.
-        absent: case to the labels that its file does not hold.
-    """
-    out = np.array([[label in absent.get(case, ()) for label in labels] for case in cases], dtype=bool)
-    for scores in table.values():
-        scores[out.reshape(scores.shape)] = math.nan
     return table
 
 
 def read_done(folder: Path) -> dict[str, Any] | None:
-    """``done.json`` of a run's folder, or None."""
+    """Return ``done.json`` of a run's folder, or None if the run is not finished."""
     try:
-        return read_json(folder / DONE, "the same command makes it again, of what has been trained")
+        return read_json(folder / DONE, "the same command writes it again without training again")
     except FileNotFoundError:
         return None
 
 
 def read_outline(out: Path) -> dict[str, Any]:
-    """What the report of a study's folder is about.
+    """Return what the report of a study's folder covers (`plan.Planner.outline`).
 
     Raises:
         InputError: if no study was run there.
@@ -118,16 +96,14 @@ def read_outline(out: Path) -> dict[str, Any]:
     path = out / OUTLINE
     if not path.is_file():
         raise InputError(
-            f"{out} holds no study: {path.name} is not there. Run one first: python -m evidence.run STUDY --out {out}"
+            f"{out} contains no study: {path.name} is missing. Run one first: python -m evidence.run STUDY --out {out}"
         )
-    return {
-        "absent": {},
-        **read_json(path, "the next run writes it again"),
-    }  # studies of earlier versions do not say it
+    # Outlines of earlier versions have no entry "absent".
+    return {"absent": {}, **read_json(path, "the next run writes it again")}
 
 
 def read_results(out: Path) -> list[Result]:
-    """The finished fine-tunings of a study's folder that the report may use; those of a search are not among them."""
+    """Return the finished fine-tunings of a study's folder, without those of a search."""
     outline = read_outline(out)
     results = []
     for folder in sorted(path for path in (out / "runs").glob("finetune_*") if path.is_dir()):
@@ -143,7 +119,7 @@ def read_results(out: Path) -> list[Result]:
 
 
 def read_figures(out: Path) -> dict[str, dict[str, float]]:
-    """Name of each finished pre-training of a study's folder to its figures (`encoder_figures.figures_of`)."""
+    """Return the figures (`encoder_figures.figures_of`) of each finished pre-training of a study's folder, by name."""
     found = {}
     for folder in sorted(path for path in (out / "runs").glob("pretrain_*") if path.is_dir()):
         if done := read_done(folder):
@@ -152,21 +128,24 @@ def read_figures(out: Path) -> dict[str, dict[str, float]]:
 
 
 def figures_of_done(folder: Path, done: Mapping[str, Any]) -> dict[str, float]:
-    """Figures of a finished pre-training; runs of earlier versions have them in the files of their training alone."""
+    """Return the figures of a finished pre-training. Earlier versions did not copy them from the training's files."""
     return done["figures"] if "figures" in done else figures_of(folder, done["settings"])
 
 
 def stacked(
     results: Sequence[Result], part: Mapping[str, Any], *, metric: str, n: int, arms: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
-    """Scores (seeds, cases, labels) of each arm at one n, and the seeds that it has finished.
+    """Stack the scores of each arm at one n.
 
     Args:
-        results: finished runs, of other parts of the study, too.
-        part: of the outline: ``seeds``, and whether each has an encoder of its own (``encoder_per_seed``).
+        results: finished runs; may include those of other parts of the study.
+        part: part of the outline, with ``seeds`` and ``encoder_per_seed``.
         metric: one of `METRICS`.
         n: number of labelled patients.
-        arms: their names.
+        arms: names of the arms.
+
+    Returns:
+        Scores (seeds, cases, labels) of each arm that has any, and the seeds that each arm has finished.
     """
     found = {(r.facts["arm"], r.facts["n"], r.facts["seed"], r.facts["encoder_seed"]): r for r in results}
 

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The tables of a study: each arm at each n beside training from scratch, and the ablation in the form of the paper's."""
+"""Tables of a study: each arm at each n compared with training from scratch, and the ablation as in the paper."""
 
 from __future__ import annotations
 
@@ -24,18 +24,26 @@ COLUMNS = (
     *("difference", "low", "high", "pairs_of_seeds", "higher", "lower", "equal"),
 )
 FIGURES = ("Dice", "NSD", "HD95 (mm)", "Dice, minus scratch", "patients better / worse", "HD95, minus scratch (mm)")
-FEW_SEEDS = 5  # with fewer, `paired_bootstrap` is too sure where seeds differ
+FEW_SEEDS = 5  # with fewer, the interval of `paired_bootstrap` is too narrow where seeds differ
 
 
 def rows_of(
     results: Sequence[Result], part: Mapping[str, Any], *, n: int, arms: Sequence[str], labels: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """A row for each arm, label (and the mean over labels) and metric at one n.
+    """Return one row for each arm, label (and the mean over labels) and metric at one n.
 
-    ``mean`` is over seeds and patients, then over labels (`paired_bootstrap.figure_of`); ``sd_patients`` the standard
-    deviation (n - 1) over patients of their own mean over seeds and labels; ``sd_seeds`` that of the runs' figures;
-    ``missed`` the scores that HD95 lacks since only one mask has the organ. The difference is to `CONTROL`, of the seeds
-    that both have finished, ``by_seed`` that of each. What was not finished is NaN.
+    Columns: ``mean`` is the mean over seeds and patients, then over labels (`paired_bootstrap.figure_of`).
+    ``sd_patients`` is the standard deviation (n - 1) over patients of their mean over seeds and labels; ``sd_seeds``
+    that of the figures of the single runs. ``missed`` counts the scores that HD95 lacks because only one of the two
+    masks contains the organ. The difference is to `CONTROL`, for the seeds that both arms have finished; ``by_seed``
+    has the difference of each of these seeds. What is not finished is NaN.
+
+    Args:
+        results: finished runs.
+        part: part of the outline, with ``seeds`` and ``encoder_per_seed``.
+        n: number of labelled patients.
+        arms: names of the arms.
+        labels: names of the labels.
     """
     rows = []
     for metric in METRICS:
@@ -83,7 +91,7 @@ def _difference(found: PairedDifference, seeds: int) -> dict[str, Any]:
 
 
 def curve_rows(outline: Mapping[str, Any], results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Rows of the few-label curve, see `rows_of`."""
+    """Return the rows of the few-label curve, see `rows_of`."""
     curve = outline["curve"]
     return [
         row for n in curve["n"] for row in rows_of(results, curve, n=n, arms=outline["arms"], labels=outline["labels"])
@@ -91,14 +99,14 @@ def curve_rows(outline: Mapping[str, Any], results: Sequence[Result]) -> list[di
 
 
 def ablation_rows(outline: Mapping[str, Any], results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Rows of the ablation, see `rows_of`; the arm of each is a subset of the proxy tasks."""
+    """Return the rows of the ablation, see `rows_of`. The arm of a row is a subset of the proxy tasks."""
     ablation = outline["ablation"]
     arms = [row["arm"] for row in ablation["rows"]]
     return rows_of(results, ablation, n=ablation["n"], arms=arms, labels=outline["labels"])
 
 
 def csv_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
-    """The rows as CSV; empty where there is nothing."""
+    """Return rows as CSV, with empty fields for NaN."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
     writer.writeheader()
@@ -116,7 +124,13 @@ def _cell(value: Any) -> str:
 def curve_markdown(
     outline: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Mapping[str, float]]
 ) -> str:
-    """The few-label curve as a Markdown table, with a sentence for each n, Dice by label, and the encoders' ``figures``."""
+    """Return the few-label curve in Markdown: table, one sentence for each n, Dice by label, and the encoders.
+
+    Args:
+        outline: outline of the study.
+        rows: `curve_rows`.
+        figures: figures of each pre-training, by name.
+    """
     lines = [
         f"## {outline['study']}: few-label curve",
         "",
@@ -126,7 +140,7 @@ def curve_markdown(
     for n in outline["curve"]["n"]:
         for arm in outline["arms"]:
             lines.append(f"| {' | '.join([str(n), arm, *_cells(rows, n, arm)])} |")
-    lines += ["", _reading(), ""]
+    lines += ["", _explanation(), ""]
     for n in outline["curve"]["n"]:
         for arm in outline["arms"]:
             if arm != CONTROL:
@@ -148,7 +162,13 @@ def curve_markdown(
 def ablation_markdown(
     outline: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Mapping[str, float]]
 ) -> str:
-    """The ablation as a Markdown table in the form of the paper's, its figures beside ours, and the encoders' ``figures``."""
+    """Return the ablation in Markdown: a table as in the paper, with the paper's figures, and the encoders.
+
+    Args:
+        outline: outline of the study.
+        rows: `ablation_rows`.
+        figures: figures of each pre-training, by name.
+    """
     ablation = outline["ablation"]
     lines = [
         f"## {outline['study']}: proxy tasks, n = {ablation['n']}",
@@ -160,7 +180,7 @@ def ablation_markdown(
         marks = ["x" if task in each["tasks"] else "" for task in ("inpainting", "contrast", "rotation")]
         paper = ["" if each[key] is None else f"{each[key]:.2f}" for key in ("paper_dice", "paper_hd95")]
         lines.append(f"| {' | '.join([*marks, *_cells(rows, ablation['n'], each['arm']), *paper])} |")
-    lines += ["", _reading(), ""]
+    lines += ["", _explanation(), ""]
     for each in ablation["rows"]:
         row = row_of(rows, ablation["n"], each["arm"], MEAN, "dice")
         if row["by_seed"]:
@@ -170,12 +190,12 @@ def ablation_markdown(
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """What an interval shows, in words: a loss as plainly as a gain."""
+    """State in words what the interval of a row shows: a gain, a loss, or no difference."""
     if math.isnan(row["difference"]):
         return "not measured yet."
     figures = f"{row['difference']:+.4f}, {LEVEL:.0%} interval {_ends(row)}"
     if math.isnan(row["low"]):
-        return f"{row['difference']:+.4f} of one patient: no interval."
+        return f"{row['difference']:+.4f} for one patient: no interval."
     figures += f"; {_by_seed(row)}" + "".join(f"; {doubt}" for doubt in _doubts(row))
     if row["low"] > 0:
         return f"pre-training gains ({figures})."
@@ -189,36 +209,37 @@ def _by_seed(row: Mapping[str, Any]) -> str:
 
 
 def _doubts(row: Mapping[str, Any]) -> list[str]:
-    """What the interval does not know."""
+    """Sources of variation that the interval does not cover."""
     doubts = []
     if row["pairs_of_seeds"] == 1:
-        doubts.append("one seed: other labelled patients may say otherwise")
+        doubts.append("only one seed: other labelled patients may give another result")
     elif row["pairs_of_seeds"] < FEW_SEEDS:
-        doubts.append(f"{row['pairs_of_seeds']} seeds are few: the interval is too narrow where seeds differ")
+        doubts.append(f"only {row['pairs_of_seeds']} seeds: the interval is too narrow if seeds differ")
     if not row["encoder_per_seed"]:
-        doubts.append("one pre-training for all seeds: the interval leaves out how one differs from the next")
+        doubts.append("one pre-training for all seeds: the interval does not cover differences between pre-trainings")
     return doubts
 
 
-def _reading() -> str:
+def _explanation() -> str:
     return (
-        "Dice, NSD and HD95: mean over runs and patients, then over labels; ± the standard deviation over patients (of their mean over runs). "
-        "Missed: scores that HD95 lacks, for only one of prediction and label file has the organ; arms that miss others have HD95 of other organs, "
-        "and only its difference, over the scores that both arms have, compares them. "
-        f"Difference: of the same patients and seeds, with its {LEVEL:.0%} percentile bootstrap interval; {DRAWS} draws, each of as many seeds "
-        "and, by itself, as many patients with replacement. Better and worse count patients by their mean Dice over runs and labels."
+        "Dice, NSD and HD95: mean over runs and patients, then over labels; ± is the standard deviation over patients "
+        "(of their mean over runs). Missed: scores that HD95 lacks because only one of prediction and label file "
+        "contains the organ. The HD95 of arms with different missed scores is of different organs; compare them by "
+        "their difference, which uses the scores that both arms have. Difference: of the same patients and seeds, with "
+        f"its {LEVEL:.0%} percentile bootstrap interval ({DRAWS} draws; each resamples the seeds and, independently, "
+        "the patients with replacement). Better and worse count patients by their mean Dice over runs and labels."
     )
 
 
 def _cells(rows: Sequence[Mapping[str, Any]], n: int, arm: str) -> list[str]:
-    """How many runs, and the `FIGURES` of an arm at one n."""
+    """Number of runs, and the `FIGURES` of an arm at one n."""
     dice, nsd, hd95 = (row_of(rows, n, arm, MEAN, metric) for metric in METRICS)
     runs = f"{dice['seeds']} of {dice['seeds_planned']}"
     return [runs, _spread(dice), _spread(nsd), _spread(hd95, 1), _interval(dice), _wins(dice), _interval(hd95, 1)]
 
 
 def row_of(rows: Sequence[Mapping[str, Any]], n: int, arm: str, label: str, metric: str) -> Mapping[str, Any]:
-    """The one row of these."""
+    """Return the row of an n, arm, label and metric."""
     wanted = (n, arm, label, metric)
     return next(row for row in rows if (row["n"], row["arm"], row["label"], row["metric"]) == wanted)
 

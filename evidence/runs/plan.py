@@ -1,9 +1,10 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The runs of a study: pre-trainings, and fine-tunings with their scores; each a name, commands of the bundles, and what it needs.
+"""Plan the runs of a study: pre-trainings, and fine-tunings with their evaluation.
 
-Nothing is run and no scan is read here. Fine-tuning trains on all of its n patients (``--fold all``) for a fixed number
-of steps and keeps the last weights: the patients that are scored choose no checkpoint. In both arms ``--seed`` decides the
-subset, the crops, the augmentation and the initial weights; what an encoder file brings is laid over them.
+A run has a name, commands of the bundles, and the runs it needs. Nothing runs here, and no scan is read. A fine-tuning
+trains on all of its n patients (``--fold all``) for a fixed number of steps and keeps the last weights, so the scored
+patients do not select a checkpoint. In all arms ``--seed`` determines the subset, the crops, the augmentation and the
+initial weights; the weights of an encoder file then replace those of the encoder.
 """
 
 from __future__ import annotations
@@ -24,11 +25,23 @@ from bundles.common.files import write_text
 from bundles.common.run.mixed_precision import precision
 from bundles.common.run.presets import choose
 
-from ..study.study import BUNDLES, CONTROL, NETWORK, PRETRAIN, PROXY_TASKS, SEGMENT, Study, recipes_of, tried_options
+from ..study.study import (
+    BUNDLES,
+    CONTROL,
+    NETWORK,
+    PRETRAIN,
+    PROXY_TASKS,
+    SEGMENT,
+    Ablation,
+    Curve,
+    Study,
+    recipes_of,
+    tried_options,
+)
 from ..study.subsets import Case, Parts, labelled_subset
 
 Z_SCORE = Path(__file__).with_name("z_score.yaml")
-LISTS = "lists"  # folder of a run's data lists, in its own
+LISTS = "lists"  # subfolder of a run for its data lists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +49,12 @@ class Command:
     """One call of a bundle.
 
     Attributes:
-        name: what it does: ``train`` or ``evaluate``.
-        bundle: folder name.
+        name: ``train`` or ``evaluate``.
+        bundle: folder name of the bundle.
         configs: config files, relative to the bundle or absolute.
-        options: name to value, of plain types; paths as `Path`, relative to the study's folder, and those of data lists, ``lists/NAME.json``, to the run's.
-        result: the file that it ends with, relative to the run's folder.
+        options: name to value, of plain types or `Path`. Paths are relative to the study's folder; those of data lists,
+            ``lists/NAME.json``, to the run's folder.
+        result: the file that it writes last, relative to the run's folder.
     """
 
     name: str
@@ -52,18 +66,19 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What one process carries out.
+    """A unit of work that one process carries out.
 
     Attributes:
-        name: of the run and of its folder.
-        kind: ``pretraining`` or ``finetuning``: runs of a kind and as many steps take about as long.
-        facts: what the report needs to know: arm, n, seed, encoder, tasks, steps.
-        commands: in their order.
-        lists: name of a data list to its content, with paths of this machine; written before every command (`write_lists`).
-        cases: names of the cases that train, and of those that are scored.
-        row: of the task, with the preset's values.
-        needs: names of runs that must be done before.
-        precision: command, or ``encoder``, to what it computes in on this machine (`precision.precision_of`).
+        name: name of the run and of its folder.
+        kind: ``pretraining`` or ``finetuning``. Runs of the same kind and number of steps take about the same time.
+        facts: what the report needs: arm, n, seed, encoder, tasks, steps.
+        commands: its commands, in order.
+        lists: name to content of each data list, with paths of this machine; written before every command
+            (`write_lists`).
+        cases: names of the training cases and of the scored cases.
+        row: row of the task, with the preset's values.
+        needs: names of the runs that must be finished before.
+        precision: command, or ``encoder``, to its floating-point precision on this machine (`precision_of`).
     """
 
     name: str
@@ -78,15 +93,15 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides the result, without a path of this machine: equal settings, equal result."""
+        """Everything that determines the result, without paths of this machine. Equal settings give equal results."""
         return {**self.settings_of_study, "precision": dict(self.precision)}
 
     @property
     def settings_of_study(self) -> dict[str, Any]:
-        """Those of the settings that are the same on every machine."""
+        """The settings without the precision, which may depend on the machine."""
         commands = {
             command.name: {"bundle": command.bundle, "configs": [Path(name).name for name in command.configs]}
-            | {"options": {key: _plain(value) for key, value in command.options.items()}}
+            | {"options": {key: _json_value(value) for key, value in command.options.items()}}
             for command in self.commands
         }
         settings = {"kind": self.kind, "facts": dict(self.facts), "commands": commands, "row": dict(self.row)}
@@ -95,13 +110,14 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be carried out, and what the report will be about.
+    """The runs to carry out, and what the report covers.
 
     Attributes:
         study: the study.
-        runs: of the parts that were asked for, each before those that need it.
+        runs: runs of the requested parts; each comes after those it needs.
         outline: see `Planner.outline`.
-        beside: runs of the study's other parts, which the report draws if they are finished: none may be of other settings.
+        beside: runs of the other parts of the study. The report includes them if they are finished, so their settings
+            must match as well.
     """
 
     study: Study
@@ -111,12 +127,12 @@ class Plan:
 
 
 def subset_name(tasks: Sequence[str]) -> str:
-    """Proxy tasks in their usual order, as in ``inpainting-rotation``; ``none`` without one."""
+    """Name a subset of the proxy tasks, such as ``inpainting-rotation``; ``none`` if it is empty."""
     return "-".join(task for task in PROXY_TASKS if task in tasks) or "none"
 
 
 def all_subsets() -> list[list[str]]:
-    """None, each proxy task alone, the pairs, all three."""
+    """Return all subsets of the proxy tasks: none, each alone, the pairs, all three."""
     return [list(each) for size in range(4) for each in itertools.combinations(PROXY_TASKS, size)]
 
 
@@ -126,9 +142,9 @@ class Planner:
     Args:
         study: the study.
         parts: its patients.
-        row: the row of the task (`bundles.segmentation.tasks.tasks.choose_task`, with what the preset changes).
-        task: what ``--task`` is: a name, or a file relative to the folder of the study.
-        absent: validation or tuning case to the names of the labels that its label file does not hold.
+        row: the row of the task with the preset's changes (`bundles.segmentation.tasks.tasks.choose_task`).
+        task: the value of ``--task``: a name, or a file relative to the folder of the study.
+        absent: validation or tuning case to the names of the labels that its label file does not contain.
     """
 
     def __init__(
@@ -145,30 +161,30 @@ class Planner:
         self.preset_values = choose(preset=study.preset, file=str(BUNDLES / PRETRAIN / "configs/presets.yaml"))
 
     def curve(self) -> list[Run]:
-        """For every seed and n: each arm; before them the encoders that they start from."""
+        """Runs of the curve: for every seed and n each arm, preceded by the encoder it starts from."""
         curve, runs = self.study.curve, []
-        for seed, n in itertools.product(curve["seeds"], curve["n"]):
+        for seed, n in itertools.product(curve.seeds, curve.n):
             for arm in self.study.arms:
                 runs += self._arm(arm, n=n, seed=seed, encoder_seed=self._encoder_seed(curve, seed))
-        return _once(runs)
+        return _unique(runs)
 
     def ablation(self) -> list[Run]:
-        """For every seed: from scratch, and from an encoder of each subset of the proxy tasks.
+        """Runs of the ablation: for every seed from scratch, and from an encoder of each subset of the proxy tasks.
 
         Raises:
             InputError: if the study has no ablation.
         """
         ablation = self._part("ablation")
         runs = []
-        for seed, tasks in itertools.product(ablation["seeds"], self.subsets()):
+        for seed, tasks in itertools.product(ablation.seeds, self.subsets()):
             encoder_seed = self._encoder_seed(ablation, seed)
             arm = self.ablation_arm(tasks)
-            given = {} if arm in self.study.arms else {"like": ablation["arm"], "tasks": tasks}
-            runs += self._arm(arm, n=ablation["n"], seed=seed, encoder_seed=encoder_seed, **given)
-        return _once(runs)
+            changes = {} if arm in self.study.arms else {"like": ablation.arm, "tasks": tasks}
+            runs += self._arm(arm, n=ablation.n, seed=seed, encoder_seed=encoder_seed, **changes)
+        return _unique(runs)
 
     def search(self) -> list[Run]:
-        """For both arms the same grid, scored on the tuning patients.
+        """Runs of the search: the recipes of every arm, scored on the tuning patients.
 
         Raises:
             InputError: if the study has no search, or no tuning patients.
@@ -176,66 +192,66 @@ class Planner:
         search = self._part("search")
         if not self.parts.tuning:
             raise InputError(
-                f"Study {self.study.name}: a search scores the tuning patients, and tuning is 0. Set some apart."
+                f"Study {self.study.name}: a search scores the tuning patients, but tuning is 0. Set a larger number."
             )
         runs = []
-        for seed, arm, recipe in ((s, a, r) for s in search["seeds"] for a in self.study.arms for r in self.recipes(a)):
+        for seed, arm, recipe in ((s, a, r) for s in search.seeds for a in self.study.arms for r in self.recipes(a)):
             runs += self._arm(
                 arm,
-                n=search["n"],
+                n=search.n,
                 seed=seed,
-                encoder_seed=self.study.curve["seeds"][0],
+                encoder_seed=self.study.curve.seeds[0],
                 recipe=recipe,
             )
-        return _once(runs)
+        return _unique(runs)
 
     def recipes(self, arm: str) -> list[dict[str, Any]]:
-        """Every combination of the values of the search's grid, and of what it has for this arm alone; then the arm's single recipes."""
+        """Recipes that the search tries for an arm, see `study.recipes_of`."""
         return recipes_of(self._part("search"), arm)
 
     def subsets(self) -> list[list[str]]:
-        """Subsets of the proxy tasks that the ablation compares, none among them."""
-        chosen = self._part("ablation").get("subsets")
+        """Subsets of the proxy tasks that the ablation compares, including the empty one."""
+        chosen = self._part("ablation").subsets
         return all_subsets() if chosen is None else chosen if [] in chosen else [[], *chosen]
 
     def ablation_arm(self, tasks: Sequence[str]) -> str:
-        """Name of the arm with an encoder of these tasks: that of the curve where it is the same."""
-        arm = self._part("ablation")["arm"]
+        """Name of the arm with an encoder of these tasks. An arm of the curve with the same tasks is used again."""
+        arm = self._part("ablation").arm
         if not tasks:
             return CONTROL
-        whole = {**(self.study.pretraining or {}), **self.study.arms[arm]["encoder"]}.get("tasks", PROXY_TASKS)
+        whole = {**self.study.pretraining, **self.study.arms[arm].encoder}.get("tasks", PROXY_TASKS)
         return arm if set(tasks) == set(whole) else subset_name(tasks)
 
     def outline(self) -> dict[str, Any]:
-        """What the report is about, whatever has been run."""
+        """What the report covers, regardless of which runs are finished: labels, cases, arms, n and seeds."""
         names = [name for value, name in self.row["labels"].items() if int(value)]
-        curve = {"n": list(self.study.curve["n"]), **self._outline_of(self.study.curve)}
+        curve = {"n": list(self.study.curve.n), **self._outline_of(self.study.curve)}
         outline = {"study": self.study.name, "labels": names, "cases": sorted(self.parts.validation)}
         outline |= {"absent": {case: list(labels) for case, labels in sorted(self.absent.items())}}
         outline |= {"arms": list(self.study.arms), "curve": curve, "ablation": None}
         if self.study.ablation:
             ablation = self.study.ablation
             rows = [{"tasks": tasks, "arm": self.ablation_arm(tasks)} for tasks in self.subsets()]
-            paper = {subset_name(each["tasks"]): each for each in ablation.get("paper") or []}
+            paper = {subset_name(each.tasks): each for each in ablation.paper}
             for row in rows:
-                known = paper.get(subset_name(row["tasks"]), {})
-                row |= {"paper_dice": known.get("dice"), "paper_hd95": known.get("hd95")}
-            outline["ablation"] = {"n": ablation["n"], **self._outline_of(ablation), "rows": rows}
+                known = paper.get(subset_name(row["tasks"]))
+                row |= {"paper_dice": known and known.dice, "paper_hd95": known and known.hd95}
+            outline["ablation"] = {"n": ablation.n, **self._outline_of(ablation), "rows": rows}
         return outline
 
     @staticmethod
-    def _outline_of(part: Mapping[str, Any]) -> dict[str, Any]:
-        return {"seeds": list(part["seeds"]), "encoder_per_seed": bool(part.get("encoder_per_seed", True))}
+    def _outline_of(part: Curve | Ablation) -> dict[str, Any]:
+        return {"seeds": list(part.seeds), "encoder_per_seed": part.encoder_per_seed}
 
-    def _part(self, name: str) -> Mapping[str, Any]:
+    def _part(self, name: str) -> Any:
         part = getattr(self.study, name)
         if not part:
-            raise InputError(f"Study {self.study.name} has no {name}. Add an entry '{name}' to its file.")
+            raise InputError(f"Study {self.study.name} has no {name}. Add the entry '{name}' to its file.")
         return part
 
     @staticmethod
-    def _encoder_seed(part: Mapping[str, Any], seed: int) -> int:
-        return seed if part.get("encoder_per_seed", True) else part["seeds"][0]
+    def _encoder_seed(part: Curve | Ablation, seed: int) -> int:
+        return seed if part.encoder_per_seed else part.seeds[0]
 
     def _arm(
         self,
@@ -248,38 +264,47 @@ class Planner:
         tasks: Sequence[str] | None = None,
         recipe: Mapping[str, Any] | None = None,
     ) -> list[Run]:
-        """The fine-tuning of an arm, and the pre-training before it if it has one."""
+        """The fine-tuning of an arm, preceded by its pre-training if it has one.
+
+        Args:
+            arm: name of the arm.
+            n, seed: number of labelled patients, and the seed that draws them.
+            encoder_seed: seed of the pre-training.
+            like: the arm of the study whose options hold, if ``arm`` is only a name of the ablation.
+            tasks: proxy tasks of the pre-training, instead of those of the study.
+            recipe: options that the search tries; None: not a search.
+        """
         entries = self.study.arms[like or arm]
         if recipe is None:
-            of_arm = {**(self.study.finetuning or {}), **(entries.get("finetuning") or {})}
+            finetuning = {**self.study.finetuning, **entries.finetuning}
         else:
-            of_arm = tried_options(vars(self.study), arm, recipe)
-        options = {**self.study.network, **of_arm}
-        if entries["encoder"] is None:
+            finetuning = tried_options(self.study, arm, recipe)
+        options = {**self.study.network, **finetuning}
+        if entries.encoder is None:
             return [self._finetuning(arm, n, seed, options, recipe, None)]
-        changes = dict(entries["encoder"]) | ({} if tasks is None else {"tasks": list(tasks)})
+        changes = dict(entries.encoder) | ({} if tasks is None else {"tasks": list(tasks)})
         encoder = self._pretraining(arm, encoder_seed, changes)
         return [encoder, self._finetuning(arm, n, seed, options, recipe, encoder)]
 
     def _pretraining(self, arm: str, seed: int, changes: Mapping[str, Any]) -> Run:
         name = f"pretrain_{arm}_seed{seed}"
-        finetuned = {**self.row, **(self.study.finetuning or {})}
+        finetuning = {**self.row, **self.study.finetuning}
         options = {
-            "spacing": finetuned["spacing"],
-            "roi_size": square_roi(finetuned["roi_size"]),
+            "spacing": finetuning["spacing"],
+            "roi_size": square_roi(finetuning["roi_size"]),
             "foreground_hu": self.row["foreground"],
-            "hu_window": finetuned["hu_window"],
+            "hu_window": finetuning["hu_window"],
             "tasks": list(PROXY_TASKS),
             **{key: self.row[key] for key in NETWORK if key in self.row},
-            **(self.study.pretraining or {}),
+            **self.study.pretraining,
             **changes,
         }
         configs = ("configs/train.yaml",)
         if options["hu_window"] is None:
             options |= {"hu_window": [0.0, 1.0], "in_channels": len(self.row["channels"])}
             configs += (str(Z_SCORE),)
-        seen = [*self.parts.training.values(), *self.parts.unlabelled]
-        content = self._list({"training": [{"image": case["image"]} for case in seen]})
+        training = [*self.parts.training.values(), *self.parts.unlabelled]
+        content = self._list({"training": [{"image": case["image"]} for case in training]})
         if self.parts.tuning:
             content["validation"] = [{"image": case["image"]} for case in self.parts.tuning.values()]
         command = Command(
@@ -330,7 +355,7 @@ class Planner:
         if encoder is not None and encoder.facts["seed"] != seed:
             name += f"_encoder{encoder.facts['seed']}"
         if recipe:
-            name += "".join(f"_{key}={_word(value)}" for key, value in recipe.items())
+            name += "".join(f"_{key}={_name_part(value)}" for key, value in recipe.items())
         lists = {
             f"n{n}_seed{seed}": self._list({"training": [_pair(self.parts.training[case]) for case in subset]}),
             "tuning" if searching else "validation": self._list({"test": [_pair(case) for case in scored.values()]}),
@@ -369,13 +394,13 @@ class Planner:
                 "pretrained_model": Path("runs", name, "train/models/model.pt"),
                 "output_dir": Path("runs", name, "evaluation"),
                 **shared,
-                **(self.study.evaluation or {}),
+                **self.study.evaluation,
             },
             result="evaluation/scores.csv",
         )
         facts = {"arm": arm, "n": n, "seed": seed, "steps": steps, "encoder": encoder and encoder.name}
         facts |= {"encoder_seed": encoder and encoder.facts["seed"]}
-        if encoder:  # another pre-training under the same name is another start
+        if encoder:  # a pre-training with other settings but the same name must not match
             facts["encoder_settings"] = _digest(encoder.settings_of_study)
         facts |= {"tasks": encoder.facts["tasks"] if encoder else []}
         return Run(
@@ -397,9 +422,9 @@ class Planner:
 
 
 def square_roi(roi_size: Sequence[int]) -> list[int]:
-    """The fine-tuning's ROI for crops that are turned in the axial plane: x and y of one size, about as many voxels.
+    """Change a ROI so that its x and y sides are equal, as the rotation task requires, with about as many voxels.
 
-    ``[32, 64, 32]`` becomes ``[32, 32, 64]``: sides are exchanged rather than padded, where two are equal.
+    If z equals x or y, the sides are permuted: ``[32, 64, 32]`` becomes ``[32, 32, 64]``.
     """
     x, y, z = roi_size
     if x == y:
@@ -410,7 +435,10 @@ def square_roi(roi_size: Sequence[int]) -> list[int]:
 
 
 def write_lists(run: Run, out: Path) -> None:
-    """Write the data lists of a run, where they are not as they should be, into its own folder: another machine may have the data elsewhere."""
+    """Write the data lists of a run into its folder, unless they are up to date.
+
+    An earlier command of the run may have run on a machine that has the data in another folder.
+    """
     for name, content in run.lists.items():
         path, text = out / "runs" / run.name / LISTS / f"{name}.json", json.dumps(content, indent=1) + "\n"
         if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -418,12 +446,12 @@ def write_lists(run: Run, out: Path) -> None:
 
 
 def words_of(command: Command, out: Path, folder: Path) -> list[str]:
-    """The words after ``python`` of a command, to be run in the bundle's folder.
+    """Return the words after ``python`` of a command, to be run in the bundle's folder.
 
     Args:
-        command: of a run.
+        command: a command of a run.
         out: folder of the study.
-        folder: of the run.
+        folder: folder of the run.
     """
     configs = command.configs[0] if len(command.configs) == 1 else repr(list(command.configs))
     words = ["-W", "ignore", "-m", "monai.bundle", "run", "--config_file", configs]
@@ -435,7 +463,7 @@ def words_of(command: Command, out: Path, folder: Path) -> list[str]:
     return words
 
 
-def _once(runs: Sequence[Run]) -> list[Run]:
+def _unique(runs: Sequence[Run]) -> list[Run]:
     return list({run.name: run for run in runs}.values())
 
 
@@ -447,19 +475,21 @@ def _pair(case: Case) -> dict[str, Any]:
     return {"image": case["image"], "label": case["label"]}
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
+    """The value for JSON: paths as text with forward slashes."""
     return value.as_posix() if isinstance(value, Path) else value
 
 
-def _word(value: Any) -> str:
+def _name_part(value: Any) -> str:
+    """A value as part of a file name."""
     return "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in str(value))
 
 
 def precision_of(options: Mapping[str, Any]) -> str:
-    """``fp32``, ``bf16`` or ``fp16``, as the bundles resolve it here.
+    """Return the floating-point precision of a command on this machine: ``fp32``, ``bf16`` or ``fp16``.
 
     Args:
-        options: of a command; without ``amp`` it is mixed where there is a GPU, without ``amp_type`` of the kind that this GPU has.
+        options: options of the command. The defaults are those of the bundles' configs: mixed precision (``amp``) if
+            there is a GPU, of the type (``amp_type``) that the GPU supports.
     """
-    # the defaults are those of the bundles' configs
     return precision(amp=options.get("amp", torch.cuda.is_available()), amp_type=options.get("amp_type", "auto"))

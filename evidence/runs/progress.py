@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What of a plan is done, running and left, and how long that will take."""
+"""Progress of a plan: which runs are done, running and left, and the estimated time."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from ..results.records import DONE, read_done
 from . import run_claim as claims
 from .plan import Plan, Run
 
-MINUTES = {"pretraining": 10.0, "finetuning": 5.0}  # where neither a finished run nor the study says more
-
 
 def state_of(run: Run, out: Path) -> str:
-    """``done``, ``running`` or ``left``."""
+    """Return whether a run is ``done``, ``running`` or ``left``."""
     folder = out / "runs" / run.name
     if (folder / DONE).exists():
         return "done"
@@ -23,7 +21,11 @@ def state_of(run: Run, out: Path) -> str:
 
 
 def minutes_of(plan: Plan, out: Path) -> Callable[[Run], float]:
-    """How long a run takes: the median of the finished ones of its kind and steps, else of its kind, else what the study says."""
+    """Return a function that estimates the minutes of a run.
+
+    The estimate is the median of finished runs of the same kind and steps, else of the same kind, else the study's
+    value.
+    """
     taken: dict[tuple, list[float]] = {}
     for run in plan.runs:
         if done := read_done(out / "runs" / run.name):
@@ -34,29 +36,35 @@ def minutes_of(plan: Plan, out: Path) -> Callable[[Run], float]:
         for key in ((run.kind, run.facts["steps"]), (run.kind,)):
             if key in taken:
                 return statistics.median(taken[key])
-        return (plan.study.minutes or {}).get(run.kind, MINUTES[run.kind])
+        return getattr(plan.study.minutes, run.kind)
 
     return minutes
 
 
 def overview(plan: Plan, out: Path, *, names: bool) -> str:
-    """What is done, running and left, with an estimate of the time left."""
+    """Describe what is done, running and left, with an estimate of the time left.
+
+    Args:
+        plan: the plan.
+        out: folder of the study.
+        names: list every run with its state and time.
+    """
     states = {run.name: state_of(run, out) for run in plan.runs}
     minutes = minutes_of(plan, out)
     lines = []
     if names:
         for run in plan.runs:
             done = read_done(out / "runs" / run.name)
-            time_of = f"{done['seconds'] / 60:.1f} min" if done else f"about {minutes(run):.0f} min"
-            lines.append(f"{states[run.name]:<8} {run.name:<60} {time_of}")
+            duration = f"{done['seconds'] / 60:.1f} min" if done else f"about {minutes(run):.0f} min"
+            lines.append(f"{states[run.name]:<8} {run.name:<60} {duration}")
     count = {state: list(states.values()).count(state) for state in ("done", "running", "left")}
     left = sum(minutes(run) for run in plan.runs if states[run.name] == "left")
     running = sum(minutes(run) / 2 for run in plan.runs if states[run.name] == "running")
-    words = f"{count['done']} of {len(plan.runs)} runs done, {count['running']} running, {count['left']} left"
+    summary = f"{count['done']} of {len(plan.runs)} runs done, {count['running']} running, {count['left']} left"
     if left or running:
         workers = max(1, count["running"])
-        words += f"; about {_clock((left + running) / workers)} with {workers} process{'es' * (workers > 1)}"
-    return "\n".join([*lines, words])
+        summary += f"; about {_clock((left + running) / workers)} with {workers} process{'es' * (workers > 1)}"
+    return "\n".join([*lines, summary])
 
 
 def _clock(minutes: float) -> str:

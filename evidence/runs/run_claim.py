@@ -1,10 +1,11 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A run is one process's at a time: processes on any number of machines that see one folder agree on it by files alone.
+"""Claim a run for one process at a time, among processes on any number of machines that share a folder.
 
-The claims on a run are files ``.claim.1``, ``.claim.2``, ... in its folder; the highest number is the holder's. A number
-is taken by creating its file exclusively, which one process alone can do; none is ever removed, so none is taken twice.
-The holder touches its file while it works, and marks it when it ends. A claim that is marked, whose process is known to be gone (same machine), or that was not touched for `STALE`
-seconds by the clock of the file system, is dead: the next number may be taken.
+The claims on a run are files ``.claim.1``, ``.claim.2``, ... in its folder; the highest number belongs to the holder. A
+process takes a number by creating its file exclusively, which only one process can do. Files are never removed, so no
+number is taken twice. The holder touches its file while it works, and marks it as released at the end. A claim is dead
+if it is released, if its process has ended (on the same machine), or if it was not touched for `STALE` seconds by the
+clock of the file system. Then the next number may be taken.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ NAME = ".claim.{}"
 
 
 class ClaimLost(Exception):
-    """Another process took this run over, since it had not heard from this one for long."""
+    """Another process took over this run, because this one had not touched its claim for too long."""
 
 
 class Claim:
-    """A held claim; see `take`."""
+    """A claim that this process holds, see `take`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def beat(self) -> None:
-        """Say that the holder lives.
+        """Touch the claim to show that the holder is alive.
 
         Raises:
-            ClaimLost: if it is no longer the holder.
+            ClaimLost: if another process has taken over the run.
         """
         if _newest(self.path.parent) != _number(self.path):
             raise ClaimLost(f"{self.path} was taken over")
@@ -45,16 +46,19 @@ class Claim:
             os.utime(self.path)
 
     def release(self) -> None:
-        """Let others take the run. The file stays, lest a slow process that judged it take a number twice."""
+        """Let others take the run. The file stays: a slow process may still try to take the next number after it."""
         write_text(self.path, json.dumps({"released": True}))
 
 
 def take(folder: Path, *, stale: float = STALE) -> Claim | None:
-    """Claim the run of a folder, or return None where a living process holds it.
+    """Claim the run of a folder.
 
     Args:
-        folder: of the run; made if absent.
-        stale: seconds without a sign after which a holder counts as dead.
+        folder: folder of the run; made if it does not exist.
+        stale: seconds without a touch after which a holder counts as dead.
+
+    Returns:
+        The claim, or None if a living process holds the run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     newest = _newest(folder)
@@ -71,19 +75,19 @@ def take(folder: Path, *, stale: float = STALE) -> Claim | None:
 
 
 def is_held(folder: Path, *, stale: float = STALE) -> bool:
-    """Whether a living process works on the run of a folder."""
+    """Return whether a living process holds the run of a folder."""
     newest = _newest(folder)
     return bool(newest) and is_alive(folder / NAME.format(newest), stale=stale)
 
 
 def is_alive(path: Path, *, stale: float = STALE) -> bool:
-    """Whether the process that made a claim still works, as far as can be told from here."""
+    """Return whether the process that made a claim is alive, as far as this machine can tell."""
     try:
         age = _now(path.parent) - path.stat().st_mtime
         holder = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return False
-    except ValueError:  # created, and not yet written
+    except ValueError:  # created but not yet written
         return age < stale
     if holder.get("released"):
         return False
@@ -98,7 +102,7 @@ def is_alive(path: Path, *, stale: float = STALE) -> bool:
 
 
 def _now(folder: Path) -> float:
-    """The clock that the file system stamps files with: that of a server may differ from ours."""
+    """Time by the clock of the file system, which may differ from this machine's."""
     probe = folder / f".now.{uuid.uuid4().hex[:8]}"
     try:
         probe.touch()
@@ -108,12 +112,12 @@ def _now(folder: Path) -> float:
 
 
 def _machine() -> str:
-    """Host and, where there is one, name space of process numbers: two containers may share a host's name."""
+    """Host name and, on Linux, the PID namespace: two containers may have the same host name."""
     try:
-        space = os.stat("/proc/self/ns/pid").st_ino
+        namespace = os.stat("/proc/self/ns/pid").st_ino
     except OSError:
-        space = 0
-    return f"{socket.gethostname()}/{space}"
+        namespace = 0
+    return f"{socket.gethostname()}/{namespace}"
 
 
 def _number(path: Path) -> int:

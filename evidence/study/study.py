@@ -1,17 +1,18 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A study: what is compared, on which data, with which options. Read from a YAML file and checked before anything runs."""
+"""A study: what is compared, on which data, with which options. Read from YAML and checked before anything runs."""
 
 from __future__ import annotations
 
 import difflib
 import itertools
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from bundles.common.errors import InputError
 from bundles.common.run.mixed_precision import TYPES
@@ -22,85 +23,264 @@ STUDIES = Path(__file__).parents[1] / "studies"
 CONTROL = "scratch"
 PROXY_TASKS = ("inpainting", "contrast", "rotation")
 NETWORK = ("feature_size", "depths", "num_heads", "window_size")
-# What the plan itself decides, and no study may set.
+# Options that the plan sets, so no study may set them.
 OF_THE_PLAN = (
     *("task", "dataset_dir", "data_list", "output_dir", "pretrained_encoder", "pretrained_model", "resume", "seed"),
     *("fold", "folds", "labels", "bundle_root", "preset", "device"),
 )
+ENTRIES = "entries, 'key: value'"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """The entries of a study file; `studies/openkbp.yaml` has a comment for each.
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_subset(tasks: Any) -> bool:
+    return isinstance(tasks, list) and all(task in PROXY_TASKS and tasks.count(task) == 1 for task in tasks)
+
+
+# What values of single options must be, wherever a study sets them.
+OPTION_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "roi_size": (
+        "three whole numbers of voxels: [x, y, z]",
+        lambda size: isinstance(size, list) and len(size) == 3 and all(map(_is_whole, size)),
+    ),
+    "tasks": (
+        f"a list of {', '.join(PROXY_TASKS)}, at least one, each once",
+        lambda tasks: _is_subset(tasks) and tasks,
+    ),
+    "amp": ("true or false, without quotes", lambda value: isinstance(value, bool)),
+    "amp_type": (f"auto, {' or '.join(TYPES)}", lambda value: value in ("auto", *TYPES)),
+    "cases": (ENTRIES, lambda value: value is None or isinstance(value, Mapping)),
+}
+
+
+def _wrong(problem: str, *below: str) -> PydanticCustomError:
+    """The error of an entry, or of an entry below it."""
+    return PydanticCustomError("entry", "{problem}", {"problem": problem, "below": below})
+
+
+def _must_be(allowed: str, test: Callable[[Any], bool]) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if not test(value):
+            raise _wrong(f"{value!r} must be {allowed}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _check_different(values: list) -> list:
+    if any(value in values[:place] for place, value in enumerate(values)):
+        raise _wrong(f"{values!r} contains a value twice")
+    return values
+
+
+def _check_values(options: Mapping[str, Any], *below: str) -> None:
+    for key, (allowed, test) in OPTION_VALUES.items():
+        if key in options and not test(options[key]):
+            raise _wrong(f"{options[key]!r} must be {allowed}", *below, key)
+
+
+def _check_options(options: dict[str, Any]) -> dict[str, Any]:
+    for key in OF_THE_PLAN:
+        if key in options:
+            raise _wrong("is set by the plan of the study. Remove it", key)
+    _check_values(options)
+    return options
+
+
+def _check_grid(grid: dict[str, list]) -> dict[str, list]:
+    for key, values in grid.items():
+        for value in values:
+            _check_options({key: value})
+    return grid
+
+
+def _check_row(row: dict[str, Any]) -> dict[str, Any]:
+    _check_values(row)
+    for preset in _presets():
+        if isinstance(row.get(preset), Mapping):
+            _check_values(row[preset], preset)
+    return row
+
+
+Name = Annotated[str, _must_be("text of letters, digits, _ and -", lambda name: re.fullmatch(r"[\w-]+", str(name)))]
+TaskName = Annotated[str, _must_be("the name of a row of tasks.yaml", lambda name: isinstance(name, str))]
+Count = Annotated[int, Field(ge=0)]
+PositiveCount = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Figure = Annotated[float, Field(allow_inf_nan=False)]
+Minutes = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveCounts = Annotated[list[PositiveCount], Field(min_length=1), AfterValidator(_check_different)]
+Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_check_different)]
+Steps = Annotated[
+    int | dict[int, int],
+    _must_be(
+        "a whole number, 1 or more, or one for each n, such as {8: 500, 32: 700}",
+        lambda steps: steps and all(map(_is_whole, [*steps, *steps.values()] if isinstance(steps, dict) else [steps])),
+    ),
+]
+Subset = Annotated[list[Literal[*PROXY_TASKS]], AfterValidator(_check_different)]
+Options = Annotated[dict[str, Any], AfterValidator(_check_options)]  # of a bundle's command line
+Grid = Annotated[
+    dict[str, Annotated[list, Field(min_length=1), AfterValidator(_check_different)]], AfterValidator(_check_grid)
+]
+
+
+class Entries(BaseModel):
+    """Entries of a study file. Unknown keys are refused; null stands for the default."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, content: Any) -> Any:
+        if not isinstance(content, Mapping):
+            return content
+        known = cls.model_fields.keys() - {"source"}
+        for key in content:
+            if key not in known:
+                raise _wrong(f"is not a key of a study. {_suggestion(key, known)}", str(key))
+        return {key: value for key, value in content.items() if value is not None}
+
+
+class Synthetic(Entries):
+    """Numbers of synthetic patients, as for `tools.synthetic_ct.write_dataset`."""
+
+    unlabelled: Count | None = None
+    training: Count | None = None
+    validation: Count | None = None
+    seed: Seed | None = None
+
+
+class Split(Entries):
+    """The options of the bundles that choose the validation patients."""
+
+    fold: Any = None
+    folds: Any = None
+
+
+class Arm(Entries):
+    """What an arm changes in the pre-training (None: it has none) and in the fine-tuning."""
+
+    encoder: Options | None = None
+    finetuning: Options = {}
+
+
+class Curve(Entries):
+    """The few-label curve: numbers of labelled patients, seeds, and whether each seed has its own pre-training."""
+
+    n: PositiveCounts
+    seeds: Seeds
+    encoder_per_seed: bool = True
+
+
+class PaperRow(Entries):
+    """Published figures of one subset of the proxy tasks."""
+
+    tasks: Subset
+    dice: Figure | None = None
+    hd95: Figure | None = None
+
+
+class Ablation(Entries):
+    """The ablation of the proxy tasks: ``arm`` has the options of all encoders; ``subsets`` None means all subsets."""
+
+    n: PositiveCount
+    seeds: Seeds
+    encoder_per_seed: bool = True
+    arm: str
+    subsets: list[Subset] | None = None
+    paper: list[PaperRow] = []
+
+
+class Search(Entries):
+    """The search for recipes, of which every arm tries the same number.
 
     Attributes:
-        name: of the study, and of its experiment in MLflow.
-        synthetic: how many patients of `tools.synthetic_ct` to make where no data are given; None: data must be given.
-        task: a row of the Decathlon's ``tasks.yaml``; None: ``row``, or one that is proposed for the data.
-        row: a row of its own.
-        preset: of both bundles.
-        split: ``fold`` and ``folds`` of the untouched validation patients, as the bundles have them.
-        tuning: number of training patients that no run trains on with labels: those that the search scores.
-        pretraining: options of swin_unetr_pretrain for every encoder; its size of the network (`NETWORK`) holds for every fine-tuning, too.
-        finetuning: options of swin_unetr_msd for every arm.
-        evaluation: options of its ``evaluate.yaml``.
-        arms: name to ``encoder`` (None, or what of ``pretraining`` it changes) and ``finetuning`` (likewise).
-        steps: fine-tuning steps, one number or one for each n.
-        curve: ``n``, ``seeds``, ``encoder_per_seed``.
-        ablation: ``n``, ``seeds``, ``encoder_per_seed``, ``arm``, ``subsets`` of the proxy tasks.
-        search: ``n``, ``seeds``, ``options``, ``grid`` for all arms, ``grid_of`` single ones, and their further ``recipes_of`` options;
-            equally many recipes for each arm.
-        minutes: rough minutes of a pre-training and of a fine-tuning, until some have finished.
-        source: the study's file, no entry of it.
+        n: number of labelled patients.
+        seeds: seeds other than those of curve and ablation.
+        options: options of every fine-tuning of the search.
+        grid: option to values; every combination is a recipe of every arm.
+        grid_of: arm to a further grid, which is combined with ``grid``.
+        recipes_of: arm to further single recipes.
     """
 
-    name: str
-    preset: str
-    arms: Mapping[str, Mapping[str, Any]]
-    steps: int | Mapping[int, int]
-    curve: Mapping[str, Any]
-    synthetic: Mapping[str, int] | None = None
-    task: str | None = None
-    row: Mapping[str, Any] | None = None
-    split: Mapping[str, Any] | None = None
-    tuning: int = 0
-    pretraining: Mapping[str, Any] | None = None
-    finetuning: Mapping[str, Any] | None = None
-    evaluation: Mapping[str, Any] | None = None
-    ablation: Mapping[str, Any] | None = None
-    search: Mapping[str, Any] | None = None
-    minutes: Mapping[str, float] | None = None
+    n: PositiveCount
+    seeds: Seeds
+    options: Options = {}
+    grid: Grid = {}
+    grid_of: dict[str, Grid] = {}
+    recipes_of: dict[str, list[Options]] = {}
+
+
+class RunMinutes(Entries):
+    """Rough minutes of a run of each kind, used until some have finished."""
+
+    pretraining: Minutes = 10.0
+    finetuning: Minutes = 5.0
+
+
+class Study(Entries):
+    """The entries of a study file; `studies/openkbp.yaml` explains each.
+
+    Attributes:
+        name: name of the study and of its MLflow experiment.
+        preset: preset of both bundles.
+        arms: name to `Arm`: `CONTROL`, and at least one with an encoder.
+        steps: fine-tuning steps: one number, or one for each n.
+        curve: the few-label curve.
+        synthetic: synthetic patients to generate where no data are passed; None: data are required.
+        task: a row of the Decathlon's ``tasks.yaml``; None: ``row``, or a row that is proposed for the data.
+        row: a row of its own.
+        split: how the validation patients are chosen.
+        tuning: number of training patients set apart: the search scores them, and no run trains on their labels.
+        pretraining: options of swin_unetr_pretrain for every encoder; its network size (`NETWORK`) holds for every
+            fine-tuning, too.
+        finetuning: options of swin_unetr_msd for every arm.
+        evaluation: options of its ``evaluate.yaml``.
+        ablation: the ablation of the proxy tasks.
+        search: the search for recipes.
+        minutes: rough durations.
+        source: path of the file; not an entry of it.
+    """
+
+    name: Name
+    preset: Any
+    arms: dict[str, Arm]
+    steps: Steps
+    curve: Curve
+    synthetic: Synthetic | None = None
+    task: TaskName | None = None
+    row: Annotated[dict[str, Any], AfterValidator(_check_row)] | None = None
+    split: Split = Split()
+    tuning: Count = 0
+    pretraining: Options = {}
+    finetuning: Options = {}
+    evaluation: Options = {}
+    ablation: Ablation | None = None
+    search: Search | None = None
+    minutes: RunMinutes = RunMinutes()
     source: str = ""
 
     @property
     def network(self) -> dict[str, Any]:
-        """The size of the network that ``pretraining`` asks for: every arm has it, the control among them."""
-        return {key: self.pretraining[key] for key in NETWORK if (self.pretraining or {}).get(key) is not None}
+        """The network size that ``pretraining`` sets; all arms have it, including the control."""
+        return {key: self.pretraining[key] for key in NETWORK if self.pretraining.get(key) is not None}
 
     def steps_of(self, n: int) -> int:
         """Fine-tuning steps with ``n`` labelled patients.
 
         Raises:
-            InputError: if the study does not say.
+            InputError: if ``steps`` has no entry for ``n``.
         """
         if isinstance(self.steps, int):
             return self.steps
         if n not in self.steps:
             raise InputError(
-                f"Study {self.name}: steps has no entry for n = {n}, only {dict(self.steps)}. Add one, or give one number."
+                f"{self.source}: steps has no entry for n = {n}, only {self.steps}. Add one, or set one number for all."
             )
         return self.steps[n]
-
-
-REQUIRED = ("name", "preset", "arms", "steps", "curve")
-PARTS = {
-    "split": {"fold", "folds"},
-    "curve": {"n", "seeds", "encoder_per_seed"},
-    "ablation": {"n", "seeds", "encoder_per_seed", "arm", "subsets", "paper"},
-    "search": {"n", "seeds", "grid", "grid_of", "recipes_of", "options"},
-    "synthetic": {"unlabelled", "training", "validation", "seed"},
-    "minutes": {"pretraining", "finetuning"},
-}
 
 
 def read_study(name: str) -> Study:
@@ -110,309 +290,198 @@ def read_study(name: str) -> Study:
         name: one of `studies/`, such as ``openkbp``, or the path of a YAML file.
 
     Raises:
-        InputError: the file is not there, is no YAML, or says what a study cannot be; names the key, the value and the file.
+        InputError: the file does not exist, is not YAML, or has wrong entries. Names the file, each wrong entry, its
+            value and what is allowed.
     """
     path = Path(name) if Path(name).suffix in (".yaml", ".yml") else STUDIES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(each.stem for each in STUDIES.glob("*.yaml")))
-        raise InputError(f"There is no study {name} ({path}). Known are {known}; or give the path of a YAML file.")
+        raise InputError(f"There is no study {name} ({path}). Pass {known}, or the path of a YAML file.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no text in UTF-8 ({error}). Save it as UTF-8.") from None
+        raise InputError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from None
     except yaml.YAMLError as error:
-        raise InputError(f"{path} is no YAML: {error}") from None
+        raise InputError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(content, Mapping):
-        raise InputError(f"{path} must hold entries such as 'name: openkbp', not {content!r}.")
+        raise InputError(f"{path} must contain entries such as 'name: openkbp', not {content!r}.")
     return check_study(content, source=str(path))
 
 
 def check_study(content: Mapping[str, Any], *, source: str) -> Study:
-    """Make a study of the entries of a file.
+    """Build a study from the entries of a file.
+
+    Args:
+        content: the entries.
+        source: path of the file.
 
     Raises:
         InputError: see `read_study`.
     """
-    _check_keys(content, {field.name for field in fields(Study)} - {"source"}, source, "")
-    if missing := [key for key in REQUIRED if content.get(key) is None]:
-        raise InputError(f"{source} lacks {', '.join(missing)}.")
-    for part, known in PARTS.items():
-        if content.get(part) is not None:
-            _check_keys(_mapping(content[part], source, part), known, source, f"{part}.")
-    for part in ("pretraining", "finetuning", "evaluation"):
-        _check_options(content.get(part) or {}, source, part)
-    presets = _presets()
-    if content["preset"] not in presets:
-        raise InputError(
-            f"{source}: preset {content['preset']!r} is none that both bundles have: {', '.join(presets)}. Single values of another one can be set in "
-            "'pretraining' and 'finetuning'."
-        )
-    if content.get("row") is not None:
-        cases = _mapping(content["row"], source, "row").get("cases")
-        if cases is not None:
-            _mapping(cases, source, "row.cases")
-    if not isinstance(content.get("task", ""), str | None):
-        raise InputError(f"{source}: task {content['task']!r} must be the name of a row of tasks.yaml.")
-    _numbers([content.get("tuning") or 0], source, "tuning", least=0)
-    for key, number in (content.get("synthetic") or {}).items():
-        _numbers([number], source, f"synthetic.{key}", least=0)
-    for key, minutes in (content.get("minutes") or {}).items():
-        if not _is_number(minutes) or minutes <= 0:
-            raise InputError(f"{source}: minutes.{key} {minutes!r} must be a number above 0.")
-    if content.get("task") and content.get("row"):
-        raise InputError(f"{source}: task {content['task']} and row exclude each other. Keep one of them.")
-    _check_arms(content["arms"], source)
-    _numbers(content["curve"].get("n"), source, "curve.n", least=1)
-    _numbers(content["curve"].get("seeds"), source, "curve.seeds", least=0)
-    _check_switch(content["curve"], source, "curve")
-    if content.get("ablation"):
-        _check_ablation(content["ablation"], content["arms"], source)
-    if content.get("search"):
-        _check_search(content["search"], content["arms"], source)
-    _check_sizes(content, source)
-    _check_network(content, source)
-    _check_steps(content, source)
-    _check_precision(content, source)
-    if content.get("search"):
-        _check_recipes(content, source)
-        _check_seeds(content, source)
-    if not isinstance(content["steps"], Mapping):
-        _numbers([content["steps"]], source, "steps", least=1)
-    else:
-        _numbers(list(content["steps"].values()), source, "steps", least=1)
-    if not isinstance(content["name"], str) or not content["name"].replace("_", "").replace("-", "").isalnum():
-        raise InputError(f"{source}: name {content['name']!r} must be of letters, digits, _ and - alone.")
-    return Study(**{key: value for key, value in content.items() if value is not None}, source=source)
+    try:
+        study = Study.model_validate(content).model_copy(update={"source": source})
+    except ValidationError as error:
+        raise InputError("\n".join(f"{source}: {_describe(each)}." for each in error.errors())) from None
+    for problem in itertools.chain(_arm_problems(study), _comparison_problems(study), _search_problems(study)):
+        raise InputError(f"{source}: {problem}.")
+    return study
 
 
-def recipes_of(search: Mapping[str, Any], arm: str) -> list[dict[str, Any]]:
-    """Every combination of the values of a search's grid, and of what it has for this arm alone; then the arm's single recipes."""
-    grid = {**(search.get("grid") or {}), **((search.get("grid_of") or {}).get(arm) or {})}
+# Texts for errors of pydantic; the others read "Input should be ALLOWED".
+ALLOWED = {
+    **{"dict_type": ENTRIES, "model_type": ENTRIES, "list_type": "a list", "string_type": "text"},
+    **{"too_short": "a list of at least one value", "bool_type": "true or false, without quotes"},
+}
+
+
+def _describe(error: Mapping[str, Any]) -> str:
+    """An error of pydantic in words: the entry, its value and what is allowed."""
+    location = [*error["loc"], *error.get("ctx", {}).get("below", ())]
+    if location[-1] == "[key]":
+        return f"{'.'.join(map(str, location[:-2]))} has the key {error['input']!r}: keys must be text"
+    entry = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location).removeprefix(".")
+    if error["type"] == "missing":
+        return f"{entry} is missing"
+    if error["type"] == "entry":
+        return f"{entry} {error['msg']}"
+    allowed = ALLOWED.get(error["type"], error["msg"].removeprefix("Input should be "))
+    return f"{entry} {error['input']!r} must be {allowed}"
+
+
+def _suggestion(key: Any, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(key), known, n=1)
+    return "".join(f"Did you mean {name}? " for name in near) + f"Allowed are {', '.join(sorted(known))}"
+
+
+def recipes_of(search: Search, arm: str) -> list[dict[str, Any]]:
+    """The recipes of an arm: every combination of the grid for all arms and its own, then its single recipes."""
+    grid = {**search.grid, **search.grid_of.get(arm, {})}
     combined = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
-    return combined + [dict(recipe) for recipe in (search.get("recipes_of") or {}).get(arm) or []]
+    return combined + [dict(recipe) for recipe in search.recipes_of.get(arm, [])]
 
 
-def tried_options(study: Mapping[str, Any], arm: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
+def tried_options(study: Study, arm: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Fine-tuning options with which the search tries a recipe.
 
-    Of the arm's own options those that any of its recipes names are left out: they are what is searched, and hold the winner of an earlier search,
-    which a recipe that says nothing of them would inherit.
+    They include the arm's own options, except those that any recipe of the arm sets: these are what is searched. The
+    arm's own values are the winner of an earlier search, and a recipe that does not set the option must not inherit
+    them.
 
     Args:
-        study: its entries.
+        study: a study with a search.
         arm: one of its arms.
         recipe: one of `recipes_of` that arm.
     """
-    search, own = study["search"], study["arms"][arm].get("finetuning") or {}
-    searched = {key for each in recipes_of(search, arm) for key in each}
-    kept = {key: value for key, value in own.items() if key not in searched}
-    return {**(study.get("finetuning") or {}), **kept, **(search.get("options") or {}), **recipe}
+    searched = {key for each in recipes_of(study.search, arm) for key in each}
+    own = {key: value for key, value in study.arms[arm].finetuning.items() if key not in searched}
+    return {**study.finetuning, **own, **study.search.options, **recipe}
 
 
-def _mapping(value: Any, source: str, key: str) -> Mapping:
-    if not isinstance(value, Mapping):
-        raise InputError(f"{source}: {key} must be entries, 'key: value', not {value!r}.")
-    return value
-
-
-def _check_keys(content: Mapping[str, Any], known: set[str], source: str, prefix: str) -> None:
-    for key in content:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" Did you mean {prefix}{near[0]}?" if near else ""
-            raise InputError(
-                f"{source}: {prefix}{key} is no key of a study.{hint} Known are {', '.join(sorted(known))}."
-            )
-
-
-def _check_options(options: Any, source: str, part: str) -> None:
-    for key in _mapping(options, source, part):
-        if key in OF_THE_PLAN:
-            raise InputError(f"{source}: {part}.{key} is set by the plan of the study. Take it out.")
-
-
-def _check_arms(arms: Any, source: str) -> None:
-    _mapping(arms, source, "arms")
-    for name, arm in arms.items():
-        _check_keys(_mapping(arm, source, f"arms.{name}"), {"encoder", "finetuning"}, source, f"arms.{name}.")
-        _check_options({} if arm.get("encoder") is None else arm["encoder"], source, f"arms.{name}.encoder")
-        _check_options(arm.get("finetuning") or {}, source, f"arms.{name}.finetuning")
-        if not str(name).replace("_", "").isalnum():
-            raise InputError(f"{source}: arm {name!r} must be of letters, digits and _ alone.")
-        if name in PROXY_TASKS:  # other subsets have a hyphen
-            raise InputError(
-                f"{source}: arm {name!r} has the name of an ablation row, the encoder of that proxy task alone. Choose another, such as {name}_only."
-            )
-        if (name == CONTROL) != (arm.get("encoder") is None):
-            raise InputError(
-                f"{source}: arms.{name}.encoder is {arm.get('encoder')!r}; the arm {CONTROL}, and no other, has null; "
-                "{} pre-trains as 'pretraining' says."
-            )
-    if CONTROL not in arms or len(arms) < 2:
-        raise InputError(f"{source}: arms must have {CONTROL} and at least one arm with an encoder, got {list(arms)}.")
-
-
-def _check_ablation(ablation: Mapping[str, Any], arms: Mapping[str, Any], source: str) -> None:
-    _numbers([ablation.get("n")], source, "ablation.n", least=1)
-    _numbers(ablation.get("seeds"), source, "ablation.seeds", least=0)
-    _check_switch(ablation, source, "ablation")
-    arm = ablation.get("arm")
-    if arm not in list(arms) or arm == CONTROL:
-        raise InputError(f"{source}: ablation.arm {arm!r} must be an arm with an encoder: {', '.join(arms)}.")
-    for subset in _entries(ablation.get("subsets"), source, "ablation.subsets"):
-        if not _is_subset(subset):
-            raise InputError(f"{source}: ablation.subsets has {subset!r}; each is a list of {', '.join(PROXY_TASKS)}.")
-    for row in _entries(ablation.get("paper"), source, "ablation.paper"):
-        _check_keys(
-            _mapping(row, source, "each of ablation.paper"), {"tasks", "dice", "hd95"}, source, "ablation.paper."
+def _arm_problems(study: Study) -> Iterator[str]:
+    """What is wrong with preset, task and arms."""
+    presets = _presets()
+    if study.preset not in presets:
+        yield (
+            f"preset {study.preset!r} must be one that both bundles have: {', '.join(presets)}. Single values of other "
+            "presets can be set in 'pretraining' and 'finetuning'"
         )
-        figures = [value for key, value in row.items() if key != "tasks" and value is not None]
-        if not _is_subset(row.get("tasks")) or not all(map(_is_number, figures)):
-            raise InputError(
-                f"{source}: ablation.paper has {row!r}; each is as {{tasks: [inpainting, contrast], dice: 84.45}}, hd95 if known."
+    if study.task and study.row:
+        yield f"task {study.task} and row exclude each other. Keep one of them"
+    for name, arm in study.arms.items():
+        if not name.replace("_", "").isalnum():  # a hyphen joins the proxy tasks of an ablation row
+            yield f"arm {name!r} must be text of letters, digits and _"
+        if name in PROXY_TASKS:
+            yield (
+                f"arm {name!r} has the name of an ablation row, the encoder of that proxy task alone. Choose another, "
+                f"such as {name}_only"
             )
+        if (name == CONTROL) != (arm.encoder is None):
+            yield (
+                f"arms.{name}.encoder is {arm.encoder!r}. It must be null for {CONTROL} and entries for every other "
+                "arm; {} means the options of 'pretraining'"
+            )
+    if CONTROL not in study.arms or len(study.arms) < 2:
+        yield f"arms must have {CONTROL} and at least one arm with an encoder, not {list(study.arms)}"
+    with_encoder = [name for name in study.arms if name != CONTROL]
+    if study.ablation and study.ablation.arm not in with_encoder:
+        yield f"ablation.arm {study.ablation.arm!r} must be an arm with an encoder: {', '.join(with_encoder)}"
 
 
-def _check_search(search: Mapping[str, Any], arms: Mapping[str, Any], source: str) -> None:
-    _numbers([search.get("n")], source, "search.n", least=1)
-    _numbers(search.get("seeds"), source, "search.seeds", least=0)
-    _check_options(search.get("options") or {}, source, "search.options")
-    grids = {"search.grid": search.get("grid") or {}}
-    own = _mapping(search.get("grid_of") or {}, source, "search.grid_of")
-    _check_keys(own, set(arms), source, "search.grid_of.")
-    grids |= {f"search.grid_of.{arm}": grid for arm, grid in own.items()}
-    for part, grid in grids.items():
-        _check_options(grid, source, part)
-        for key, values in grid.items():
-            if not isinstance(values, list) or not values:
-                raise InputError(f"{source}: {part}.{key} {values!r} must be a list of values to try.")
-            if any(value in values[:place] for place, value in enumerate(values)):
-                raise InputError(f"{source}: {part}.{key} {values!r} names a value twice.")
-    single = _mapping(search.get("recipes_of") or {}, source, "search.recipes_of")
-    _check_keys(single, set(arms), source, "search.recipes_of.")
-    for arm, recipes in single.items():
-        if not isinstance(recipes, list):
-            raise InputError(f"{source}: search.recipes_of.{arm} {recipes!r} must be a list of recipes.")
-        for recipe in recipes:
-            _check_options(recipe, source, f"search.recipes_of.{arm}")
-    efforts = {arm: len(recipes_of(search, arm)) for arm in arms}
-    if len(set(efforts.values())) > 1:
-        raise InputError(
-            f"{source}: the search gives the arms unequal numbers of recipes, {efforts}: a fair one tries as many for each. "
-            "See search.grid_of and search.recipes_of."
+def _comparison_problems(study: Study) -> Iterator[str]:
+    """Options that would make arms differ in more than they should: network, steps or precision."""
+    common = [("search.options", study.search.options)] if study.search else []
+    common += [(f"arms.{name}.encoder", arm.encoder or {}) for name, arm in study.arms.items()]
+    for part, options in [*_finetuning_options(study), *common]:
+        for key in NETWORK:
+            if key in options and options[key] != study.pretraining.get(key):
+                yield (
+                    f"{part} has {key} {options[key]!r}, pretraining {study.pretraining.get(key, 'none')!r}. All arms "
+                    f"have the same network: set pretraining.{key}, which also holds for every fine-tuning, and remove it "
+                    "here"
+                )
+    for part, options in _finetuning_options(study):
+        if "max_steps" in options:
+            yield (
+                f"{part} has max_steps {options['max_steps']!r}. All arms train for the same number of steps: set "
+                "'steps', or search.options.max_steps for all runs of the search, and remove it here"
+            )
+        for key in ("amp", "amp_type") if part != "finetuning" else ():
+            if key in options:
+                yield (
+                    f"{part} has {key} {options[key]!r}. All arms compute in the same precision: set finetuning.{key}, "
+                    "and remove it here"
+                )
+
+
+def _search_problems(study: Study) -> Iterator[str]:
+    """What makes a search unfair, empty or biased."""
+    search = study.search
+    if not search:
+        return
+    for part, names in (("grid_of", search.grid_of), ("recipes_of", search.recipes_of)):
+        for name in names:
+            if name not in study.arms:
+                yield f"search.{part}.{name} is not an arm. {_suggestion(name, study.arms)}"
+    numbers = {arm: len(recipes_of(search, arm)) for arm in study.arms}
+    if len(set(numbers.values())) > 1:
+        yield (
+            f"the arms have different numbers of recipes in the search, {numbers}. A fair search tries the same number "
+            "for each: see search.grid_of and search.recipes_of"
         )
-    if not any(efforts.values()):
-        raise InputError(f"{source}: the search tries nothing. See search.grid and search.recipes_of.")
-
-
-def _check_recipes(content: Mapping[str, Any], source: str) -> None:
-    """Refuse recipes that come to the same options: an arm would have fewer tries than it seems."""
-    for arm in content["arms"]:
+    if not any(numbers.values()):
+        yield "the search tries nothing: set search.grid or search.recipes_of"
+    for arm in study.arms:
         tried: list[tuple[dict, dict]] = []
-        for recipe in recipes_of(content["search"], arm):
-            options = tried_options(content, arm, recipe)
+        for recipe in recipes_of(search, arm):
+            options = tried_options(study, arm, recipe)
             if same := [each for each, before in tried if before == options]:
-                raise InputError(
-                    f"{source}: the search tries {same[0]!r} and {recipe!r} for {arm}, which are equal with what else holds for them (finetuning, "
-                    f"arms.{arm}.finetuning, search.options): {options!r}. Change or remove one of them."
+                yield (
+                    f"the search tries {same[0]!r} and {recipe!r} for {arm}, which are equal together with its other "
+                    f"options (finetuning, arms.{arm}.finetuning, search.options): {options!r}. Change or remove one of "
+                    "them"
                 )
             tried.append((recipe, options))
-
-
-def _check_sizes(content: Mapping[str, Any], source: str) -> None:
-    """Refuse a ROI and proxy tasks that the plan cannot read."""
-    row, preset = content.get("row") or {}, content["preset"]
-    encoders = [(f"arms.{name}.encoder", arm.get("encoder")) for name, arm in content["arms"].items()]
-    encoders.append(("pretraining", content.get("pretraining")))
-    others = [("row", row), (f"row.{preset}", row.get(preset)), ("evaluation", content.get("evaluation"))]
-    others.append(("search.options", (content.get("search") or {}).get("options")))
-    for part, options in [*_finetunings(content), *encoders, *others]:
-        if isinstance(options, Mapping) and "roi_size" in options:
-            size = options["roi_size"]
-            if not (isinstance(size, list) and len(size) == 3 and all(type(side) is int and side > 0 for side in size)):
-                raise InputError(
-                    f"{source}: {part}.roi_size {size!r} must be three whole numbers of voxels: [x, y, z]."
-                )
-    for part, options in encoders:
-        if options and "tasks" in options and not (options["tasks"] and _is_subset(options["tasks"])):
-            raise InputError(
-                f"{source}: {part}.tasks {options['tasks']!r} must be a list of {', '.join(PROXY_TASKS)}, at least one."
+    for part, entries in (("curve", study.curve), ("ablation", study.ablation)):
+        if entries and (shared := sorted({*entries.seeds} & {*search.seeds})):
+            yield (
+                f"search.seeds {search.seeds} and {part}.seeds {entries.seeds} share {', '.join(map(str, shared))}: "
+                "recipes would be chosen on the subsets and draws that are compared afterwards. Use other seeds for the "
+                "search"
             )
 
 
-def _check_network(content: Mapping[str, Any], source: str) -> None:
-    """Refuse a network for some runs alone: what arms differ in is their start."""
-    asked = content.get("pretraining") or {}
-    parts = [("search.options", (content.get("search") or {}).get("options"))]
-    parts += [(f"arms.{name}.encoder", arm.get("encoder")) for name, arm in content["arms"].items()]
-    for part, options in [*_finetunings(content), *parts]:
-        for key in NETWORK:
-            if options and key in options and options[key] != asked.get(key):
-                raise InputError(
-                    f"{source}: {part} has {key} {options[key]!r}, pretraining {asked.get(key, 'none')!r}. All arms have one network: set "
-                    f"pretraining.{key}, which holds for every fine-tuning, and take it out here."
-                )
-
-
-def _check_steps(content: Mapping[str, Any], source: str) -> None:
-    """Refuse steps of fine-tuning for some runs alone: arms are compared after equally many."""
-    for part, options in _finetunings(content):
-        if "max_steps" in options:
-            raise InputError(
-                f"{source}: {part} has max_steps {options['max_steps']!r}. All arms are trained for equally many steps: set 'steps', or "
-                "search.options.max_steps for all runs of the search, and take it out here."
-            )
-
-
-def _check_precision(content: Mapping[str, Any], source: str) -> None:
-    """Refuse what is no precision, and one for some fine-tunings alone."""
-    parts = [(part, content.get(part)) for part in ("pretraining", "finetuning", "evaluation")]
-    parts += [("search.options", (content.get("search") or {}).get("options"))]
-    parts += [(f"arms.{name}.encoder", arm.get("encoder")) for name, arm in content["arms"].items()]
-    for part, options in parts:
-        options = options or {}
-        if not isinstance(options.get("amp", True), bool):
-            raise InputError(f"{source}: {part}.amp {options['amp']!r} must be true or false, without quotes.")
-        if options.get("amp_type", "auto") not in ("auto", *TYPES):
-            raise InputError(f"{source}: {part}.amp_type {options['amp_type']!r} must be auto, {' or '.join(TYPES)}.")
-    for part, options in _finetunings(content):
-        for key in ("amp", "amp_type"):
-            if key in options and part != "finetuning":
-                raise InputError(
-                    f"{source}: {part} has {key} {options[key]!r}. All arms compute in one precision: set finetuning.{key}, and take it out here."
-                )
-
-
-def _check_seeds(content: Mapping[str, Any], source: str) -> None:
-    """Refuse a search on the labelled subsets that are compared afterwards."""
-    for part in ("curve", "ablation"):
-        seeds = (content.get(part) or {}).get("seeds") or []
-        if common := sorted({*seeds} & {*content["search"]["seeds"]}):
-            raise InputError(
-                f"{source}: search.seeds {content['search']['seeds']} and {part}.seeds {seeds} share {', '.join(map(str, common))}: recipes would be "
-                "chosen on the very subsets and draws that are compared afterwards. Give the search other seeds."
-            )
-
-
-def _finetunings(content: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Options of fine-tuning, by where the study has them: of all arms, of each, and what the search tries."""
-    search = content.get("search") or {}
-    parts = [("finetuning", content.get("finetuning"))]
-    parts += [(f"arms.{name}.finetuning", arm.get("finetuning")) for name, arm in content["arms"].items()]
-    for name, recipes in (search.get("recipes_of") or {}).items():
-        parts += [(f"search.recipes_of.{name}", recipe) for recipe in recipes]
-    grids = {"grid": search.get("grid")}
-    grids |= {f"grid_of.{name}": grid for name, grid in (search.get("grid_of") or {}).items()}
-    for name, grid in grids.items():
-        parts += [(f"search.{name}", {key: value}) for key, values in (grid or {}).items() for value in values]
-    return [(name, options or {}) for name, options in parts]
-
-
-def _check_switch(part: Mapping[str, Any], source: str, name: str) -> None:
-    if not isinstance(part.get("encoder_per_seed", True), bool):
-        raise InputError(
-            f"{source}: {name}.encoder_per_seed {part['encoder_per_seed']!r} must be true or false, without quotes."
-        )
+def _finetuning_options(study: Study) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Fine-tuning options with their places in the file: of all arms, of each arm, and what the search tries."""
+    yield "finetuning", study.finetuning
+    for name, arm in study.arms.items():
+        yield f"arms.{name}.finetuning", arm.finetuning
+    if study.search:
+        for name, recipes in study.search.recipes_of.items():
+            yield from ((f"search.recipes_of.{name}", recipe) for recipe in recipes)
+        grids = {"search.grid": study.search.grid}
+        grids |= {f"search.grid_of.{name}": grid for name, grid in study.search.grid_of.items()}
+        for place, grid in grids.items():
+            yield from ((place, {key: value}) for key, values in grid.items() for value in values)
 
 
 def _presets() -> list[str]:
@@ -422,28 +491,3 @@ def _presets() -> list[str]:
         for bundle in (PRETRAIN, SEGMENT)
     )
     return [name for name in first if name in second]
-
-
-def _entries(value: Any, source: str, key: str) -> list:
-    if value is not None and not isinstance(value, list):
-        raise InputError(f"{source}: {key} must be a list, not {value!r}.")
-    return value or []
-
-
-def _is_subset(tasks: Any) -> bool:
-    """A list of proxy tasks, none of them twice."""
-    return isinstance(tasks, list) and all(task in PROXY_TASKS and tasks.count(task) == 1 for task in tasks)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _numbers(values: Any, source: str, key: str, *, least: int) -> None:
-    whole = isinstance(values, Sequence) and not isinstance(values, str) and values
-    if not whole or not all(isinstance(v, int) and not isinstance(v, bool) and v >= least for v in values):
-        raise InputError(f"{source}: {key} {values!r} must be whole numbers, {least} or more.")
-    if key.rpartition(".")[2] in ("seed", "seeds") and max(values) >= 2**32:
-        raise InputError(f"{source}: {key} {values!r} must be below 2^32 = {2**32}.")
-    if len(set(values)) < len(values) and key.endswith(("seeds", ".n")):
-        raise InputError(f"{source}: {key} {values!r} names a number twice.")

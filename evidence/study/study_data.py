@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The patients and the task of a study: from the user's data set or made up, with the row given, chosen or proposed."""
+"""Data and task of a study: a user's data set or synthetic patients, and the row of the task."""
 
 from __future__ import annotations
 
@@ -25,33 +25,38 @@ from tools.synthetic_ct import write_dataset
 from .study import BUNDLES, SEGMENT, Study
 from .subsets import Parts
 
+# Files in the folder of a study.
 MARK, FINGERPRINT, PRESENT, TASK = ".study", ".data.json", ".present_labels.json", "task.yaml"
 TASKS = BUNDLES / SEGMENT / "configs/tasks.yaml"
 
 
 def prepare_folder(out: Path, study: str) -> None:
-    """Make the folder of a study; git is told to leave it alone.
+    """Make the folder of a study, with a ``.gitignore``.
+
+    Args:
+        out: the folder.
+        study: name of the study.
 
     Raises:
-        InputError: it holds another study, or something else.
+        InputError: ``out`` is a file, or contains another study or other files.
     """
     above = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not above.is_dir():
-        raise InputError(f"--out {out} cannot be a folder: {above} is a file. Choose another --out.")
+        raise InputError(f"--out {out} cannot be a folder: {above} is a file. Pass another --out.")
     mark = out / MARK
     if mark.exists():
-        if (held := mark.read_text(encoding="utf-8").strip()) != study:
-            raise InputError(f"{out} holds the study {held}, not {study}: choose another folder by --out.")
+        if (other := mark.read_text(encoding="utf-8").strip()) != study:
+            raise InputError(f"{out} contains the study {other}, not {study}. Pass another folder as --out.")
         return
-    # hidden files may be of another process that makes the same folder now
+    # Hidden files may come from another process that makes the same folder at this moment.
     if out.is_dir() and any(path.name[0] != "." for path in out.iterdir()):
-        raise InputError(f"{out} holds files that no study made: choose an empty or a new folder by --out.")
+        raise InputError(f"{out} contains files that no study made. Pass an empty or new folder as --out.")
     write_text(out / ".gitignore", "*\n")
     write_text(mark, f"{study}\n")
 
 
-def _labels_of_row(study: Study) -> dict[str, str]:
-    """The labels of the row that a study has or names."""
+def labels_of_row(study: Study) -> dict[str, str]:
+    """Return the labels, value to name, of the row that a study contains or names; empty if they are not a mapping."""
     labels = (study.row or choose_task(task=study.task, file=str(TASKS), preset=study.preset)).get("labels")
     return {str(value): name for value, name in labels.items()} if isinstance(labels, Mapping) else {}
 
@@ -59,40 +64,53 @@ def _labels_of_row(study: Study) -> dict[str, str]:
 def absent_labels(
     cases: Mapping[str, Mapping[str, Any]], *, labels: Mapping[str, str], remember: Path | None = None
 ) -> dict[str, list[str]]:
-    """The names of the labels that each case's label file does not hold, of cases that lack one.
+    """Find the labels that the label file of a case does not contain.
 
     Args:
         cases: name to case, with its ``label`` file.
-        labels: value to name, background included.
-        remember: file of what was found before, by case and size of the file; reading a hundred large CTs' labels takes minutes.
+        labels: value to name, including background.
+        remember: JSON file that caches the values found by case and file size. Reading the labels of a hundred large
+            CTs takes minutes.
+
+    Returns:
+        Names of the missing labels of each case that misses any.
 
     Raises:
-        InputError: a label file cannot be read.
+        InputError: a label file cannot be read, or contains values that are not whole numbers.
     """
-    known = read_json(remember, "it is made again") if remember and remember.is_file() else {}
+    known = read_json(remember, "it is written again") if remember and remember.is_file() else {}
     present = {}
     for name, case in cases.items():
         try:
             key = f"{name}, {Path(case['label']).stat().st_size} bytes"
             values = known.get(key) or np.unique(np.asarray(nib.load(case["label"]).dataobj)).tolist()
-        except Exception as error:  # a truncated gzip, a header of another format, a file that is not there
+        except Exception as error:  # truncated gzip, header of another format, missing file
             raise InputError(
-                f"{case['label']} cannot be read ({error}). Restore it, or take it out of the list."
+                f"{case['label']} cannot be read ({error}). Restore it, or remove it from the list."
             ) from None
         if wrong := [value for value in values if not float(value).is_integer()]:
             raise InputError(
-                f"{case['label']} holds {wrong[0]}, which is no label: whole numbers are. Mend it, or take it out of the list."
+                f"{case['label']} contains {wrong[0]}, but labels must be whole numbers. Correct it, or remove it from "
+                "the list."
             )
         known[key], present[name] = values, {int(value) for value in values}
     if remember:
         write_text(remember, json.dumps(known, indent=1) + "\n")
     names = {int(value): name for value, name in labels.items() if int(value)}
-    absent = {case: [name for value, name in names.items() if value not in held] for case, held in present.items()}
-    return {case: lacking for case, lacking in absent.items() if lacking}
+    absent = {case: [name for value, name in names.items() if value not in found] for case, found in present.items()}
+    return {case: missing for case, missing in absent.items() if missing}
 
 
-def _synthetic(folder: Path, counts: Mapping[str, int]) -> Path:
-    """Synthetic patients as one data set with an unlabelled section."""
+def write_synthetic(folder: Path, counts: Mapping[str, int]) -> Path:
+    """Write synthetic patients as one data set with an unlabelled section.
+
+    Args:
+        folder: made if it does not exist.
+        counts: numbers and seed for `tools.synthetic_ct.write_dataset`.
+
+    Returns:
+        Path of the data list.
+    """
     lists = write_dataset(folder, test=0, shuffled=False, **counts)
     labelled, unlabelled = (json.loads(path.read_text()) for path in (lists.labelled, lists.unlabelled))
     scans = [
@@ -108,9 +126,9 @@ def _synthetic(folder: Path, counts: Mapping[str, int]) -> Path:
 
 
 def fingerprint(parts: Parts) -> dict[str, dict[str, list[int]]]:
-    """What tells data sets apart wherever they lie: names of cases, and sizes in bytes of their files.
+    """Return what distinguishes data sets regardless of their folder: case names and file sizes in bytes, by section.
 
-    Tuning patients count as training: how many are set apart is the study's choice.
+    Tuning patients count as training, because their number is a choice of the study.
     """
     images = {first_file(scan): scan for scan in parts.unlabelled}
     sections = {
@@ -128,83 +146,112 @@ def _files(case: Mapping[str, Any]) -> list[str]:
     return image_files(case) + ([case["label"]] if "label" in case else [])
 
 
-def _check_fingerprint(now: Mapping[str, Mapping[str, list[int]]], out: Path, data: Path) -> None:
-    """Refuse data that a study's folder was not made of. One without a fingerprint is new, or of an earlier version."""
+def check_fingerprint(current: Mapping[str, Mapping[str, list[int]]], out: Path, data: Path) -> None:
+    """Refuse data other than those the folder of a study was made with.
+
+    Args:
+        current: `fingerprint` of the data.
+        out: folder of the study; without a fingerprint it is new or from an earlier version, and any data are accepted.
+        data: path of the data, for the message.
+
+    Raises:
+        InputError: the fingerprints differ.
+    """
     path = out / FINGERPRINT
     if not path.exists():
         return
-    was = read_json(path, "it is made again of the data that are given then")
-    for section in now:
-        before, after = was.get(section, {}), now[section]
+    saved = read_json(path, "it is written again for the data that you pass next")
+    for section in current:
+        before, after = saved.get(section, {}), current[section]
         if changed := [name for name in sorted({**before, **after}) if before.get(name) != after.get(name)]:
             name = changed[0]
             how = "is new" if name not in before else "is gone" if name not in after else "has files of other sizes"
             raise InputError(
-                f"{out} was made of other data than {data}: {len(changed)} {section} cases differ; {name} {how}. Its row of the task and its finished "
-                "runs are of those data: choose another --out, restore the data, or remove the folder to begin anew."
+                f"{out} was made with other data than {data}: {len(changed)} {section} cases differ; {name} {how}. Its "
+                "task row and finished runs belong to the other data. Pass another --out, restore the data, or remove "
+                "the folder to start again."
             )
 
 
-def _row(study: Study, parts: Parts, out: Path, data: Path) -> tuple[str | Path, Mapping[str, Any]]:
-    """What ``--task`` is, and the row with the preset's values; of a row that is refused nothing is kept."""
+def choose_row(study: Study, parts: Parts, out: Path, data: Path) -> tuple[str | Path, Mapping[str, Any]]:
+    """Choose the row of the task: named by the study, contained in it, or proposed for the data.
+
+    Args:
+        study: the study.
+        parts: its data.
+        out: folder of the study. Its ``task.yaml`` keeps a contained or proposed row; a refused row is not kept.
+        data: folder or list of the data, whose labels and channels must be those of the row.
+
+    Returns:
+        The value of ``--task``, a name or a file relative to ``out``, and the row with the preset's values.
+
+    Raises:
+        InputError: the row is wrong, does not fit the data, or differs from the row of existing runs.
+    """
 
     def checked(task: str | Path) -> Mapping[str, Any]:
         row = choose_task(task=str(task), file=str(TASKS), preset=study.preset)
-        # the bundles see the plan's lists, which have the row's labels: the user's own is compared here
+        # The bundles read the plan's lists, which have the labels of the row, so the user's list is compared here.
         check_dataset(dataset_dir=str(data), data_list=None, row=row, file=str(TASKS))
         return row
 
     if study.task:
         return study.task, checked(study.task)
-    kept = out / TASK
+    task_file = out / TASK
     if study.row:
         text = yaml.safe_dump({study.name: dict(study.row)}, sort_keys=False)
-        with TemporaryDirectory() as folder, _named(given := Path(folder, TASK), f"{study.source}, row"):
-            given.write_text(text, encoding="utf-8")
-            row = checked(given)
-        _keep(text, kept, study)
+        with TemporaryDirectory() as folder, _renamed(temporary := Path(folder, TASK), f"{study.source}, row"):
+            temporary.write_text(text, encoding="utf-8")
+            row = checked(temporary)
+        _keep(text, task_file, study)
         return Path(TASK), row
-    if not kept.exists():
+    if not task_file.exists():
         listed = {"name": study.name, "labels": parts.labels, "modality": parts.modality}
         listed["training"] = list(parts.training.values())
         proposal = out / "lists/proposal.json"
         write_text(proposal, json.dumps(listed, indent=1) + "\n")
-        with _named(proposal, str(data if data.is_file() else data / "dataset.json")):
+        with _renamed(proposal, str(data if data.is_file() else data / "dataset.json")):
             proposed_row(proposal, output_dir=out)
-    return Path(TASK), checked(kept)
+    return Path(TASK), checked(task_file)
 
 
 @contextmanager
-def _named(generated: Path, given: str) -> Iterator[None]:
-    """Let errors about a file that was made from the user's name the user's."""
+def _renamed(generated: Path, original: str) -> Iterator[None]:
+    """Make errors about a generated file name the user's file that it was made from."""
     try:
         yield
     except InputError as error:
-        raise InputError(str(error).replace(str(generated), given)) from None
+        raise InputError(str(error).replace(str(generated), original)) from None
 
 
 def _keep(text: str, path: Path, study: Study) -> None:
-    """Write the study's row where the bundles read it. While nothing was run by another, that one may be replaced."""
+    """Write the study's row where the bundles read it. Another row is replaced only if no run was made with it."""
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return
     runs = sorted(path.parent.glob("runs/*"))
     if path.exists() and runs:
         raise InputError(
-            f"{study.source}: row is not the one that {runs[0]} was made by, which stands in {path}. Take the change back, or choose another --out."
+            f"{study.source}: row is not the one that {runs[0]} was made with; that one is in {path}. Undo the change, "
+            "or pass another --out."
         )
     write_text(path, text)
 
 
 def read_json(path: Path, then: str) -> Any:
-    """Content of a file that a study has written; ``then``: what happens once it is removed.
+    """Read a JSON file that a study has written.
+
+    Args:
+        path: the file.
+        then: what happens after the user has removed it, for the message.
 
     Raises:
-        InputError: it is empty or torn, as a full disk or a power cut may leave it.
-        FileNotFoundError: it is not there.
+        InputError: the file is empty or truncated, as after a full disk or a power cut.
+        FileNotFoundError: the file does not exist.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(
-            f"{path} is no JSON ({error}; {path.stat().st_size} bytes): it was torn, by a full disk or a power cut. Remove it: {then}."
+            f"{path} is not valid JSON ({error}; {path.stat().st_size} bytes), probably after a full disk or a power "
+            f"cut. Remove it: {then}."
         ) from None

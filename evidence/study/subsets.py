@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Who trains, who tunes, who is scored: parts of a data set that never overlap, and nested subsets of labelled patients."""
+"""Divide a data set into training, tuning and validation patients, and draw nested subsets of labelled patients."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ UNLABELLED_SECTIONS = ("unlabelled", "unlabeled")
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a data set; a case is known by the name of its image.
+    """The parts of a data set, which never overlap. A case has the name of its image.
 
     Attributes:
-        training: name to case: labelled, from whom the subsets are drawn. Pre-training sees their images.
-        tuning: name to case: labelled, scored by the search alone. Pre-training validates on their images.
-        validation: name to case: scored by the study, and seen by nothing before.
-        unlabelled: images for pre-training alone; none of them is of the parts above.
-        labels, modality: of the data list.
+        training: name to case; labelled. The subsets are drawn from these, and pre-training uses their images.
+        tuning: name to case; labelled. Only the search scores these, and pre-training validates on their images.
+        validation: name to case; labelled. The study scores these, and no training uses them.
+        unlabelled: images for pre-training only; none of them is in the parts above.
+        labels, modality: as in the data list.
     """
 
     training: Mapping[str, Case]
@@ -45,15 +45,16 @@ def divide(
     """Divide a data set in MSD form.
 
     Args:
-        data: its folder, or its list.
-        fold, folds: which cases validate, see `bundles.common.data.data_list.segmentation_scans`; None: the list's own
-            validation section, else fold 0 of five.
-        tuning: number of training patients to set apart. They depend on ``seed`` and the names alone.
-        seed: of that draw.
+        data: its folder, or its data list.
+        fold, folds: which cases validate, see `bundles.common.data.data_list.segmentation_scans`; None: the list's
+            validation section, or fold 0 of five if it has none.
+        tuning: number of training patients to set apart. Which ones depends only on ``seed`` and the case names.
+        seed: seed of that draw.
 
     Raises:
-        InputError: the data are not there, an image has no label, or fewer training cases are there than to be set apart; a file, or a patient
-            by the entries' ``patient``, both validates and trains (pre-training counts), or is twice in one section.
+        InputError: the data do not exist; an image has no label; ``tuning`` is not below the number of training cases;
+            a file, or a patient (``patient`` of an entry), is used both for validation and for any training, including
+            pre-training, or occurs twice in one section.
     """
     path = Path(data)
     content = parse_data_list((path if path.is_file() else path / "dataset.json").expanduser().absolute())
@@ -61,7 +62,7 @@ def divide(
         for scan in content.get(section, []):
             if scan.get("patient", "") is None:
                 raise InputError(
-                    f"{data}: {first_file(scan)} has patient null. Give the patient's name, or leave the key out."
+                    f"{data}: {first_file(scan)} has patient null. Set the patient's name, or remove the key."
                 )
     scans = {
         section: segmentation_scans(data, section=section, fold=fold, folds=folds, seed=seed)
@@ -70,7 +71,8 @@ def divide(
     unlabelled = [scan for section in UNLABELLED_SECTIONS for scan in content.get(section, [])]
     if missing := [file for scan in unlabelled for file in image_files(scan) if not Path(file).is_file()]:
         raise InputError(
-            f"{data}: {len(missing)} unlabelled images do not exist, such as {missing[0]}. Restore them, or take them out of the list."
+            f"{data}: {len(missing)} unlabelled images do not exist, such as {missing[0]}. Restore them, or remove "
+            "them from the list."
         )
     _check_apart(data, scans, unlabelled)
     names = case_names([first_file(scan) for section in scans.values() for scan in section])
@@ -80,83 +82,87 @@ def divide(
     )
     if not 0 <= tuning < len(training):
         raise InputError(
-            f"{data}: tuning {tuning} patients cannot be set apart from {len(training)} training patients. Lower 'tuning' in the study."
+            f"{data}: tuning {tuning} patients cannot be set apart from {len(training)} training patients. Lower "
+            "'tuning' in the study."
         )
     apart = set(_shuffled(training, [seed, 0])[:tuning])
     return Parts(
         training={name: case for name, case in training.items() if name not in apart},
         tuning={name: case for name, case in training.items() if name in apart},
         validation=validation,
-        unlabelled=_further(unlabelled, seen=scans["training"]),
+        unlabelled=_only_unlabelled(unlabelled, training=scans["training"]),
         labels=content.get("labels") or {},
         modality=content.get("modality"),
     )
 
 
 def labelled_subset(parts: Parts, *, n: int, seed: int) -> list[str]:
-    """Names of ``n`` labelled training cases, sorted; the subset of a smaller n of the same seed lies in that of a larger.
+    """Draw ``n`` labelled training cases. With the same seed, a smaller subset is part of a larger one.
+
+    Returns:
+        Sorted names.
 
     Raises:
-        InputError: if there are fewer.
+        InputError: if there are fewer than ``n`` training cases.
     """
     if n > len(parts.training):
         raise InputError(
-            f"n = {n} labelled patients were asked for, but the training part has {len(parts.training)} "
+            f"n = {n} labelled patients are requested, but the training part has {len(parts.training)} "
             f"(after {len(parts.tuning)} for tuning). Lower n in the study."
         )
     return sorted(_shuffled(parts.training, [seed, 1])[:n])
 
 
 def _check_apart(data: str | Path, scans: Mapping[str, Sequence[Case]], unlabelled: Sequence[Case]) -> None:
-    """Refuse scored patients that any training sees, and patients that count twice."""
+    """Refuse validation patients that any training uses, and patients that would count twice."""
     for section, listed in scans.items():
         paths = {file: path for scan in listed for file, path in _files(scan).items()}
         if twice := _first_repeated([file for scan in listed for file in _files(scan)]):
             raise InputError(
-                f"{data}: the {section} section holds {paths[twice]} twice, maybe by a link. Keep one entry."
+                f"{data}: the {section} section contains {paths[twice]} twice, possibly through a link. Keep one entry."
             )
         patients = [str(scan.get("patient", first_file(scan))) for scan in listed]
         if twice := _first_repeated(patients):
             raise InputError(
-                f"{data}: {len(patients)} {section} scans are of {len(set(patients))} patients; {twice} has more than one. A study counts patients: "
-                "keep one scan of each in the list."
+                f"{data}: {len(patients)} {section} scans are of {len(set(patients))} patients; {twice} has more than "
+                "one. A study counts patients: keep one scan of each in the list."
             )
     scored = {file for scan in scans["validation"] for file in _files(scan)}
-    of_scored = {str(scan["patient"]) for scan in scans["validation"] if "patient" in scan}
+    scored_patients = {str(scan["patient"]) for scan in scans["validation"] if "patient" in scan}
     for section, listed in (("training", scans["training"]), ("unlabelled", unlabelled)):
         for scan in listed:
             both = first_file(scan) if _files(scan).keys() & scored else None
-            if both is None and "patient" in scan and str(scan["patient"]) in of_scored:
+            if both is None and "patient" in scan and str(scan["patient"]) in scored_patients:
                 both = f"patient {scan['patient']} ({first_file(scan)})"
             if both:
                 raise InputError(
-                    f"{data}: {both} is in the {section} and in the validation section, or fold: what is scored must be seen by no training, "
-                    f"pre-training included. Take it out of one of them."
+                    f"{data}: {both} is in the {section} and in the validation section, or fold. No training, "
+                    "including pre-training, may use what is scored. Remove it from one of them."
                 )
 
 
-def _further(unlabelled: Sequence[Case], *, seen: Sequence[Case]) -> tuple[Case, ...]:
-    """The unlabelled images that are not among the training cases, each once."""
-    known = {file for scan in seen for file in _files(scan)}
-    further = []
+def _only_unlabelled(unlabelled: Sequence[Case], *, training: Sequence[Case]) -> tuple[Case, ...]:
+    """The unlabelled images that are not training cases as well, each once."""
+    known = {file for scan in training for file in _files(scan)}
+    images = []
     for scan in unlabelled:
         if not _files(scan).keys() & known:
-            further.append({"image": scan["image"]})
+            images.append({"image": scan["image"]})
         known |= _files(scan).keys()
-    return tuple(further)
+    return tuple(images)
 
 
 def _files(scan: Case) -> dict[str, str]:
-    """The files of an image: what tells each apart, whatever links lead to it, to its path."""
+    """Identity, which is the same through all links, to path of each file of an image."""
     paths = [os.path.realpath(file) for file in image_files(scan)]
     return {_identity(path): path for path in paths}
 
 
 def _identity(path: str) -> str:
-    """The path of a file, or, where hard links give it several, its number on its disk."""
+    """Path of a file, or device and inode if it has several hard links."""
     try:
         status = os.stat(path)
-    except OSError:  # not there: it is named where it is read
+    except OSError:  # missing: reported when it is read
         return path
     return f"{status.st_dev}/{status.st_ino}" if status.st_nlink > 1 else path
 
@@ -168,5 +174,5 @@ def _first_repeated(values: Sequence[str]) -> str | None:
 
 def _shuffled(names: Sequence[str] | Mapping[str, Any], seed: list[int]) -> list[str]:
     ordered = sorted(names)
-    # RandomState: numpy promises that its stream never changes between versions. An array of numbers is a seed, too.
+    # NumPy guarantees that the stream of RandomState does not change between versions.
     return [ordered[i] for i in np.random.RandomState(seed).permutation(len(ordered))]

@@ -12,7 +12,7 @@ from benchmarks.side_by_side import MIB, Comparison, Floor, Side
 
 @pytest.fixture
 def here(monkeypatch):
-    """The sides of `step_report.measure` in this process, one after the other: a process of its own imports MONAI for seconds."""
+    """Run the sides of `step_report.measure` in this process: importing MONAI in new processes takes seconds each."""
 
     def compare(sides, *, reference, runs, warmup, device, threads, results):
         measured = {}

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Both sides of the attention benchmark compute the same, and it says what it saw."""
+"""Both sides of the attention benchmark compute the same; the benchmark reports its numbers."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def test_the_command_prints_a_table_per_stage_and_writes_the_numbers(here, tmp_p
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (["--roi", "40", "64", "64"], r"--roi \[40, 64, 64\]: give multiples of 32"),
-        (["--feature_size", "20"], "--feature_size 20: give a multiple of 12"),
-        (["--runs", "0"], "--runs 0: give 1 or more"),
-        (["--device", "cpu", "--precision", "bf16"], "--precision bf16 wants a GPU"),
+        (["--roi", "40", "64", "64"], r"--roi \[40, 64, 64\]: must be multiples of 32"),
+        (["--feature_size", "20"], "--feature_size 20: must be a multiple of 12"),
+        (["--runs", "0"], "--runs 0: must be 1 or more"),
+        (["--device", "cpu", "--precision", "bf16"], "--precision bf16 needs a GPU"),
     ],
 )
 def test_what_cannot_run_is_refused(wrong, words, capsys):

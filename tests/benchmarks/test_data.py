@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The comparison of the ways to load crops: they give what they should, and the numbers are what was measured."""
+"""The data benchmark: each way gives the right crops, and the reported numbers are the measured ones."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ TRAIN = Path(data.__file__).resolve().parents[1] / "bundles/swin_unetr_pretrain/
 
 @pytest.fixture(autouse=True)
 def forked(monkeypatch):
-    """Real processes, which need not import PyTorch and MONAI anew."""
+    """Fork the processes, so that they need not import PyTorch and MONAI again."""
     monkeypatch.setattr(data, "START", "fork")
 
 
@@ -77,9 +77,9 @@ def test_command_measures_every_way_and_writes_the_numbers(folder, tmp_path, cap
     options = ["--roi_size", *map(str, ROI), "--repeats", "3", "--list_lengths", "2", "6"]
     assert main([str(folder), *options, "--json", str(tmp_path / "out/data.json")]) == 0
     table = capsys.readouterr().out
-    assert "2 scans (48x40x36, 48x40x36), 2 crops of 32 x 32 x 32 a draw; rounds: 3;" in table
+    assert "2 scans (48x40x36, 48x40x36), 2 crops of 32 x 32 x 32 per draw; rounds: 3;" in table
     assert "warm: every file was read before" in table and "cold" not in table
-    assert "equal to the bit in 2 draws" in table
+    assert "bit-identical in all 2 compared draws" in table
     assert all(way in table for way in WAYS) and "6 times" in table
 
     results = json.loads((tmp_path / "out/data.json").read_text())
@@ -113,7 +113,7 @@ def test_crops_are_batches_and_those_of_the_bundle_equal(job):
             assert batch.min() >= 0 and batch.max() <= 1 and batch.std() > 0.05
     for number in range(3):
         assert all(torch.equal(drawn[way][number], drawn[NIFTI][number]) for way in (CACHED, WINDOWED))
-    assert not torch.equal(drawn[NIFTI][0], drawn[NIFTI][2])  # of the same scan
+    assert not torch.equal(drawn[NIFTI][0], drawn[NIFTI][2])  # two draws from the same scan
 
 
 def test_persistent_dataset_gives_the_crops_of_the_official_chain(job):
@@ -145,7 +145,7 @@ def test_crops_that_differ_end_the_run(folder, monkeypatch):
         return store_scans(scans[::-1], out)
 
     monkeypatch.setattr(data, "store_scans", swapped)
-    with pytest.raises(RuntimeError, match="Draw 0 of .*scan_0.nii.gz gives other crops by 'NIfTI'"):
+    with pytest.raises(RuntimeError, match="Draw 0, .*scan_0.nii.gz: the crops of 'NIfTI' differ"):
         compare(sources=[str(folder)], roi_size=ROI, repeats=1)
 
 
@@ -160,8 +160,8 @@ def test_a_way_that_is_killed_or_too_large_leaves_the_others_their_rows(folder, 
     monkeypatch.setattr(data, "_from_proc", lambda path, name: MIB // 4)  # two scans take 0.53 MiB as float32
     assert main([str(folder), "--roi_size", *map(str, ROI), "--repeats", "1"]) == 0
     table = capsys.readouterr().out
-    assert "official chain: killed by the system" in table and "NIfTI, all cached: would hold 0.0 GiB, more" in table
-    assert table.count("left out") == 2 and all(way in table for way in WAYS) and "ratio" not in table
+    assert "official chain: killed by the system" in table and "NIfTI, all cached: needs 0.0 GiB, more" in table
+    assert table.count("skipped") == 2 and all(way in table for way in WAYS) and "ratio" not in table
 
 
 def test_process_that_dies_is_told(job):
@@ -187,7 +187,7 @@ def test_memory_of_the_store_does_not_grow_with_the_list_and_that_of_a_cache_doe
             process.draw_all(range(length))
             return process.memory()
 
-    assert cached(40)["above"] > cached(2)["above"] + 60 * MIB  # the box around the body, in float32, 38 times
+    assert cached(40)["above"] > cached(2)["above"] + 60 * MIB  # 38 more float32 body crops
 
 
 def test_cold_drops_each_file_of_the_way_before_each_draw(job, monkeypatch):
@@ -206,7 +206,7 @@ def test_a_file_that_stays_in_memory_is_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "drop_from_cache", lambda file: Path(file).read_bytes())
     assert stays_in_cache(str(file))
     if not dropped:
-        pytest.skip("the temporary folder lies in memory")
+        pytest.skip("the temporary folder is in memory")
     drop_from_cache(str(file))
     assert file.read_bytes() == bytes(10**6)
 
@@ -227,7 +227,7 @@ def test_generated_scan_is_a_body_in_air(tmp_path):
     )
     assert abs(np.median(voxels[28:36, 26:34, 16:24]) - 40) < 150 and voxels[:3].max() < -900
     middle = (voxels[:, :, 20] > -500).mean()
-    assert middle == pytest.approx(np.pi / 4 * 0.8 * 0.55, abs=0.02)  # an ellipse of these axes
+    assert middle == pytest.approx(np.pi / 4 * 0.8 * 0.55, abs=0.02)  # an ellipse with these axes
     assert (voxels[:, :, 0] > -500).mean() < 0.7 * middle
     make_scan(tmp_path / "two.nii.gz", shape=(64, 60, 40), seed=4)
     assert not np.array_equal(voxels, nib.load(tmp_path / "two.nii.gz").dataobj)
@@ -240,14 +240,14 @@ def test_rows_state_their_numbers_in_the_units_of_their_headings():
     assert {heading.replace("\n", " "): cell for heading, cell in rows[0].items()} == {
         "way": "store",
         "crops/s": "8",
-        "least – most": "5 – 10",
+        "min – max": "5 – 10",
         "ratio": "40",
-        "ms a crop": "125",
+        "ms per crop": "125",
         "peak MiB": "700",
         "above MiB": "100",
         "on disk MiB": "50",
     }
-    assert rows[1] == {"way": "NIfTI, all cached", "crops/s": "left out"}
+    assert rows[1] == {"way": "NIfTI, all cached", "crops/s": "skipped"}
     lengths = {"10": {"listed": 20, "peak": 600 * MIB, "above": 40 * MIB}}
     lengths["100"] = {"listed": 200, "peak": 630 * MIB, "above": 70 * MIB}
     rows = _length_rows({"draws": 200, "lengths": lengths})
@@ -276,11 +276,11 @@ def test_heading_says_what_was_cold_and_what_would_not_be():
         "draws_compared": 1,
     }
     lines = _heading(results, generated=True)
-    assert lines[0].startswith("1 generated scan (512x512x41), 2 crops of 96 x 96 x 96 a draw")
+    assert lines[0].startswith("1 generated scan (512x512x41), 2 crops of 96 x 96 x 96 per draw; rounds: 5;")
     assert lines[1] == "A CPU, 2 cores, 24 GiB, load 1.2" and lines[2] == "python 3.11, torch 2"
     assert lines[3] == "cold: each way's files are dropped from the page cache before each draw"
-    assert lines[4] == "store, prepared in 1.5 s: 9 MiB"
-    assert "BUT 1 OF THEM" in _heading(results | {"not_dropped": ["a.b2nd"]}, generated=True)[3]
+    assert lines[4] == "store prepared in 1.5 s: 9 MiB"
+    assert "BUT 1 OF THEM STAYED IN IT" in _heading(results | {"not_dropped": ["a.b2nd"]}, generated=True)[3]
 
 
 @pytest.mark.parametrize(
@@ -307,4 +307,4 @@ def test_a_bad_folder_is_refused_with_the_file_and_the_reason(folder, tmp_path, 
     (tmp_path / "whole.nii.gz").write_bytes(whole)
     assert main([str(tmp_path)]) == 1
     message = capsys.readouterr().err
-    assert "cut.nii.gz cannot be read, perhaps damaged or cut short" in message and "Mend it" in message
+    assert "cut.nii.gz cannot be read, perhaps damaged or cut short" in message and "Fix it" in message

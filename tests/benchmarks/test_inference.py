@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The sides segment the same scan with the same weights, and the benchmark says what each of them did."""
+"""The sides segment the same scan with the same weights, and the benchmark reports each of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SMALL = (320.0, 320.0, 150.0)  # mm
 
 @pytest.fixture(autouse=True)
 def as_spawned(monkeypatch):
-    """In a spawned process MONAI inverts transforms by their names; in this one it would ask for the very objects."""
+    """In a spawned process MONAI inverts transforms by class name; in this one it would require the same objects."""
     monkeypatch.setattr(torch.multiprocessing, "get_start_method", lambda **_: "spawn")
 
 
@@ -56,7 +56,7 @@ def job(tmp_path, values):
 
 @pytest.fixture
 def here(monkeypatch, values):
-    """All sides in this process, once: importing MONAI in seven more takes a minute."""
+    """Run all sides in this process, once: importing MONAI in seven more processes takes a minute."""
 
     def compare(sides, *, reference, runs, device, **_):
         measured = {
@@ -100,7 +100,7 @@ def test_command_prints_what_each_side_did_and_writes_it(here, tmp_path, capsys)
     assert main(["--size", *size, "--model", "cpu", "--runs", "2", "--json", str(tmp_path / "out.json")]) == 0
     shown = capsys.readouterr().out
     assert "cpu, CT of 60 x 60 x 32, overlap 0.5, 14 classes; ratios to zoo" in shown
-    assert "convolution 2 GFLOP/s" in shown and "GFLOP" in shown and "where the time goes" in shown
+    assert "convolution 2 GFLOP/s" in shown and "GFLOP" in shown and "time of each part" in shown
     results = json.loads((tmp_path / "out.json").read_text())
     assert results["agreement"][OURS] == 1 and results["agreement"][PLAIN] >= 0.9999
     assert results["precision"] == "float32" and results["size"] == list(SIZE) and results["machine"]["cores"] >= 1
@@ -114,7 +114,7 @@ def test_a_scan_of_ones_own_is_taken(here, tmp_path, capsys):
     nib.save(nib.Nifti1Image(np.full((40, 40, 20), 50, np.int16), np.diag([-5, -5, 5, 1])), tmp_path / "mine.nii.gz")
     assert main(["--scan", str(tmp_path / "mine.nii.gz"), "--sides", "ours", "--runs", "1"]) == 0
     shown = capsys.readouterr().out
-    assert "CT of 40 x 40 x 20" in shown and "ratios to ours" in shown and "voxels with the label" not in shown
+    assert "CT of 40 x 40 x 20" in shown and "ratios to ours" in shown and "voxels with the same label" not in shown
 
 
 def test_work_of_a_window_is_the_same_arithmetic_on_both_networks(job):
@@ -139,9 +139,9 @@ def test_tiny_has_the_windows_of_base():
     ("options", "words"),
     [
         (["--size", "8", "64", "64"], "--size [8, 64, 64]"),
-        (["--runs", "0"], "--runs 0: give 1 or more"),
+        (["--runs", "0"], "--runs 0: must be 1 or more"),
         (["--overlap", "1"], "--overlap 1.0"),
-        (["--scan", "nowhere.nii.gz"], "--scan nowhere.nii.gz is no file"),
+        (["--scan", "nowhere.nii.gz"], "--scan nowhere.nii.gz is not a file"),
     ],
 )
 def test_unusable_options_are_named(options, words, capsys):

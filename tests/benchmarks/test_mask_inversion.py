@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The comparison of the ways back runs each of them, and says what it saw."""
+"""The mask inversion benchmark runs each way and reports its numbers."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ TINY = ["--shape", "40", "36", "24", "--classes", "3"]
 
 @pytest.fixture(autouse=True)
 def as_spawned(monkeypatch):
-    """In a spawned process MONAI inverts transforms by their names; in this one it would ask for the very objects."""
+    """In a spawned process MONAI inverts transforms by class name; in this one it would require the same objects."""
     monkeypatch.setattr(torch.multiprocessing, "get_start_method", lambda **_: "spawn")
 
 
 @pytest.fixture
 def here(monkeypatch):
-    """Every way in this process: importing MONAI in five more takes a minute."""
+    """Run every way in this process: importing MONAI in five more processes takes a minute."""
     monkeypatch.setattr(
         mask_inversion, "_in_a_process", lambda function, *given, **options: function(*given, **options)
     )
@@ -94,8 +94,8 @@ def test_a_row_states_its_numbers_in_the_units_of_its_headings():
         "seconds": "5.0",
         "time ratio": "0.10",
         "Dice mean": "0.99000",
-        "Dice least": "0.90000",
-        "voxels different": "1.0000%",
+        "Dice min": "0.90000",
+        "different voxels": "1.0000%",
     }
 
 

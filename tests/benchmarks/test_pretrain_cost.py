@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The costs computed on fake tensors are those of real ones, and those of formulas written out by hand."""
+"""The costs computed on fake tensors equal those of real tensors and of formulas written out by hand."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def cost_of(record, *, crops=1, **mode):
 
 
 def real_step(record, *, checkpointing=False):
-    """Bytes kept and bytes at the peak of a step on the CPU, weights left out."""
+    """Bytes kept and peak bytes of a step on the CPU, without weights."""
     network = SwinPretrainer(encoder=record, tasks=TASKS, use_checkpoint=checkpointing, fast=False)
     weights = [*network.parameters(), *network.buffers()]
     saved = SavedBytes(weights)
@@ -52,7 +52,7 @@ def test_saved_bytes_are_the_input_and_the_activation_of_a_linear_layer():
     saved = SavedBytes(layer.parameters())
     with saved:
         result = layer(x).relu()
-        layer(torch.rand(100, 8)).relu()  # its graph is gone at once
+        layer(torch.rand(100, 8)).relu()  # its graph is freed at once
     assert saved.now() == 4 * (4 * 8 + 4 * 16)
     result.sum().backward()
     assert saved.now() == 0
@@ -68,7 +68,7 @@ def test_live_bytes_are_those_of_storages_in_use():
         del b
         c = a + 1
         a = None
-        assert (live.now, live.peak) == (8000, 12000)  # a view still holds what was a
+        assert (live.now, live.peak) == (8000, 12000)  # a view still holds the storage of a
         del views, c
         assert (live.now, live.peak) == (0, 12000)
 
@@ -137,7 +137,7 @@ def test_half_precision_casts_as_on_a_gpu(record):
             assert nn.Upsample(scale_factor=2, mode="trilinear")(x).dtype == torch.float32
         assert F.layer_norm(x, [2]).dtype == torch.bfloat16
     assert F.layer_norm is layer_norm
-    # What PyTorch itself registers: an upgrade that changes it fails here.
+    # If a PyTorch upgrade changes what it registers for autocast, this fails.
     registered = torch._C._dispatch_has_kernel_for_dispatch_key
     for operation in ("aten::layer_norm", "aten::upsample_trilinear3d"):
         assert registered(operation, "AutocastCUDA") and not registered(operation, "AutocastCPU")
@@ -198,7 +198,7 @@ def test_markdown_table_has_a_line_per_row(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--measure"], ["--measure", "GPU", "none here"]),
+        (["--measure"], ["--measure", "GPU", "finds none"]),
         (["--crops", "0"], ["--crops 0"]),
         (["--teraflops", "-1"], ["--teraflops -1"]),
         (["--preset", "large"], ["large", "official, paper, cpu"]),

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The released procedure, rebuilt, has the bundle's loss for the bundle's views; the benchmark says what it saw."""
+"""The reimplemented released procedure has the bundle's loss on the same views; the benchmark reports its numbers."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_command_prints_the_ratio_and_writes_the_numbers(here, tmp_path, cap
     options = ["--feature_size", "12", "--roi", "32", "64", "64", "--batch", "1", "--runs", "1", "--steps", "1"]
     assert main([*options, "--device", "cpu", "--precision", "fp32", "--json", str(tmp_path / "out.json")]) == 0
     shown = capsys.readouterr().out
-    assert "pre-training, feature size 12, 1 crop of 32 x 64 x 64, 1 step a run; ratios to official" in shown
+    assert "pre-training, feature size 12, 1 crop of 32 x 64 x 64, 1 step per run; ratios to official" in shown
     assert all(side in shown for side in DEFAULT_SIDES)
     results = json.loads((tmp_path / "out.json").read_text())
     sides = results["sides"]

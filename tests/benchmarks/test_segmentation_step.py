@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Both sides have the same loss on the same crops; the benchmark says what it saw."""
+"""Both sides have the same loss on the same crops; the benchmark reports its numbers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_command_prints_the_ratio_and_writes_the_numbers(here, tmp_path, cap
     options = ["--feature_size", "12", "--roi", "64", "64", "32", "--batch", "1", "--runs", "1", "--steps", "1"]
     assert main([*options, "--device", "cpu", "--precision", "fp32", "--json", str(tmp_path / "out.json")]) == 0
     shown = capsys.readouterr().out
-    assert "segmentation, feature size 12, 14 classes, 1 crop of 64 x 64 x 32, 1 step a run; ratios to stock" in shown
+    assert "segmentation, feature size 12, 14 classes, 1 crop of 64 x 64 x 32, 1 step per run; ratios to stock" in shown
     results = json.loads((tmp_path / "out.json").read_text())
     sides = results["sides"]
     assert set(sides) == set(DEFAULT_SIDES) == {OURS, STOCK} and OURS_STOCK not in shown

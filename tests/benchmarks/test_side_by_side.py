@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Sides run in turns, each in its process; what is counted and measured is what they did."""
+"""Sides run in turns, each in its own process; the counted and measured numbers are right."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from benchmarks.side_by_side import (
 
 
 def sleeper(name, seconds, diary):
-    """Writes down when it runs, and in which process."""
+    """A side that records each run and its process."""
 
     def timed():
         with open(diary, "a") as lines:
@@ -46,12 +46,12 @@ def sleeper(name, seconds, diary):
 
 
 def holder(*, prepared, running):
-    """Holds so many MiB from the preparation on, and more while it runs."""
+    """A side that holds ``prepared`` MiB from its preparation on, and ``running`` MiB more while it runs."""
     kept = torch.ones(prepared * MIB, dtype=torch.uint8)
     first = [True]
 
     def timed():
-        size = running + 500 * first.pop() if first else running  # the first run takes more: it is no timed one
+        size = running + 500 * first.pop() if first else running  # the first run takes more, but is not timed
         return int(torch.ones(size * MIB, dtype=torch.uint8)[0] + kept[0])
 
     return timed
@@ -122,7 +122,7 @@ def test_other_errors_of_a_side_are_raised():
 
 
 def by_hand() -> Comparison:
-    """A machine that gets slower with each round: the ratio within a round does not."""
+    """A comparison on a machine that gets slower with each round, which must not affect the ratios within a round."""
     ours = Side(seconds=(1.0, 2.0, 9.0), peak=300 * MIB, above=100 * MIB)
     stock = Side(seconds=(2.0, 4.0, 8.0), peak=400 * MIB, above=200 * MIB)
     return Comparison(sides={"ours": ours, "stock": stock}, reference="stock", device="cpu", threads=2)
@@ -150,7 +150,7 @@ def test_the_ratio_is_the_median_of_the_rounds(tmp_path, capsys):
 def test_work_of_a_matrix_product_and_of_attention():
     a, b = torch.rand(30, 20), torch.rand(20, 10)
     assert work(lambda: a @ b) == Work(flops=2 * 30 * 20 * 10, bytes=4 * (30 * 20 + 20 * 10 + 30 * 10))
-    # A view moves nothing; a row that is expanded is read once; the result is written in full.
+    # A view moves nothing; an expanded row is read once; the result is written in full.
     assert work(lambda: a.t().reshape(20, 30)[:, :1].expand(20, 7)) == Work(flops=0, bytes=0)
     assert work(lambda: a + a[:1]).bytes == 4 * (30 * 20 + 20 + 30 * 20)
     assert work(lambda: a.mul_(2)).bytes == 4 * 2 * 30 * 20
@@ -159,9 +159,8 @@ def test_work_of_a_matrix_product_and_of_attention():
     attention = torch.nn.functional.scaled_dot_product_attention
     forward = 2 * (2 * 2 * 3 * 50 * 50 * 8)  # scores, and their product with the values
     assert work(lambda: attention(q, k, v)).flops == forward
-    assert (
-        work(lambda: attention(q, k, v).sum().backward()).flops == forward + 5 * forward // 2
-    )  # five, one of them again
+    backward = 5 * forward // 2  # five products, one of them recomputed
+    assert work(lambda: attention(q, k, v).sum().backward()).flops == forward + backward
 
 
 def test_floor_is_what_the_machine_does_and_limits_the_work():

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What an evaluation is of is read from its summary; what does not fit into one table is refused by name."""
+"""Task and arm of an evaluation are read from its summary; evaluations that do not fit into one table are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bundles.decathlon.evaluations import check_together, doubts_of, find_evalua
 
 
 def write_evaluation(folder: Path, *, cases=("c0", "c1"), fold=0, start="encoder", tolerance=3.0, **facts) -> str:
-    """The files of an evaluation of Task09_Spleen."""
+    """Write the files of an evaluation of Task09_Spleen."""
     folder.mkdir(parents=True)
     with open(folder / "scores.csv", "w", newline="") as file:
         writer = csv.writer(file)
@@ -34,7 +34,7 @@ def test_folders_patterns_and_lists_of_them_give_each_evaluation_once(tmp_path):
     assert find_evaluations(str(tmp_path / "runs")) == [a, b]
     assert find_evaluations(str(tmp_path / "runs" / "*" / "scores")) == [a, b]
     assert find_evaluations([b, str(tmp_path / "*"), a]) == [b, a]
-    with pytest.raises(InputError, match="runs/c.*evaluate first"):
+    with pytest.raises(InputError, match="runs/c.*run configs/evaluate.yaml first"):
         find_evaluations([a, str(tmp_path / "runs" / "c*")])
 
 
@@ -59,7 +59,7 @@ def test_an_arm_that_the_model_does_not_tell_must_be_said(tmp_path, start):
 
 
 def test_an_arm_that_contradicts_the_model_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"is scratch, but its model says otherwise: .*x\.pt started from encoder"):
+    with pytest.raises(InputError, match=r"is scratch, but its model contradicts that: .*x\.pt started from encoder"):
         read_evaluation(write_evaluation(tmp_path / "x"), arm="scratch")
 
 
@@ -76,7 +76,7 @@ def test_a_summary_that_does_not_say_its_task_is_refused_with_the_way_out(tmp_pa
     folder = write_evaluation(tmp_path / "x")
     summary = json.loads((tmp_path / "x" / "summary.json").read_text())
     (tmp_path / "x" / "summary.json").write_text(json.dumps(summary | {"evaluated": {}}))
-    with pytest.raises(InputError, match="x/summary.json does not say its task.*Run configs/evaluate.yaml"):
+    with pytest.raises(InputError, match="x/summary.json does not record task.*Run configs/evaluate.yaml"):
         read_evaluation(folder)
 
 
@@ -85,7 +85,7 @@ def test_a_summary_that_does_not_say_its_task_is_refused_with_the_way_out(tmp_pa
     [
         ("summary.json", "{", "damaged.*JSONDecodeError"),
         ("scores.csv", "case,label\nc0,spleen\n", "damaged.*KeyError: 'dice'"),
-        ("scores.csv", "case,label,dice,nsd,hd95\nc7,spleen,1,1,0\n", "of different runs"),
+        ("scores.csv", "case,label,dice,nsd,hd95\nc7,spleen,1,1,0\n", "from different runs"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, file, text, words):
@@ -102,9 +102,9 @@ def test_one_case_twice_in_an_arm_names_both_evaluations(tmp_path):
         write_evaluation(tmp_path / "control", start="scratch"),
     ]
     read = [read_evaluation(folder) for folder in folders]
-    check_together([read[0], read[2]])  # the same cases in the other arm
+    check_together([read[0], read[2]])  # the other arm may contain the same cases
     with pytest.raises(
-        InputError, match=r"first and .*again both hold the case c1 of Task09_Spleen, pretrained \(fold 0 and 1\)"
+        InputError, match=r"first and .*again both contain the case c1 of Task09_Spleen, pretrained \(fold 0 and 1\)"
     ):
         check_together(read)
 
@@ -119,7 +119,7 @@ def test_one_case_twice_in_an_arm_names_both_evaluations(tmp_path):
 def test_evaluations_of_one_task_that_were_scored_otherwise_are_refused(tmp_path, change, words):
     a = read_evaluation(write_evaluation(tmp_path / "a"))
     b = read_evaluation(write_evaluation(tmp_path / "b", cases=("d0",), start="scratch", **change))
-    with pytest.raises(InputError, match=f"a and .*b are both of Task09_Spleen, with different .*{words}"):
+    with pytest.raises(InputError, match=f"a and .*b are both evaluations of Task09_Spleen, .* different .*{words}"):
         check_together([a, b])
 
 
@@ -130,4 +130,4 @@ def test_scores_that_may_flatter_are_doubted(tmp_path):
     assert doubts("held out") == []
     assert doubts("tested", section="test", held_out=False) == []
     (seen,), (open_question,) = doubts("seen", held_out=False), doubts("silent", held_out=None)
-    assert "seen.pt held out other cases" in seen and "does not say" in open_question
+    assert "seen.pt held out other cases" in seen and "does not record" in open_question

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The table of results equals one worked out by hand from fixed masks."""
+"""The results table equals one computed by hand from fixed masks."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ EQUAL, HALF, NOTHING = 4, 2, 0  # slices of a box of four: Dice 1, 2 * 2 / (2 + 
 
 
 def box(slices: int, value: int) -> np.ndarray:
-    """Label map at 1 mm: 2 x 2 x slices voxels, the box of each label in a place of its own."""
+    """Label map at 1 mm spacing: a box of 2 x 2 x slices voxels, at a different position for each label."""
     array = np.zeros((16, 8, 8), np.uint8)
     array[6 * value : 6 * value + 2, 2:4, 2 : 2 + slices] = value
     return array
 
 
 def evaluate(folder: Path, task: str, labels: dict[int, str], cases: dict, *, start: str, fold: int) -> str:
-    """Score fixed masks as evaluate.yaml does; ``cases`` has the predicted slices of each label."""
+    """Score fixed masks as evaluate.yaml does; ``cases`` gives the number of predicted slices of each label."""
     model = {"file": f"{folder.name}.pt", "start": start, "start_file": None, "held_out": True}
     details = {"task": task, "section": "validation", "split": {"fold": fold}, "models": [model]}
     scores = CaseScores(labels, 5.0, folder, details=details)  # 5 mm: NSD is 1 where anything is predicted
@@ -63,7 +63,7 @@ def evaluate(folder: Path, task: str, labels: dict[int, str], cases: dict, *, st
 
 @pytest.fixture
 def evaluations(tmp_path) -> Path:
-    """Task04 in two folds pre-trained and one from scratch, Task09 in one fold of both."""
+    """Task04 with two folds pre-trained and one from scratch, Task09 with one fold of each."""
     folder, task04, task09 = tmp_path / "runs", "Task04_Hippocampus", "Task09_Spleen"
     evaluate(folder / "p0", task04, HIPPOCAMPUS, {"a": (EQUAL, HALF)}, start="encoder", fold=0)
     evaluate(folder / "p1", task04, HIPPOCAMPUS, {"b": (HALF, NOTHING)}, start="encoder", fold=1)
@@ -73,9 +73,10 @@ def evaluations(tmp_path) -> Path:
     return folder
 
 
-# What is not named is empty. Over Task04's cases a and b, pre-trained: anterior (1 + 2/3) / 2, posterior (2/3 + 0) / 2.
-# The 95th percentile of the distances of HALF is 2 mm, as the four farthest of sixteen voxels lie 2 mm away; NOTHING has none.
-# Pairs: case a of Task04 (one, so no interval), c and d of Task09, whose bootstrap means are 1/3, 1/2 and 2/3.
+# Columns that are not listed are empty. Pre-trained, over cases a and b of Task04: anterior (1 + 2/3) / 2, posterior
+# (2/3 + 0) / 2. The 95th percentile of the distances of HALF is 2 mm, because the four farthest of its sixteen voxels
+# are 2 mm away; NOTHING has no distance. Pairs: case a of Task04 (a single one, so no interval), and c and d of Task09,
+# whose bootstrap means are 1/3, 1/2 and 2/3.
 BY_HAND = {
     ("Task04_Hippocampus", "mean"): {
         **{"pretrained_n": 2, "pretrained_dice": (5 / 6 + 1 / 3) / 2, "pretrained_nsd": (1 + 1 / 2) / 2},
@@ -128,7 +129,7 @@ def test_the_table_of_fixed_masks_is_the_one_worked_out_by_hand(tmp_path, evalua
     succeed(run_bundle("swin_unetr_msd", "results.yaml", **options))
     with open(tmp_path / "out" / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 28  # ten tasks, their seventeen labels, and the last
+    assert len(rows) == 28  # ten tasks, their seventeen labels, and the mean over tasks
     table = {(row["task"], row["label"]): row for row in rows}
     for key, expected in BY_HAND.items():
         found = {name: float(value) for name, value in list(table[key].items())[2:] if value}
@@ -150,17 +151,17 @@ def test_the_table_of_fixed_masks_is_the_one_worked_out_by_hand(tmp_path, evalua
 
 
 def test_arms_may_be_said_and_must_name_an_evaluation(tmp_path):
-    said = evaluate(tmp_path / "x", "Task09_Spleen", SPLEEN, {"c": (EQUAL,)}, start="model", fold=0)
-    asked = {"evaluations": said, "output_dir": str(tmp_path / "out"), "tasks_file": TASKS_FILE, "published": {}}
-    rows = {(row["task"], row["label"]): row for row in gather(**asked, arms={f"{tmp_path}/./x": "scratch"})}
+    folder = evaluate(tmp_path / "x", "Task09_Spleen", SPLEEN, {"c": (EQUAL,)}, start="model", fold=0)
+    options = {"evaluations": folder, "output_dir": str(tmp_path / "out"), "tasks_file": TASKS_FILE, "published": {}}
+    rows = {(row["task"], row["label"]): row for row in gather(**options, arms={f"{tmp_path}/./x": "scratch"})}
     assert rows["Task09_Spleen", "spleen"]["scratch_dice"] == 1.0
     assert math.isnan(rows["Task09_Spleen", "spleen"]["pretrained_dice"])
-    with pytest.raises(InputError, match="--arms names runs/y, none of the evaluations: .*x"):
-        gather(**asked, arms={"runs/y": "scratch"})
+    with pytest.raises(InputError, match="--arms names runs/y, not one of the evaluations: .*x"):
+        gather(**options, arms={"runs/y": "scratch"})
 
 
 def test_folds_are_pooled_over_cases_and_not_averaged_over_folds():
-    """Three cases of Dice 1 in one fold and one of Dice 0 in the other: 3/4, where the mean of folds is 1/2."""
+    """Three cases with Dice 1 in one fold and one with Dice 0 in the other: 3/4, whereas the mean of folds is 1/2."""
 
     def fold(number: int, scores: dict[str, float]) -> Evaluation:
         rows = [
@@ -170,14 +171,14 @@ def test_folds_are_pooled_over_cases_and_not_averaged_over_folds():
 
     table = results_table([fold(0, {"a": 1.0, "b": 1.0, "c": 1.0}), fold(1, {"d": 0.0})], labels={}, published={})
     assert [(row["task"], row["label"], row["scratch_dice"]) for row in table] == [
-        ("Task99_Own", "mean", 0.75),  # a task that the table does not know has its rows, too
+        ("Task99_Own", "mean", 0.75),  # a task that is not in the table has rows, too
         ("Task99_Own", "own", 0.75),
         ("all tasks", "mean", 0.75),
     ]
 
 
 def test_a_task_of_the_users_own_has_its_rows_after_the_ten(tmp_path):
-    """Aorta is before Task01 in the alphabet; of its cases one is predicted whole and one not at all."""
+    """Aorta sorts before Task01. One of its cases is predicted completely, the other not at all."""
     cases = {"a": (EQUAL, HALF), "b": (NOTHING, HALF)}
     own = evaluate(tmp_path / "own", "Aorta", {1: "lumen", 2: "wall"}, cases, start="scratch", fold=0)
     spleen = evaluate(tmp_path / "s9", "Task09_Spleen", SPLEEN, {"c": (EQUAL,)}, start="scratch", fold=0)
@@ -187,13 +188,13 @@ def test_a_task_of_the_users_own_has_its_rows_after_the_ten(tmp_path):
     assert last[2:] == [("Aorta", "mean"), ("Aorta", "lumen"), ("Aorta", "wall"), ("all tasks", "mean")]
     assert len(rows) == 28 + 3
     assert [row["scratch_dice"] for row in rows[-4:-1]] == pytest.approx([(1 / 2 + 2 / 3) / 2, 1 / 2, 2 / 3])
-    assert (rows[-1]["scratch_dice"], rows[-1]["scratch_n"]) == (1.0, 1)  # of the Decathlon's tasks alone
+    assert (rows[-1]["scratch_dice"], rows[-1]["scratch_n"]) == (1.0, 1)  # only tasks of the Decathlon count
     text = (tmp_path / "out" / "results.md").read_text()
     assert "| Aorta | lumen | - / 2 |  | 0.5000 |" in text and text.index("Task10_Colon") < text.index("Aorta")
 
 
 def test_what_evaluate_yaml_writes_is_what_the_table_needs(tmp_path, record):
-    """With weights as they were drawn, from a training that held out the two cases."""
+    """With random weights whose file records that the two cases were held out."""
     labels, cases = {"0": "background", "1": "spleen"}, []
     for number in (1, 2):
         image = np.random.default_rng(number).normal(0, 100, (14, 12, 10)).astype(np.int16)
@@ -237,4 +238,4 @@ def test_what_evaluate_yaml_writes_is_what_the_table_needs(tmp_path, record):
         evaluations=str(tmp_path / "x"), output_dir=str(tmp_path / "out"), tasks_file=TASKS_FILE, published={}
     )
     assert [row["scratch_n"] for row in rows if row["task"] == "Task09_Spleen"] == [2, 2]
-    assert "Mind" not in (tmp_path / "out" / "results.md").read_text()
+    assert "Caution" not in (tmp_path / "out" / "results.md").read_text()

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""An archive for the leaderboard holds every mask under its image's name, or is not written and every fault is named."""
+"""The leaderboard archive contains every mask under its image's name, or is not written and every fault is listed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def save(array: np.ndarray, path: Path, affine: np.ndarray = AFFINE) -> None:
 
 
 def task_folder(folder: Path, *, cases: list[str], labels: dict, modality: dict, channels: int = 1) -> Path:
-    """The data of a task: test images alone."""
+    """Write the data of a task with test images only."""
     shape = SHAPE if channels == 1 else (*SHAPE, channels)
     for case in cases:
         save(np.random.default_rng(0).normal(40, 50, shape).astype(np.int16), folder / "imagesTs" / f"{case}.nii.gz")
@@ -49,7 +49,7 @@ def mask(values: int, dtype=np.uint8) -> np.ndarray:
 
 @pytest.fixture
 def asked(tmp_path) -> dict:
-    """Two tasks, one of them with two channels in a file, and good masks."""
+    """Two tasks with valid masks; one of them has two channels per file."""
     spleen, prostate = tmp_path / "data" / "Task09_Spleen", tmp_path / "data" / "Task05_Prostate"
     labels = {"0": "background", "1": "PZ", "2": "TZ"}
     task_folder(
@@ -79,7 +79,7 @@ def test_the_archive_holds_each_mask_under_the_name_of_its_image(tmp_path, asked
         assert archive.testzip() is None
         assert archive.namelist() == names == expected
         assert archive.read(names[1]) == (tmp_path / "spleen" / "spleen_1_seg.nii.gz").read_bytes()
-    assert "lacks 8 of the leaderboard's tasks: Task01_BrainTumour, " in caplog.text
+    assert "lacks 8 tasks of the leaderboard: Task01_BrainTumour, " in caplog.text
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -101,15 +101,15 @@ def scaled() -> nib.Nifti1Image:
 FAULTS = {
     "missing": (
         lambda folder: (folder / "spleen_7_seg.nii.gz").unlink(),
-        "spleen_7 has no mask: spleen_7_seg.nii.gz is not in its folder",
+        "spleen_7 has no mask: spleen_7_seg.nii.gz is missing from the folder",
     ),
     "left over": (
         lambda folder: save(mask(2), folder / "spleen_2_seg.nii.gz"),
-        "spleen_2_seg.nii.gz is the mask of no test image",
+        "spleen_2_seg.nii.gz does not belong to any test image",
     ),
     "not a mask": (
         lambda folder: save(mask(2), folder / "spleen_1.nii.gz"),
-        "spleen_1.nii.gz is the mask of no test image",
+        "spleen_1.nii.gz does not belong to any test image",
     ),
     "shape": (
         lambda folder: save(mask(2)[:-1], folder / "spleen_1_seg.nii.gz"),
@@ -121,15 +121,15 @@ FAULTS = {
     ),
     "flipped": (
         lambda folder: save(mask(2), folder / "spleen_1_seg.nii.gz", np.diag([-1.0, 1, 1, 1]) @ AFFINE),
-        "spleen_1_seg.nii.gz lies up to 80 mm from its image",
+        "spleen_1_seg.nii.gz is displaced by up to 80 mm from its image",
     ),
     "label": (
         lambda folder: save(mask(4), folder / "spleen_1_seg.nii.gz"),
-        "spleen_1_seg.nii.gz holds the values 2, 3, which are none of the labels [0, 1]",
+        "spleen_1_seg.nii.gz contains the values 2, 3, which are not among the labels [0, 1]",
     ),
     "negative": (
         lambda folder: save(-mask(2, np.int16), folder / "spleen_1_seg.nii.gz"),
-        "spleen_1_seg.nii.gz holds the values -1, which are none of the labels",
+        "spleen_1_seg.nii.gz contains the values -1, which are not among the labels",
     ),
     "float": (
         lambda folder: save(mask(2, np.float32), folder / "spleen_1_seg.nii.gz"),
@@ -143,7 +143,7 @@ FAULTS = {
         lambda folder: (folder / "spleen_1_seg.nii.gz").write_bytes(
             (folder / "spleen_1_seg.nii.gz").read_bytes()[:-40]
         ),
-        "spleen_1_seg.nii.gz cannot be read, perhaps damaged or cut short",
+        "spleen_1_seg.nii.gz cannot be read and may be damaged or truncated",
     ),
 }
 
@@ -155,7 +155,7 @@ def test_a_fault_is_named_and_nothing_is_written(tmp_path, asked, name):
     with pytest.raises(InputError) as caught:
         submit(**asked)
     lines = str(caught.value).splitlines()
-    assert f"{tmp_path / 'out.zip'} was not written: 1 faults in the masks" in lines[0]
+    assert f"{tmp_path / 'out.zip'} was not written: 1 fault in the masks:" in lines[0]
     assert lines[1].startswith("Task09_Spleen: ") and words in lines[1]
     assert not (tmp_path / "out.zip").exists()
 
@@ -169,7 +169,7 @@ def test_faults_of_all_tasks_are_named_at_once_and_an_older_archive_stays(tmp_pa
         submit(**asked)
     assert all(
         word in str(caught.value)
-        for word in ("spleen_7 has no", "spleen_1_seg", "prostate_03_seg.nii.gz holds the values 3, 4, 5, 6, 7, ...")
+        for word in ("spleen_7 has no", "spleen_1_seg", "prostate_03_seg.nii.gz contains the values 3, 4, 5, 6, 7, ...")
     )
     assert (tmp_path / "out.zip").read_text() == "older"
 
@@ -194,11 +194,11 @@ def test_many_faults_take_twenty_lines(tmp_path, asked, faults, more):
         ({"tasks": {"Task09_Spleen": "nowhere"}}, "folder of masks of Task09_Spleen, nowhere, does not exist"),
         (
             {"data_dirs": {"Task05_Prostate": "."}},
-            "--data_dirs names no folder for Task09_Spleen, only for Task05_Prostate",
+            "--data_dirs has no folder for Task09_Spleen, only for Task05_Prostate",
         ),
         ({"archive": "out.tar"}, "--archive out.tar must end in .zip"),
         ({"models": {"Task03_Liver": "model.pt"}}, "--models names Task03_Liver"),
-        ({"options": {"overlapp": 0.5}}, "--inference names overlapp, which is no option of .*inference.yaml"),
+        ({"options": {"overlapp": 0.5}}, "--inference names overlapp, which is not an option of .*inference.yaml"),
         ({"options": {"output_dir": "here"}}, "--inference names output_dir"),
     ],
 )
@@ -225,7 +225,7 @@ def test_data_of_another_task_are_refused(tmp_path, asked):
 
 
 def test_submit_yaml_predicts_the_test_images_and_packs_them(tmp_path, asked, record):
-    """With weights as they were drawn: what counts is the way from the images to the archive."""
+    """With random weights: only the path from the images to the archive is tested."""
     torch.manual_seed(0)
     content = {"model": build_swin_unetr(record, out_channels=2).state_dict(), "encoder": record}
     content |= {"labels": {"0": "background", "1": "spleen"}, "task": "Task09_Spleen"}

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The report and the summary of the demo say what the files of the runs say."""
+"""The demo's report and summary show what the files of the runs contain."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def write_log(path, parts):
 
 @pytest.fixture
 def out(tmp_path):
-    """A finished demo, made up: two organs, one test scan, stored with the left-right axis flipped as most CT."""
+    """A made-up finished demo: two organs and one test scan, stored with a flipped left-right axis like most CT."""
     labelled, segmentation = tmp_path / "data/labelled", tmp_path / "segmentation"
     for folder in (labelled / "imagesTs", labelled / "labelsTs", tmp_path / "data/unlabelled", segmentation):
         folder.mkdir(parents=True)
@@ -109,7 +109,7 @@ def out(tmp_path):
 
 
 def words(html):
-    """The visible text, spaces squeezed."""
+    """The visible text with single spaces."""
     html = re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
     return " ".join(re.sub(r"<[^>]+>", " ", html).split())
 
@@ -150,7 +150,7 @@ def test_report_says_what_was_done_on_what(out):
 def test_report_lists_times_and_commands_in_order(out):
     text = words(write_report(out).read_text(encoding="utf-8"))
 
-    assert "Stage data 0:10 Stage pretrain 1:40 Stage finetune 2:10 together 4:00" in text
+    assert "Stage data 0:10 Stage pretrain 1:40 Stage finetune 2:10 total 4:00" in text
     assert "python -m demo.thing --out &#39;a folder&#39;" in text
     assert f"mlflow ui --backend-store-uri sqlite:///{out.resolve().as_posix()}/mlruns.db" in text
 
@@ -170,8 +170,8 @@ def test_report_holds_the_panels_unchanged_and_the_curves_as_vectors(out):
 
     for task in ("inpainting", "rotation", "contrast"):
         assert (out / f"swin_unetr_pretrain/panel_{task}.png").read_bytes() in panels
-    assert len(panels) == 4  # and the overlay
-    assert len(curves) == 4 + 1 + 1  # the sum and three tasks, fine-tuning, bars
+    assert len(panels) == 4  # with the overlay
+    assert len(curves) == 4 + 1 + 1  # sum and three tasks, fine-tuning, bars
     assert all(b"<svg" in curve for curve in curves)
 
 
@@ -186,7 +186,7 @@ def test_report_draws_the_mask_of_the_test_scan(out):
     after = overlay()
 
     changed = np.argwhere((before != after).any(-1))[:, 0]
-    assert len(changed) and changed.max() < len(before) / 2  # the prediction's row, not the truth's
+    assert len(changed) and changed.max() < len(before) / 2  # only the prediction's row changed, not the reference's
 
 
 def test_same_files_give_the_same_report(out):
@@ -198,7 +198,7 @@ def test_missing_file_is_named(out, capsys):
     with pytest.raises(InputError, match="from_scratch/evaluation/summary.json is missing"):
         write_report(out)
     assert main(["--out", str(out)]) == 1
-    assert "summary.json is missing: run the demo to its end" in capsys.readouterr().err
+    assert "summary.json is missing. Run the demo to its end" in capsys.readouterr().err
 
 
 def test_missing_mask_is_named(out):

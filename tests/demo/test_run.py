@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The demo's stages run in order, each once; failures are reported, and a killed demo goes on."""
+"""The demo's stages run once, in order; failures are reported; a killed demo continues where it stopped."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rich.console import Console
 from bundles.common.errors import InputError
 from demo import run as demo
 from demo.stage import Records, Stage
+from tools.child_process import STOP_SIGNALS
 
 
 def small_stage(name, program, outputs, **options):
@@ -25,7 +26,7 @@ def small_stage(name, program, outputs, **options):
 
 
 def go(out, plan):
-    """Run a plan, and return what it printed."""
+    """Run a plan and return what it printed."""
     screen = io.StringIO()
     out.mkdir(exist_ok=True)
     with demo.alone_in(out) as lock:
@@ -33,9 +34,18 @@ def go(out, plan):
     return screen.getvalue()
 
 
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """Restore the signal handlers after the test."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def plan(tmp_path):
-    """Two stages that count how often they have run."""
+    """Two stages that count how often they run."""
     count = "import pathlib; p = pathlib.Path(r'{0}'); p.parent.mkdir(exist_ok=True); p.open('a').write('x')"
     one, two = tmp_path / "out/one.txt", tmp_path / "out/two.txt"
     return [
@@ -50,7 +60,7 @@ def test_stages_run_once(tmp_path, plan):
 
     assert (out / "one.txt").read_text() == (out / "two.txt").read_text() == "x"
     assert re.search(r"Stage one +done in 0:0\d", first)
-    assert second.strip() == "Done before and not done again: Stage one, Stage two."
+    assert second.strip() == "Already finished, skipped: Stage one, Stage two."
 
 
 def test_later_stages_follow_a_stage_that_ran_again(tmp_path, plan):
@@ -98,7 +108,7 @@ def test_stage_gets_its_threads_and_no_foreign_tracking_server(tmp_path, monkeyp
 
 
 def test_second_runner_is_refused(tmp_path):
-    with demo.alone_in(tmp_path), pytest.raises(InputError, match="running in .* already"):
+    with demo.alone_in(tmp_path), pytest.raises(InputError, match="already running in .*"):
         with demo.alone_in(tmp_path):
             pass
 
@@ -117,7 +127,7 @@ def test_stage_left_by_a_killed_runner_is_ended(tmp_path):
     began = time.monotonic()
     with demo.alone_in(tmp_path):
         assert time.monotonic() - began < 5
-        _wait_for(lambda: not _alive(orphan), seconds=10)  # its lock is free a moment before it is gone
+        _wait_for(lambda: not _alive(orphan), seconds=10)  # the lock is free a moment before the process is gone
 
 
 def _alive(process):
@@ -128,11 +138,24 @@ def _alive(process):
         return False
 
 
+def test_ignored_signals_stay_ignored(tmp_path, monkeypatch):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    seen = []
+
+    def look(*_):
+        seen.extend(signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM))
+        raise InputError("seen")
+
+    monkeypatch.setattr(demo, "check_folder", look)
+    demo.main(["--out", str(tmp_path)])
+    assert seen[0] is signal.SIG_IGN and seen[1] not in (signal.SIG_IGN, signal.SIG_DFL)
+
+
 def test_foreign_folder_is_refused_and_untouched(tmp_path, capsys):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/thesis.txt").write_text("years of work")
     assert demo.main(["--out", str(tmp_path), "--fresh"]) == 1
-    assert "holds files that this demo did not make" in capsys.readouterr().out
+    assert "contains files that the demo did not make" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
@@ -147,7 +170,7 @@ def test_fresh_removes_what_the_demo_made_and_nothing_else(tmp_path, plan):
         left = sorted(path.name for path in out.iterdir())
         assert not any(Records(out).read(stage.name) for stage in plan)
         with pytest.raises(InputError), demo.alone_in(out):
-            pass  # the locks are still those of this runner
+            pass  # this runner still holds the locks
     assert left == [".stages", "notes", "one.txt", "two.txt"]
 
 
@@ -212,14 +235,14 @@ def test_estimate_before_anything_is_known_is_what_was_expected():
 
 
 def test_estimate_follows_the_pace_of_the_stages_so_far():
-    # a took twice as long as expected, so b (30) shall take 60: 15 of them are gone
+    # a took twice as long as expected, so b (30) should take 60, of which 15 have passed
     share, left = demo.estimate({"a": 10, "b": 30}, {"a": 20}, "b", elapsed=15, stage_left=None)
     assert left == pytest.approx(45)
     assert share == pytest.approx((10 + 30 * 15 / 60) / 40)
 
 
 def test_estimate_believes_the_running_stage():
-    # b says 20 s left after 10 s: with a's 10 of 10, the pace is 40/40, and c is expected to take 40
+    # b reports 20 s left after 10 s: together with a (10 of 10) the pace is 40/40, so c should take 40
     share, left = demo.estimate({"a": 10, "b": 30, "c": 40}, {"a": 10}, "b", elapsed=10, stage_left=20)
     assert left == pytest.approx(20 + 40)
     assert share == pytest.approx((10 + 30 / 3) / 80)
@@ -229,7 +252,7 @@ def test_screen_shows_step_loss_and_time_left():
     shown = io.StringIO()
     stage = small_stage("one", "", [], seconds=100)
     screen = demo.Screen([stage], Console(file=shown, width=200), every=0)
-    screen.begin(stage, goes_on=False)
+    screen.begin(stage, resumed=False)
     screen.update(
         "23:03:01 step 5/12  loss 4.1183 inpainting 0.4916 contrast 1.9346 rotation 1.6921  lr 4.17e-04  3.91 crops/s  "
         "left 0:07\n23:03:06 step 10/12  loss 3.9158 inpainting 0.3827  lr 8.33e-04  3.78 crops/s  left 1:02\n"
@@ -240,7 +263,7 @@ def test_screen_shows_step_loss_and_time_left():
 
 
 def test_step_lines_of_the_bundles_are_understood():
-    """The format of `training_log.TrainingLog`, which no other test ties to the demo."""
+    """No other test connects the format of `log.TrainingLog` to the demo."""
     from bundles.common.training import log as training_log
 
     source = open(training_log.__file__).read()
@@ -250,7 +273,7 @@ def test_step_lines_of_the_bundles_are_understood():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_ends_the_stage_too_and_says_how_to_go_on(tmp_path, number):
+def test_signal_ends_the_stage_too_and_says_how_to_continue(tmp_path, number):
     code = (
         "import sys; from demo import run; from demo.stage import Stage\n"
         'program = \'import os, time; open(os.environ["MARK"], "w").write(str(os.getpid())); time.sleep(60)\'\n'
@@ -270,7 +293,7 @@ def test_signal_ends_the_stage_too_and_says_how_to_go_on(tmp_path, number):
     printed, _ = process.communicate(timeout=20)
 
     assert process.returncode == 128 + number
-    assert "`make demo` goes on from here" in printed
+    assert "`make demo` continues from here" in printed
     assert not _alive(int(mark.read_text()))
 
 
@@ -297,8 +320,8 @@ def test_demo_end_to_end_killed_and_started_again(tmp_path):
 
     finished = subprocess.run(command, cwd=demo.ROOT, capture_output=True, text=True, timeout=900)
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert "Done before and not done again: Synthetic patients." in finished.stdout
-    assert "going on with the interrupted run" in finished.stdout
+    assert "Already finished, skipped: Synthetic patients." in finished.stdout
+    assert "continuing the interrupted run" in finished.stdout
     for name in (
         "swin_unetr_pretrain/models/encoder.pt",
         *(f"{run}/models/model.pt" for run in ("swin_unetr_btcv_seg", "from_scratch", "shuffled_labels")),

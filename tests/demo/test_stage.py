@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A stage is done once, and done again when its command, its code, its inputs or its outputs changed."""
+"""A stage runs once, and again when its command, code, inputs or outputs have changed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def second():
     return Stage(name="second", title="Second", command=["-m", "second"], outputs=["b.txt"], needs=["first"])
 
 
-def do(records, stage, seconds=1.0, **files):
+def finish(records, stage, seconds=1.0, **files):
     attempt = records.begin(stage)
     for name, text in (files or {"one": "1"}).items():
         path = records.out / stage.outputs[0].replace("*", name)
@@ -49,7 +49,7 @@ def do(records, stage, seconds=1.0, **files):
 
 def test_finished_stage_is_done(records, first):
     assert not records.is_done(first)
-    do(records, first, seconds=12.34)
+    finish(records, first, seconds=12.34)
 
     assert records.is_done(first)
     record = json.loads((records.out / ".stages/first.json").read_text())
@@ -61,25 +61,25 @@ def test_finished_stage_is_done(records, first):
 
 
 def test_begun_stage_is_not_done(records, first):
-    do(records, first)
+    finish(records, first)
     records.begin(first)
     assert not records.is_done(first)
 
 
 def test_changed_command_makes_it_stale(records, first):
-    do(records, first)
+    finish(records, first)
     assert not records.is_done(replace(first, command=["-m", "first", "--max_steps", "5"]))
 
 
 @pytest.mark.parametrize("name", ["scripts/network.py", "scripts/new.py", "presets.yaml"])
 def test_changed_code_makes_it_stale(records, first, code, name):
-    do(records, first)
+    finish(records, first)
     (code / name).write_text("depth = 3\n")
     assert not records.is_done(first)
 
 
 def test_files_that_are_no_code_do_not_matter(records, first, code):
-    do(records, first)
+    finish(records, first)
     for name in ("models/model.pt", "scripts/__pycache__/network.cpython-311.pyc", "docs/a.md", "README.md"):
         (code / name).parent.mkdir(parents=True, exist_ok=True)
         (code / name).write_text("x")
@@ -88,7 +88,7 @@ def test_files_that_are_no_code_do_not_matter(records, first, code):
 
 @pytest.mark.parametrize("change", ["remove", "edit", "touch"])
 def test_changed_output_makes_it_stale(records, first, change):
-    do(records, first, one="1", two="2")
+    finish(records, first, one="1", two="2")
     path = records.out / "a/two.txt"
     if change == "remove":
         path.unlink()
@@ -100,21 +100,21 @@ def test_changed_output_makes_it_stale(records, first, change):
 
 
 def test_new_files_of_the_stage_before_make_it_stale(records, first, second):
-    do(records, first)
-    do(records, second)
+    finish(records, first)
+    finish(records, second)
     assert records.is_done(second)
-    do(records, first, one="other")
+    finish(records, first, one="other")
     assert records.is_done(first) and not records.is_done(second)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"key": 1}'])
 def test_damaged_record_counts_as_none(records, first, content):
-    do(records, first)
+    finish(records, first)
     (records.folder / "first.json").write_text(content)
     assert not records.is_done(first)
 
 
-def test_interrupted_stage_goes_on_with_the_words_for_it(records, first):
+def test_interrupted_stage_resumes_with_its_resume_words(records, first):
     stage = replace(first, resume=["--resume", "true"])
     attempt = records.begin(stage)
     assert attempt.words == ["-m", "first"]
@@ -123,7 +123,7 @@ def test_interrupted_stage_goes_on_with_the_words_for_it(records, first):
     records.note(attempt, 40.0)
 
     again = records.begin(stage)
-    assert again.goes_on and again.words == ["-m", "first", "--resume", "true"]
+    assert again.resumed and again.words == ["-m", "first", "--resume", "true"]
     assert (records.out / "a/last.pt").exists()
     records.note(again, 2.0)
     (records.out / "a/one.txt").touch()
@@ -141,7 +141,7 @@ def test_interrupted_stage_of_another_command_starts_anew(records, first):
     (records.out / "a/last.pt").touch()
 
     again = records.begin(replace(stage, command=["-m", "first", "--seed", "1"]))
-    assert not again.goes_on and again.spent == 0
+    assert not again.resumed and again.spent == 0
     assert not (records.out / "a").exists()
 
 
@@ -191,6 +191,6 @@ def test_code_hash_sees_names_and_contents(tmp_path):
     for folder in (one, other):
         folder.mkdir(parents=True)
         (folder / "a.py").write_text("1")
-    assert code_hash([one]) == code_hash([other])  # wherever the repository lies
+    assert code_hash([one]) == code_hash([other])  # wherever the repository is
     (other / "a.py").rename(other / "b.py")
     assert code_hash([one]) != code_hash([other])

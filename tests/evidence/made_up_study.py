@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A study without scans: patients that are names alone, and results whose gain is known."""
+"""A study without scans: patients are only names, and results have a known gain."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ CONTENT = {
 
 
 def patients(prefix: str, number: int) -> dict[str, dict[str, str]]:
-    """Cases without files."""
+    """Make cases without files."""
     return {
         f"{prefix}_{i:02d}": {"image": f"/data/{prefix}_{i:02d}.nii.gz", "label": f"/data/l/{prefix}_{i:02d}.nii.gz"}
         for i in range(number)
@@ -61,7 +61,7 @@ def patients(prefix: str, number: int) -> dict[str, dict[str, str]]:
 
 
 def parts(training: int = 12, tuning: int = 3, validation: int = 20) -> Parts:
-    """Parts of a data set without files."""
+    """Make the parts of a data set without files."""
     return Parts(
         training=patients("train", training),
         tuning=patients("tune", tuning),
@@ -80,13 +80,13 @@ def rewrite(data: Path, change: Callable[[dict], object]) -> None:
 
 
 def planner(**changes: object) -> Planner:
-    """The planner of the made-up study, with entries of its file changed."""
+    """Return the planner of the made-up study, with changed entries."""
     study = check_study({**CONTENT, **changes}, source="made_up.yaml")
     return Planner(study, parts(), row={**ROW, "name": "made_up"}, task=Path("task.yaml"))
 
 
 def made_up_scores(run, *, gain: float, seed: int = 0) -> list[dict]:
-    """Rows of scores.csv: a patient's difficulty and a run's luck, which both arms share, and the gain of the encoder."""
+    """Make scores of a run: difficulty of a patient and luck of a seed, equal in both arms, and the encoder's gain."""
     names = list(LABELS.values())[1:]
     generator = np.random.default_rng(seed)
     difficulty = generator.normal(0, 0.1, (len(run.cases["scored"]), len(names)))
@@ -97,8 +97,8 @@ def made_up_scores(run, *, gain: float, seed: int = 0) -> list[dict]:
     rows = []
     for i, case in enumerate(run.cases["scored"]):
         for j, label in enumerate(names):
-            missing = i == 3 and j == 1  # an organ that neither mask has
-            missed = i == 5 and j == 0  # one that only the reference has
+            missing = i == 3 and j == 1  # neither mask contains the organ
+            missed = i == 5 and j == 0  # only the reference contains the organ
             value = 0.0 if missed else round(float(dice[i, j]), 6)
             row = {"case": case, "label": label, "dice": value, "nsd": value, "hd95": 20 - 10 * value}
             row |= dict.fromkeys(("dice", "nsd", "hd95")) if missing else {}
@@ -107,7 +107,7 @@ def made_up_scores(run, *, gain: float, seed: int = 0) -> list[dict]:
 
 
 def made_up_figures(tasks, *, seed: int) -> dict[str, float]:
-    """Of a pre-training's last validation, over 64 views in batches of eight; rotation is above chance."""
+    """Make the figures of a pre-training's last validation: 64 views in batches of eight, rotation above chance."""
     figures = {"steps": 100, "views": 64, "loss": 2.0}
     if "inpainting" in tasks:
         figures |= {"loss_inpainting": 0.1, "masked_psnr": 12.0 + seed / 3}
@@ -117,45 +117,39 @@ def made_up_figures(tasks, *, seed: int) -> dict[str, float]:
 
 
 def encoder_file(record, *, steps: int) -> dict:
-    """The content of an ``encoder.pt`` of a pre-training whose best weights are those of a step."""
+    """Return the content of an ``encoder.pt`` whose best weights are those of a step."""
     weights = {f"swinViT.{name}": value for name, value in build_encoder(record).state_dict().items()}
     return {"state_dict": weights, "encoder": record, "trained": {"steps": steps}}
 
 
 def finished(run, *, gain: float = 0.05) -> dict:
-    """What a finished run leaves."""
+    """Return the content of ``done.json`` of a finished run."""
     done = {"settings": run.settings, "seconds": 60.0 + len(run.name)}
     if run.kind == "pretraining":
         done["figures"] = made_up_figures(run.facts["tasks"], seed=run.facts["seed"])
     return done | ({"scores": made_up_scores(run, gain=gain)} if run.kind == "finetuning" else {})
 
 
-def write_study(out: Path, plan: Plan, *, gain: float, left_out: tuple[str, ...] = ()) -> None:
-    """A study's folder in which all runs but some are finished."""
+def write_study(out: Path, plan: Plan, *, gain: float, unfinished: tuple[str, ...] = ()) -> None:
+    """Write the folder of a study in which all runs except some are finished."""
     write_text(out / "outline.json", json.dumps(plan.outline))
     for run in plan.runs:
-        if run.name not in left_out:
+        if run.name not in unfinished:
             folder = out / "runs" / run.name
             write_text(folder / "settings.json", json.dumps(run.settings))
             write_text(folder / "done.json", json.dumps(finished(run, gain=gain)))
 
 
-def one_sided(out: Path, plan: Plan, *, case: str = "val_03", label: str = "left kidney") -> dict[str, dict]:
-    """Let the runs with an encoder predict an organ where the case's label file has none, and those from scratch not.
-
-    Returns the finished runs by name, as they now lie in the folder.
-    """
-    changed = {}
+def one_sided(out: Path, plan: Plan, *, case: str = "val_03", label: str = "left kidney") -> None:
+    """Let only the runs with an encoder predict an organ that the case's label file does not contain."""
     for run in plan.runs:
         done = finished(run, gain=0.05)
         for row in done.get("scores", []):
             if (row["case"], row["label"]) == (case, label):
                 row |= dict.fromkeys(("dice", "nsd"), 0.0 if run.facts["encoder"] else None) | {"hd95": None}
         write_text(out / "runs" / run.name / "done.json", json.dumps(done))
-        changed[run.name] = done
-    return changed
 
 
 def whole_plan(**changes: object) -> Plan:
-    """Curve and ablation of the made-up study."""
+    """Return the plan of curve and ablation of the made-up study."""
     return plan_of(planner(**changes), ["curve", "ablation"])

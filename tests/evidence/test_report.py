@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The report finds a gain that was planted and none where none was; what is not finished stays empty."""
+"""The report finds a planted gain, and none without one; what is not finished stays empty."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_ablation_has_a_row_for_each_subset_with_the_papers_figures_beside(tmp_p
 
 
 def cells_of(text, *start):
-    """Cells by heading of the first line of a Markdown table that begins with these cells."""
+    """Cells by heading, of the first row of a Markdown table that begins with these cells."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     return dict(zip(rows[0], next(row for row in rows[2:] if row[: len(start)] == list(start)), strict=True))
 
@@ -115,7 +115,7 @@ def test_tables_have_nsd_and_the_paired_difference_of_hd95(tmp_path):
 def test_unfinished_runs_leave_their_places_empty(tmp_path):
     plan = whole_plan()
     left = tuple(run.name for run in plan.runs if run.facts.get("n") == 4 and run.facts["arm"] == "pretrained")
-    write_study(tmp_path, plan, gain=0.05, left_out=left)
+    write_study(tmp_path, plan, gain=0.05, unfinished=left)
     text = write_report(tmp_path)
     row = row_of(read(tmp_path / "curve.csv"), n=4, arm="pretrained", label="mean", metric="dice")
     assert (row["mean"], row["difference"], row["low"], row["seeds"]) == ("", "", "", "0")
@@ -124,7 +124,7 @@ def test_unfinished_runs_leave_their_places_empty(tmp_path):
 
 def test_the_difference_is_of_the_seeds_that_both_arms_have_finished(tmp_path):
     write_study(
-        tmp_path, whole_plan(), gain=0.05, left_out=("finetune_scratch_n4_seed2", "finetune_pretrained_n4_seed0")
+        tmp_path, whole_plan(), gain=0.05, unfinished=("finetune_scratch_n4_seed2", "finetune_pretrained_n4_seed0")
     )
     write_report(tmp_path)
     row = row_of(read(tmp_path / "curve.csv"), n=4, arm="pretrained", label="mean", metric="dice")
@@ -133,7 +133,7 @@ def test_the_difference_is_of_the_seeds_that_both_arms_have_finished(tmp_path):
 
 def test_a_study_that_has_not_begun_is_all_empty(tmp_path):
     plan = whole_plan()
-    write_study(tmp_path, plan, gain=0.0, left_out=tuple(run.name for run in plan.runs))
+    write_study(tmp_path, plan, gain=0.0, unfinished=tuple(run.name for run in plan.runs))
     assert "not measured yet" in write_report(tmp_path)
 
 
@@ -151,7 +151,7 @@ def test_the_same_runs_give_the_same_files(tmp_path):
 def test_a_folder_without_a_study_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path / "empty")])
-    assert "holds no study" in capsys.readouterr().err
+    assert "contains no study" in capsys.readouterr().err
 
 
 def test_scores_of_other_cases_are_refused(tmp_path):
@@ -182,7 +182,7 @@ def test_the_difference_is_that_of_the_means_where_one_arm_predicts_what_a_case_
         )
         gap = float(pretrained["mean"]) - float(scratch["mean"])
         equal = float(pretrained["difference"]) == pytest.approx(gap, abs=2e-6)
-        assert equal == bool(absent)  # with the one-sided scores in, the means are of different patients
+        assert equal == bool(absent)  # otherwise the means are of different patients
     if absent:
         rows = [
             row_of(read(tmp_path / "curve.csv"), n=2, arm=arm, label="left kidney", metric="dice")
@@ -208,10 +208,10 @@ def test_each_seed_is_stated_and_few_seeds_are_doubted(tmp_path):
     difference = row_of(read(tmp_path / "curve.csv"), n=2, arm="pretrained", label="mean", metric="dice")["difference"]
     seeds = [float(each) for each in re.findall(r"seed \d ([+-][0-9.]+\d)", line)]
     assert len(seeds) == 3 and sum(seeds) / 3 == pytest.approx(float(difference), abs=1e-4)
-    assert "3 seeds are few: the interval is too narrow where seeds differ" in line
+    assert "only 3 seeds: the interval is too narrow if seeds differ" in line
     assert "one pre-training" not in line
     (line,) = [line for line in lines if line.startswith("- inpainting, rotation:")]  # of the ablation
-    assert re.search(r"seed 0 \S+, seed 1 \S+; 2 seeds are few.*; one pre-training for all seeds", line)
+    assert re.search(r"seed 0 \S+, seed 1 \S+; only 2 seeds: .*; one pre-training for all seeds", line)
 
 
 def test_one_pretraining_for_all_seeds_is_doubted_and_five_seeds_are_not(tmp_path):
@@ -219,7 +219,8 @@ def test_one_pretraining_for_all_seeds_is_doubted_and_five_seeds_are_not(tmp_pat
     plan = plan_of(planner(curve=curve, ablation=None), ["curve"])
     write_study(tmp_path, plan, gain=0.05)
     text = write_report(tmp_path)
-    assert "the interval leaves out how one differs from the next" in text and "are few" not in text
+    assert "the interval does not cover differences between pre-trainings" in text
+    assert not re.search(r"only \d seeds", text)
 
 
 def test_a_search_leaves_out_the_same_scores(tmp_path):
@@ -238,4 +239,4 @@ def test_a_search_leaves_out_the_same_scores(tmp_path):
     )
     assert recipe == made.recipes("scratch")[0] and row["arm"] == "scratch"
     assert row["dice"] == pytest.approx((0.4 + 0.8) / 2)
-    assert row["sd_patients"] == pytest.approx(abs(0.6 - 0.4) / 2**0.5)  # of two patients; the third has no organ
+    assert row["sd_patients"] == pytest.approx(abs(0.6 - 0.4) / 2**0.5)  # two patients; the third has no organ

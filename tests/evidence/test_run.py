@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A plan is carried out run by run: once each, in order, going on where it was, and never over other settings."""
+"""A plan is carried out run by run: each once, in order, continued after a stop, and never with other settings."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ import pytest
 from bundles.common.errors import InputError
 from bundles.common.files import write_text
 from bundles.common.weights.checkpoint_file import save_atomically
-from demo import run as demo
-from demo.run import Stopped
 from evidence import run as runner
 from evidence.run import main, plan_of, run_plan
 from evidence.runs import execution
@@ -28,10 +26,11 @@ from evidence.runs.plan import write_lists
 from evidence.runs.progress import overview, state_of
 from evidence.search import main as search_main
 from evidence.study.study_data import prepare_folder
+from tools.child_process import STOP_SIGNALS, Stopped
 
 from .made_up_study import encoder_file, finished, made_up_scores, planner, whole_plan, write_study
 
-# Stands for a bundle: writes what the command would, and counts its calls.
+# Takes the place of a bundle: writes what the command would write, and counts its calls.
 BUNDLE = """
 import sys
 from pathlib import Path
@@ -50,7 +49,7 @@ def plan():
 
 @pytest.fixture
 def bundles(monkeypatch, tmp_path):
-    """Commands that take no time and write made-up scores; nothing goes to MLflow."""
+    """Commands that take no time and write made-up scores; nothing is logged to MLflow."""
     program = tmp_path / "bundle.py"
     program.write_text(BUNDLE)
 
@@ -79,9 +78,9 @@ def out(tmp_path, plan):
 
 
 def go(plan, out, **options):
-    said = []
+    lines = []
     options = {"threads": 1, "tracking_uri": "", **options}
-    return run_plan(plan, out=out, say=said.append, **options), said
+    return run_plan(plan, out=out, say=lines.append, **options), lines
 
 
 def small(plan, count=3):
@@ -111,16 +110,16 @@ def test_commands_that_ended_well_are_not_repeated(plan, out, bundles):
 
 
 def elsewhere(run):
-    """The run on a machine that has the data in another folder."""
+    """Return the run on a machine that has the data in another folder."""
     lists = json.loads(json.dumps(run.lists).replace("/data/", "/mnt/data/"))
     return dataclasses.replace(run, lists=lists)
 
 
 def test_each_command_reads_lists_of_the_machine_that_it_runs_on(plan, out, bundles, monkeypatch):
-    """Another machine does a run of its own just before the evaluation of this one reads its list."""
+    """Another machine does a run just before the evaluation of this one reads its list."""
     names = ("finetune_scratch_n2_seed0", "finetune_scratch_n2_seed1")
     here, there = (run for run in plan.runs if run.name in names)
-    seen, call = [], execution._call
+    seen, call = [], execution._run_command
 
     def look(command, folder, **options):
         if (folder.name, command.name) == (here.name, "evaluate"):
@@ -130,7 +129,7 @@ def test_each_command_reads_lists_of_the_machine_that_it_runs_on(plan, out, bund
         seen.append((folder.name, command.name, (read.get("training") or read["test"])[0]["image"]))
         call(command, folder, **options)
 
-    monkeypatch.setattr(execution, "_call", look)
+    monkeypatch.setattr(execution, "_run_command", look)
     go(type(plan)(study=plan.study, runs=(here,), outline=plan.outline), out)
     roots = {(name, command): image.rpartition("/")[0] for name, command, image in seen}
     assert roots == {
@@ -159,7 +158,7 @@ def test_other_settings_are_refused_by_name_with_both_values(plan, out, bundles)
 
 @pytest.mark.parametrize("part", ["curve", "ablation"])
 def test_no_report_mixes_parts_of_other_settings(tmp_path, capsys, monkeypatch, part):
-    """After an edit of the study the runs of one part alone are removed and made anew."""
+    """After an edit of the study, only the runs of one part are removed and repeated."""
     prepare_folder(tmp_path / "out", "made_up")
     write_study(tmp_path / "out", whole_plan(), gain=0.05)
     made = planner(finetuning={"learning_rate": 0.5})
@@ -173,7 +172,7 @@ def test_no_report_mixes_parts_of_other_settings(tmp_path, capsys, monkeypatch, 
     words = ["made_up", "--out", str(tmp_path / "out"), "--part", part, "--tracking_uri", store]
     assert main(words) == 1
     error = capsys.readouterr().err
-    assert "was made by other settings" in error and "learning_rate was 0.02, now 0.5" in error
+    assert "was made with other settings" in error and "learning_rate was 0.02, now 0.5" in error
     assert not begun and not (tmp_path / "out/curve.md").exists()
 
 
@@ -194,7 +193,7 @@ def test_more_seeds_reuse_what_is_there(plan, out, bundles):
     go(small(more, 3), out)
 
 
-def test_a_run_that_somebody_else_does_is_left_to_them(plan, out, bundles):
+def test_a_run_of_another_process_is_left_alone(plan, out, bundles):
     other = claims.take(out / "runs" / plan.runs[0].name)
     finished_all, _ = go(small(plan, 1), out)
     assert not finished_all and not (out / "runs" / plan.runs[0].name / "done.json").exists()
@@ -203,7 +202,7 @@ def test_a_run_that_somebody_else_does_is_left_to_them(plan, out, bundles):
     assert go(small(plan, 1), out)[0]
 
 
-def test_what_needs_a_run_of_somebody_else_waits_or_leaves(plan, out, bundles):
+def test_what_needs_a_run_of_another_process_waits_or_leaves(plan, out, bundles):
     pair = [
         run for run in plan.runs if run.name.endswith("pretrained_seed0") or run.name.endswith("pretrained_n2_seed0")
     ]
@@ -271,7 +270,7 @@ time.sleep(60)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["openkbp"], "openkbp needs data: give --data DIR"),
+        (["openkbp"], "openkbp needs data. Pass --data DIR"),
         (["openkbp", "--data", "nowhere"], "nowhere"),
         (["nonsense"], "no study nonsense"),
     ],
@@ -285,13 +284,13 @@ def test_mistakes_end_with_one_message(tmp_path, capsys, words, message):
 def test_a_folder_of_other_files_is_left_alone(tmp_path, capsys):
     (tmp_path / "thesis.txt").touch()
     assert main(["demo", "--out", str(tmp_path), "--list"]) == 1
-    assert "holds files that no study made" in capsys.readouterr().err
+    assert "contains files that no study made" in capsys.readouterr().err
 
 
 def test_a_folder_of_another_study_is_refused(tmp_path):
     prepare_folder(tmp_path / "out", "one")
     prepare_folder(tmp_path / "out", "one")
-    with pytest.raises(InputError, match="holds the study one, not two"):
+    with pytest.raises(InputError, match="contains the study one, not two"):
         prepare_folder(tmp_path / "out", "two")
 
 
@@ -302,7 +301,7 @@ def test_command_line_is_a_module(capsys):
 
 
 def test_settings_are_compared_again_when_a_run_is_claimed(plan, out, bundles, monkeypatch):
-    """Another process, with another edit of the study, begins and ends the run between the look and the claim."""
+    """Another process, with another edit of the study, does the run between the check and the claim."""
     other = small(whole_plan(finetuning={"learning_rate": 0.5}), 1)
     take = claims.take
 
@@ -330,34 +329,29 @@ def test_a_run_that_another_edit_of_the_study_began_meanwhile_stops_this_one(pla
         return carry_out(run, **options)
 
     monkeypatch.setattr(runner, "carry_out", meanwhile)
-    with pytest.raises(InputError, match="was made by other settings"):
+    with pytest.raises(InputError, match="was made with other settings"):
         go(small(plan, 4), out)
 
 
 @pytest.fixture
 def handlers():
-    """Handlers of signals as they were, after the test."""
-    before = {number: signal.getsignal(number) for number in demo.ENDING}
+    """Restore the signal handlers after the test."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("command", ["evidence", "demo"])
-def test_signals_that_are_ignored_stay_ignored(handlers, monkeypatch, tmp_path, command):
+def test_signals_that_are_ignored_stay_ignored(handlers):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     seen = []
 
-    def look(*_):
+    def look():
         seen.extend(signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM))
         raise InputError("seen")
 
-    if command == "evidence":
-        runner.call(look)
-    else:
-        monkeypatch.setattr(demo, "check_folder", look)
-        demo.main(["--out", str(tmp_path)])
+    runner.call(look)
     assert seen[0] is signal.SIG_IGN and seen[1] not in (signal.SIG_IGN, signal.SIG_DFL)
 
 
@@ -369,7 +363,7 @@ def test_a_wrong_store_ends_before_the_first_run(plan, tmp_path, capsys, monkeyp
     monkeypatch.setattr(module, "read_study", lambda _: made.study)
     uri = f"sqlite:///{tmp_path / 'no/folder/mlruns.db'}"
     assert program(["made_up", "--out", str(tmp_path / "out"), "--tracking_uri", uri]) == 1
-    assert f"Stopped: MLflow's store {uri}" in capsys.readouterr().err
+    assert f"Stopped: MLflow store {uri}" in capsys.readouterr().err
     assert not (tmp_path / "out/runs").exists()
 
 
@@ -379,7 +373,7 @@ def test_a_finished_pretraining_keeps_the_figures_of_its_last_validation(plan, o
     folder = out / "runs" / run.name
     write_text(folder / "train/validation.json", json.dumps(validation))
     save_atomically(encoder_file(record, steps=50), folder / "train/models/encoder.pt")
-    write_text(folder / ".train.done", "")  # the training has ended, its record has not been written
+    write_text(folder / ".train.done", "")  # the training has ended, but done.json is not written
     go(type(plan)(study=plan.study, runs=(run,), outline=plan.outline), out)
     done = json.loads((out / "runs" / run.name / "done.json").read_text())
     assert done["figures"] == {"steps": 100, "steps_kept": 50, **validation}
@@ -392,10 +386,10 @@ def test_a_torn_file_of_a_run_is_named_and_made_again(plan, out, bundles, name):
     path = out / "runs" / plan.runs[0].name / name
     before = path.read_text()
     path.write_text("")
-    with pytest.raises(InputError, match=f"{name} is no JSON .*Remove it"):
+    with pytest.raises(InputError, match=f"{name} is not valid JSON .*Remove it"):
         go(plan, out)
         overview(plan, out, names=False)
     path.unlink()
     (path.parent / "done.json").unlink(missing_ok=True)
     assert go(plan, out)[0] and path.read_text() == before
-    assert (path.parent / "train/models/calls").read_text() == "x"  # nothing was trained again
+    assert (path.parent / "train/models/calls").read_text() == "x"  # not trained again

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A study of tiny synthetic patients through the bundles' command line: killed and started again, its table is the same."""
+"""A study of tiny synthetic patients through the bundles' command line gives the same table after it was killed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ STUDY = {
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """The study's file and its data: two training patients and two that are scored."""
+    """The study file and its data: two training patients and two scored patients."""
     folder = tmp_path_factory.mktemp("study")
     lists = write_dataset(
         folder / "data", unlabelled=0, training=2, validation=2, test=0, shuffled=False, progress=False
@@ -68,14 +68,14 @@ def wait_for(path, process):
         if path.exists() or process.poll() is not None:
             break
         time.sleep(0.01)
-    assert path.exists(), f"ended with {process.returncode} before {path} was there"
+    assert path.exists(), f"ended with {process.returncode} before {path} existed"
 
 
 def test_killed_and_started_again_gives_the_same_table_and_weights(study, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finish(study, whole)
 
-    # Killed in the middle of a training: its command dies with it, and its claim is taken over.
+    # Killed during a training: its command dies with it, and its claim is taken over.
     process = subprocess.Popen(command(study, broken), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     run = broken / "runs/finetune_pretrained_n1_seed0"
     wait_for(run / "train/models/last.pt", process)
@@ -93,7 +93,7 @@ def test_killed_and_started_again_gives_the_same_table_and_weights(study, tmp_pa
         )
         assert all(torch.equal(one[key], other[key]) for key in one)
 
-    # With a learning rate of next to nothing the weights are still those of the start: one decoder, two encoders.
+    # With a learning rate close to 0, the weights are still the initial ones: one decoder, two encoders.
     scratch, pretrained = (
         torch.load(whole / "runs" / f"finetune_{arm}_n1_seed0/train/models/model.pt", weights_only=True)["model"]
         for arm in ("scratch", "pretrained")
@@ -104,7 +104,7 @@ def test_killed_and_started_again_gives_the_same_table_and_weights(study, tmp_pa
     key = "swinViT.layers4.0.blocks.0.mlp.linear1.weight"
     assert not torch.allclose(scratch[key], pretrained[key], atol=1e-4)
 
-    # Finished, it does nothing more.
+    # A finished study runs nothing.
     before = {path: path.stat().st_mtime_ns for path in (whole / "runs").rglob("*") if path.is_file()}
     assert "3 of 3 runs done" in finish(study, whole)
     assert before == {path: path.stat().st_mtime_ns for path in before} and os.listdir(whole / "runs")

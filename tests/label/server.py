@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A MONAI Label server on the loopback address, and its REST interface as its clients use it."""
+"""A MONAI Label server on the loopback address, and a client of its REST interface."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Server:
-    """A server that runs.
+    """A running server.
 
     Attributes:
-        url: its address.
-        models: folder of the bundles that it serves.
-        studies: folder of its scans.
+        url: URL of the server.
+        models: folder of the served bundles.
+        studies: folder of the scans.
     """
 
     url: str
@@ -40,24 +40,24 @@ class Server:
     studies: Path
 
     def info(self) -> dict[str, Any]:
-        """What it says of itself."""
+        """Return the server's description of its app."""
         return _answer(requests.get(f"{self.url}/info/", timeout=30)).json()
 
     def infer(self, model: str, case: str, path: Path, **params: Any) -> Path:
-        """Segment a scan of the studies, and write the mask to ``path``."""
+        """Segment a scan of the studies and write the mask to ``path``."""
         form = {"params": json.dumps({"device": "cpu", **params})}
         address = f"{self.url}/infer/{model}?image={case}&output=image"
         path.write_bytes(_answer(requests.post(address, data=form, timeout=300)).content)
         return path
 
     def store_label(self, case: str, label: Path) -> None:
-        """Store a label as final, as a client does when the annotator submits it."""
+        """Store a label with the tag ``final``, as a client does when the annotator submits it."""
         with open(label, "rb") as file:
             address = f"{self.url}/datastore/label?image={case}&tag=final"
             _answer(requests.put(address, data={"params": "{}"}, files={"label": (label.name, file)}, timeout=60))
 
     def train(self, model: str, **request: Any) -> dict[str, Any]:
-        """Train, wait for the end, and return the task: ``status`` and ``details``, the last lines of the log."""
+        """Train and wait for the end; return the task: ``status`` and ``details`` (the last lines of the log)."""
         address = f"{self.url}/train/"
         _answer(requests.post(f"{address}{model}", json={"device": "cpu", "multi_gpu": False, **request}, timeout=60))
         until = time.monotonic() + TRAINS_WITHIN
@@ -76,17 +76,17 @@ def _answer(response: requests.Response) -> requests.Response:
 
 @contextmanager
 def serve(python: str, folder: Path, *, packages: Sequence[Path], scans: Sequence[Path]) -> Iterator[Server]:
-    """Set up the app, the bundles and the studies, and start the server; it ends with the context.
+    """Set up the app, the bundles and the studies, and start the server; leaving the context stops it.
 
     Args:
-        python: of the environment that has MONAI Label.
-        folder: for all its files; the log is ``server.log``.
+        python: Python executable of the environment with MONAI Label.
+        folder: folder for all files; the log is ``server.log``.
         packages: zips of the bundles.
         scans: NIfTI files.
     """
     apps, studies = folder / "apps", folder / "studies"
     environment = {**os.environ, "PYTHONPATH": str(SERVER_PYTHON), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-    environment["MLFLOW_ALLOW_FILE_STORE"] = "true"  # where MONAI 1.5 tracks, and MLflow 3 refuses without it
+    environment["MLFLOW_ALLOW_FILE_STORE"] = "true"  # MONAI 1.5 tracks in files, which MLflow 3 otherwise refuses
     environment["PATH"] = f"{Path(python).parent}{os.pathsep}{environment['PATH']}"
     monailabel = [python, "-m", "monailabel.main"]
     download = [*monailabel, "apps", "--download", "--name", "monaibundle", "--output", str(apps)]

@@ -1,7 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Packed bundles in a real MONAI Label server: two models beside each other, masks, corrected labels, training.
+"""Packed bundles in a real MONAI Label server: two models at once, masks, corrected labels, training.
 
-``make test-label`` sets up the environment of the server; without it, skipped. The tests follow one another, as the work of an annotator does.
+``make test-label`` sets up the environment of the server; without it the tests are skipped. Like the work of an
+annotator, the tests depend on the previous ones.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ TRAINING = {"preset": "cpu", "depths": "[1,1,1,1]", "max_steps": 12, "val_interv
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Folders ``btcv`` and ``Task09_Spleen`` of the same three synthetic patients."""
+    """Folders ``btcv`` and ``Task09_Spleen`` with the same three synthetic patients."""
     folder = tmp_path_factory.mktemp("data")
     cases: dict[str, list[dict[str, str]]] = {"btcv": [], "Task09_Spleen": []}
     for number in range(3):
@@ -57,7 +58,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory, data) -> list[Path]:
-    """Both bundles, trained for a moment and packed."""
+    """Both bundles, trained for a few steps and packed."""
     folder = tmp_path_factory.mktemp("packages")
     made = []
     for bundle, task, cases in ((BTCV, None, "btcv"), ("swin_unetr_msd", "Task09_Spleen", "Task09_Spleen")):
@@ -76,14 +77,14 @@ def server(tmp_path_factory, data, packages) -> Server:
 
 @pytest.fixture(scope="module")
 def first_masks(tmp_path_factory, server) -> dict[str, Path]:
-    """The same scan by one model and then by the other."""
+    """Masks of the same scan by one model and then by the other."""
     folder = tmp_path_factory.mktemp("first")
     return {model: server.infer(model, "case_2", folder / f"{model}.nii.gz") for model in (BTCV, SPLEEN)}
 
 
 @pytest.fixture(scope="module")
 def trained(server, first_masks, data) -> dict:
-    """An epoch from two corrected labels, after the first masks."""
+    """Train one epoch on two corrected labels, after the first masks."""
     for number in range(2):
         server.store_label(f"case_{number}", data / f"btcv/label/case_{number}.nii.gz")
     return server.train(BTCV, max_epochs=1, val_split=0.5, tracking="mlflow")
@@ -107,11 +108,11 @@ def test_a_mask_is_that_of_the_bundle_on_every_voxel(server, first_masks, data, 
     command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", "configs/inference.yaml"]
     command += ["--dataset_dir", str(scan), "--output_dir", str(tmp_path)]
     succeed(subprocess.run(command, cwd=server.models / model, capture_output=True, text=True, timeout=600))
-    ours, theirs = nib.load(tmp_path / "case_2_seg.nii.gz"), nib.load(first_masks[model])
-    assert theirs.shape == ours.shape == nib.load(scan).shape
-    np.testing.assert_allclose(theirs.affine, ours.affine, atol=1e-3)
-    assert np.array_equal(voxels(first_masks[model]), np.asarray(ours.dataobj))
-    assert len(np.unique(ours.dataobj)) > 1
+    expected, served = nib.load(tmp_path / "case_2_seg.nii.gz"), nib.load(first_masks[model])
+    assert served.shape == expected.shape == nib.load(scan).shape
+    np.testing.assert_allclose(served.affine, expected.affine, atol=1e-3)
+    assert np.array_equal(voxels(first_masks[model]), np.asarray(expected.dataobj))
+    assert len(np.unique(expected.dataobj)) > 1
 
 
 def test_the_first_model_again_after_the_second(server, first_masks, tmp_path):
@@ -122,10 +123,12 @@ def test_the_first_model_again_after_the_second(server, first_masks, tmp_path):
 def test_an_epoch_is_a_pass_over_the_corrected_labels_from_the_served_model(server, trained):
     assert trained["status"] == "DONE", trained["details"]
     content = torch.load(server.models / BTCV / "models/model.pt", weights_only=True)
-    said = content["trained"]
-    assert said["data"] == "MONAI Label" and said["start"]["file"] == str(server.models / BTCV / "models/model.pt")
-    assert said["plan"] == {"steps": 1, "epochs": 1, "warmup_steps": 0, "epoch_length": 1, "iterations": 1}
-    assert said["scans"]["number"] == said["validation_scans"]["number"] == 1
+    recorded = content["trained"]
+    assert recorded["data"] == "MONAI Label" and recorded["start"]["file"] == str(
+        server.models / BTCV / "models/model.pt"
+    )
+    assert recorded["plan"] == {"steps": 1, "epochs": 1, "warmup_steps": 0, "epoch_length": 1, "iterations": 1}
+    assert recorded["scans"]["number"] == recorded["validation_scans"]["number"] == 1
 
 
 def test_the_first_model_stays_beside_the_new_one(server, trained, packages, tmp_path):
@@ -158,9 +161,9 @@ def test_mlflow_has_the_training(server, trained, monkeypatch):
 
 
 def test_labels_of_another_model_are_refused_with_the_reason(server, trained):
-    """Those that are stored have thirteen organs, this model one."""
+    """The stored labels have thirteen organs, this model has one."""
     task = server.train(SPLEEN, max_epochs=1, val_split=0)
     assert task["status"] == "ERROR"
-    said = "\n".join(task["details"])
-    assert "2 of 2 scans are bad" in said and "case_0.nii.gz" in said
+    details = "\n".join(task["details"])
+    assert "2 of 2 scans are bad" in details and "case_0.nii.gz" in details
     assert not (server.models / SPLEEN / "models/shipped_model.pt").exists()

@@ -1,5 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Run by a Python that has MONAI 1.4.0: ``save_monai_1_4.py FOLDER`` saves random Swin UNETRs with an input and what they make of it."""
+"""Save random Swin UNETRs of MONAI 1.4.0, each with an input and its outputs: ``save_monai_1_4.py FOLDER``.
+
+Run this with a Python that has MONAI 1.4.0.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ if __name__ == "__main__":
         torch.manual_seed(feature_size)
         network = SwinUNETR(CROP, 1, 3, feature_size=feature_size).eval()
         with torch.no_grad():
-            for parameter in network.parameters():  # what is zero or one at first would hide differences
+            for parameter in network.parameters():  # parameters initialised to zero or one would hide differences
                 parameter.add_(0.02 * torch.randn_like(parameter))
             image = torch.rand(1, 1, *CROP)
             outputs = {"logits": network(image), "features": network.swinViT(image, normalize=True)}

@@ -1,5 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Weights of the real MONAI 1.4.0 compute here what they compute there. ``make test-legacy`` sets up the other Python; without it, skipped."""
+"""Weights of the real MONAI 1.4.0 give the same outputs here as there.
+
+``make test-legacy`` sets up a Python with MONAI 1.4.0; without it the tests are skipped.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ def test_logits_and_features_are_those_of_monai_1_4(saved, tmp_path, feature_siz
     record = read_record(path, merging="legacy")
     network = build_swin_unetr(record, out_channels=3).eval()
     load_model(network, path)
-    # and the encoder alone, in the layout of the released one
+    # also the encoder alone, in the layout of the released encoder
     torch.save({"state_dict": official_layout(encoder_state(network))}, tmp_path / "VoComni_B.pt")
     encoder = torch.nn.ModuleDict({"swinViT": build_encoder(read_record(str(tmp_path / "VoComni_B.pt")))}).eval()
     load_encoder(encoder, str(tmp_path / "VoComni_B.pt"))
@@ -50,6 +53,7 @@ def test_logits_and_features_are_those_of_monai_1_4(saved, tmp_path, feature_siz
     with torch.no_grad():
         assert difference(network(content["image"]), content["outputs"]["logits"]) < 1e-5
         features = encoder["swinViT"](content["image"])
-        for ours, theirs in zip(features, content["outputs"]["features"], strict=True):
-            assert difference(ours, theirs) < 1e-5
-        assert difference(newer(content["image"]), content["outputs"]["logits"]) > 1e-2  # what loads without a word
+        for feature, expected in zip(features, content["outputs"]["features"], strict=True):
+            assert difference(feature, expected) < 1e-5
+        # with the wrong patch-merging order the weights load without an error, but give other outputs
+        assert difference(newer(content["image"]), content["outputs"]["logits"]) > 1e-2

@@ -60,9 +60,9 @@ def test_the_table_says_what_was_found(tmp_path, record, capsys):
     save_atomically({"state_dict": kept}, tmp_path / "whole.pt")
     shown = convert(source=str(tmp_path / "whole.pt"), target=str(tmp_path / "encoder.pt"), merging="legacy")
     assert shown["recognised"] == "in 'state_dict', prefix 'module.swinViT.'"
-    assert shown["merging"] == "legacy, says --merging"
-    assert "4 made up from the window" in shown["tensors"]
-    assert shown["left over"].startswith(f"{len(whole) - len(encoder_state_names(whole))}: decoder")
+    assert shown["merging"] == "legacy, according to --merging"
+    assert "4 of them computed from the window" in shown["tensors"]
+    assert shown["unused"].startswith(f"{len(whole) - len(encoder_state_names(whole))}: decoder")
     assert "feature_size 12" in capsys.readouterr().out
 
 
@@ -92,6 +92,6 @@ def test_an_encoder_with_use_v2_has_no_official_layout(tmp_path, record):
     record = record | {"use_v2": True}
     state = encoder_state(build_swin_unetr(record, out_channels=2))
     save_atomically({"state_dict": state, "encoder": record}, tmp_path / "encoder.pt")
-    with pytest.raises(InputError, match="use_v2: SwinUNETR.load_from would leave out its layers1c"):
+    with pytest.raises(InputError, match="use_v2: SwinUNETR.load_from would ignore its layers1c"):
         convert(source=str(tmp_path / "encoder.pt"), target=str(tmp_path / "x.pt"), layout="official")
     convert(source=str(tmp_path / "encoder.pt"), target=str(tmp_path / "x.pt"))

@@ -208,7 +208,7 @@ def test_heads_are_what_was_asked_for_else_those_of_the_checkpoint_else_the_offi
         "reconstruction_head": "vae",
         "pooling": "mean",
     }
-    with pytest.raises(InputError, match="model.pt was trained with pooling mean, not token. Leave --pooling out"):
+    with pytest.raises(InputError, match="model.pt was trained with pooling mean, not token. Do not set --pooling"):
         resolve_heads(asked={"pooling": "token"}, checkpoint=path)
 
 
@@ -236,7 +236,7 @@ def test_an_official_checkpoint_with_its_heads_can_be_continued(tmp_path, record
 
 def test_an_encoder_alone_is_no_whole_network(tmp_path, record):
     save_atomically({"state_dict": encoder_state(build(record)), "encoder": record}, tmp_path / "encoder.pt")
-    with pytest.raises(InputError, match="encoder.pt is not a whole pre-training network.*--pretrained_encoder"):
+    with pytest.raises(InputError, match="encoder.pt is not a complete pre-training network.*--pretrained_encoder"):
         resolve_heads(asked={}, checkpoint=str(tmp_path / "encoder.pt"))
 
 

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Every volume of the real data is accounted for: CT in HU is used whatever its padding, MR is not."""
+"""Every volume of the real data has a verdict: CT in HU is used regardless of its padding, MR is not."""
 
 from __future__ import annotations
 

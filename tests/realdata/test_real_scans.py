@@ -1,7 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The whole job on real CT, small: pre-train on two unlabelled sets, fine-tune on one labelled case, segment scans never seen.
+"""The whole workflow on a little real CT: pre-train on two unlabelled sets, fine-tune on one labelled case, segment.
 
-The data lie in the folder named by REALDATA, or in ``shared/data`` beside the project; docs/how-to/real-scans.md says what they are.
+The data are in the folder REALDATA, by default ``shared/data`` next to the project; docs/how-to/real-scans.md describes
+them.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def test_pre_training_losses_fall(encoder):
 
 
 def test_all_three_tasks_are_learnt_from_real_scans(tmp_path):
-    """docs/explanation/measured.md: rotation is beyond chance after 100 to 300 steps."""
+    """Rotation is better than chance after 100 to 300 steps (docs/explanation/measured.md)."""
     succeed(
         run_bundle(
             "swin_unetr_pretrain",
@@ -124,11 +125,11 @@ def test_masks_have_their_scans_geometry_and_declared_labels(tmp_path, model):
         np.testing.assert_allclose(mask.affine, original.affine, atol=1e-3)
         labels = set(np.unique(mask.dataobj).tolist())
         assert labels <= set(range(14))
-        assert len(labels) > 1  # not all background
+        assert len(labels) > 1  # not only background
 
 
 def test_a_real_label_goes_through_the_preprocessing_and_back(monkeypatch):
-    """Organs from 4 ml up on a grid of 3 mm, by the nearest path and as probabilities."""
+    """Organs of 4 ml and more on a 3 mm grid, by nearest-neighbour interpolation and as probabilities."""
     monkeypatch.syspath_prepend(str(BUNDLES / "swin_unetr_btcv_seg"))
     config = ConfigParser()
     config.read_config(BUNDLES / "swin_unetr_btcv_seg" / "configs" / "train.yaml")

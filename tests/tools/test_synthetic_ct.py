@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Synthetic patients: plausible, different from each other, reproducible, and laid out as BTCV is."""
+"""Synthetic patients are plausible, different from each other, reproducible, and in the layout of BTCV."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bundles.common.errors import InputError
 from tools import synthetic_ct
 from tools.synthetic_ct import ORGANS, draw_patient, main, render, stamp, write_dataset
 
-# Wider than any adult's range where the drawing is generous (adrenals), millilitres.
+# Allowed volumes in millilitres. Wider than the range in adults where the shapes are generous (adrenal glands).
 VOLUME = {
     "spleen": (60, 350),
     "right_kidney": (70, 300),
@@ -49,7 +49,7 @@ def centre_mm(label, affine, name):
 
 
 def mean_dice(one, other):
-    """Mean over the organs; stamped onto the same grid first."""
+    """Mean over the organs, after cropping or padding to the same grid."""
     other = stamp(other, one.shape)
     return np.mean([2 * ((one == o) & (other == o)).sum() / ((one == o).sum() + (other == o).sum()) for o in ORGANS])
 
@@ -124,7 +124,7 @@ def test_organs_lie_on_the_right_side_in_scanner_coordinates(patients):
 
 
 def test_label_and_image_agree(patients):
-    """Mean HU in the eroded core of even organs is what was drawn, so image and label share one geometry."""
+    """The mean HU inside uniform organs is the drawn value, so image and label have the same geometry."""
     for seed, image, label, _ in patients:
         for organ in (1, 6, 8):
             inside = label == organ

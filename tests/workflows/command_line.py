@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Run a bundle as a user does: ``python -m monai.bundle run`` or ``torchrun``, in a process of its own."""
+"""Run a bundle as a user does, in a separate process: ``python -m monai.bundle run`` or ``torchrun``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 BUNDLES = ROOT / "bundles"
 
-# The smallest network and crop that train: 64x32x32 leaves two voxels at the bottleneck.
+# The smallest network and crop that can train: 64x32x32 leaves two voxels at the bottleneck.
 SMALL = {
     "preset": "cpu",
     "roi_size": "[32,32,64]",
@@ -57,8 +57,8 @@ def run_bundle(bundle: str, configs: str | list[str], **options: object) -> subp
     Args:
         bundle: folder name.
         configs: file names in its ``configs/``.
-        options: ``cwd``, another working folder; ``processes``, more than one starts them by ``torchrun``; ``launch``, other options of ``torchrun``; and the overrides of the
-            command line.
+        options: options of the config, as on the command line; also ``cwd`` (working folder), ``processes`` (more than
+            one are started by ``torchrun``) and ``launch`` (other options of ``torchrun``).
     """
     return subprocess.run(
         **_command(bundle, configs, **options), capture_output=True, text=True, timeout=900, check=False
@@ -66,7 +66,7 @@ def run_bundle(bundle: str, configs: str | list[str], **options: object) -> subp
 
 
 def kill_when(bundle: str, configs: str | list[str], *, appears: Path, **options: object) -> None:
-    """Start a workflow as `run_bundle` does, and kill it as soon as a file is there."""
+    """Start a workflow as `run_bundle` does, and kill it as soon as a file appears."""
     process = subprocess.Popen(
         **_command(bundle, configs, **options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -82,7 +82,7 @@ def kill_when(bundle: str, configs: str | list[str], *, appears: Path, **options
 
 
 def start(bundle: str, configs: str | list[str], **options: object) -> subprocess.Popen:
-    """Start a workflow as `run_bundle` does, in a process group of its own, and leave it running."""
+    """Start a workflow as `run_bundle` does, in its own process group, and return the running process."""
     command = _command(bundle, configs, **options)
     return subprocess.Popen(
         **command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -92,7 +92,7 @@ def start(bundle: str, configs: str | list[str], **options: object) -> subproces
 def signal_when(
     bundle: str, configs: str | list[str], number: signal.Signals, *, says: str, **options: object
 ) -> tuple[int, str]:
-    """Start a workflow as `run_bundle` does, signal its whole process group when its output says so, and wait.
+    """Start a workflow as `run_bundle` does, signal its process group when its output contains a text, and wait.
 
     Returns:
         Exit status and output.
@@ -108,6 +108,6 @@ def signal_when(
 
 
 def succeed(run: subprocess.CompletedProcess) -> str:
-    """The output of a run that ended well."""
+    """Assert that a run succeeded; return its output."""
     assert run.returncode == 0, f"exit status {run.returncode}\n{run.stdout[-3000:]}\n{run.stderr[-6000:]}"
     return run.stdout

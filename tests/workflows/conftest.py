@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Small data sets and trained networks that the workflow tests share, each made once per worker."""
+"""Small data sets and trained networks shared by the workflow tests, each made once per worker."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def unlabelled(tmp_path_factory, patients) -> Path:
 
 @pytest.fixture(scope="session")
 def btcv(tmp_path_factory, patients) -> Path:
-    """Two training cases, one validation case and one test case in BTCV's layout."""
+    """Two training cases, one validation case and one test case in the layout of BTCV."""
     folder = tmp_path_factory.mktemp("btcv")
     cases = [
         {
@@ -61,7 +61,7 @@ def btcv(tmp_path_factory, patients) -> Path:
 
 @pytest.fixture(scope="session")
 def spleen(tmp_path_factory, patients) -> Path:
-    """Task09_Spleen in small: five cases without a validation section, as MSD ships it."""
+    """A small Task09_Spleen: five cases without a validation section, as shipped by MSD."""
     folder = tmp_path_factory.mktemp("Task09_Spleen")
     cases = []
     for number in range(5):
@@ -80,7 +80,7 @@ def spleen(tmp_path_factory, patients) -> Path:
 
 @pytest.fixture(scope="session")
 def brain(tmp_path_factory) -> Path:
-    """Task01_BrainTumour in small: four channels in the fourth axis of the file."""
+    """A small Task01_BrainTumour: four channels along the fourth axis of the file."""
     folder = tmp_path_factory.mktemp("Task01_BrainTumour")
     generator = np.random.default_rng(0)
     cases = []
@@ -110,7 +110,7 @@ def pretrained(tmp_path_factory, unlabelled) -> Path:
 def segmenter(tmp_path_factory, btcv, pretrained) -> Path:
     """Output folder of a small BTCV fine-tuning from the encoder."""
     output = tmp_path_factory.mktemp("segmenter")
-    options = {**SMALL, "depths": None, "roi_size": "[64,64,32]"}  # null: those of the encoder
+    options = {**SMALL, "depths": None, "roi_size": "[64,64,32]"}  # None: as in the encoder
     succeed(
         run_bundle(
             "swin_unetr_btcv_seg",

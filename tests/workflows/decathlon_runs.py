@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What the tests of the Decathlon's tasks share: the way of one task from its folder to the leaderboard's archive, and what each step must have left."""
+"""Shared by the tests of the Decathlon's tasks: run each step from data folder to archive, and check its results."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from .miniature_decathlon import write_miniature
 
 TABLE = yaml.safe_load((BUNDLES / "swin_unetr_msd" / "configs" / "tasks.yaml").read_text())
 CT, MR = ([task for task, row in TABLE.items() if row["modality"] == modality] for modality in ("CT", "MR"))
-# Spacing, ROI, window and batch are those of the row: only depth and steps are less.
+# Spacing, ROI, window and batch are those of the row; only depth and steps are reduced.
 SHORT = {"preset": "cpu", "depths": "[1,1,1,1]", "max_steps": 2, "val_interval": 2, "log_every": 1}
 
 
 @dataclass(frozen=True)
 class TaskRun:
-    """A task in small, trained and evaluated through the command line, each when it is first asked for.
+    """A small version of a task. Training and evaluation run through the command line when first accessed.
 
     Attributes:
-        folder: where data and results go.
-        task: its name.
+        folder: folder for data and results.
+        task: name of the task.
     """
 
     folder: Path
@@ -40,7 +40,7 @@ class TaskRun:
 
     @property
     def row(self) -> dict:
-        """The task's row, with what it states for the preset."""
+        """The task's row with its values for the preset."""
         return {"hu_window": None, **TABLE[self.task], **TABLE[self.task]["cpu"]}
 
     @property
@@ -59,7 +59,7 @@ class TaskRun:
 
     @cached_property
     def evaluation(self) -> Path:
-        """The output folder."""
+        """Output folder of the evaluation."""
         return evaluate(self.model, dataset_dir=self.data, output_dir=self.model.parents[1] / "evaluation")
 
     @property
@@ -80,14 +80,14 @@ def train(task: str | Path, **options: object) -> None:
 
 
 def evaluate(model: Path, *, dataset_dir: Path, output_dir: Path) -> Path:
-    """Evaluate with the model alone: the task travels with it."""
+    """Evaluate without naming the task, which is recorded in the model."""
     options = {"preset": "cpu", "dataset_dir": dataset_dir, "output_dir": output_dir}
     succeed(run_bundle("swin_unetr_msd", "evaluate.yaml", pretrained_model=model, **options))
     return output_dir
 
 
 def submit(runs: Mapping[str, TaskRun]) -> Path:
-    """Predict the test images of all tasks and pack them, in one go."""
+    """Predict the test images of all tasks and pack the masks in one run; return the archive."""
     folder = next(iter(runs.values())).folder
     options = {
         "data_dirs": folder / "data",
@@ -101,7 +101,7 @@ def submit(runs: Mapping[str, TaskRun]) -> Path:
 
 
 def check_model(run: TaskRun) -> None:
-    """The model's file tells task, labels, channels and all that its masks depend on."""
+    """Assert that the model file records task, labels, channels and everything else that its masks depend on."""
     model, row = torch.load(run.model, weights_only=True), run.row
     assert model["task"] == run.task
     assert model["labels"] == row["labels"]
@@ -114,7 +114,7 @@ def check_model(run: TaskRun) -> None:
 
 
 def check_evaluation(run: TaskRun) -> None:
-    """The one case of five that the training held out has a score for every label, at the row's tolerance."""
+    """Assert that the held-out case (one of five) has a score for every label, at the row's tolerance."""
     rows = run.scores()
     (case,) = {row["case"] for row in rows}
     assert (run.data / "labelsTr" / f"{case}.nii.gz").is_file()
@@ -129,7 +129,7 @@ def check_evaluation(run: TaskRun) -> None:
 
 
 def check_submission(run: TaskRun, archive: Path) -> None:
-    """Every test image has a mask of whole, declared values on its own grid, under its name, in the task's folder."""
+    """Assert that every test image has a mask in the task's folder, with its name and grid and declared labels."""
     images = sorted((run.data / "imagesTs").glob("*.nii.gz"))
     assert len(images) == 2
     with zipfile.ZipFile(archive) as packed:

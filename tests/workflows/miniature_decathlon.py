@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The ten tasks of the Decathlon in small: its folders, names, types and labels, around bodies of ellipsoids."""
+"""Miniature versions of the Decathlon's ten tasks: its folders, names, types and labels, with ellipsoids as bodies."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ STRUCTURES = (60, 110)  # HU, by label
 
 @dataclass(frozen=True)
 class Form:
-    """How a task is shipped.
+    """The form in which a task is shipped.
 
     Attributes:
-        name, description, channels, labels: as its ``dataset.json`` has them; of the labels those from 1 up.
-        case: name of a case by its number.
-        first: the first number.
-        shape: voxels, about.
-        spacing: mm.
-        body: radii of the body as a share of half the volume; above the square root of 3 it fills the volume.
+        name: as in its ``dataset.json``.
+        description: as in its ``dataset.json``.
+        channels: as in its ``dataset.json``.
+        labels: as in its ``dataset.json``, without background.
+        case: format of case names, filled with a number.
+        first: number of the first case.
+        shape: approximate shape in voxels.
+        spacing: spacing in mm.
+        body: radii of the body relative to half the volume; above the square root of 3 it fills the volume.
     """
 
     name: str
@@ -39,8 +42,9 @@ class Form:
     body: float = 0.85
 
 
-# Names and words are those of MSD's own dataset.json files. Spacings are two to five times the median of the task (nnU-Net: Isensee et al., Nature
-# Methods 2021, as remembered, not checked again), so that they are as anisotropic and a volume has few voxels; the hippocampus has its real size.
+# Names and texts are those of MSD's dataset.json files. Spacings are two to five times the task's median, so that
+# volumes have few voxels but similar anisotropy; the hippocampus has its real size. (Medians: nnU-Net, Isensee et al.,
+# Nature Methods 2021; quoted from memory, not verified.)
 FORMS = {
     "Task01_BrainTumour": Form(
         "BRATS",
@@ -149,15 +153,16 @@ FORMS = {
 def write_miniature(folder: Path, task: str, *, cases: int = 5, tests: int = 2, seed: int = 0) -> Path:
     """Write ``FOLDER/TASK`` with ``dataset.json``, ``imagesTr``, ``labelsTr`` and ``imagesTs``, as MSD unpacks.
 
-    Images are int16 (CT, HU) or float32 (MR, zero outside the body, in units of their own), with several channels along
-    the fourth axis; labels are uint8. Every case has every label, but for the first of a task whose last label is a tumour.
+    Images are int16 (CT, HU) or float32 (MR, zero outside the body, with arbitrary units), with channels along the
+    fourth axis. Labels are uint8. Every case has every label, except that the first case lacks the last label if that
+    is a tumour.
 
     Args:
-        folder: made if absent.
-        task: of `FORMS`.
+        folder: parent folder, created if missing.
+        task: key of `FORMS`.
         cases: number of labelled cases.
         tests: number of test images.
-        seed: another seed gives other patients; more cases keep those that fewer have.
+        seed: seed of the patients; the first cases do not depend on the number of cases.
 
     Returns:
         The task's folder.
@@ -167,7 +172,7 @@ def write_miniature(folder: Path, task: str, *, cases: int = 5, tests: int = 2, 
     training, test = [], []
     for number in range(cases + tests):
         image, label, affine = draw_case(form, seed=[seed, number], healthy=with_tumour and number == 0)
-        # Numbers have gaps, and cross 10: liver_4 comes after liver_12 where names are sorted as text.
+        # Numbers have gaps and exceed 10: sorted as text, liver_4 comes after liver_12.
         name = form.case.format(form.first + 4 * number) + ".nii.gz"
         part = "Tr" if number < cases else "Ts"
         _save(folder / f"images{part}" / name, image, affine)
@@ -192,12 +197,12 @@ def write_miniature(folder: Path, task: str, *, cases: int = 5, tests: int = 2, 
 
 
 def draw_case(form: Form, *, seed: list[int], healthy: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A body with one structure in the other, as the labels follow one another.
+    """Draw a body with nested structures: each label is inside the previous one.
 
     Args:
-        form: of the task.
-        seed: of the patient.
-        healthy: leave the last label out.
+        form: form of the task.
+        seed: seed of the patient.
+        healthy: whether to omit the last label.
 
     Returns:
         Image (X, Y, Z) or (X, Y, Z, C), label (X, Y, Z), affine.
@@ -227,7 +232,7 @@ def draw_case(form: Form, *, seed: list[int], healthy: bool) -> tuple[np.ndarray
 
 
 def _affine(form: Form, rng: np.random.Generator) -> np.ndarray:
-    """Left-handed as the Decathlon's CTs may be, a little tilted for MR, anywhere in the room."""
+    """Random affine: left-handed, as the Decathlon's CTs can be, slightly tilted for MR, with any origin."""
     tilt = 0.0 if form.channels == ("CT",) else 0.1  # radians, about x
     turn = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]])
     affine = np.eye(4)

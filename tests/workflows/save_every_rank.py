@@ -1,5 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Run a bundle's training under torchrun and save the weights of every rank: ``save_every_rank.py BUNDLE_FOLDER OUTPUT_DIR OPTIONS_JSON``."""
+"""Run a bundle's training under torchrun and save the weights of every rank.
+
+Usage: ``save_every_rank.py BUNDLE_FOLDER OUTPUT_DIR OPTIONS_JSON``.
+"""
 
 from __future__ import annotations
 

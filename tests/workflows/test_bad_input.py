@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Bad input stops a run before it trains, with one message that names the file or option, the value and the mend."""
+"""Invalid input stops a run before it trains, with one message that names file or option, value and solution."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .command_line import BUNDLES, SMALL, run_bundle
 
 
 def refused(tmp_path, dataset_dir, **options) -> str:
-    """The message of a training that must not start."""
+    """Assert that a training is refused; return its message."""
     output = tmp_path / "output"
     run = run_bundle(
         "swin_unetr_btcv_seg", "train.yaml", dataset_dir=dataset_dir, output_dir=output, **{**SMALL, **options}
@@ -30,7 +30,7 @@ def refused(tmp_path, dataset_dir, **options) -> str:
 
 @pytest.fixture
 def broken(tmp_path, btcv):
-    """A copy of the data set to be spoilt."""
+    """A copy of the data set to corrupt."""
     return shutil.copytree(btcv, tmp_path / "btcv")
 
 

@@ -26,14 +26,14 @@ def test_fine_tuning_builds_the_network_of_the_encoder(segmenter, pretrained):
     assert model["encoder"] == encoder["encoder"]
     assert model["encoder"]["depths"] == [1, 1, 1, 1]  # the preset alone would build [2, 2, 2, 2]
     assert model["labels"]["6"] == "liver"
-    # A plain MONAI network takes the weights as they are.
+    # A plain MONAI network can load the weights unchanged.
     network = SwinUNETR(1, 14, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), window_size=4, feature_size=12)
     network.load_state_dict(model["model"], strict=True)
 
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory, segmenter, btcv):
-    """Output folder of an evaluation of the validation case, and what it printed."""
+    """Output folder and printed output of an evaluation of the validation case."""
     output = tmp_path_factory.mktemp("evaluated")
     options = {"dataset_dir": btcv, "pretrained_model": segmenter / "models" / "model.pt", "output_dir": output}
     return output, succeed(run_bundle("swin_unetr_btcv_seg", "evaluate.yaml", **options, **WINDOW))
@@ -87,7 +87,7 @@ def test_a_dicom_series_is_segmented_measured_and_written_as_dicom(tmp_path, seg
     (mask_file,) = (tmp_path / "out").glob("*_seg.nii.gz")
     name = mask_file.name.removesuffix("_seg.nii.gz")
     mask, made = nib.load(mask_file), nib.load(tmp_path / "out" / "dicom" / f"{name}.nii.gz")
-    np.testing.assert_array_equal(np.asarray(made.dataobj), image)  # axial slices: only the axes' signs differ
+    np.testing.assert_array_equal(np.asarray(made.dataobj), image)  # axial slices: only the signs of the axes differ
     np.testing.assert_allclose(mask.affine, made.affine, atol=1e-4)
     with open(tmp_path / "out" / "volumes.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -110,7 +110,7 @@ def test_a_dicom_series_is_segmented_measured_and_written_as_dicom(tmp_path, seg
 
 
 def test_scans_that_are_hardly_ct_are_warned_of_and_segmented_nevertheless(tmp_path, segmenter):
-    """MR, a scan smaller than the window, and air alone, whose mask is said to be empty if it is."""
+    """MR, a scan smaller than the window, and a scan of air. An empty mask is reported."""
     rng = np.random.default_rng(0)
     scans = {
         "mr": (rng.integers(0, 900, (60, 60, 30)), (2.0, 2.0, 3.0)),
@@ -142,7 +142,7 @@ def test_scans_that_are_hardly_ct_are_warned_of_and_segmented_nevertheless(tmp_p
 
 
 def test_few_label_recipe_in_the_folders_of_the_download(tmp_path, btcv, pretrained):
-    """No data list: BTCV's own folders, split into three folds; the recipe's own augmentation and learning rates."""
+    """No data list: BTCV's original folders, split into three folds. Augmentation and learning rates of the preset."""
     raw = tmp_path / "RawData" / "Training"
     (raw / "img").mkdir(parents=True)
     (raw / "label").mkdir()

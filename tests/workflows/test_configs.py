@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What all configs have in common: the properties that MONAI demands, one preprocessing per bundle, one meaning per name."""
+"""Consistency of all configs: properties required by MONAI, one preprocessing per bundle, one meaning per name."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_properties_that_monai_demands_are_there(bundle, name, monkeypatch, btcv
 
 
 def forget_scripts(monkeypatch) -> None:
-    """Unload the package ``scripts``, which each bundle has of its own, as MONAI Label does."""
+    """Unload the package ``scripts``, as MONAI Label does, because each bundle has its own."""
     import sys
 
     for module in [module for module in sys.modules if module.split(".")[0] == "scripts"]:
@@ -94,7 +94,7 @@ def test_what_an_evaluation_takes_for_untold_is_what_train_yaml_has():
     train = config("swin_unetr_pretrain", "train")
     for name, value in UNTOLD.items():
         if name == "task_weights":
-            assert value == {} and set(train[name].values()) == {1.0}  # 1 where not named
+            assert value == {} and set(train[name].values()) == {1.0}  # tasks that are not named have weight 1
         else:
             assert train[name] == value
 
@@ -104,14 +104,14 @@ def test_preprocessing_is_equal_in_train_evaluate_and_inference(bundle):
     train, evaluate, inference = (config(bundle, name) for name in ("train", "evaluate", "inference"))
     assert train["preprocessing"] == evaluate["preprocessing"]
     assert on_image_alone(inference["preprocessing"]) == on_image_alone(train["preprocessing"])
-    # the evaluation of a pre-training takes the window that stands in the model file, which is the one of its training
+    # the evaluation of a pre-training takes the HU window recorded in the model file, which is that of its training
     evaluated = evaluate["hu_window"] if bundle != "swin_unetr_pretrain" else UNTOLD["hu_window"]
     assert bundle != "swin_unetr_pretrain" or evaluate["hu_window"] == "$@values['hu_window']"
     assert train["hu_window"] == evaluated == inference["hu_window"]
 
 
 def on_image_alone(preprocessing: dict) -> list[dict]:
-    """Steps without what they do to a label; the names of classes without where they are found."""
+    """Steps without their handling of labels, and with class names instead of full paths."""
     steps = []
     for step in preprocessing["transforms"]:
         step = {key: value for key, value in step.items() if key != "allow_missing_keys"}

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The CT tasks of the Decathlon, in small, through the command line: trained, evaluated, submitted, and gathered into the table."""
+"""Miniature CT tasks of the Decathlon through the command line: train, evaluate, submit, build the results table."""
 
 from __future__ import annotations
 

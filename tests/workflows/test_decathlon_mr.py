@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The MR tasks of the Decathlon, in small, through the command line: of one, two and four channels."""
+"""Miniature MR tasks of the Decathlon through the command line, with one, two and four channels."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def rewrite(path: Path, change) -> None:
 
 @pytest.fixture
 def spoilt(tmp_path, runs) -> Path:
-    """Brain tumours: one scan without T2w, one of FLAIR alone, one label that is resampled, one in one-hot form."""
+    """Brain tumours with faults: a scan without T2w, one with only FLAIR, a resampled label, a one-hot label."""
     folder = shutil.copytree(runs["Task01_BrainTumour"].data, tmp_path / "spoilt")
     rewrite(folder / "imagesTr" / "BRATS_001.nii.gz", lambda image: image[..., :3])
     rewrite(folder / "imagesTr" / "BRATS_005.nii.gz", lambda image: image[..., 0])
@@ -90,8 +90,8 @@ def test_scans_that_lack_channels_and_labels_that_are_no_integers_are_named_befo
     message = refused("train.yaml", task="Task01_BrainTumour", dataset_dir=spoilt, output_dir=tmp_path / "output")
     assert "4 of 5 scans are bad" in message
     lines = {name: line for line in message.splitlines() for name in re.findall(r"BRATS_\d+", line)}
-    assert "it holds 3 channels, but 4 are due" in lines["BRATS_001"]
-    assert "not (X, Y, Z, 4): it holds one channel, but 4 are due" in lines["BRATS_005"]
+    assert "it holds 3 channels, but 4 are expected" in lines["BRATS_001"]
+    assert "not (X, Y, Z, 4): it holds one channel, but 4 are expected" in lines["BRATS_005"]
     assert "holds label value(s) 0.5, 1.5; allowed are the declared [0, 1, 2, 3]" in lines["BRATS_009"]
     assert "label" in lines["BRATS_013"] and "it must be one 3D volume" in lines["BRATS_013"]
     assert not (tmp_path / "output" / "models").exists()
@@ -101,6 +101,6 @@ def test_scans_that_lack_channels_are_named_before_inference(spoilt, runs, tmp_p
     options = {"dataset_dir": spoilt / "imagesTr", "output_dir": tmp_path / "output"}
     message = refused("inference.yaml", pretrained_model=runs["Task01_BrainTumour"].model, **options)
     assert "2 of 5 scans are bad" in message
-    assert "BRATS_001.nii.gz: has shape" in message and "it holds 3 channels, but 4 are due" in message
-    assert "BRATS_005.nii.gz: has shape" in message and "it holds one channel, but 4 are due" in message
+    assert "BRATS_001.nii.gz: has shape" in message and "it holds 3 channels, but 4 are expected" in message
+    assert "BRATS_005.nii.gz: has shape" in message and "it holds one channel, but 4 are expected" in message
     assert not list((tmp_path / "output").glob("*.nii.gz"))

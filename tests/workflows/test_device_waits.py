@@ -1,9 +1,10 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Between two lines of its log, no step of a training waits for the device.
+"""Between two log entries, no training step synchronises with the device.
 
-A wait is whatever brings a value of the device to the host: ``.item()``, ``bool``, ``float``, ``.tolist()``, ``.cpu()``, indices found by a mask, and
-copies the other way that wait. All of them can be seen on a CPU, where the device is the host; only what the loader hands over (the numbers of the
-draws) lies on the host in earnest, and may be read.
+A synchronisation is anything that brings a value from the device to the host: ``.item()``, ``bool``, ``float``,
+``.tolist()``, ``.cpu()``, indexing with a mask, and blocking copies to the device. All of them can be detected on a
+CPU, where device and host are the same. Only data from the loader (such as the indices of the draws) are really on the
+host and may be read.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ METHODS = {"item", "tolist", "numpy", "cpu", "nonzero", "__bool__", "__float__",
 
 
 def place() -> str:
-    """Where in the project or MONAI the code is."""
+    """Location of the innermost frame in the project or MONAI."""
     frames = [f for f in traceback.extract_stack() if "test_device_waits" not in f.filename]
-    ours = [f for f in frames if "/bundles/" in f.filename or "/monai/" in f.filename]
-    return f"{(ours or frames)[-1].filename}:{(ours or frames)[-1].lineno}"
+    relevant = [f for f in frames if "/bundles/" in f.filename or "/monai/" in f.filename]
+    return f"{(relevant or frames)[-1].filename}:{(relevant or frames)[-1].lineno}"
 
 
 class Waits(TorchDispatchMode):
-    """What operations themselves read, from C++ too."""
+    """Records synchronisation inside operations, including those called from C++."""
 
     def __init__(self, host, found):
         super().__init__()
@@ -53,7 +54,7 @@ class Waits(TorchDispatchMode):
 
 
 class Calls(TorchFunctionMode):
-    """What Python asks for, where no operation of its own is behind it."""
+    """Records synchronisation by Python methods that do not appear as an operation."""
 
     def __init__(self, host, found):
         super().__init__()
@@ -66,9 +67,9 @@ class Calls(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and (kwargs or {}).get("device") is not None:
             self.found.append(f"{name} from the host in {place()}")
         result = func(*args, **(kwargs or {}))
-        given = any(isinstance(each, torch.Tensor) for each in tree_leaves((args, kwargs)))
-        if isinstance(result, torch.Tensor) and not given and (kwargs or {}).get("device") is None:
-            self.made.append(result)  # without a device: on the host, such as the axes that MONAI's Dice loss counts
+        has_inputs = any(isinstance(each, torch.Tensor) for each in tree_leaves((args, kwargs)))
+        if isinstance(result, torch.Tensor) and not has_inputs and (kwargs or {}).get("device") is None:
+            self.made.append(result)  # created without a device, so on the host, such as axes in MONAI's Dice loss
             self.host.add(result.untyped_storage().data_ptr())
         return result
 
@@ -84,7 +85,7 @@ def batches(steps):
 
 
 def waits_of_a_step(bundle, folder, *, fused=True, handlers=HANDLERS, **options):
-    """What waits in the third of four steps, handlers and the fetching of the next batch included."""
+    """Synchronisations in the third of four steps, including handlers and fetching the next batch."""
     options |= {"preset": "cpu", "feature_size": 12, "depths": [1, 1, 1, 1], "roi_size": ROI, "output_dir": str(folder)}
     options |= {"max_steps": 4, "val_interval": 4, "log_every": 1000}
     config = training_config(bundle, handlers=handlers, **options)
@@ -100,7 +101,7 @@ def waits_of_a_step(bundle, folder, *, fused=True, handlers=HANDLERS, **options)
 
     def count(engine):
         modes.close()
-        if engine.state.iteration == 2:  # two steps are behind: what is made once is made
+        if engine.state.iteration == 2:  # everything that is created once exists after two steps
             modes.enter_context(Waits(host, found))
             modes.enter_context(Calls(host, found))
 

@@ -1,5 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Exported models compute what the bundle's network computes, in either order of patch merging; the commands are those of docs/how-to/export.md."""
+"""Exported models give the outputs of the bundle's network, for both patch-merging orders.
+
+The commands are those of docs/how-to/export.md.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ Network = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Exported:
-    """A packed bundle beside its exported models, and its network in both orders of patch merging."""
+    """A packed bundle with exported models, and its network with both patch-merging orders."""
 
     folder: Path
     own: Network
@@ -39,7 +42,7 @@ class Exported:
 
 @pytest.fixture(scope="module", params=MERGINGS)
 def exported(request, tmp_path_factory) -> Exported:
-    """Weights of random numbers: what is compared does not ask for a training."""
+    """Export a bundle with random weights; the comparison does not need trained ones."""
     work = tmp_path_factory.mktemp(f"export_{request.param}")
     torch.manual_seed(0)
     state = build_swin_unetr(ENCODER, out_channels=14).state_dict()
@@ -58,20 +61,20 @@ def exported(request, tmp_path_factory) -> Exported:
     for merging in MERGINGS:
         networks[merging] = build_swin_unetr(ENCODER | {"merging": merging}, out_channels=14).eval()
         networks[merging].load_state_dict(state)
-    load_model(networks[request.param], str(folder / "models/model.pt"))  # the bundle's own way in
+    load_model(networks[request.param], str(folder / "models/model.pt"))  # as the bundle loads it
     return Exported(folder, networks.pop(request.param), networks.popitem()[1])
 
 
 def compare(exported: Exported, model: Network) -> None:
-    """Any batch, and the order of patch merging of the weights."""
+    """Assert equal outputs for several batch sizes, with the patch-merging order of the weights only."""
     generator = torch.Generator().manual_seed(0)
     for batch in BATCHES:
         windows = torch.rand(batch, 1, *ROI, generator=generator)
         with torch.no_grad():
-            ours, other, theirs = exported.own(windows), exported.other(windows), model(windows)
-        assert theirs.shape == ours.shape == (batch, 14, *ROI)
-        assert (theirs - ours).abs().max() < 1e-4
-        assert (theirs - other).abs().max() > 1e-2
+            expected, other, output = exported.own(windows), exported.other(windows), model(windows)
+        assert output.shape == expected.shape == (batch, 14, *ROI)
+        assert (output - expected).abs().max() < 1e-4
+        assert (output - other).abs().max() > 1e-2
 
 
 def test_torchscript_gives_the_logits_of_the_network(exported):
@@ -109,12 +112,12 @@ print("found", json.dumps([type(network).__name__, config.get_parsed_content("en
 
 @pytest.mark.parametrize("exported", ["legacy"], indirect=True)
 def test_the_overlay_for_tensorrt_is_well_formed(exported):
-    """All that can be known of it without a GPU: there MONAI leaves the network as it is."""
+    """This is all that can be tested without a GPU, where MONAI leaves the network unchanged."""
     ended = python("-c", TENSORRT, cwd=exported.folder)
-    said = ended.stdout + ended.stderr
-    (found,) = [line for line in said.splitlines() if line.startswith("found ")]
+    output = ended.stdout + ended.stderr
+    (found,) = [line for line in output.splitlines() if line.startswith("found ")]
     network, engine, amp, arguments = json.loads(found.removeprefix("found "))
     assert (network, engine, amp) == ("FastSwinUNETR", "./models/model.pt.64x64x32", False)
     assert arguments["dynamic_batchsize"] == [1, 4, 4] and arguments["precision"] == "fp16"
     assert arguments["timestamp"] == pytest.approx(os.path.getmtime(exported.folder / "models/model.pt"))
-    assert "trt_compile() has no effect" in said
+    assert "trt_compile() has no effect" in output

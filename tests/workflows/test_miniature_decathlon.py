@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The miniature tasks have the form in which MSD ships them, and something to be found in them."""
+"""The miniature tasks have the form of MSD's tasks, and contain their structures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from .decathlon_runs import CT, MR, TABLE
 from .miniature_decathlon import write_miniature
 
-FIRST = {  # of MSD's own files
+FIRST = {  # first case in MSD's files
     "Task01_BrainTumour": "BRATS_001",
     "Task02_Heart": "la_003",
     "Task03_Liver": "liver_0",

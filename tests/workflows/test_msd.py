@@ -17,7 +17,7 @@ WINDOW = {"preset": "cpu", "roi_size": "[64,64,32]"}
 
 @pytest.fixture(scope="module")
 def spleen_model(tmp_path_factory, spleen, pretrained):
-    """A small Task09 network, from the encoder."""
+    """A small Task09 model, fine-tuned from the encoder."""
     output = tmp_path_factory.mktemp("spleen")
     options = {
         **SMALL,

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Data of one's own as a task: a row is proposed from them, travels with the model, and is used as edited."""
+"""A user's own data as a task: a row is proposed from them, is recorded in the model, and can be edited."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ORGANS = ["left kidney", "cyst"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """CT in MSD's form, of no task of the table."""
+    """CT in the form of MSD, but of a task that is not in the table."""
     folder = write_miniature(tmp_path_factory.mktemp("own"), "Task03_Liver")
     content = json.loads((folder / "dataset.json").read_text())
     content |= {"name": "Own kidneys", "labels": {"0": "background", "1": ORGANS[0], "2": ORGANS[1]}}
@@ -31,7 +31,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory, data) -> Path:
-    """Of a training that was given the data list alone."""
+    """Output folder of a training that got only the data list."""
     folder = tmp_path_factory.mktemp("trained")
     train(data / "dataset.json", output_dir=folder)
     return folder

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The real command: from raw scans to a data set that trains, killed at any moment, with bad scans, a full disk and misspelt options."""
+"""The real command, from raw scans to a data set for training: kills, bad scans, a full disk and misspelt options."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def prepared(source: Path, out: Path, *, status: int = 0, **others) -> subproces
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory) -> Path:
-    """Good and bad scans, and more good ones, so that there is time to kill."""
+    """Good and bad scans, with enough good ones to leave time for a kill."""
     folder = tmp_path_factory.mktemp("hospital") / "raw"
     write_good(folder)
     write_bad(folder)
@@ -76,14 +76,14 @@ def test_signals_to_the_whole_group_end_it_cleanly(tmp_path, raw, unbroken, numb
     os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number, output
-    assert "the same command goes on" in output and "Traceback" not in output
+    assert "run the same command again to continue" in output and "Traceback" not in output
     assert not [name for name in contents(out) if Path(name).name.startswith(".")]
     prepared(raw, out, status=3, workers=0)
     assert contents(out) == contents(unbroken)
 
 
 def test_a_full_disk_stops_it_with_advice_and_it_goes_on_afterwards(tmp_path, raw, unbroken):
-    """A limit of the size of files stands for the disk."""
+    """A limit on the size of files simulates the full disk."""
     out = tmp_path / "out"
     command = _command(BUNDLE, "prepare.yaml", **options(raw, out, workers=2))
 
@@ -105,7 +105,7 @@ def test_all_scans_used_is_status_0_and_a_second_run_does_nothing(tmp_path):
     prepared(tmp_path / "raw data", tmp_path / "out")
     first = contents(tmp_path / "out")
     run = prepared(tmp_path / "raw data", tmp_path / "out")
-    assert "4 prepared before" in run.stdout
+    assert "4 already prepared" in run.stdout
     assert contents(tmp_path / "out") == first
 
 

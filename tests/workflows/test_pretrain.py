@@ -155,7 +155,7 @@ def test_one_task_alone_trains(tmp_path, unlabelled):
 
 
 def test_published_weights_go_through_convert_into_a_fine_tuning_and_its_model(tmp_path, pretrained, btcv):
-    """A file in the layout of model_swinvit.pt, known by its name to want the old merging, which the trained model keeps."""
+    """A file in the layout of model_swinvit.pt; its name implies the old patch merging, kept by the trained model."""
     source, official, encoder = pretrained / "models" / "encoder.pt", tmp_path / "x.pt", tmp_path / "VoComni_B.pt"
     succeed(run_bundle("swin_unetr_pretrain", "convert.yaml", source=source, target=official, layout="official"))
     content = torch.load(official, weights_only=True)
@@ -168,7 +168,7 @@ def test_published_weights_go_through_convert_into_a_fine_tuning_and_its_model(t
     assert model["encoder"]["merging"] == "legacy"
     start = model["trained"]["start"]
     assert start["file"] == str(encoder) and start["missing"] == start["left_over"] == []
-    # exported as docs/how-to/weights.md says, it computes what the network computes
+    # exported as in docs/how-to/weights.md, it gives the outputs of the network
     trained = tmp_path / "seg" / "models" / "model.pt"
     command = [
         sys.executable,
@@ -191,7 +191,7 @@ def test_published_weights_go_through_convert_into_a_fine_tuning_and_its_model(t
     image = torch.rand(1, 1, 64, 64, 32)
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), network(image), rtol=1e-4, atol=1e-4)
-    # a file that nobody knows is refused until the user says what it is, by evaluation and inference too
+    # evaluation and inference, too, refuse an unknown file until the user sets its patch merging
     unknown = tmp_path / "unknown.pt"
     torch.save(model["model"], unknown)
     for config in ("evaluate.yaml", "inference.yaml"):
@@ -204,7 +204,7 @@ def test_published_weights_go_through_convert_into_a_fine_tuning_and_its_model(t
 
 
 def test_a_store_gives_the_weights_that_the_scans_give(tmp_path, unlabelled):
-    """Prepared once, read both ways: the same draws, crops, validation and weights, to the bit."""
+    """Prepared once, read in both ways: draws, crops, validation and weights are bit-identical."""
     prepared = tmp_path / "prepared"
     options = {"source": unlabelled, "dataset_dir": prepared, "min_body": 100, "validation_share": 0.3}
     succeed(run_bundle("swin_unetr_pretrain", "prepare.yaml", **options))

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Pre-training on several processes, and across stops, through the command line."""
+"""Pre-training on several processes and with interruptions, through the command line."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_signal_saves_before_the_run_leaves_and_resume_makes_it_the_unbroken_o
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory, unlabelled):
-    """Output folder of a training on two processes, with the weights of both."""
+    """Output folder of a training on two processes, with the weights of both ranks."""
     output = tmp_path_factory.mktemp("two_ranks")
     output.mkdir(exist_ok=True)
     options = {"preset": "cpu", "roi_size": [64, 64, 32], "depths": [1, 1, 1, 1], "max_steps": 3, "val_interval": 3}
@@ -69,7 +69,7 @@ def two_ranks(tmp_path_factory, unlabelled):
     command += [str(script), str(BUNDLES / "swin_unetr_pretrain"), str(output), json.dumps(options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
-    assert succeed(run).count("step 3/3") == 1  # rank 0 alone reports
+    assert succeed(run).count("step 3/3") == 1  # only rank 0 reports
     return output
 
 
@@ -82,7 +82,7 @@ def test_ranks_end_with_equal_weights_and_rank_0_writes(two_ranks):
 
 
 def test_a_shared_evaluation_equals_that_of_one_process(tmp_path, two_ranks, unlabelled):
-    # three scans in batches of one: rank 0 takes two of them, rank 1 one and a repetition
+    # three scans in batches of one: rank 0 evaluates two of them, rank 1 one and a repetition
     model = two_ranks / "models" / "model.pt"
     reports = []
     for processes, configs in ((1, "evaluate.yaml"), (2, ["evaluate.yaml", "multi_gpu_evaluate.yaml"])):

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Small weights as a training leaves them, and a copy of a bundle to break."""
+"""Small weights in the form that a training writes, and a copy of the bundles to modify."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ KEPT = ("modality", "channels", "labels", "spacing", "roi_size", "foreground", "
 
 
 def trained_row(task: str, **change: Any) -> dict[str, Any]:
-    """The row that a training of the ``cpu`` preset keeps in its weights."""
+    """The row that a training with the ``cpu`` preset saves with its weights."""
     row = {"hu_window": None, **ROWS[task], **ROWS[task]["cpu"], **change}
     return {key: row[key] for key in KEPT}
 
@@ -95,7 +95,7 @@ def pretrained_models(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory) -> Path:
-    """A synthetic patient."""
+    """A scan of a synthetic patient."""
     image, _, affine = render(draw_patient(0))
     path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
     nib.save(nib.Nifti1Image(image, affine), path)
@@ -104,15 +104,16 @@ def scan(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
-    """A copy of the bundles, links as links, to change; its folders are the bundles."""
+    """A modifiable copy of the folder of all bundles, with its links."""
 
     def no_weights(folder: str, names: list[str]) -> list[str]:
-        return [name for name in names if name in ("models", "output", "data", "__pycache__")]
+        left_by_runs = {"models", "output", "data"} if "LICENSE" in names else set()
+        return [name for name in names if name in left_by_runs | {"__pycache__"}]
 
     return Path(shutil.copytree(BUNDLES, tmp_path / "tree" / "bundles", symlinks=True, ignore=no_weights))
 
 
 @pytest.fixture
 def unbuilt(monkeypatch) -> None:
-    """Pack without building the network, which takes a process of its own: for tests of the files alone."""
+    """Pack without building the network in a separate process, for tests that only need the files."""
     monkeypatch.setattr("zoo.pack.run_checks", lambda folder, names: iter(()))

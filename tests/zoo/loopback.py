@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Web servers on the loopback address: a folder of packages, and as much of the Hugging Face Hub as a download of a repository asks for."""
+"""Web servers on the loopback address: a folder of packages, and the parts of the Hugging Face Hub for a download."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """One repository with one tag; the endpoints that ``huggingface_hub.snapshot_download`` asks."""
+    """One repository with one tag; implements the endpoints that ``huggingface_hub.snapshot_download`` uses."""
 
     def __init__(self, repo: str, tag: str, folder: Path, *arguments: object) -> None:
         self.repo, self.tag, self.folder = repo, tag, folder
@@ -82,10 +82,10 @@ def _serve(handler: object) -> Iterator[str]:
 
 
 def serve_folder(folder: Path):
-    """Serve the files of a folder; a context manager that gives the address."""
+    """Serve the files of a folder; a context manager that returns the URL."""
     return _serve(partial(_Quiet, directory=str(folder)))
 
 
 def serve_hub(folder: Path, *, repo: str, tag: str):
-    """Serve a folder as a Hugging Face repository; a context manager that gives the address, for ``HF_ENDPOINT``."""
+    """Serve a folder as a Hugging Face repository; a context manager that returns the URL for ``HF_ENDPOINT``."""
     return _serve(partial(_Hub, repo, tag, folder))

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A package in a process of its own, which can import nothing of this project."""
+"""Run a package in a separate process that cannot import this project."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def python(*words: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in a folder, with ``environment`` beside the usual one; it must end well."""
+    """Run Python in a folder, with ``environment`` in addition to the current one; it must succeed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "PYTHONWARNINGS": "ignore", **environment}
     command = [sys.executable, *map(str, words)]
     run = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)

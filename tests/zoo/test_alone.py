@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""An unpacked package works by itself, in a folder where nothing of this project can be imported."""
+"""An unpacked package works alone, in a process that cannot import this project."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_it_segments_a_scan_as_it_lies(unpacked, scan, tmp_path, name, task, lab
         "--output_dir",
         str(tmp_path / "masks"),
     ]
-    said = python("-m", "monai.bundle", "run", *words, cwd=folder).stdout
-    assert "trained with" not in said  # no setting differs from the training's
+    output = python("-m", "monai.bundle", "run", *words, cwd=folder).stdout
+    assert "trained with" not in output  # no setting differs from the training's
     original, mask = nib.load(scan), nib.load(tmp_path / "masks/scan_seg.nii.gz")
     assert mask.shape == original.shape
     np.testing.assert_allclose(mask.affine, original.affine, atol=1e-3)
@@ -69,5 +69,5 @@ assert not any(name.split(".")[0] in ("bundles", "zoo") for name in sys.modules)
 
 def test_monai_load_builds_its_network_with_its_weights_inside_the_folder_and_elsewhere(unpacked):
     folder = unpacked("swin_unetr_btcv_seg")
-    said = python("-c", LOAD, str(folder.parent), cwd=folder).stdout.splitlines()
-    assert [line for line in said if line.startswith("classes: ")] == [f"classes: {len(ORGANS)}"] * 2
+    lines = python("-c", LOAD, str(folder.parent), cwd=folder).stdout.splitlines()
+    assert [line for line in lines if line.startswith("classes: ")] == [f"classes: {len(ORGANS)}"] * 2

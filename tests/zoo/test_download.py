@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""``monai.bundle download`` brings a bundle that works as it lies; from servers on this machine alone."""
+"""A bundle from ``monai.bundle download`` works as downloaded. The servers run on this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .loopback import serve_folder, serve_hub
 from .own_process import python
 
 NAME, REPO = "swin_unetr_btcv_seg", "someone/swin_unetr_btcv_seg"
-# The command line's own functions, one process for all three: importing MONAI takes most of the time.
+# The functions behind the command line, in one process for all three: importing MONAI takes most of the time.
 USE = """
 import json, sys
 from monai.bundle import download, load, run
@@ -41,10 +41,10 @@ def package(tmp_path_factory, btcv_models) -> Package:
         return pack(NAME, models=btcv_models, out=tmp_path_factory.mktemp("out"))
 
 
-def assert_it_worked(said: str, folder: Path, scan: Path) -> None:
+def assert_it_worked(output: str, folder: Path, scan: Path) -> None:
     mask = nib.load(folder / "masks/scan_seg.nii.gz")
     assert mask.shape == nib.load(scan).shape and len(np.unique(mask.dataobj)) > 1
-    assert "parameters: 3" in said  # millions
+    assert "parameters: 3" in output  # millions
 
 
 def test_a_zip_from_a_web_server_segments_a_scan_and_loads(package, scan, tmp_path):
@@ -58,20 +58,20 @@ def test_a_hugging_face_repository_segments_a_scan_and_loads(package, scan, tmp_
     options = {"source": "huggingface_hub", "repo": REPO, "version": version}
     with serve_hub(package.hugging_face, repo=REPO, tag=package.version) as address:
         hub = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
-        if version is None:  # the newest tag is found
+        if version is None:  # must find the newest tag
             words = ["--name", NAME, "--source", "huggingface_hub", "--repo", REPO, "--bundle_dir", tmp_path]
             python("-m", "monai.bundle", "download", *words, cwd=tmp_path, **hub)
         else:
             assert_it_worked(
                 python("-c", USE, json.dumps(options), tmp_path, scan, cwd=tmp_path, **hub).stdout, tmp_path, scan
             )
-    ours = {path.relative_to(package.hugging_face) for path in package.hugging_face.rglob("*") if path.is_file()}
-    assert all((tmp_path / NAME / path).read_bytes() == (package.hugging_face / path).read_bytes() for path in ours)
+    files = {path.relative_to(package.hugging_face) for path in package.hugging_face.rglob("*") if path.is_file()}
+    assert all((tmp_path / NAME / path).read_bytes() == (package.hugging_face / path).read_bytes() for path in files)
 
 
 @pytest.fixture
 def downloaded(package, tmp_path) -> Path:
-    """As MONAI saves it: without the version in its name."""
+    """A zip under the name that MONAI saves it as, without the version."""
     return Path(shutil.copy(package.archive, tmp_path / f"{NAME}.zip"))
 
 
@@ -87,13 +87,13 @@ def test_the_list_of_releases_tells_a_download_that_it_released(package, downloa
 
 def test_a_download_with_another_hash_is_refused_with_both(package, downloaded, unbuilt_checks, capsys):
     with open(downloaded, "ab") as file:
-        file.write(b"\0")  # a comment behind the zip: it opens as ever
+        file.write(b"\0")  # trailing data: the zip still opens
     assert main([str(downloaded), "--model_info", str(package.archive.with_name("model_info.json"))]) == 1
-    said = capsys.readouterr().out
-    assert "FAILED       bytes as released: " in said and package.checksum in said and "download it again" in said
+    output = capsys.readouterr().out
+    assert "FAILED       bytes as released: " in output and package.checksum in output and "download it again" in output
 
 
 def test_a_package_that_the_list_does_not_name_is_refused(downloaded, unbuilt_checks, tmp_path, capsys):
     (tmp_path / "list.json").write_text('{"another_v0.1.0": {"checksum": "0", "source": ""}}')
     assert main([str(downloaded), "--model_info", str(tmp_path / "list.json")]) == 1
-    assert "does not name swin_unetr_btcv_seg_v0.1.0; it names another_v0.1.0" in capsys.readouterr().out
+    assert "does not contain swin_unetr_btcv_seg_v0.1.0, only another_v0.1.0" in capsys.readouterr().out

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Packed bundles train as MONAI Label starts them, by what it puts into their train.json. The server itself: tests/label."""
+"""Packed bundles train with the overrides that MONAI Label applies to train.json. Tests with a server: tests/label."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from zoo.package.archive import extract_archive, file_hash
 
 from .own_process import python
 
-# As BundleTrainTask of MONAI Label 0.8.5 does it.
+# As in BundleTrainTask of MONAI Label 0.8.5.
 LABEL = """
 import json, os, sys, types
 
@@ -49,7 +49,7 @@ for bundle, model_filename, train, validation in json.loads(sys.argv[1]):
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory) -> list[dict[str, str]]:
-    """Three scans with their labels, as a server's datastore has them."""
+    """Three scans with labels, as in the datastore of a server."""
     folder = tmp_path_factory.mktemp("studies")
     listed = []
     for number in range(3):
@@ -76,7 +76,7 @@ def bundles(tmp_path_factory, btcv_models, spleen_models) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, bundles, scans) -> dict[str, dict]:
-    """Both, one after the other in one process: one goes on from a model and validates, the other starts anew and does not."""
+    """Train both in one process: one starts from a model and validates, the other starts from scratch without."""
     btcv, spleen = bundles.values()
     shutil.copy(btcv / "models/model.pt", btcv / "models/chosen.pt")
     tasks = [(str(btcv), "chosen.pt", scans[:2], scans[2:]), (str(spleen), "none.pt", scans, [])]
@@ -89,18 +89,18 @@ def trained(tmp_path_factory, bundles, scans) -> dict[str, dict]:
     [("swin_unetr_btcv_seg", 2, 1, 2), ("swin_unetr_msd_spleen", 3, 0, 4)],
 )
 def test_the_servers_scans_and_epochs_are_those_of_the_training(bundles, trained, name, training, validation, steps):
-    said = trained[name]["trained"]
-    assert (said["scans"]["number"], said["validation_scans"]["number"]) == (training, validation)
-    assert said["plan"]["epochs"] == 2 and said["plan"]["steps"] == steps  # two scans a step
-    assert said["data"] == "MONAI Label"
-    assert (said["score"]["mean_dice"] is not None) == (validation > 0)
+    recorded = trained[name]["trained"]
+    assert (recorded["scans"]["number"], recorded["validation_scans"]["number"]) == (training, validation)
+    assert recorded["plan"]["epochs"] == 2 and recorded["plan"]["steps"] == steps  # two scans per step
+    assert recorded["data"] == "MONAI Label"
+    assert (recorded["score"]["mean_dice"] is not None) == (validation > 0)
 
 
 def test_it_starts_from_the_model_that_is_chosen_or_anew(bundles, trained):
     start = {name: content["trained"]["start"] for name, content in trained.items()}
     assert start["swin_unetr_btcv_seg"]["file"] == str(bundles["swin_unetr_btcv_seg"] / "models/chosen.pt")
     assert start["swin_unetr_msd_spleen"] is None
-    # the network is that of the weights, and not of the preset, either way
+    # in both cases the network is that of the weights, not that of the preset
     assert [content["encoder"]["depths"] for content in trained.values()] == [[1, 1, 1, 1]] * 2
 
 
@@ -112,7 +112,7 @@ def test_the_result_is_served_and_what_was_shipped_stays(bundles, trained, btcv_
 
 
 def test_preprocessing_and_postprocessing_ask_for_the_image_alone(bundles):
-    """MONAI Label gives no label, and reads keys that may be missing as if they were there."""
+    """MONAI Label passes no label, and treats keys that are allowed to be missing as present."""
     for folder in bundles.values():
         config = json.loads((folder / "configs/inference.json").read_text())
         steps = config["preprocessing"]["transforms"]

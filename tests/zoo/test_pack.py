@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Packing gives the same bytes every time, and refuses what would fail in a client's hands before it writes anything."""
+"""Packing is reproducible, and refuses bundles that would fail for clients before it writes anything."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.as_posix(): (folder / path).read_bytes() for path in files_of(folder)} if folder.exists() else {}
 
 
-def refused(said: str, bundle: str | Path, *, out: Path, **options) -> None:
-    """Packing is refused with these words, and leaves the output folder as it was."""
+def refused(message: str, bundle: str | Path, *, out: Path, **options) -> None:
+    """Assert that packing is refused with this message and leaves the output folder unchanged."""
     before = contents(out)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         pack(bundle, out=out, **options)
     assert contents(out) == before
     assert out.exists() == bool(before)
@@ -43,8 +43,8 @@ def test_the_command_writes_zip_list_and_repository(tmp_path, btcv_models, capsy
     assert json.loads((tmp_path / "model_info.json").read_text()) == {
         "swin_unetr_btcv_seg_v0.1.0": {"checksum": checksum, "source": archive.name}
     }
-    said = capsys.readouterr().out
-    assert str(archive) in said and checksum in said and "added" in said
+    output = capsys.readouterr().out
+    assert str(archive) in output and checksum in output and "added" in output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["huggingface", "model_info.json", archive.name]
     assert (tmp_path / "huggingface/swin_unetr_btcv_seg/models/model.pt").is_file()
     folder = extract_archive(archive, tmp_path / "unpacked")
@@ -55,12 +55,12 @@ def test_the_command_writes_zip_list_and_repository(tmp_path, btcv_models, capsy
         "configs/inference.json",
         "configs/train.json",
         "docs/README.md",
-        "scripts/common/weights.py",
+        "scripts/common/weights/loading.py",
     } <= files.keys()
     with zipfile.ZipFile(archive) as entries:
         names = entries.namelist()
     assert names == sorted(names)
-    assert not any(re.search(r"__pycache__|\.pyc|output/|data/|/\.", name) for name in names)
+    assert not any(re.search(r"__pycache__|\.pyc|^\w+/(output|data)/|/\.", name) for name in names)
 
 
 @pytest.mark.usefixtures("unbuilt")
@@ -131,14 +131,14 @@ def test_missing_weights_are_refused_on_the_command_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for name in ("swin_unetr_btcv_seg", "swin_unetr_pretrain"):
         assert main([name, "--models", str(tmp_path / "empty"), "--out", str(tmp_path / "out")]) == 1
-        said = capsys.readouterr().out
-        assert f"Stopped: {tmp_path / 'empty' / 'model.pt'} is not there" in said and "--models" in said
+        output = capsys.readouterr().out
+        assert f"Stopped: {tmp_path / 'empty' / 'model.pt'} does not exist" in output and "--models" in output
     assert not (tmp_path / "out").exists()
 
 
 def test_a_bundle_without_weights_of_its_own_is_refused(tmp_path, tree):
     refused(
-        r"swin_unetr_msd/models/model\.pt is not there",
+        r"swin_unetr_msd/models/model\.pt does not exist",
         tree / "swin_unetr_msd",
         out=tmp_path / "out",
         task="Task03_Liver",
@@ -158,7 +158,7 @@ def test_a_released_version_with_other_bytes_is_refused(tmp_path, tree, btcv_mod
     with open(tree / "swin_unetr_btcv_seg/docs/README.md", "a") as readme:
         readme.write("One more word.\n")
     refused(
-        r"swin_unetr_btcv_seg_v0\.1\.0 was released with other bytes.*raise version.*changelog",
+        r"swin_unetr_btcv_seg_v0\.1\.0 was released with other bytes.*Raise version.*changelog",
         tree / "swin_unetr_btcv_seg",
         out=out,
         models=btcv_models,
@@ -187,12 +187,12 @@ def change_metadata(bundle: Path, **change) -> None:
 def test_a_config_that_names_a_path_of_one_machine_is_refused(tmp_path, tree, btcv_models, file, text):
     with open(tree / "swin_unetr_btcv_seg/configs" / file, "a") as config:
         config.write(text)
-    said = f"paths of one machine: .*{re.escape(file)}, "
-    refused(said, tree / "swin_unetr_btcv_seg", out=tmp_path / "out", models=btcv_models)
+    message = f"paths of one machine: .*{re.escape(file)}, "
+    refused(message, tree / "swin_unetr_btcv_seg", out=tmp_path / "out", models=btcv_models)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"version": "0.2.0"}, r"version 0\.2\.0 is missing from the changelog"),
         ({"changelog": {"0.1.0": ""}}, r"version 0\.1\.0 is missing from the changelog"),
@@ -203,9 +203,9 @@ def test_a_config_that_names_a_path_of_one_machine_is_refused(tmp_path, tree, bt
         ),
     ],
 )
-def test_a_version_that_is_not_told_or_not_the_latest_is_refused(tmp_path, tree, btcv_models, change, said):
+def test_a_version_that_is_not_told_or_not_the_latest_is_refused(tmp_path, tree, btcv_models, change, message):
     change_metadata(tree / "swin_unetr_btcv_seg", **change)
-    refused(said, tree / "swin_unetr_btcv_seg", out=tmp_path / "out", models=btcv_models)
+    refused(message, tree / "swin_unetr_btcv_seg", out=tmp_path / "out", models=btcv_models)
 
 
 class Harm:
@@ -213,25 +213,30 @@ class Harm:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ({"model": {}, "more": Harm()}, "was refused: it carries .*Harm.*weights_only=True"),
-        ({"model": {}, "best": np.float64(0.5)}, "numbers of NumPy, which torch.load.weights_only=True. refuses"),
+        ({"model": {}, "best": np.float64(0.5)}, "NumPy numbers, which torch.load.weights_only=True. refuses"),
         (b"not a checkpoint", "cannot be read as a checkpoint"),
         (b"", "is empty"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git-LFS pointer"),
     ],
 )
-def test_weights_that_clients_cannot_open_are_refused(tmp_path, content, said):
+def test_weights_that_clients_cannot_open_are_refused(tmp_path, content, message):
     path = tmp_path / "m/model.pt"
     path.parent.mkdir()
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    refused(rf"model\.pt.*{said}", "swin_unetr_btcv_seg", out=tmp_path / "out", models=path.parent)
+    refused(rf"model\.pt.*{message}", "swin_unetr_btcv_seg", out=tmp_path / "out", models=path.parent)
 
 
 def test_weights_of_other_labels_are_refused(tmp_path):
     models = save_btcv(tmp_path / "m", labels={**ORGANS, "1": "kidneys"})
-    refused("trained for the labels .*kidneys.*channel_def", "swin_unetr_btcv_seg", out=tmp_path / "out", models=models)
+    refused(
+        "trained for the labels .*kidneys.*BTCV has .*spleen",
+        "swin_unetr_btcv_seg",
+        out=tmp_path / "out",
+        models=models,
+    )
 
 
 def test_an_encoder_of_another_training_is_refused(tmp_path):
@@ -240,7 +245,7 @@ def test_an_encoder_of_another_training_is_refused(tmp_path):
     content["state_dict"]["swinViT.patch_embed.proj.weight"] += 1
     save_atomically(content, models / "encoder.pt")
     refused(
-        r"encoder\.pt and .*model\.pt hold different encoders",
+        r"encoder\.pt and .*model\.pt contain different encoders",
         "swin_unetr_pretrain",
         out=tmp_path / "out",
         models=models,

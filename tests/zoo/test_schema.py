@@ -1,5 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""All metadata fit MONAI's schema, where a copy of it lies in the folder SCHEMAS (``shared/reference/schema`` beside the project)."""
+"""All metadata are valid under MONAI's schema. Needs a copy of it in the folder SCHEMAS.
+
+By default that is ``shared/reference/schema`` next to the project.
+"""
 
 from __future__ import annotations
 

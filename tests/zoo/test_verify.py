@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The verifier passes what is packed, and tells each fault of a broken bundle by its own check."""
+"""The verifier passes packed bundles and reports each fault of a broken bundle under its own check."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def staged(tmp_path_factory, btcv_models) -> Path:
 
 @pytest.fixture
 def bundle(tmp_path, staged) -> Path:
-    """A whole bundle, to break."""
+    """A valid bundle to break."""
     return Path(shutil.copytree(staged, tmp_path / staged.name))
 
 
@@ -70,9 +70,9 @@ def test_a_name_is_verified_as_it_would_be_packed(tmp_path, task, pretrained_mod
     else:
         words = ["swin_unetr_msd", "--task", task, "--models", str(save_task(tmp_path, task))]
     assert main(words) == 0
-    said = capsys.readouterr().out
-    assert "FAILED" not in said
-    assert all(f"ok           {check}" in said for check in CHECKS)
+    output = capsys.readouterr().out
+    assert "FAILED" not in output
+    assert all(f"ok           {check}" in output for check in CHECKS)
 
 
 def remove(name):
@@ -155,14 +155,18 @@ def large_file(**entry):
 
 
 @pytest.mark.parametrize(
-    ("fault", "check", "said"),
+    ("fault", "check", "message"),
     [
         (remove("LICENSE"), "licence", "LICENSE is missing"),
         (remove("docs/README.md"), "readme", "docs/README.md is missing"),
         (as_link, "real files alone", "scripts/common"),
         (write("scripts/__pycache__/a.pyc", ""), "real files alone", "scripts/__pycache__/a.pyc"),
         (write("configs/.train.yaml.swp", ""), "real files alone", ".train.yaml.swp"),
-        (write("configs/.git/config", ""), "real files alone", "configs/.git/config"),  # at the top alone is it git's
+        (
+            write("configs/.git/config", ""),
+            "real files alone",
+            "configs/.git/config",
+        ),  # .git is only allowed at the top
         (write(".cache/other", ""), "real files alone", ".cache/other"),
         (metadata(network_data_format={}), "metadata", "inputs: image"),
         (pred(num_channels=13), "metadata", "num_channels 13, but channel_def names 14"),
@@ -193,16 +197,16 @@ def large_file(**entry):
         (large_file(path="../other.pt"), "large files", "leads out of the bundle"),
         (large_file(hash_type=""), "large files", "lacks hash_type"),
         (large, "sizes", "docs/film.mp4 (25 MB)"),
-        (remove("models/model.pt"), "weights", "model.pt is not there"),
+        (remove("models/model.pt"), "weights", "model.pt does not exist"),
         (harmful, "weights", "weights_only=True"),
         (pred(channel_def={"0": "background", **{str(n): f"organ {n}" for n in range(1, 14)}}), "labels", "organ 1"),
     ],
 )
-def test_each_fault_is_told_by_its_check(bundle, fault, check, said):
+def test_each_fault_is_told_by_its_check(bundle, fault, check, message):
     assert failures(bundle) == {}
     fault(bundle)
     found = failures(bundle)
-    assert said in found[check]
+    assert message in found[check]
     beside = {"large files": {"sizes"}, "weights": {"labels"}, "metadata": {"labels"}}.get(check, set())
     assert found.keys() <= {check} | beside
 
@@ -226,7 +230,7 @@ def test_the_version_of_a_folder_must_not_be_released_yet(bundle, tmp_path, monk
     assert verdict.outcome == "ok"
     index = tmp_path / "model_info.json"
     index.write_text(json.dumps({package: entry}))
-    assert f"{index} names {package} already" in failures(bundle, model_info=index)[check]
+    assert f"{index} already contains {package}" in failures(bundle, model_info=index)[check]
     monkeypatch.setattr("zoo.verify.run_checks", lambda folder: iter(()))
     assert main([str(bundle), "--model_info", str(index)]) == 1
     assert f"FAILED       {check}" in capsys.readouterr().out
@@ -251,7 +255,7 @@ def test_the_schema_is_held_to_where_there_is_one(bundle, tmp_path, monkeypatch)
     schema.write_text(json.dumps(SCHEMA))
     metadata(authors=["a", "b"])(bundle)
     assert "authors: ['a', 'b'] is not of type 'string'" in failures(bundle, schema=schema)["schema of the metadata"]
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))  # where a copy may lie for good
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))  # where a permanent copy may be kept
     assert failures(bundle) == {}
     name = json.loads((bundle / "configs/metadata.json").read_text())["schema"].rpartition("/")[2]
     (tmp_path / "torch/hub/schema").mkdir(parents=True)
@@ -262,11 +266,11 @@ def test_the_schema_is_held_to_where_there_is_one(bundle, tmp_path, monkeypatch)
 @pytest.mark.usefixtures("unbuilt")
 def test_a_zip_is_held_to_its_name_and_its_release(tmp_path, btcv_models, staged):
     package = pack("swin_unetr_btcv_seg", out=tmp_path, models=btcv_models)
-    check = "name of the zip, and its release"
+    check = "zip name and release"
     verdicts = {v.check: v for v in verify(staged, archive=package.archive, build=False)}
     assert verdicts[check].outcome == "ok"
     other = shutil.copyfile(package.archive, tmp_path / "bundle.zip")
-    assert "must be called swin_unetr_btcv_seg_v0.1.0.zip" in failures(staged, archive=other)[check]
+    assert "must be named swin_unetr_btcv_seg_v0.1.0.zip" in failures(staged, archive=other)[check]
     (tmp_path / "alone").mkdir()
     alone = shutil.copy(package.archive, tmp_path / "alone")
     verdicts = {v.check: v for v in verify(staged, archive=Path(alone), build=False)}
@@ -297,8 +301,8 @@ def test_what_builds_wrong_is_told_by_its_check(bundle):
         "1 of another shape" in found["weights fit network_def"]
         and "out.conv.conv.bias" in found["weights fit network_def"]
     )
-    assert "`14` doesn't match: `9`" in found["network_def as the metadata say"]
-    assert "spacing is [1.5, 1.5, 2.0], [4.0, 4.0, 5.0] in the training" in found["inference as the training"]
+    assert "`14` doesn't match: `9`" in found["network_def as in the metadata"]
+    assert "spacing is [1.5, 1.5, 2.0], but was [4.0, 4.0, 5.0] in training" in found["inference as in training"]
     assert "epoch" in found["properties of train"] and "epoch" in found["properties of train for torchrun"]
     assert "SupervisedJudge" in found["properties of evaluate"]
     assert found["properties of inference"] == "ValueError: missing, or under another id: handlers"
@@ -332,21 +336,21 @@ def test_the_process_sees_the_bundles_scripts_and_nothing_of_this_project(tmp_pa
     path = eval(dict(run_checks(bundle, ["path"]))["path"])
     assert path[0] == str(bundle)
     assert str(Path(__file__).parents[2]) not in path and str(tmp_path) not in path
-    assert sys.executable  # the interpreter of the tests is the process's, too
+    assert sys.executable  # the process uses the interpreter of the tests
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["swin_unetr_msd"], "holds many tasks"),
         (["none.zip"], "none.zip cannot be read as a zip"),
         (["nothing"], "nothing is no bundle"),
-        (["swin_unetr_btcv_seg", "--schema", "none.json"], "--schema none.json is not there"),
-        (["swin_unetr_btcv_seg", "--model_info", "none.json"], "--model_info none.json is not there"),
-        ([str(Path(__file__).parent), "--task", "Task09_Spleen"], "--task and --models go with a bundle's name"),
+        (["swin_unetr_btcv_seg", "--schema", "none.json"], "--schema none.json does not exist"),
+        (["swin_unetr_btcv_seg", "--model_info", "none.json"], "--model_info none.json does not exist"),
+        ([str(Path(__file__).parent), "--task", "Task09_Spleen"], "--task and --models only apply to a bundle's name"),
     ],
 )
-def test_what_cannot_be_verified_is_refused(words, said, capsys, monkeypatch, tmp_path):
+def test_what_cannot_be_verified_is_refused(words, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert main(words) == 1
-    assert said in capsys.readouterr().out
+    assert message in capsys.readouterr().out

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Run `workflow_checks` on a bundle in a process of its own, with the bundle alone on the path."""
+"""Run `workflow_checks` on a bundle in a separate process, with only the bundle on the Python path."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ PROGRAM = Path(__file__).with_name("workflow_checks.py")
 
 
 def run_checks(bundle: Path, names: Sequence[str] = tuple(CHECKS)) -> Iterator[tuple[str, str | None]]:
-    """Yield each check's name, and what was wrong or None, as they end.
+    """Run checks; yield the name of each and what is wrong (None: nothing) as soon as it ends.
 
     Args:
-        bundle: folder of real files.
-        names: of `workflow_checks.CHECKS`.
+        bundle: folder of the bundle, without links.
+        names: checks to run, keys of `workflow_checks.CHECKS`.
     """
     environment = {**os.environ, "PYTHONPATH": str(bundle), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-P", str(PROGRAM), str(bundle), *names]

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Find values of a bundle's configs that name a place on one machine: absolute paths and home folders."""
+"""Find machine-specific paths in a bundle's configs: absolute paths and home folders."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import yaml
 from bundles.common.errors import InputError
 
 PATH = re.compile(r"\s*(?:sqlite:///|file://|%)?(?:/[^/\s]|~[/\\]|~$|\$HOME\b|\$\{HOME\}|[A-Za-z]:[\\/]|\\\\\w)")
-# A text in quotes inside an expression or a list, unless it is put behind a folder: $@output_dir + '/models'
-QUOTED = re.compile(r"""(?P<behind>\+\s*)?(?P<quote>['"])(?P<text>.*?)(?P=quote)""")
+# A quoted text inside an expression or list; "appended" if it follows another part, as in $@output_dir + '/models'
+QUOTED = re.compile(r"""(?P<appended>\+\s*)?(?P<quote>['"])(?P<text>.*?)(?P=quote)""")
 
 
 def machine_paths(configs: Path) -> list[str]:
-    """Places where a config names a path of one machine, such as ``train.yaml, dataset_dir: /home/me/data``.
+    """List config values with a machine-specific path, such as ``train.yaml, dataset_dir: /home/me/data``.
 
-    Comments, and paths that begin with another entry (``$@bundle_root + '/data'``), are left alone.
+    Comments are ignored, and so are paths that begin with another entry (``$@bundle_root + '/data'``).
 
     Args:
-        configs: the folder ``configs``: its YAML, JSON and ``logging.conf`` are read, in its subfolders, too.
+        configs: the folder ``configs``. Its YAML, JSON and ``logging.conf`` files are read, including subfolders.
     """
     found = []
     for path in sorted(path for path in configs.rglob("*") if path.is_file()):
@@ -41,21 +41,23 @@ def machine_paths(configs: Path) -> list[str]:
         else:
             continue
         found += [
-            f"{path.relative_to(configs).as_posix()}, {key}: {value}" for key, value in values if _names_a_place(value)
+            f"{path.relative_to(configs).as_posix()}, {key}: {value}"
+            for key, value in values
+            if _has_machine_path(value)
         ]
     return found
 
 
 def check_machine_paths(configs: Path) -> None:
-    """Refuse configs that name a path of one machine.
+    """Check that configs contain no machine-specific paths.
 
     Raises:
-        InputError: names every such value.
+        InputError: lists every such value.
     """
     if found := machine_paths(configs):
         raise InputError(
-            f"configs name paths of one machine: {'; '.join(found)}. Nobody else has them: write them relative to the bundle, "
-            "such as $@bundle_root + '/data', and give your own on the command line."
+            f"configs contain paths of one machine: {'; '.join(found)}. Other users do not have them. Make them "
+            "relative to the bundle, such as $@bundle_root + '/data', and pass your own paths on the command line."
         )
 
 
@@ -70,7 +72,7 @@ def _values(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, node
 
 
-def _names_a_place(value: str) -> bool:
+def _has_machine_path(value: str) -> bool:
     if PATH.match(value):
         return True
-    return any(PATH.match(part["text"]) and not part["behind"] for part in QUOTED.finditer(value))
+    return any(PATH.match(part["text"]) and not part["appended"] for part in QUOTED.finditer(value))

@@ -1,9 +1,10 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Checks that build what a bundle's configs describe; a program of its own, so that the bundle's ``scripts`` are its only ones.
+"""Checks that build what a bundle's configs describe.
 
-    PYTHONPATH=BUNDLE python -P zoo/workflow_checks.py BUNDLE [CHECK ...]
+    PYTHONPATH=BUNDLE python -P zoo/checks/workflow_checks.py BUNDLE [CHECK ...]
 
-It imports nothing of this project but what the bundle carries. Each result is a line of standard output, ``::check`` and JSON.
+This is a separate program, so that it can only import the ``scripts`` package of the checked bundle. It imports nothing
+else of this project. Each result is a line on standard output: ``::check`` followed by JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ CASES = 5
 
 
 def _config(folder: Path, name: str) -> str:
-    """A workflow's config; where there are two, the one that clients take."""
+    """Path of a workflow's config; JSON before YAML, as clients choose."""
     path = folder / "configs" / f"{name}.json"
     return str(path if path.is_file() else path.with_suffix(".yaml"))
 
@@ -39,11 +40,14 @@ def _parser(folder: Path, name: str) -> Any:
 
 
 def make_data(folder: Path, metadata: dict[str, Any]) -> Path:
-    """Write a data set as the bundle's metadata describe it: some noise, some labels, five cases.
+    """Write a data set that matches the bundle's metadata: five cases of random noise and random labels.
 
     Args:
-        folder: where it goes.
-        metadata: ``metadata.json``.
+        folder: folder to write to.
+        metadata: content of ``metadata.json``.
+
+    Returns:
+        The folder.
     """
     formats = metadata["network_data_format"]
     image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
@@ -71,7 +75,7 @@ def make_data(folder: Path, metadata: dict[str, Any]) -> Path:
 
 
 def weights_fit(folder: Path, work: Path) -> None:
-    """``models/model.pt`` has exactly the tensors of ``network_def``."""
+    """Check that ``models/model.pt`` has exactly the tensors of ``network_def``."""
     from scripts.common.weights.loading import load_model
 
     network = _parser(folder, "inference").get_parsed_content("network_def")
@@ -79,7 +83,7 @@ def weights_fit(folder: Path, work: Path) -> None:
 
 
 def shapes(folder: Path, work: Path) -> None:
-    """``verify_net_in_out``: the network takes and gives what the metadata say."""
+    """Check with ``verify_net_in_out`` that input and output of the network have the shapes in the metadata."""
     from monai.bundle import verify_net_in_out
 
     verify_net_in_out(
@@ -92,30 +96,30 @@ def shapes(folder: Path, work: Path) -> None:
 
 
 def as_trained(folder: Path, work: Path) -> None:
-    """Inference prepares scans as the training did."""
+    """Check that inference preprocesses scans as the training did."""
     import torch
 
     parser = _parser(folder, "inference")
     content = torch.load(folder / "models" / "model.pt", map_location="cpu", weights_only=True)
     trained = content.get("trained") or {}
-    said = []
+    differences = []
     for name in ("spacing", "hu_window", "roi_size"):
         if name in trained and name in parser:
             value = parser.get_parsed_content(name)
             value = list(value) if isinstance(value, tuple) else value
             if value != trained[name]:
-                said.append(f"{name} is {value}, {trained[name]} in the training")
-    if said:
-        raise ValueError("; ".join(said))
+                differences.append(f"{name} is {value}, but was {trained[name]} in training")
+    if differences:
+        raise ValueError("; ".join(differences))
 
 
 def properties(name: str, kind: str, *, overlay: str | None = None) -> Callable[[Path, Path], None]:
-    """Make the check that ``check_properties()`` of one workflow finds nothing missing.
+    """Make a check that ``check_properties()`` of a workflow reports nothing missing.
 
     Args:
-        name: of the config.
-        kind: of the workflow.
-        overlay: config for several processes that goes over it, built as the only process of its group.
+        name: name of the config.
+        kind: type of the workflow.
+        overlay: config for several processes to load on top; it is built in a process group of one.
     """
 
     def check(folder: Path, work: Path) -> None:
@@ -127,9 +131,9 @@ def properties(name: str, kind: str, *, overlay: str | None = None) -> Callable[
         files = [_config(folder, name)]
         if overlay is not None:
             files.append(_config(folder, overlay))
-            _be_a_group()
+            _init_process_group()
         workflow = ConfigWorkflow(files, workflow_type=kind, **options)
-        if "fold" in workflow.parser:  # weights that were trained on all cases would have none to be scored on
+        if "fold" in workflow.parser:  # weights trained on all cases would leave no cases for validation
             workflow.parser.update({"fold": 0})
         workflow.initialize()
         if missing := workflow.check_properties():
@@ -138,8 +142,8 @@ def properties(name: str, kind: str, *, overlay: str | None = None) -> Callable[
     return check
 
 
-def _be_a_group() -> None:
-    """Make this process a process group, as torchrun makes several; without a port."""
+def _init_process_group() -> None:
+    """Make this process a process group of one, as torchrun does with several; needs no port."""
     import torch.distributed as dist
 
     if not dist.is_initialized():
@@ -148,8 +152,8 @@ def _be_a_group() -> None:
 
 CHECKS: dict[str, Callable[[Path, Path], None]] = {
     "weights fit network_def": weights_fit,
-    "network_def as the metadata say": shapes,
-    "inference as the training": as_trained,
+    "network_def as in the metadata": shapes,
+    "inference as in training": as_trained,
     "properties of train": properties("train", "train"),
     "properties of evaluate": properties("evaluate", "evaluation"),
     "properties of inference": properties("inference", "inference"),
@@ -158,26 +162,26 @@ CHECKS: dict[str, Callable[[Path, Path], None]] = {
 
 
 def reason(error: BaseException) -> str:
-    """What was wrong, out of what MONAI's parser wraps around it."""
+    """Return the cause of an error that MONAI's parser may have wrapped: the first InputError, else the root cause."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
         chain.append(link)
         link = link.__cause__ or link.__context__
-    told = next((link for link in chain if type(link).__name__ == "InputError"), None)
-    return str(told) if told else f"{type(chain[-1]).__name__}: {chain[-1]}"
+    input_error = next((link for link in chain if type(link).__name__ == "InputError"), None)
+    return str(input_error) if input_error else f"{type(chain[-1]).__name__}: {chain[-1]}"
 
 
 def main() -> None:
-    """Run the checks that the command line names, or all."""
+    """Run the checks named on the command line, or all."""
     folder, names = Path(sys.argv[1]).resolve(), sys.argv[2:] or list(CHECKS)
     with tempfile.TemporaryDirectory() as work:
-        os.chdir(work)  # nothing may be found because the bundle's folder is the working one
+        os.chdir(work)  # so that no file is only found because the bundle's folder is the working directory
         for name in names:
             failure = None
             try:
                 CHECKS[name](folder, Path(work))
-            except Exception as error:  # whatever a bundle can do wrong
+            except Exception as error:  # a faulty bundle can raise anything
                 failure = reason(error)
             print(f"\n{MARK}{json.dumps({'check': name, 'failure': failure})}", flush=True)
         os.chdir(folder)

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A zip archive of a bundle that has the same bytes whoever packs it, when and where."""
+"""Reproducible zip archives of bundles: the bytes do not depend on who packs, when and where."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from bundles.common.errors import InputError
 
 from .bundle_files import files_of
 
-LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip can tell
+FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can store
 PERMISSIONS = stat.S_IFREG | 0o644
-UNIX = 3
-ENCRYPTED = 1  # a bit of an entry's flags
+UNIX = 3  # the system that "created" the entries
+ENCRYPTED = 1  # bit of an entry's flags
 
 
 def write_archive(folder: Path, path: Path, *, leave_out: frozenset[str] = frozenset()) -> None:
-    """Write all files below a folder into a zip, under the folder's own name.
+    """Write all files of a folder into a zip, under the folder's name.
 
-    Sorted names, one time, one set of permissions, and no compression: weights hardly compress, and what zlib makes of
-    the rest changes with its version.
+    Names are sorted; all entries have the same time and permissions. Nothing is compressed: weights barely compress,
+    and the output of zlib depends on its version.
 
     Args:
-        folder: the bundle; it must hold no links.
-        path: the zip.
-        leave_out: files that stay out, relative to the folder, with ``/``.
+        folder: the bundle; it must not contain links.
+        path: the zip to write.
+        leave_out: files to skip, as paths relative to the folder with ``/``.
     """
     with zipfile.ZipFile(path, "w", compression=zipfile.ZIP_STORED) as archive:
         for name in files_of(folder):
             if name.as_posix() in leave_out:
                 continue
-            entry = zipfile.ZipInfo(f"{folder.name}/{name.as_posix()}", date_time=LONG_AGO)
+            entry = zipfile.ZipInfo(f"{folder.name}/{name.as_posix()}", date_time=FIXED_TIME)
             entry.external_attr, entry.create_system = PERMISSIONS << 16, UNIX
             entry.file_size = (folder / name).stat().st_size
             with open(folder / name, "rb") as source, archive.open(entry, "w") as target:
@@ -43,32 +43,35 @@ def write_archive(folder: Path, path: Path, *, leave_out: frozenset[str] = froze
 
 
 def extract_archive(path: Path, target: Path) -> Path:
-    """Unpack a zip into a folder, and return the bundle's folder in it.
+    """Unpack a zip into a folder; return the bundle's folder in it.
 
     Raises:
-        InputError: if it is no zip, is encrypted, holds links, leads out of the folder, or has more or less than one folder at its top.
+        InputError: if it is not a zip, is encrypted, contains links, has entries outside of the target folder, or does
+            not have exactly one folder at its top level. Nothing is unpacked then.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
                 if stat.S_ISLNK(entry.external_attr >> 16):
                     raise InputError(
-                        f"{path} holds the link {entry.filename}, which clients unpack as a text file: pack anew."
+                        f"{path} contains the link {entry.filename}, which clients unpack as text. Pack it again."
                     )
                 if entry.flag_bits & ENCRYPTED:
                     raise InputError(
-                        f"{path} is encrypted ({entry.filename}), and clients have no password: pack anew."
+                        f"{path} is encrypted ({entry.filename}), and clients have no password. Pack it again."
                     )
                 parts = PurePosixPath(entry.filename).parts
                 if not parts:
-                    raise InputError(f"{path} holds the entry {entry.filename!r}, which names no file: pack anew.")
+                    raise InputError(f"{path} contains the entry {entry.filename!r}, which is no file. Pack it again.")
                 if ".." in parts or entry.filename.startswith("/") or "\\" in entry.filename:
                     raise InputError(
-                        f"{path} holds {entry.filename!r}, which leads out of the folder: it was not unpacked."
+                        f"{path} contains {entry.filename!r}, which is outside of the folder. The zip was not unpacked."
                     )
             tops = sorted({PurePosixPath(entry.filename).parts[0] for entry in archive.infolist()})
             if len(tops) != 1 or all(entry.filename == tops[0] for entry in archive.infolist()):
-                raise InputError(f"{path} must hold one folder, the bundle; it holds {', '.join(tops) or 'nothing'}.")
+                raise InputError(
+                    f"{path} must contain one folder, the bundle, but contains {', '.join(tops) or 'nothing'}."
+                )
             archive.extractall(target)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError) as error:
         raise InputError(f"{path} cannot be read as a zip: {error}. Pack or download it again.") from error
@@ -76,11 +79,11 @@ def extract_archive(path: Path, target: Path) -> Path:
 
 
 def file_hash(path: Path, kind: str) -> str:
-    """Hash of a file's bytes, in hexadecimal.
+    """Return the hash of a file's bytes as hexadecimal.
 
     Args:
         path: the file.
-        kind: ``sha1``, ``sha256``, ``md5``, ...
+        kind: hash algorithm: ``sha1``, ``sha256``, ``md5``, ...
     """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, kind).hexdigest()

@@ -60,19 +60,21 @@ def is_leftover(path: Path) -> bool:
 
 
 def copy_bundle(source: Path, target: Path) -> None:
-    """Copy a bundle without its weights; links become what they lead to.
+    """Copy a bundle without its weights; links become real files and folders.
 
     Args:
         source: the bundle's folder.
         target: the new folder; it must not exist.
 
     Raises:
-        InputError: if ``scripts/common``, another link or a part of the bundle is not there.
+        InputError: a link leads nowhere, or a part of the bundle is missing.
     """
-    common = source / "scripts" / "common"
-    if not (common / "__init__.py").is_file():
+    scripts = source / "scripts"
+    parts = [path for path in sorted(scripts.glob("*")) if path.suffix != ".py" and not is_leftover(Path(path.name))]
+    dead = [path for path in parts if not (path / "__init__.py").is_file()]
+    if dead or not (scripts / "common").exists():
         raise InputError(
-            f"{common} leads nowhere: the folder was copied out of the repository without what it links to, or checked out "
+            f"{(dead or [scripts / 'common'])[0]} leads nowhere: the folder was copied out of the repository without what it links to, or checked out "
             "without links (git config core.symlinks true). Pack inside the repository, or copy with cp -rL."
         )
     for name in (*FOLDERS, *FILES):
@@ -81,7 +83,9 @@ def copy_bundle(source: Path, target: Path) -> None:
     for name in FOLDERS:
         for path in files_of(source / name):
             if not is_leftover(path) and not (source / name / path).exists():
-                raise InputError(f"{source / name / path} is a link that leads nowhere: mend or remove it.")
+                raise InputError(
+                    f"{source / name / path} is a link that leads nowhere: the folder was copied out of the repository without what it links to. Copy with cp -rL."
+                )
         ignored = shutil.ignore_patterns(*LEFTOVERS)
         shutil.copytree(source / name, target / name, ignore=ignored, copy_function=shutil.copyfile)
     for name in FILES:

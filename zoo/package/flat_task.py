@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,9 @@ from .trained_settings import set_defaults, trained_preset
 
 MSD = "swin_unetr_msd"
 EXAMPLE = "Task09_Spleen"  # the task that the configs' comments and defaults name
-MANY_TASKS = ("results.yaml", "submit.yaml")  # of the Decathlon as a whole
+MANY_TASKS = ("results.yaml", "submit.yaml")  # configs of the Decathlon as a whole
+DECATHLON = "decathlon"  # folder of their scripts
+VOXELS = ("spacing", "hu_window", "roi_size")  # entries of a row that weights without a row record
 DATA_SOURCE = "http://medicaldecathlon.com"
 
 
@@ -104,36 +106,44 @@ def _short(task: str) -> str:
     return re.sub(r"[^a-z0-9]", "", re.sub(r"^Task[0-9]+_", "", task).lower())
 
 
-def flatten(folder: Path, task: Task, weights: Weights) -> None:
+def write_trained_row(configs: Path, task: Task, weights: Weights) -> dict[str, Any]:
+    """Make ``tasks.yaml`` of a copied bundle hold one row: the task's, with the values that the weights were trained with.
+
+    Args:
+        configs: the folder ``configs`` of the copy.
+        task: the task.
+        weights: the content of ``model.pt``; the row that it records takes precedence over the table's.
+
+    Returns:
+        The row, with the values of the training's preset.
+
+    Raises:
+        InputError: the weights were trained for another task or other labels.
+    """
+    preset = trained_preset(configs / "presets.yaml", weights)
+    trained = _trained_row(task, weights)
+    row = {"hu_window": None, **task.row, **(task.row.get(preset) or {}), **trained}
+    presets = yaml.safe_load((configs / "presets.yaml").read_text(encoding="utf-8"))
+    head = "" if task.own else _head(configs / "tasks.yaml")
+    write_text(configs / "tasks.yaml", head + _row_with(task, trained, preset, presets))
+    return row
+
+
+def flatten(folder: Path, task: Task, row: Mapping[str, Any]) -> None:
     """Make a copy of ``swin_unetr_msd`` the bundle of one task.
 
     Args:
         folder: the copy, changed in place; its name is the new bundle's.
         task: the task.
-        weights: what ``model.pt`` says; the row that it carries goes before the table's.
-
-    Raises:
-        InputError: if the weights were trained for another task or other labels.
+        row: from `write_trained_row`.
     """
     configs = folder / "configs"
-    preset = trained_preset(configs / "presets.yaml", weights)
-    trained = _trained_row(task, weights, preset)
-    row = {"hu_window": None, **task.row, **(task.row.get(preset) or {}), **trained}
-    presets = yaml.safe_load((configs / "presets.yaml").read_text(encoding="utf-8"))
-    text = _row_with(task, trained, preset, presets)
-    head = "" if task.own else _head(configs / "tasks.yaml")
-    write_text(configs / "tasks.yaml", head + text)
-    _drop_what_is_for_many_tasks(folder)
+    _remove_what_is_for_many_tasks(folder)
     for name in ("train", "evaluate", "inference"):
         set_defaults(configs / f"{name}.yaml", {"task": task.name})
     for path in configs.glob("*.yaml"):
-        text = re.sub(
-            r"^ *#.*",
-            lambda line: line[0].replace(EXAMPLE, task.name),
-            path.read_text(encoding="utf-8"),
-            flags=re.MULTILINE,
-        )
-        write_text(path, re.sub(rf"(model_name: ){MSD}$", rf"\1{folder.name}", text, flags=re.MULTILINE))
+        text = path.read_text(encoding="utf-8")
+        write_text(path, re.sub(r"^ *#.*", lambda line: line[0].replace(EXAMPLE, task.name), text, flags=re.MULTILINE))
     metadata = json.loads((configs / "metadata.json").read_text(encoding="utf-8"))
     metadata = task_metadata(metadata, bundle=folder.name, task=task, row=row)
     write_text(configs / "metadata.json", json.dumps(metadata, indent=4) + "\n")
@@ -186,6 +196,11 @@ def task_metadata(metadata: Mapping[str, Any], *, bundle: str, task: Task, row: 
     return {**metadata, **changed}
 
 
+def task_names(table: Path) -> list[str]:
+    """Names of the tasks of a table."""
+    return list(_rows(table))
+
+
 def _rows(table: Path) -> dict[str, Any]:
     try:
         rows = yaml.safe_load(table.read_text(encoding="utf-8"))
@@ -216,24 +231,24 @@ def _head(table: Path) -> str:
     )
 
 
-def _trained_row(task: Task, weights: Weights, preset: str) -> dict[str, Any]:
-    """What the weights carry of their row."""
+def _trained_row(task: Task, weights: Weights) -> dict[str, Any]:
+    """The entries of the row that the weights record."""
     if weights.task is not None and weights.task != task.name:
         raise InputError(
-            f"{weights.path} was trained for {weights.task}, not for --task {task.name}. Pack it with --task {weights.task}, "
-            "or name the folder of other weights by --models."
+            f"{weights.path} was trained for {weights.task}, not for {task.name}. Pack it as {MSD} with --task {weights.task} "
+            "(your own data: the task.yaml of its training), or name the folder of other weights by --models."
         )
-    trained = dict(weights.row or {})
+    trained = dict(weights.row or {key: weights.trained[key] for key in VOXELS if key in weights.trained})
     labels = trained.get("labels", task.row["labels"])
-    if weights.labels is not None and _plain(weights.labels) != _plain(labels):
+    if weights.labels is not None and _names_by_value(weights.labels) != _names_by_value(labels):
         raise InputError(
-            f"{weights.path} was trained for the labels {weights.labels}; {task.name} has {labels}. Name a task with those labels, "
-            "such as a row of your own: --task FILE.yaml."
+            f"{weights.path} was trained for the labels {weights.labels}; {task.name} has {labels}. Choose a task with those labels, "
+            f"such as a row of your own: {MSD} --task FILE.yaml."
         )
     return trained
 
 
-def _plain(labels: Mapping[Any, Any]) -> dict[int, str]:
+def _names_by_value(labels: Mapping[Any, Any]) -> dict[int, str]:
     return {int(value): str(name) for value, name in labels.items()}
 
 
@@ -250,27 +265,8 @@ def _row_with(task: Task, trained: Mapping[str, Any], preset: str, presets: Iter
     return f"# Settings as these weights were trained, which differ from the table's:\n{body}"
 
 
-def _drop_what_is_for_many_tasks(folder: Path) -> None:
-    """Remove the configs of the Decathlon as a whole, and the scripts that nothing else needs."""
-    configs, scripts = folder / "configs", folder / "scripts"
-    dropped = [configs / name for name in MANY_TASKS]
-    kept = [path for path in configs.glob("*.yaml") if path not in dropped]
-    for module in _reached(scripts, dropped) - _reached(scripts, kept):
-        (scripts / f"{module}.py").unlink()
-    for path in dropped:
-        path.unlink(missing_ok=True)
-
-
-def _reached(scripts: Path, configs: Iterable[Path]) -> set[str]:
-    """Modules of ``scripts`` (``common`` aside) that configs name, and those that these import."""
-    text = "\n".join(path.read_text(encoding="utf-8") for path in configs if path.is_file())
-    todo, reached = set(re.findall(r"\bscripts\.(\w+)", text)), set()
-    while todo:
-        module = todo.pop()
-        if module in reached or not (scripts / f"{module}.py").is_file():
-            continue
-        reached.add(module)
-        for node in ast.walk(ast.parse((scripts / f"{module}.py").read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.level == 1:
-                todo |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
-    return reached
+def _remove_what_is_for_many_tasks(folder: Path) -> None:
+    """Remove the configs of the Decathlon as a whole, and their scripts."""
+    for name in MANY_TASKS:
+        (folder / "configs" / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "scripts" / DECATHLON, ignore_errors=True)

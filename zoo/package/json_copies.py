@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""JSON copies of the configs for clients that read no YAML: ``monai.bundle.load`` reads ``configs/inference.json`` alone."""
+"""JSON copies of the configs for clients that do not read YAML, such as ``monai.bundle.load``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from monai.bundle import ConfigParser
 
 from bundles.common.files import write_text
 
-#: ``monai.bundle.load`` reads ``configs/WORKFLOW_TYPE.json``; MONAI Label takes these before the YAML.
+#: ``monai.bundle.load`` only reads ``configs/WORKFLOW_TYPE.json``; MONAI Label prefers these files to YAML.
 COPIED = ("inference", "train")
 
 
 def write_json_copies(configs: Path) -> None:
-    """Write ``inference.json`` and ``train.json`` beside the YAML files, equal in meaning.
+    """Write ``inference.json`` and ``train.json`` next to the YAML files, with the same content.
 
     Args:
         configs: the folder ``configs``.
@@ -26,7 +26,7 @@ def write_json_copies(configs: Path) -> None:
 
 
 def differing_copies(configs: Path) -> list[str]:
-    """Names of the JSON files beside a YAML file of the same name that say something else."""
+    """Return the names of JSON files whose content differs from the YAML file of the same name."""
     return [
         path.name
         for path in sorted(configs.glob("*.json"))

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""``large_files.yml``: weights that lie beside a package instead of in it, each with its address and hash."""
+"""``large_files.yml``: lists weights that are hosted outside of a package, each with its URL and hash."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from bundles.common.files import write_text
 from .archive import file_hash
 from .bundle_files import files_of
 
-LARGE = 25_000_000  # bytes; the zoo takes no larger file into a bundle
+LARGE = 25_000_000  # bytes; the zoo accepts no larger file in a bundle
 LIST = "large_files.yml"
-HASHES = ("md5", "sha1", "sha256", "sha512")  # those of MONAI's check_hash
+HASHES = ("md5", "sha1", "sha256", "sha512")  # supported by MONAI's check_hash
 
 
 def large_files(folder: Path) -> list[str]:
-    """Files of a package that are larger than the zoo takes."""
+    """Return the files of a package that are too large for the zoo."""
     return [name.as_posix() for name in files_of(folder) if (folder / name).stat().st_size > LARGE]
 
 
 def list_large_files(folder: Path, url_prefix: str | None) -> list[str]:
-    """Write ``large_files.yml`` of a package, and return the files to leave out of its zip.
+    """Write ``large_files.yml`` of a package; return the files to exclude from its zip.
 
     Args:
         folder: the bundle.
-        url_prefix: the address at which ``models/model.pt`` will be found, without that. None: nothing is left out.
+        url_prefix: URL to which paths such as ``models/model.pt`` are appended. None: no file is excluded.
     """
     large = large_files(folder) if url_prefix else []
     entries = [
@@ -41,16 +41,16 @@ def list_large_files(folder: Path, url_prefix: str | None) -> list[str]:
         }
         for name in large
     ]
-    head = "# Files that lie elsewhere; python -m monai.bundle download_large_files --bundle_path . fetches them.\n"
+    head = "# Files outside of this package. Download: python -m monai.bundle download_large_files --bundle_path .\n"
     write_text(folder / LIST, head + yaml.safe_dump({"large_files": entries}, sort_keys=False))
     return large
 
 
 def read_large_files(folder: Path) -> list[dict[str, Any]]:
-    """Entries of ``large_files.yml``.
+    """Read the entries of ``large_files.yml``; empty if the file does not exist.
 
     Raises:
-        InputError: if it is no such list, or an entry lacks something.
+        InputError: if the file is not such a list, or an entry is incomplete.
     """
     path = folder / LIST
     if not path.is_file():
@@ -58,7 +58,7 @@ def read_large_files(folder: Path) -> list[dict[str, Any]]:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     entries = content.get("large_files") if isinstance(content, dict) else None
     if not isinstance(entries, list):
-        raise InputError(f"{LIST} must hold a list under large_files.")
+        raise InputError(f"{LIST} must contain a list under large_files.")
     for entry in entries:
         missing = [
             key for key in ("path", "url", "hash_val", "hash_type") if not (isinstance(entry, dict) and entry.get(key))
@@ -67,6 +67,6 @@ def read_large_files(folder: Path) -> list[dict[str, Any]]:
             raise InputError(f"{LIST}: {entry} lacks {', '.join(missing)}.")
         if entry["hash_type"] not in HASHES:
             raise InputError(
-                f"{LIST}: {entry['path']} has hash_type {entry['hash_type']!r}; clients know {', '.join(HASHES)}."
+                f"{LIST}: {entry['path']} has hash_type {entry['hash_type']!r}; clients support {', '.join(HASHES)}."
             )
     return entries

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A bundle as Hugging Face has it: the files at the root of a repository, and a model card."""
+"""Bundles in Hugging Face form: the files at the root of a repository, and a model card."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from bundles.common.files import write_text
 def write_hugging_face(bundle: Path, target: Path) -> None:
     """Write the files of a bundle and its model card.
 
-    The card is ``docs/README.md`` with a head that the hub reads. ``docs/README.md`` itself stays out: `push_to_hf_hub` would put it, with
-    a poorer head and links that lead nowhere, in the card's place.
+    The card is ``docs/README.md`` plus the metadata header that the hub reads. ``docs/README.md`` itself is excluded:
+    `push_to_hf_hub` would replace the card by it, with a poorer header and broken links.
 
     Args:
-        bundle: the packed bundle, real files alone.
-        target: the folder to write; what lay there is replaced.
+        bundle: the packed bundle, without links.
+        target: the folder to write; an existing one is replaced.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     new, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
@@ -44,25 +44,25 @@ def write_hugging_face(bundle: Path, target: Path) -> None:
 
 
 def model_card(bundle: Path, readme: str) -> str:
-    """Text of the model card.
+    """Return the text of the model card.
 
     Args:
-        bundle: its ``configs/metadata.json`` is read.
-        readme: text of ``docs/README.md``, whose links to the bundle's files begin with ``../``.
+        bundle: folder of the bundle, for its ``configs/metadata.json``.
+        readme: text of ``docs/README.md``, in which links to files of the bundle begin with ``../``.
     """
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
     pred, image = metadata["network_data_format"]["outputs"]["pred"], metadata["network_data_format"]["inputs"]["image"]
-    segments = pred["format"] == "segmentation"
+    is_segmentation = pred["format"] == "segmentation"
     head: dict[str, Any] = {
         "license": "apache-2.0",
         "library_name": "monai",
-        "pipeline_tag": "image-segmentation" if segments else "image-feature-extraction",
+        "pipeline_tag": "image-segmentation" if is_segmentation else "image-feature-extraction",
         "tags": [
             "monai",
             "medical",
             "swin-unetr",
             str(image["modality"]).lower(),
-            *([] if segments else ["self-supervised"]),
+            *([] if is_segmentation else ["self-supervised"]),
         ],
     }
     text = re.sub(r"\]\(\.\./", "](", readme)

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The weights that go into a package: opened as clients open them, and asked what they were trained for."""
+"""Weights to pack: open them as clients do, and read what they were trained for."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from bundles.common.errors import InputError
 from bundles.common.weights.checkpoint_file import load_checkpoint_file
 from bundles.common.weights.dialects import find_weights
 
-#: Weights beside ``models/model.pt`` that a bundle gives away, where they are there.
+#: Weights that a bundle ships in addition to ``models/model.pt``, if they exist.
 BESIDE = {"swin_unetr_pretrain": ("encoder.pt",)}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a ``model.pt`` says beside its tensors; empty or None where it does not.
+    """Information recorded in a ``model.pt``; None or empty if it is not recorded.
 
     Attributes:
         path: the file.
-        task: name of the Decathlon's task.
-        row: row of the task, as it was trained.
-        labels: value (as text) to name.
-        encoder: record of the encoder (`bundles.common.weights.encoder_record.FIELDS`).
+        task: name of the task.
+        row: row of the task as used in training.
+        labels: maps label values (as text) to names.
+        encoder: encoder record (`bundles.common.weights.encoder_record.FIELDS`).
         trained: settings and results of the training.
     """
 
@@ -45,20 +45,20 @@ def open_safely(path: Path) -> Any:
     """Open a checkpoint with plain ``torch.load(weights_only=True)``, as MONAI and MONAI Label do.
 
     Raises:
-        InputError: if that does not work, with the reason.
+        InputError: if that fails, with the reason.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError) as error:
-        load_checkpoint_file(path)  # says what is wrong
+        load_checkpoint_file(path)  # raises an InputError for everything but NumPy numbers, which it accepts
         raise InputError(
-            f"{path} carries numbers of NumPy, which torch.load(weights_only=True) refuses: clients could not open it. "
-            "Write a file that holds the state dict alone."
+            f"{path} contains NumPy numbers, which torch.load(weights_only=True) refuses, so clients could not open "
+            "it. Save a file that contains only the state dict."
         ) from error
 
 
 def read_weights(folder: Path) -> Weights:
-    """Open ``model.pt`` of a folder.
+    """Read the information recorded in ``model.pt`` of a folder.
 
     Raises:
         InputError: if it is missing or cannot be opened safely.
@@ -66,13 +66,13 @@ def read_weights(folder: Path) -> Weights:
     path = folder / "model.pt"
     if not path.is_file():
         raise InputError(
-            f"{path} is not there: a packed bundle has weights. Train first, and name the folder that then holds model.pt "
-            "by --models OUTPUT_DIR/models."
+            f"{path} does not exist, but a packed bundle needs weights. Train first, then pass the folder that "
+            "contains model.pt with --models OUTPUT_DIR/models."
         )
     content = open_safely(path)
     content = content if isinstance(content, Mapping) else {}
 
-    def said(key: str) -> Any:
+    def recorded(key: str) -> Any:
         value = content.get(key)
         return dict(value) if isinstance(value, Mapping) else None
 
@@ -80,18 +80,18 @@ def read_weights(folder: Path) -> Weights:
     return Weights(
         path=path,
         task=task if isinstance(task, str) else None,
-        row=said("row"),
-        labels=said("labels"),
-        encoder=said("encoder") or {},
-        trained=said("trained") or {},
+        row=recorded("row"),
+        labels=recorded("labels"),
+        encoder=recorded("encoder") or {},
+        trained=recorded("trained") or {},
     )
 
 
 def copy_weights(bundle: str, folder: Path, target: Path) -> None:
-    """Copy ``model.pt``, and what else the bundle gives away, to the folder ``target``.
+    """Copy ``model.pt`` and the other weights that the bundle ships to the folder ``target``.
 
     Raises:
-        InputError: if one of them cannot be opened safely, or is of another training than ``model.pt``.
+        InputError: if one of the others cannot be opened safely, or is from another training than ``model.pt``.
     """
     target.mkdir(parents=True)
     names = ["model.pt"] + [name for name in BESIDE.get(bundle, ()) if (folder / name).is_file()]
@@ -102,11 +102,11 @@ def copy_weights(bundle: str, folder: Path, target: Path) -> None:
 
 
 def _check_same_encoder(path: Path, model: Path) -> None:
-    """A file beside ``model.pt`` holds the same encoder."""
+    """Check that a file contains the same encoder as ``model.pt``."""
     open_safely(path)
-    ours, theirs = find_weights(str(model)).encoder, find_weights(str(path)).encoder
-    if ours.keys() != theirs.keys() or not all(torch.equal(ours[name], theirs[name]) for name in ours):
+    expected, found = find_weights(str(model)).encoder, find_weights(str(path)).encoder
+    if expected.keys() != found.keys() or not all(torch.equal(expected[name], found[name]) for name in expected):
         raise InputError(
-            f"{path} and {model} hold different encoders: they are of two trainings. Name the folder of one training by --models, "
-            f"or take {path.name} out."
+            f"{path} and {model} contain different encoders, so they are from different trainings. Pass the folder of "
+            f"a single training with --models, or remove {path.name}."
         )

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""``model_info.json``, the list of released packages: a version has one set of bytes for ever."""
+"""``model_info.json``, the list of released packages: the bytes of a released version never change."""
 
 from __future__ import annotations
 
@@ -13,26 +13,31 @@ INDEX = "model_info.json"
 
 
 def read_index(path: Path) -> dict[str, dict[str, str]]:
-    """Read the list: ``NAME_vVERSION`` to ``{"checksum": sha1 of the zip, "source": url}``; empty where there is none.
+    """Read the list; empty if the file does not exist.
+
+    Returns:
+        ``{NAME_vVERSION: {"checksum": sha1 of the zip, "source": url}}``.
 
     Raises:
-        InputError: if it is no such list.
+        InputError: if the file is not such a list.
     """
     if not path.is_file():
         return {}
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}): mend it, it says which versions are released.") from error
+        raise InputError(
+            f"{path} is not valid JSON ({error}). Repair the file: it records which versions are released."
+        ) from error
     if not isinstance(index, dict) or not all(
         isinstance(entry, dict) and "checksum" in entry for entry in index.values()
     ):
-        raise InputError(f"{path} must hold entries NAME_vVERSION: {{checksum, source}}: mend it.")
+        raise InputError(f"{path} must contain entries NAME_vVERSION: {{checksum, source}}. Repair the file.")
     return index
 
 
 def released(path: Path, *, package: str, checksum: str) -> bool:
-    """Whether the list names this package with these bytes.
+    """Whether the list contains this package with this checksum.
 
     Args:
         path: ``model_info.json``.
@@ -40,27 +45,28 @@ def released(path: Path, *, package: str, checksum: str) -> bool:
         checksum: sha1 of the zip.
 
     Raises:
-        InputError: if it names it with other bytes.
+        InputError: if it contains the package with another checksum.
     """
     entry = read_index(path).get(package)
     if entry is not None and entry["checksum"] != checksum:
         raise InputError(
-            f"{package} was released with other bytes: {path} has sha1 {entry['checksum']}, this package {checksum}. Whoever has "
-            "the released one would not notice: raise version in configs/metadata.json, say in its changelog what changed, and pack again; "
-            f"or, if it was never published, remove its entry from {path}."
+            f"{package} was released with other bytes: {path} has sha1 {entry['checksum']}, this package {checksum}. "
+            "Users of the released version would not notice the change. Raise version in configs/metadata.json, "
+            f"describe the change in its changelog, and pack again; or, if {package} was never published, remove its "
+            f"entry from {path}."
         )
     return entry is not None
 
 
 def add_to_index(path: Path, *, package: str, checksum: str, url_prefix: str | None) -> None:
-    """Name a package in the list.
+    """Add a package to the list.
 
     Args:
-        path: ``model_info.json``, made where it is not there.
+        path: ``model_info.json``; created if it does not exist.
         package: ``NAME_vVERSION``.
         checksum: sha1 of the zip.
-        url_prefix: address of the folder that the zip will lie in. None: the address that the list has of it already, else the
-            name of the file alone, which is true of a zip beside the list.
+        url_prefix: URL of the folder that will contain the zip. None: keep the source that is already in the list, else
+            use the file name, which fits a zip next to the list.
 
     Raises:
         InputError: see `read_index` and `released`.

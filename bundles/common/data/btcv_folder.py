@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Labelled scans in folders without a data list, as BTCV is downloaded: images here, labels there, paired by name."""
+"""Pair images and labels by name in folders without a data list, such as the download of BTCV."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..errors import InputError
 
-# Folders of images, labels and test images. The first is the Decathlon's way to sort files, which BTCV's users took over; the next two are the
-# challenge's own download (Synapse syn3193805), as a whole and with its upper folder left out.
+# Folders of images, labels and test images. The first is the Decathlon's layout, which users of BTCV have adopted. The
+# next two are the challenge's own download (Synapse syn3193805), with and without its top folder.
 LAYOUTS = (
     ("imagesTr", "labelsTr", "imagesTs"),
     ("RawData/Training/img", "RawData/Training/label", "RawData/Testing/img"),
@@ -19,7 +19,7 @@ LAYOUTS = (
 
 
 def find_layout(folder: Path) -> tuple[Path, Path, Path] | None:
-    """The folders of images, labels and test images (which need not exist) below ``folder``; None where it is not laid out so."""
+    """Return the folders of images, labels and test images (may be missing); None if the layout is not known."""
     for layout in LAYOUTS:
         images, labels, test = (folder / part for part in layout)
         if images.is_dir() and labels.is_dir():
@@ -28,7 +28,7 @@ def find_layout(folder: Path) -> tuple[Path, Path, Path] | None:
 
 
 def _case(name: str) -> str:
-    """What image and label of a case have in common: ``0001`` of ``img0001.nii.gz`` and ``label0001.nii.gz``."""
+    """Return what the names of image and label share: ``0001`` for ``img0001.nii.gz`` and ``label0001.nii.gz``."""
     return re.sub(r"^(img|label)(?=\d)|_0000(?=\.)|\.nii(\.gz)?$", "", name)
 
 
@@ -46,25 +46,27 @@ def btcv_data_list(folder: Path) -> dict | None:
     """Make the data list of a folder in BTCV's layout.
 
     Args:
-        folder: holds one of the `LAYOUTS`. Files are paired by name: ``img0001.nii.gz`` with ``label0001.nii.gz``, others with the file of
-            their own name.
+        folder: has one of the `LAYOUTS`. Files are paired by name: ``img0001.nii.gz`` with ``label0001.nii.gz``, others
+            with the file of the same name.
 
     Returns:
-        ``{"training": [{"image", "label"}, ...], "test": [image, ...]}`` with paths relative to ``folder``; None where it is not laid out so.
+        ``{"training": [{"image", "label"}, ...], "test": [image, ...]}`` with paths relative to ``folder``; None if it
+        has none of the layouts.
 
     Raises:
-        InputError: an image without its label or the other way round, which would otherwise be left out without a word.
+        InputError: an image has no label, or a label has no image. It would otherwise be ignored silently.
     """
     layout = find_layout(folder)
     if layout is None:
         return None
     images, labels, test = (_by_case(part) for part in layout)
-    lonely = [str(images[case]) for case in images.keys() - labels.keys()]
-    lonely += [str(labels[case]) for case in labels.keys() - images.keys()]
-    if lonely:
+    unpaired = [str(images[case]) for case in images.keys() - labels.keys()]
+    unpaired += [str(labels[case]) for case in labels.keys() - images.keys()]
+    if unpaired:
         raise InputError(
-            f"{folder} has no dataset.json, so images in {layout[0]} and labels in {layout[1]} are paired by name (img0001 with label0001), but "
-            f"{len(lonely)} have no partner, such as {min(lonely)}. Add or remove files, or write a dataset.json."
+            f"{folder} has no dataset.json, so images in {layout[0]} and labels in {layout[1]} are paired by name "
+            f"(img0001 with label0001), but {len(unpaired)} have no partner, such as {min(unpaired)}. Add or remove "
+            "files, or write a dataset.json."
         )
     return {
         "training": [

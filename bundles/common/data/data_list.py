@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""From what the user points at (a folder, a data list, a NIfTI file) to the scans of one section.
+"""List the scans of one section, from a folder, a data list or a NIfTI file.
 
 A data list is the JSON file that the Medical Segmentation Decathlon (MSD) ships as ``dataset.json``::
 
@@ -7,7 +7,7 @@ A data list is the JSON file that the Medical Segmentation Decathlon (MSD) ships
      "validation": [...], "test": ["imagesTs/b.nii.gz", ...], "labels": {"0": "background", "1": "spleen"}}
 
 Paths are relative to the folder of the list. An entry may carry ``fold`` (its cross-validation fold) and ``patient``
-(scans of one patient never lie on both sides of a split).
+(scans of one patient are never on both sides of a split).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from monai.utils import ensure_tuple
 
 from ..errors import InputError
-from ..run.option_checks import check_choice
+from ..run.options import check_choice
 from .btcv_folder import btcv_data_list
 from .nifti_files import _content, _first, _nifti_below, _one_nifti, is_nifti, is_scan
 from .splits import draw_folds, draw_share
@@ -39,14 +39,14 @@ def read_data_list(path: StrPath) -> dict:
     """Read a data list, make its paths absolute and check that all its files exist.
 
     Args:
-        path: the JSON file, in MSD form (see the module).
+        path: the JSON file, in MSD format (see the module).
 
     Returns:
-        The content of the file; in its sections each entry is a dict with ``image`` (an absolute path or a list of
-        them), ``label`` (an absolute path) if it has one, and whatever else it carries.
+        The content of the file. Each entry of its sections is a dict with ``image`` (an absolute path or a list of
+        them), ``label`` (an absolute path) if it has one, and its other keys.
 
     Raises:
-        InputError: the list is not there, is no JSON, has no entries, or names files that do not exist.
+        InputError: the list does not exist, is not JSON, has no entries, or names files that do not exist.
     """
     path = Path(path).expanduser().absolute()
     content = parse_data_list(path)
@@ -68,38 +68,38 @@ def segmentation_scans(
 ) -> list[dict]:
     """List the scans of one section for fine-tuning or evaluation.
 
-    Training and validation are split by the first rule that fits:
+    Training and validation are split by the first rule that applies:
 
-    1. ``fold="all"``: every scan trains, validation is empty.
-    2. ``fold=None`` and the list has a ``validation`` section: the sections as they stand. Without one, as fold 0.
-    3. Every entry carries ``fold``: the entries of that fold are the validation.
+    1. ``fold="all"``: every scan is in training, validation is empty.
+    2. ``fold=None`` and the list has a ``validation`` section: the sections of the list. Without one, as fold 0.
+    3. Every entry has a ``fold``: the entries of that fold are the validation.
     4. Training and validation sections together are split into ``folds`` folds by patient (the entry's ``patient``,
-       else its image). The draw depends on ``seed`` and the patients alone, not on the order of the list nor on where
-       the data set lies.
+       else its image). The split depends only on ``seed`` and the patients, not on the order of the list or on the
+       location of the data set.
 
     Args:
-        dataset_dir: folder that holds ``dataset.json``.
+        dataset_dir: folder with ``dataset.json``.
         data_list: another JSON file instead, absolute or relative to ``dataset_dir``.
         section: ``training``, ``validation``, ``test``, or ``all`` (training and validation, whatever the fold).
         fold: see above.
-        folds: number of folds that rule 4 makes; None: `FOLDS`, or one for each patient where there are fewer.
-        seed: of the draw of rule 4.
+        folds: number of folds for rule 4; None: `FOLDS`, or one per patient if there are fewer patients.
+        seed: seed of the split of rule 4.
         label: ``required`` or ``optional``.
-        may_be_empty: let ``fold="all"`` give an empty validation, for a training without one.
+        may_be_empty: with ``fold="all"``, return an empty validation instead of raising an error.
 
     Returns:
         Entries ``{"image": path or list of paths, "label": path, ...}``.
 
     Raises:
-        InputError: see `read_data_list` (only the files of the returned entries are looked for); a label is missing;
-            there are fewer patients than folds; the fold does not exist; the section is empty.
+        InputError: see `read_data_list` (only the files of the returned entries must exist); a label is missing; there
+            are fewer patients than folds; the fold does not exist; the section is empty.
     """
     if label not in ("required", "optional"):
         raise ValueError(f"label must be 'required' or 'optional', got {label!r}")
     check_choice(name="section", value=section, choices=("training", "validation", "test", "all"))
     if not isinstance(dataset_dir, (str, os.PathLike)):
         raise InputError(
-            f"dataset_dir {dataset_dir!r} must be one folder here: labelled scans come from one data list."
+            f"dataset_dir {dataset_dir!r} must be a single folder: labelled scans come from one data list."
         )
     path = _list_path(dataset_dir, data_list)
     content = parse_data_list(path)
@@ -113,13 +113,16 @@ def segmentation_scans(
         both = {str(scan["image"]) for scan in training} & {str(scan["image"]) for scan in validation}
         if both:
             logger.warning(
-                "%s: %d scans train and validate at once, e.g. %s: scores will flatter", path, len(both), min(both)
+                "%s: %d scans are in both training and validation, e.g. %s: scores will be too high",
+                path,
+                len(both),
+                min(both),
             )
     if not scans and section == "validation" and fold == "all":
         if may_be_empty:
             return []
         raise InputError(
-            f"{path}: with fold 'all' every scan trained, none is left to validate on. Ask for --section training."
+            f"{path}: with fold 'all' every scan is in training, none is left for validation. Use --section training."
         )
     if not scans:
         raise InputError(f"{path} has no scans for section '{section}'. {_sections_of(content)}")
@@ -127,7 +130,7 @@ def segmentation_scans(
     if unlabelled and label == "required":
         raise InputError(
             f"{path}: {len(unlabelled)} of {len(scans)} scans of section '{section}' have no 'label', e.g. "
-            f"{unlabelled[0]['image']}. Add their labels to the list, or take these entries out of it."
+            f"{unlabelled[0]['image']}. Add their labels to the list, or remove these entries from it."
         )
     _check_files(scans, section, path, keys=("image", "label"))
     return scans
@@ -142,37 +145,39 @@ def unlabelled_scans(
     seed: int = 0,
     stored: bool = False,
 ) -> list[dict]:
-    """List the scans of one section for pre-training: images alone.
+    """List the scans of one section for pre-training: images only.
 
-    A folder with a ``dataset.json`` gives its training, unlabelled and validation sections (never its test). A folder
-    without one gives every NIfTI file below it, except masks (`MASK_FOLDERS`, `RESULT_NAMES`). If any
-    source has a validation section, those scans are the validation and all others train; otherwise a seeded draw
-    holds out ``validation_share`` of the patients (an entry's ``patient``, else each scan is one), at least one.
+    For a folder with a ``dataset.json``, these are its training, unlabelled and validation sections (never its test
+    section). For a folder without one, every NIfTI file below it, except masks and results (`MASK_FOLDERS`,
+    `RESULT_NAMES`). If any source has a validation section, its scans are the validation and all others are for
+    training. Otherwise ``validation_share`` of the patients (an entry's ``patient``, else each scan counts as one), at
+    least one, are drawn for validation.
 
     Args:
-        dataset_dir: a folder, a JSON data list or a NIfTI file, or several of them. A file met twice counts once.
+        dataset_dir: a folder, a JSON data list or a NIfTI file, or several of them. A file found twice counts once.
         data_list: name of the list in a folder, instead of ``dataset.json``.
         section: ``training``, ``validation``, or ``all`` for both.
         validation_share: between 0 and 1.
-        seed: of the draw.
-        stored: give the file of the patch store instead of the image (``store`` of an entry, see `prepare`).
+        seed: seed of the draw.
+        stored: return the file of the patch store instead of the image (``store`` of an entry, see `prepare`).
 
     Returns:
         Items ``{"image": path or list of paths}``, sorted by path.
 
     Raises:
-        InputError: ``stored``, and a source is no data list of stored scans.
-        InputError: a source does not exist or has no scans; fewer than two scans in all; no scan left to train on.
+        InputError: with ``stored``, a source is not a data list of stored scans.
+        InputError: a source does not exist or has no scans; there are fewer than two scans; no scan is left for
+            training.
     """
     check_choice(name="section", value=section, choices=("training", "validation", "all"))
     sources = [dataset_dir] if isinstance(dataset_dir, (str, os.PathLike)) else list(dataset_dir)
     if data_list is not None and len(sources) > 1 and Path(data_list).is_absolute():
         raise InputError(
-            f"data_list {data_list} is one absolute path, but dataset_dir names {len(sources)} sources: it would hide "
-            "the others. Name the list itself as one of the sources in dataset_dir."
+            f"data_list {data_list} is one absolute path, but dataset_dir names {len(sources)} sources: it would "
+            "replace the others. Pass the list itself as one of the sources in dataset_dir."
         )
     if not 0 < validation_share < 1:
-        raise InputError(f"validation_share must lie between 0 and 1, got {validation_share}")
+        raise InputError(f"validation_share must be between 0 and 1, got {validation_share}")
     key = "store" if stored else "image"
     training: dict[tuple, dict] = {}
     validation: dict[tuple, dict] = {}
@@ -184,15 +189,15 @@ def unlabelled_scans(
     if len(pool) < 2:
         raise InputError(
             f"Pre-training needs at least 2 scans, one of them for validation; {len(pool)} found in "
-            f"{', '.join(map(str, sources)) or 'dataset_dir, which is empty'}. Add scans, or name more folders."
+            f"{', '.join(map(str, sources)) or 'dataset_dir, which is empty'}. Add scans, or pass more folders."
         )
-    order = sorted(pool)  # by the images, whatever is read of them: a store gives the draws of its scans
+    order = sorted(pool)  # by image, even for a store: it gives the same draws as its scans
     if validation:
         held_out = set(validation)
         if len(held_out) == len(pool):
             raise InputError(
                 f"All {len(pool)} scans of {', '.join(map(str, sources))} are in a 'validation' section: none is left "
-                "to train on. Add a 'training' section."
+                "for training. Add a 'training' section."
             )
     else:
         held_out = _drawn_by_patient(pool, share=validation_share, seed=seed)
@@ -204,11 +209,11 @@ def unlabelled_scans(
 
 
 def _drawn_by_patient(pool: dict[tuple, dict], *, share: float, seed: int) -> set[tuple]:
-    """Draw a share of the patients, at least one; returns their scans. A scan without a patient is one of its own."""
+    """Draw a share of the patients, at least one, and return their scans. Scans without a patient count as one each."""
     patients = {each: (str(scan["patient"]),) if "patient" in scan else each for each, scan in pool.items()}
     if len(set(patients.values())) < 2:
         logger.warning(
-            "all %d scans carry the patient %r: the validation is drawn among them and holds scans of a patient that trains",
+            "all %d scans are of patient %r: some are drawn for validation, but training has scans of the same patient",
             *(len(pool), next(iter(patients.values()))[0]),
         )
         patients = {each: each for each in pool}
@@ -217,18 +222,18 @@ def _drawn_by_patient(pool: dict[tuple, dict], *, share: float, seed: int) -> se
 
 
 def inference_scans(source: StrPath | Sequence[StrPath]) -> list[dict]:
-    """List the scans to predict: images alone.
+    """List the scans to predict: images only.
 
     Args:
-        source: a NIfTI file; a JSON data list (its ``test`` section); a folder: the NIfTI files in it, else the
-            ``test`` section of its ``dataset.json``, else the NIfTI files below it (without masks, see `MASK_FOLDERS`); or
-            several of these.
+        source: one or several of: a NIfTI file; a JSON data list (its ``test`` section); a folder (the NIfTI files in
+            it, else the ``test`` section of its ``dataset.json``, else the NIfTI files below it, without those of
+            `MASK_FOLDERS`).
 
     Returns:
         Items ``{"image": path or list of paths}``.
 
     Raises:
-        InputError: the source does not exist or has no scans; two scans have one name, so that one mask would
+        InputError: the source does not exist or has no scans; two scans have the same name, so that one mask would
             overwrite the other.
     """
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
@@ -240,7 +245,7 @@ def inference_scans(source: StrPath | Sequence[StrPath]) -> list[dict]:
         if other != file:
             raise InputError(
                 f"{other} and {file} have the same name, and so would their masks: one would overwrite the other. "
-                "Predict them in two runs with an --output_dir each, or rename one."
+                "Predict them in two runs with different --output_dir, or rename one."
             )
     return scans
 
@@ -261,19 +266,19 @@ def _inference_scans(source: StrPath) -> list[dict]:
     if not scans:
         raise InputError(
             f"{source} has no 'test' section to predict. {_sections_of(content)} "
-            "Name a folder of NIfTI files, or one file, to predict other scans."
+            "To predict other scans, pass a folder of NIfTI files or one file."
         )
     _check_files(scans, "test", source, keys=("image",))
     return [{"image": scan["image"]} for scan in scans]
 
 
 def first_file(scan: dict) -> str:
-    """The file of an entry's image, the first one where it has one per channel: by it a scan is known."""
+    """Return the file that identifies a scan: the file of its image, or the first one if it has one per channel."""
     return image_files(scan)[0]
 
 
 def image_files(scan: dict) -> list[str]:
-    """The files of an entry's image: one, or one for each channel."""
+    """Return the files of an entry's image: one, or one per channel."""
     return list(ensure_tuple(scan["image"]))
 
 
@@ -281,7 +286,7 @@ def data_list_labels(dataset_dir: StrPath, data_list: StrPath | None = None) -> 
     """Return the ``labels`` of the data list, e.g. ``{0: "background", 1: "spleen"}``; empty if it has none.
 
     Raises:
-        InputError: see `read_data_list`; or ``labels`` is not a mapping of whole numbers to names.
+        InputError: see `read_data_list`; or ``labels`` does not map whole numbers to names.
     """
     path = _list_path(dataset_dir, data_list)
     labels = parse_data_list(path).get("labels") or {}
@@ -305,12 +310,12 @@ def _list_path(dataset_dir: StrPath, data_list: StrPath | None) -> Path:
 
 
 def parse_data_list(path: Path) -> dict:
-    """Read a data list, or make that of a folder in BTCV's layout, with absolute paths, without looking for the files."""
+    """Read a data list, or make one for a folder in BTCV's layout; paths become absolute, files may be missing."""
     content = btcv_data_list(path.parent) if path.name == "dataset.json" and not path.is_file() else None
     if content is None and not path.is_file():
         raise InputError(
-            f"Data list {path} not found. {_content(path.parent)} (Without a data list, a folder with labels must be laid out like BTCV: "
-            "imagesTr and labelsTr, or RawData/Training/img and label.)"
+            f"Data list {path} not found. {_content(path.parent)} (Without a data list, a folder with labels must have "
+            "the layout of BTCV: imagesTr and labelsTr, or RawData/Training/img and label.)"
         )
     try:
         content = content or json.loads(path.read_text(encoding="utf-8-sig"))
@@ -322,8 +327,8 @@ def parse_data_list(path: Path) -> dict:
     if not isinstance(content, dict) or not any(content.get(section) for section in SECTIONS):
         raise InputError(
             f"{path} has no scans: none of its sections {', '.join(SECTIONS)} has entries; its keys: {keys}. "
-            'It must look like {"training": [{"image": ..., "label": ...}, ...]}. To take all NIfTI files of a folder, '
-            "point at the folder of the images itself."
+            'It must look like {"training": [{"image": ..., "label": ...}, ...]}. To use all NIfTI files of a folder, '
+            "pass the folder of the images itself."
         )
     for section in SECTIONS:
         if section not in content:
@@ -356,7 +361,7 @@ def _entry(entry: str | dict, where: str, path: Path) -> dict:
 
 
 def _resolve(file: str, list_path: Path) -> str:
-    # normpath, not resolve(): a link keeps the name that the user gave it.
+    # normpath, not resolve(): links keep their names.
     return os.path.normpath(list_path.parent / file)
 
 
@@ -385,7 +390,7 @@ def _sections_of(content: dict) -> str:
 
 
 def _split(content: dict, path: Path, *, fold: int | str | None, folds: int | None, seed: int) -> tuple[list, list]:
-    """Return the training and the validation entries, by the rules of `segmentation_scans`."""
+    """Return the training and validation entries, by the rules of `segmentation_scans`."""
     training, validation = content.get("training", []), content.get("validation", [])
     pool = training + validation
     if fold == "all":
@@ -393,13 +398,13 @@ def _split(content: dict, path: Path, *, fold: int | str | None, folds: int | No
     if fold is None and validation:
         return training, validation
     fold = 0 if fold is None else fold
-    carried = sum("fold" in scan for scan in pool)
-    if 0 < carried < len(pool):
+    with_fold = sum("fold" in scan for scan in pool)
+    if 0 < with_fold < len(pool):
         raise InputError(
-            f"{path}: {carried} of {len(pool)} training and validation entries carry a 'fold'. Give every entry one, "
-            "or none; or use the list's own validation section (fold: null)."
+            f"{path}: {with_fold} of {len(pool)} training and validation entries have a 'fold'. Add it to every entry, "
+            "or to none; or use the list's own validation section (fold: null)."
         )
-    if carried:
+    if with_fold:
         fold_of = [scan["fold"] for scan in pool]
     else:
         fold_of = draw_folds([_patient(scan, path) for scan in pool], path, folds=folds, seed=seed)
@@ -407,7 +412,7 @@ def _split(content: dict, path: Path, *, fold: int | str | None, folds: int | No
     if isinstance(fold, bool) or fold not in known:
         raise InputError(f"fold must be one of {known} or 'all', got {fold!r} ({path})")
     if len(known) == 1:
-        raise InputError(f"{path}: every entry carries fold {known[0]}: none is left to train on.")
+        raise InputError(f"{path}: every entry has fold {known[0]}: none is left for training.")
     return (
         [scan for scan, number in zip(pool, fold_of, strict=True) if number != fold],
         [scan for scan, number in zip(pool, fold_of, strict=True) if number == fold],
@@ -417,19 +422,21 @@ def _split(content: dict, path: Path, *, fold: int | str | None, folds: int | No
 def _patient(scan: dict, path: Path) -> str:
     if "patient" in scan:
         return str(scan["patient"])
-    return os.path.relpath(first_file(scan), path.parent)  # relative: the split must not change when the data move
+    # Relative: the split must not change if the data set is moved.
+    return os.path.relpath(first_file(scan), path.parent)
 
 
 # ---- folders and files ---------------------------------------------------------------------------------------------
 
 
 def _unlabelled_source(source: Path, data_list: StrPath | None, key: str) -> tuple[list[dict], list[dict]]:
-    """Return the training and the validation entries of one source of `unlabelled_scans`, which have ``key``."""
+    """Return the training and validation entries of one source of `unlabelled_scans`; all have ``key``."""
     path = _list_path(source, data_list if source.is_dir() else None)
     if key == "store" and (is_nifti(path.name) or not path.is_file()):
         raise InputError(
-            f"{source} holds no patch store: {path.name if is_nifti(path.name) else path} is no data list of stored scans. "
-            "Make one by configs/prepare.yaml and name its folder, or read the scans themselves by --data nifti."
+            f"{source} has no patch store: {path.name if is_nifti(path.name) else path} is not a data list of stored "
+            "scans. Make one with configs/prepare.yaml and pass its folder, or read the scans directly with "
+            "--data nifti."
         )
     if is_nifti(source.name) and not source.is_dir():
         return [{"image": image} for image in _one_nifti(source)], []
@@ -445,8 +452,8 @@ def _unlabelled_source(source: Path, data_list: StrPath | None, key: str) -> tup
     without = [scan for scan in training + validation if key not in scan]
     if without:
         raise InputError(
-            f"{path}: {len(without)} scans have no 'store', such as {without[0]['image']}. Run configs/prepare.yaml with --write_store true, or "
-            "read the scans themselves by --data nifti."
+            f"{path}: {len(without)} scans have no 'store', such as {without[0]['image']}. Run configs/prepare.yaml "
+            "with --write_store true, or read the scans directly with --data nifti."
         )
     _check_files(training, "training", path, keys=(key,))
     _check_files(validation, "validation", path, keys=(key,))
@@ -454,10 +461,10 @@ def _unlabelled_source(source: Path, data_list: StrPath | None, key: str) -> tup
 
 
 def _identity(image: str | list[str]) -> tuple[str, ...]:
-    """The real file(s) of an image, whatever links lead to it."""
+    """Return the real file(s) of an image, with links resolved."""
     return tuple(os.path.realpath(file) for file in ([image] if isinstance(image, str) else image))
 
 
 def label_as_reference(scans: Sequence[dict]) -> list[dict]:
-    """Items with ``label`` under the key ``reference``, which no preprocessing touches: what a score compares with."""
+    """Return items with the label as ``reference``: no preprocessing changes this key, and scores compare with it."""
     return [{"image": item["image"], "reference": item["label"]} for item in scans]

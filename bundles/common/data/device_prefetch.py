@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The next batch is copied to the GPU while the step before it is computed there."""
+"""Copy the next batch to the GPU while it computes the current step."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import torch
 
 
 class DevicePrefetch:
-    """A data loader whose images and labels lie on the GPU; on a CPU it is the loader as it is.
+    """Data loader that returns images and labels on the GPU; on a CPU, batches of the loader are unchanged.
 
-    A training that never waits for its GPU asks for a batch as soon as the step before is queued: the copy then runs beside that step, on a
-    stream of its own. It wants a loader with ``pin_memory``; from other memory a copy waits.
+    If training never waits for the GPU, it asks for a batch as soon as the previous step is queued. The copy then runs
+    at the same time as that step, on a separate stream. This needs a loader with ``pin_memory``; copies from other
+    memory wait for the step.
 
     Args:
-        loader: gives dicts of tensors.
-        device: of the training.
-        keys: what is copied; the rest, such as the numbers of the draws, is read by the host and stays there.
+        loader: yields dicts of tensors.
+        device: device of the training.
+        keys: keys to copy. Others, such as the numbers of the draws, are read on the host and stay there.
     """
 
     def __init__(
@@ -33,13 +34,13 @@ class DevicePrefetch:
         self.keys = keys
 
     def __len__(self) -> int:
-        """Number of batches, where the loader has one."""
+        """Number of batches, if the loader has a length."""
         if not isinstance(self.loader, Sized):
             raise TypeError(f"{type(self.loader).__name__} has no length.")
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        batches = iter(self.loader)  # here and not at the first batch: a loader takes a random number when it begins
+        batches = iter(self.loader)  # now, not at the first batch: a loader draws a random number when it starts
         return self._copied(batches) if self.device.type == "cuda" else batches
 
     def _copied(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -50,5 +51,5 @@ class DevicePrefetch:
             step = torch.cuda.current_stream(self.device)
             step.wait_stream(stream)
             for copy in copies.values():
-                copy.record_stream(step)  # or its memory could be given away while the step reads it
+                copy.record_stream(step)  # otherwise its memory could be reused while the step reads it
             yield {**batch, **copies}

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Which voxels are the patient: what `CropForegroundd` draws its box around."""
+"""Select the voxels of the patient, for the bounding box of `CropForegroundd`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 
 
 def above_or_all(image: torch.Tensor, other: float = 0.0) -> torch.Tensor:
-    """Voxels above a threshold; all of them where none is, so that a scan of air is cropped to itself and not to nothing.
+    """Select the voxels above a threshold, or all voxels if none is: a scan of air is then not cropped to nothing.
 
     Args:
-        image: (C, X, Y, Z), of any unit.
-        other: the threshold in that unit (named as in `torch.gt`).
+        image: (C, X, Y, Z), in any unit.
+        other: the threshold in this unit (named as in `torch.gt`).
 
     Returns:
         bool (C, X, Y, Z).

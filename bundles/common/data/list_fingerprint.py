@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Tell whether a resumed run reads the scans that it read before, wherever their folder lies now."""
+"""Check that a resumed run reads the same scans as before, even if their folder was moved."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .data_list import first_file
 
 
 def fingerprint(scans: Sequence[dict]) -> dict[str, Any]:
-    """Number of scans, and a checksum of their names (file and folder) in order.
+    """Return the number of scans, and a checksum of their names (file and folder) in order.
 
     Args:
         scans: ``{"image": path or list of paths}``.

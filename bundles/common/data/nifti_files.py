@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Which files of a folder are NIfTI scans."""
+"""Find the NIfTI scans of a folder."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ..errors import InputError
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
-# What a search for scans leaves out: folders of masks (BTCV's labelsTr, TotalSegmentator's segmentations), and the results
-# of these bundles, which lie beside the scans where somebody chose their folder as output_dir.
+# Skipped by a search for scans: folders of masks (BTCV's labelsTr, TotalSegmentator's segmentations), and results of
+# these bundles, which are next to the scans if their folder was used as output_dir.
 MASK_FOLDERS = (".", "label", "seg", "mask")
 
 RESULT_NAMES = r"_(seg|masked|reconstruction)\.nii(\.gz)?$"
 
 
 def is_scan(name: str) -> bool:
-    """A NIfTI file that is not, by its name, a mask or another result of these bundles."""
+    """Whether a file name is that of a NIfTI file, and not of a mask or another result of these bundles."""
     return is_nifti(name) and not re.search(RESULT_NAMES, name.lower())
 
 
 def is_nifti(name: str) -> bool:
-    """A visible file named as NIfTI."""
+    """Whether a file name is that of a visible NIfTI file."""
     return name.lower().endswith(NIFTI_SUFFIXES) and not name.startswith(".")
 
 
@@ -39,8 +39,10 @@ def _nifti_below(folder: Path) -> list[str]:
     images = sorted(_walk_nifti(folder))
     if not images:
         raise InputError(
-            f"No scans in {folder}: looked there and below it for dataset.json, *.nii and *.nii.gz, leaving "
-            f"out hidden files, folders of masks (label..., seg..., mask...) and files named like a result (..._seg.nii.gz). {_content(folder)} (DICOM is made a data list of by configs/prepare.yaml of swin_unetr_pretrain.)"
+            f"No scans in {folder}: searched it and its subfolders for dataset.json, *.nii and *.nii.gz, skipping "
+            "hidden files, folders of masks (label..., seg..., mask...) and files named like a result "
+            f"(..._seg.nii.gz). {_content(folder)} (For DICOM, make a data list with configs/prepare.yaml of "
+            "swin_unetr_pretrain.)"
         )
     return images
 
@@ -49,9 +51,9 @@ def _walk_nifti(folder: Path) -> Iterator[str]:
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
-        # Data folders are often links; a link that leads back up must not be followed for ever.
-        left = [] if real in seen else [name for name in folders if not name.lower().startswith(MASK_FOLDERS)]
-        folders[:] = sorted(left)
+        # Data folders are often links; a link that leads back up must not be followed forever.
+        searched = [] if real in seen else [name for name in folders if not name.lower().startswith(MASK_FOLDERS)]
+        folders[:] = sorted(searched)
         if real not in seen:
             yield from (os.path.join(parent, name) for name in files if is_scan(name))
         seen.add(real)

@@ -1,9 +1,9 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Training crops whose content depends on the seed and the number of the draw alone.
+"""Training crops that depend only on the seed and on the number of the draw.
 
-Draw ``i`` decides which volume is read and every random transform of it. So the same seed gives the same crops whatever the
-number of workers, a resumed run continues with the draws that the unbroken run would have made, and the ranks of a
-distributed run share the draws out among themselves without a sampler that has to be told the epoch.
+Draw ``i`` determines which volume is read and every random transform of it. So the same seed gives the same crops for
+any number of workers, a resumed run continues with the draws of an uninterrupted one, and the ranks of a distributed
+run share the draws without a sampler that must know the epoch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..run.distributed import rank, world_size
 
 
 def _plain(crop: dict[str, Any]) -> dict[str, Any]:
-    """Tensors without metadata: they train faster, and torch.compile does not recompile for them (traps.md 20)."""
+    """Drop the metadata of tensors: training is faster, and torch.compile does not recompile because of it."""
     return {
         k: v.as_tensor() if isinstance(v, MetaTensor) else v for k, v in crop.items() if not k.endswith("_transforms")
     }
@@ -31,12 +31,12 @@ def _plain(crop: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Draws:
-    """What the number of a draw decides: the volume that is read, and the seed of all that is random about it.
+    """Volume and random seed of each draw.
 
     Attributes:
-        volumes: how many there are.
+        volumes: number of volumes.
         seed: seed of the run.
-        shuffle: visit the volumes in a new random order in every pass; False: volume ``i`` at draw ``i``.
+        shuffle: visit the volumes in a new random order in every pass; False: draw ``i`` reads volume ``i``.
     """
 
     volumes: int
@@ -56,21 +56,21 @@ class Draws:
 
 
 class SeededCrops(Dataset):
-    """Map-style dataset over draws: ``dataset[i]`` is a list of crops (dicts) of the volume that draw ``i`` chose.
+    """Map-style dataset over draws: ``dataset[i]`` is a list of crops (dicts) of the volume that draw ``i`` selects.
 
-    The volumes are visited in a new random order in every pass over the data. Each crop carries ``"draw"``, so that later
-    steps (masks, rotations) can seed themselves by it.
+    The volumes are visited in a new random order in every pass over the data. Each crop has a key ``"draw"``, from
+    which later steps (masks, rotations) derive their seeds.
 
     Args:
         data: items of the data list.
         preprocessing: deterministic transforms, whose result is cached.
-        augmentation: random transforms, crops among them; runs anew for each draw.
+        augmentation: random transforms, including the crop; applied anew for each draw.
         seed: seed of the run.
-        cache_num: how many preprocessed volumes to keep in memory.
-        shuffle: False visits volume ``i`` at draw ``i``, for validation on crops that are the same every time.
+        cache_num: number of preprocessed volumes to keep in memory.
+        shuffle: False: draw ``i`` reads volume ``i``, for validation on the same crops every time.
 
     Raises:
-        InputError: from a draw whose crops hold voxels that are not finite, with the file.
+        InputError: from ``dataset[i]``, if a crop has voxels that are not finite. The message names the file.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class SeededCrops(Dataset):
         self.draws = Draws(volumes=len(data), seed=seed, shuffle=shuffle)
 
     def __len__(self) -> int:
-        """Number of volumes, so one pass; draws go on beyond it."""
+        """Number of volumes, which is one pass; draws continue beyond it."""
         return len(self.volumes)
 
     def volume_of(self, draw: int) -> int:
@@ -101,23 +101,26 @@ class SeededCrops(Dataset):
         volume = self.volume_of(draw)
         try:
             crops = self.augmentation(self.volumes[volume])
-        except (RuntimeError, ValueError) as error:  # MONAI wraps what a transform raises
+        except (RuntimeError, ValueError) as error:  # MONAI wraps the errors of transforms
             if "sampling location" not in f"{error} {error.__cause__}":
                 raise
             raise InputError(
-                f"{self.data[volume]['image']} has no place to draw a crop from: it is air alone. Remove it from the data list."
+                f"{self.data[volume]['image']} has no place to draw a crop from: it contains only air. Remove it from "
+                "the data list."
             ) from error
         crops = [{**_plain(crop), "draw": draw} for crop in (crops if isinstance(crops, list) else [crops])]
         if not all(torch.isfinite(crop["image"]).all() for crop in crops):
             raise InputError(
-                f"{self.data[volume]['image']} has voxels that are not numbers (NaN or infinite). Mend or remove it; --check_data full "
-                "finds all such files before a run."
+                f"{self.data[volume]['image']} has voxels that are not numbers (NaN or infinite). Fix or remove it; "
+                "--check_data full finds all such files before a run."
             )
         return crops
 
 
 class DrawSampler(Sampler[int]):
-    """The draws of this rank, from iteration ``first`` to the last: iteration i takes draws ``i*W*B + r*B .. +B`` (W ranks, B volumes each).
+    """The draws of this rank, from iteration ``first`` to the last.
+
+    With W ranks and B volumes on each, rank r takes the B draws that start at ``i*W*B + r*B`` in iteration i.
 
     Args:
         iterations: iterations of the whole run.
@@ -141,12 +144,14 @@ class DrawSampler(Sampler[int]):
 class BatchShare(Sampler[list[int]]):
     """Batches of a validation set in order, shared among the ranks: rank r of W takes batches r, r + W, ...
 
-    The batches are those of one process, whatever the number of ranks, so that what is measured per batch (negatives of the contrast) is
-    too. Every rank takes equally many: the first batches are repeated where they do not divide, to be counted once by their draws.
+    The batches do not depend on the number of ranks, so neither does what is measured per batch (with the negatives of
+    the contrastive loss). Every rank gets the same number of batches: if they cannot be divided equally, the first ones
+    are repeated, and their draw numbers show which to count only once.
 
     Args:
         number: size of the validation set.
-        batch_size: volumes per batch; the last one may be smaller, or larger by one: a single volume is no batch to compare crops in.
+        batch_size: volumes per batch. The last batch may be smaller; a single last volume is added to the batch before,
+            since one volume has no others to be compared with.
     """
 
     def __init__(self, *, number: int, batch_size: int) -> None:

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Draws that split patients into training and validation."""
+"""Random splits of patients into training and validation."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 
 from ..errors import InputError
 
-FOLDS = 5  # paper: five-fold cross-validation
+FOLDS = 5  # five-fold cross-validation, as in Tang et al., CVPR 2022
 
 
 def draw_share(patients: Collection, *, share: float, seed: int) -> set:
-    """Draw a share of the patients, at least one and never all; depends on the seed and the patients alone."""
+    """Draw a share of the patients, at least one and never all; depends only on the seed and the patients."""
     distinct = sorted(patients)
     count = min(max(1, round(share * len(distinct))), len(distinct) - 1)
-    # RandomState: numpy promises that its stream never changes between versions.
+    # RandomState: NumPy guarantees that its stream does not change between versions.
     return {distinct[i] for i in np.random.RandomState(seed).permutation(len(distinct))[:count]}
 
 
 def draw_folds(patients: list[str], path: Path, *, folds: int | None, seed: int) -> list[int]:
-    """Draw a fold for each patient; returns one number per entry of ``patients`` (which may repeat)."""
+    """Draw a fold for each patient; return one number per entry of ``patients``, which may repeat."""
     distinct = sorted(set(patients))
     if folds is None:
         folds = FOLDS if len(distinct) < 2 else min(FOLDS, len(distinct))
@@ -30,8 +30,8 @@ def draw_folds(patients: list[str], path: Path, *, folds: int | None, seed: int)
         raise InputError(f"folds must be a whole number of at least 2, got {folds!r}")
     if len(distinct) < folds:
         raise InputError(
-            f"{path}: {len(distinct)} patient(s) with training or validation scans cannot fill {folds} folds. Give the "
-            'list a "validation" section and use it (fold: null), ask for fewer folds (--folds), or train on all '
+            f"{path}: {len(distinct)} patient(s) with training or validation scans cannot fill {folds} folds. Add a "
+            '"validation" section to the list and use it (fold: null), use fewer folds (--folds), or train on all '
             "scans without validation (--fold all)."
         )
     drawn = np.random.RandomState(seed).permutation(len(distinct))

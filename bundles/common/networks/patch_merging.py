@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Patch merging as MONAI 0.9 to 1.4 computed it, which is what every Swin UNETR checkpoint published before 2025 expects."""
+"""Patch merging as in MONAI 0.9 to 1.4, which every Swin UNETR checkpoint published before 2025 expects."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import torch
 from monai.networks.nets.swin_unetr import PatchMerging
 from torch.nn import functional as F
 
-# Start offsets of the eight sub-lattices, in the order in which they are concatenated. (0,1,0) and (0,0,1) appear twice,
-# (1,1,0) and (0,1,1) never: the slip that MONAI 1.5.0 corrected under the same parameter names and shapes.
+# Start offsets of the eight sub-lattices, in the order of concatenation. (0,1,0) and (0,0,1) appear twice, (1,1,0) and
+# (0,1,1) never. MONAI 1.5.0 fixed this bug and kept the parameter names and shapes.
 LEGACY_ORDER = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 0), (0, 0, 1), (1, 1, 1))
 
 
 class LegacyPatchMerging(PatchMerging):
-    """Merges 2x2x2 patches in MONAI 1.4's order: pass it as ``SwinUNETR(downsample=LegacyPatchMerging)``.
+    """Merge 2x2x2 patches in the order of MONAI 1.4: pass it as ``SwinUNETR(downsample=LegacyPatchMerging)``.
 
-    Input (B, D, H, W, C), output (B, ceil(D/2), ceil(H/2), ceil(W/2), 2C); parameters as in MONAI's `PatchMerging`.
+    Input (B, D, H, W, C), output (B, ceil(D/2), ceil(H/2), ceil(W/2), 2C). Parameters are those of MONAI's
+    `PatchMerging`.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -25,5 +26,5 @@ class LegacyPatchMerging(PatchMerging):
         return self.reduction(self.norm(x))
 
 
-#: What the ``merging`` field of a checkpoint stands for, as the ``downsample`` argument of MONAI's networks.
+#: Value of a checkpoint's ``merging`` field to the ``downsample`` argument of MONAI's networks.
 MERGING = {"monai": PatchMerging, "legacy": LegacyPatchMerging}

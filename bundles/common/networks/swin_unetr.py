@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The record that describes a Swin encoder, travels with its weights, and from which networks are built."""
+"""Build Swin UNETR, or its encoder alone, from an encoder record."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 def build_encoder(record: Mapping[str, Any], *, use_checkpoint: bool = False, fast: bool = True) -> SwinTransformer:
-    """The Swin encoder alone, as `SwinUNETR` builds it inside itself (attribute ``swinViT``).
+    """Build the Swin encoder alone, identical to the attribute ``swinViT`` of `SwinUNETR`.
 
     Args:
         record: from `resolve_encoder`.
         use_checkpoint: gradient checkpointing.
-        fast: the same results with less time and memory (`fast_swin.make_fast`); False: stock MONAI.
+        fast: same results in less time and memory (`make_fast`); False: stock MONAI.
     """
     encoder = SwinTransformer(
         in_chans=record["in_channels"],
@@ -48,18 +48,19 @@ def build_swin_unetr(
     freeze_encoder: bool = False,
     fast: bool = True,
 ) -> SwinUNETR:
-    """MONAI's Swin UNETR around the encoder of the record.
+    """Build MONAI's Swin UNETR with the encoder of the record.
 
     Args:
         record: from `resolve_encoder`.
-        out_channels: number of classes, background included.
-        use_checkpoint: gradient checkpointing: less activation memory for about a third more arithmetic (docs/explanation/measured.md).
-        drop_path: stochastic depth rate of the last Swin block; it grows linearly from 0 at the first (Huang et al., arXiv 1603.09382).
-        freeze_encoder: its weights need no gradient, and stay what is loaded into them.
-        fast: the same results with less time and memory (`fast_swin.make_fast`); False: stock MONAI.
+        out_channels: number of classes, including the background.
+        use_checkpoint: gradient checkpointing: less activation memory for about a third more computation.
+        drop_path: stochastic depth rate of the last Swin block. It grows linearly from 0 at the first block (Huang et
+            al., arXiv 1603.09382).
+        freeze_encoder: do not train the weights of the encoder.
+        fast: same results in less time and memory (`make_fast`); False: stock MONAI.
 
     Raises:
-        InputError: ``drop_path`` lies outside [0, 1).
+        InputError: ``drop_path`` is outside [0, 1).
     """
     if isinstance(drop_path, bool) or not 0 <= drop_path < 1:
         raise InputError(f"--drop_path {drop_path!r} must be a probability, at least 0 and below 1.")

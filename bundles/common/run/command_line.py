@@ -1,8 +1,9 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What ``python -m monai.bundle run`` would take without a word: a misspelt ``--option``, and the words that YAML has for yes, no and nothing.
+"""Catch what ``python -m monai.bundle run`` silently accepts: misspelt options and YAML-style true/false/null.
 
-MONAI adds an unknown top-level key to the config and runs on, so ``--max_step 10`` would train for all the default steps. python-fire reads ``True``
-and ``False``, but takes ``true`` and ``false`` for texts, which both count as yes. MONAI drops an option whose value is None.
+MONAI adds an unknown top-level key to the config and continues: ``--max_step 10`` would train for the default number of
+steps. python-fire reads ``True`` and ``False`` as booleans, but ``true`` and ``false`` as strings, which both count as
+true. MONAI drops an option whose value is None.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from ..errors import InputError
 
-# As they stand in YAML, and None as Python writes null: fire and MONAI lose them.
+# YAML's spellings, and Python's None: python-fire and MONAI lose them.
 WORDS = {"true": True, "false": False, "null": None, "None": None, None: None}
 
 
 def _command_line_options(argv: Sequence[str]) -> dict[str, str]:
-    """Options of a command line as python-fire reads them: ``--a-b x`` and ``--a_b=x`` are both ``a_b``."""
+    """Return the options of a command line as python-fire reads them: ``--a-b x`` and ``--a_b=x`` are both ``a_b``."""
     options: dict[str, str] = {}
     for position, word in enumerate(argv):
         if not word.startswith("--") or len(word) == 2:
@@ -46,17 +47,20 @@ def _config_files(value: object) -> list[str]:
 def check_command_line(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Check every ``--option`` of a ``monai.bundle run`` command line against the ids of its config files.
 
-    Nested ids (``--train#trainer#amp``) are checked by their top-level part; MONAI itself refuses a nested id whose parent is absent.
-    A process that is not ``monai.bundle run`` (MONAI Label, a Python call) is left alone.
+    Nested ids (``--train#trainer#amp``) are checked by their top-level part. MONAI itself refuses a nested id whose
+    parent does not exist. Nothing is checked in a process that is not ``monai.bundle run`` (MONAI Label, a Python
+    call).
 
     Args:
         argv: the words of the command line, ``sys.argv`` by default.
 
     Returns:
-        What is meant by ``true``, ``false``, ``null`` and ``None`` as the value of a top-level entry, by its name.
+        The intended value of each top-level entry that was passed as ``true``, ``false``, ``null`` or ``None``, by its
+        name.
 
     Raises:
-        InputError: names the option, the nearest known ones and the config files looked in; or how to write such a word for a nested entry.
+        InputError: an option is unknown (names the nearest known ones and the config files), or a nested entry was
+            passed as one of these words (states how to write it).
     """
     argv = sys.argv if argv is None else argv
     if len(argv) < 2 or not argv[0].replace("\\", "/").endswith("monai/bundle/__main__.py") or argv[1] != "run":
@@ -67,7 +71,7 @@ def check_command_line(argv: Sequence[str] | None = None) -> dict[str, Any]:
         arguments.update(ConfigParser.load_config_file(options["args_file"]))
     arguments.update(options)
     if "config_file" not in arguments:
-        return {}  # given by position: nothing to compare with, MONAI reports what is missing
+        return {}  # passed by position: nothing to compare with, and MONAI reports what is missing
     files = _config_files(arguments["config_file"])
     config = ConfigParser.load_config_files(files)
     known = {str(key).replace("#", "::").split("::")[0].lstrip("+") for key in config}

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""One process or many: everything that asks for the rank asks here."""
+"""Rank, process group and devices of a run with one or several processes."""
 
 from __future__ import annotations
 
@@ -13,40 +13,41 @@ from ..errors import InputError
 
 
 def is_distributed() -> bool:
-    """Whether a process group runs."""
+    """Return whether this process is part of a process group."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """Rank of this process, 0 when it is alone."""
+    """Return the rank of this process; 0 without a process group."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
-    """Number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if is_distributed() else 1
 
 
 def start(distributed: bool) -> None:
-    """Join the process group that ``torchrun`` describes: NCCL with GPUs, gloo without.
+    """Join the process group that ``torchrun`` describes: NCCL on GPUs, gloo on CPUs.
 
     Raises:
-        InputError: if ``torchrun`` started several processes but the config is for one, or the other way round.
+        InputError: ``torchrun`` started several processes but the config is for one, or the config is for several but
+            ``torchrun`` was not used.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if not distributed:
         if launched > 1:
             raise InputError(
-                f"torchrun started {launched} processes, but this config is for one. Put the overlay behind it: "
+                f"torchrun started {launched} processes, but this config is for one. Add the overlay after it: "
                 "--config_file \"['configs/train.yaml','configs/multi_gpu_train.yaml']\"."
             )
         return
     if "RANK" not in os.environ:
         raise InputError(
-            "multi_gpu_*.yaml wants to be started by torchrun, for example: torchrun --standalone --nproc_per_node=2 -m monai.bundle run ..."
+            "multi_gpu_*.yaml must be started with torchrun, for example: torchrun --standalone --nproc_per_node=2 -m monai.bundle run ..."
         )
     if not is_distributed():
-        local_device()  # before the first collective: NCCL works on the current GPU
+        local_device()  # sets the current GPU, which NCCL uses, before the first collective
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
@@ -58,7 +59,7 @@ def stop() -> None:
 
 
 def gather_lists(part: list) -> list:
-    """The lists of all ranks, joined in the order of the ranks."""
+    """Return the lists of all ranks, concatenated in the order of the ranks."""
     if not is_distributed():
         return part
     parts: list[list] = [[]] * world_size()
@@ -67,13 +68,16 @@ def gather_lists(part: list) -> list:
 
 
 class _Gather(torch.autograd.Function):
-    """Own, since the backward of ``torch.distributed.nn.functional.all_gather`` scrambles transposed gradients over gloo (torch 2.13)."""
+    """Differentiable all_gather.
+
+    The backward of ``torch.distributed.nn.functional.all_gather`` scrambles transposed gradients over gloo (torch 2.13).
+    """
 
     @staticmethod
     def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
-        everyone = [torch.empty_like(tensor) for _ in range(world_size())]
-        dist.all_gather(everyone, tensor)
-        return torch.stack(everyone)
+        gathered = [torch.empty_like(tensor) for _ in range(world_size())]
+        dist.all_gather(gathered, tensor)
+        return torch.stack(gathered)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
@@ -83,15 +87,15 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensors of all ranks, (ranks, ...); their shapes must be equal.
+    """Return the tensors of all ranks, stacked to (ranks, ...); their shapes must be equal.
 
-    The gradient of a rank's tensor is the sum over the losses of all ranks.
+    The gradient of a rank's tensor is summed over the losses of all ranks.
     """
     return _Gather.apply(tensor.contiguous()) if is_distributed() else tensor[None]
 
 
 def local_device() -> torch.device:
-    """The GPU of this process (``LOCAL_RANK``), or the CPU where there is none."""
+    """Return the GPU of this process (``LOCAL_RANK``), or the CPU if there is no GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -100,7 +104,7 @@ def local_device() -> torch.device:
 
 
 def wrap(network: torch.nn.Module, device: torch.device | str, distributed: bool) -> torch.nn.Module:
-    """The network on its device, in ``DistributedDataParallel`` if the run is distributed."""
+    """Move the network to its device, and wrap it in ``DistributedDataParallel`` if the run is distributed."""
     network = network.to(device)
     if not distributed:
         return network
@@ -109,10 +113,10 @@ def wrap(network: torch.nn.Module, device: torch.device | str, distributed: bool
 
 
 def validation_sampler(dataset: Dataset, distributed: bool) -> Sampler | None:
-    """Sampler that gives each rank its share of a validation set, in order; None (all of it) on one process."""
+    """Return a sampler that splits a validation set, in order, between the ranks; None (no split) for one process."""
     return DistributedSampler(dataset, shuffle=False) if distributed else None
 
 
 def unwrap(network: torch.nn.Module) -> torch.nn.Module:
-    """The network itself, without its ``DistributedDataParallel``."""
+    """Return the network without its ``DistributedDataParallel``."""
     return network.module if isinstance(network, torch.nn.parallel.DistributedDataParallel) else network

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Mixed precision on a GPU: bfloat16 where the GPU has it, else float16 with a gradient scaler."""
+"""Mixed precision on a GPU: bfloat16 where the GPU supports it, else float16 with a gradient scaler."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from .option_checks import check_choice
+from .options import check_choice
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast_type(amp_type: str) -> torch.dtype:
-    """The type for `torch.autocast`.
+    """Return the dtype for `torch.autocast`.
 
     Args:
-        amp_type: ``bf16``, ``fp16``, or ``auto``: bf16 where this GPU computes in it (Ampere and later), else fp16.
+        amp_type: ``bf16``, ``fp16``, or ``auto``: bf16 where this GPU supports it (Ampere and later), else fp16.
 
     Raises:
-        InputError: for another value.
+        InputError: for any other value.
     """
     check_choice(name="amp_type", value=amp_type, choices=["auto", *TYPES])
     if amp_type == "auto":
@@ -30,12 +30,14 @@ def autocast_type(amp_type: str) -> torch.dtype:
 
 
 def precision(*, amp: bool, amp_type: str) -> str:
-    """What a run computes in, in a word: ``fp32``, ``bf16`` or ``fp16``."""
+    """Return the name of the precision that a run computes in: ``fp32``, ``bf16`` or ``fp16``."""
     return next(name for name, kind in TYPES.items() if kind is autocast_type(amp_type)) if amp else "fp32"
 
 
 class NoScalingOfBfloat16:
-    """Handler for `SupervisedTrainer`: MONAI scales the gradient under any mixed precision; bfloat16 has float32's range and needs none.
+    """Handler for `SupervisedTrainer` that turns off gradient scaling for bfloat16.
+
+    MONAI scales the loss under any mixed precision. bfloat16 has the range of float32 and needs no scaling.
 
     Args:
         amp_type: see `autocast_type`.
@@ -50,10 +52,10 @@ class NoScalingOfBfloat16:
 
     def __call__(self, engine: Engine) -> None:
         if engine.scaler is not None and self.type is torch.bfloat16:
-            # Not None: MONAI's trainer takes a missing scaler for training without mixed precision.
+            # A disabled scaler, not None: without a scaler, MONAI's trainer does not use mixed precision.
             engine.scaler = torch.amp.GradScaler("cuda", enabled=False)
 
 
 def autocast_arguments(amp_type: str) -> dict[str, Any]:
-    """``amp_kwargs`` of MONAI's engines."""
+    """Return the ``amp_kwargs`` of MONAI's engines."""
     return {"dtype": autocast_type(amp_type)}

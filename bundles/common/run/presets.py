@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A preset is one set of values, chosen by name from ``configs/presets.yaml``; any value can still be overridden by its own option."""
+"""Read presets: named sets of values in ``configs/presets.yaml``. An option of the same name overrides a value."""
 
 from __future__ import annotations
 
@@ -14,22 +14,35 @@ from ..errors import InputError
 def choose(*, preset: str, file: str) -> dict[str, Any]:
     """Return the values of one preset.
 
-    The first preset of the file is complete; the others state what differs from it.
+    The first preset of the file is complete. The others list only what differs from it.
 
     Args:
         preset: name of the preset.
-        file: YAML or JSON file, name of a preset to its values.
+        file: YAML or JSON file that maps the name of a preset to its values.
 
     Raises:
-        InputError: if the file or the preset is not there, or it sets a value that the first preset does not know.
+        InputError: the file or the preset does not exist, or the preset sets a value that the first preset lacks.
     """
-    if not Path(file).is_file():
-        raise InputError(f"{file} not found. Run inside the bundle's folder, or name that folder by --bundle_root.")
-    presets = ConfigParser.load_config_file(file)
+    presets = _read(file)
     if preset not in presets:
         raise InputError(f"--preset {preset!r} is not one of {', '.join(presets)} ({file}).")
     base_name, base = next(iter(presets.items()))
     unknown = sorted(set(presets[preset]) - set(base))
     if unknown:
-        raise InputError(f"{file}: preset {preset!r} sets {', '.join(unknown)}, which {base_name!r} does not know.")
+        raise InputError(f"{file}: preset {preset!r} sets {', '.join(unknown)}, which the first preset {base_name!r} lacks.")
     return {**base, **presets[preset]}
+
+
+def first_preset(file: str) -> dict[str, Any]:
+    """Return the values of the first preset of a file, which is complete.
+
+    Raises:
+        InputError: the file does not exist.
+    """
+    return dict(next(iter(_read(file).values())))
+
+
+def _read(file: str) -> dict[str, dict[str, Any]]:
+    if not Path(file).is_file():
+        raise InputError(f"{file} not found. Run inside the bundle's folder, or pass that folder as --bundle_root.")
+    return ConfigParser.load_config_file(file)

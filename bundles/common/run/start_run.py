@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What every run does first, before it builds or reads anything."""
+"""The first step of every run, before anything is built or read."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ def start_run(*, seed: int, distributed: bool = False, resolved: dict[str, Any] 
     """Report bad input as one message, refuse misspelt options, join the other processes, seed the random generators.
 
     Args:
-        seed: of all generators.
+        seed: seed of all random generators.
         distributed: whether this is one of several processes.
-        resolved: what the config parser has resolved so far, by id (``$__local_refs``, the name that its expressions know it by): gets the options
-            that the command line writes as ``true``, ``false``, ``null`` or ``None``.
+        resolved: the ids that the config parser has resolved so far (``$__local_refs`` in a config expression). The
+            options that the command line writes as ``true``, ``false``, ``null`` or ``None`` are added to it.
 
     Raises:
         InputError: see `check_command_line` and `distributed.start`.
     """
     report_input_errors()
     for name, value in check_command_line().items():
-        if resolved is None or name in resolved:  # too late for what has been made of it
-            raise InputError(f"--{name} must be written as Python does: True, False, or '$None' in single quotes.")
+        if resolved is None or name in resolved:  # already used: too late to change
+            raise InputError(f"--{name} must be written as in Python: True, False, or '$None' in single quotes.")
         resolved[name] = value
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise InputError(f"--seed {seed!r} must be a whole number from 0 to 2^32 - 1.")

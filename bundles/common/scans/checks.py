@@ -1,7 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Find every scan that would spoil a training before it starts, by name.
+"""Check all scans before training starts, and name those that are unfit.
 
-One truncated file ends a run of days in a worker's traceback; one shifted label or one NaN spoils it without a word.
+One truncated file ends a run of several days with a worker's traceback. One shifted label or one NaN spoils it
+silently.
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ from rich.console import Console
 from rich.progress import track
 
 from ..errors import InputError, RefusedScan
-from ..files import write_text
+from ..files import file_stamp, write_text
 from ..run.distributed import gather_lists, rank, world_size
 from .hounsfield import doubt_of_hounsfield
 from .nifti import _without_trailing_ones, check_finite, check_image_shape, open_scan, stored_voxels
 
 logger = logging.getLogger(__name__)
 
-LISTED = 10  # bad scans that the message names
-# How far the label's grid may lie from the image's, in voxels. The origin is stored as it is, so only decimal rounding
-# moves it. Directions may differ by more: near half a turn the float32 quaternion of a qform is good to 6e-4 radians
-# only, which is 0.3 voxels at the far corner of 512^3, where the sform of the same scan is exact.
+LISTED = 10  # number of bad scans that the message names
+# Largest distance between the grids of label and image, in voxels. The origin is stored directly, so only decimal
+# rounding moves it. Directions may differ by more: near half a turn, the float32 quaternion of a qform is accurate only
+# to 6e-4 radians, which is 0.3 voxels at the far corner of 512^3, while the sform of the same scan is exact.
 MAX_ORIGIN_SHIFT = 0.1
 MAX_CORNER_SHIFT = 0.5
-MENDING = "Mend these files, or remove their entries from the data list, and start again."
+WHAT_TO_DO = "Fix these files, or remove their entries from the data list, and start again."
 
 
-SAMPLE = 1_000_000  # voxels whose percentiles stand for those of the scan
-AT_ONCE = 32  # scans that a rank checks before it meets the others
+SAMPLE = 1_000_000  # voxels used to estimate the percentiles of a scan
+AT_ONCE = 32  # scans that each rank checks before the ranks exchange results
 
 
 def check_scans(
@@ -52,44 +53,49 @@ def check_scans(
     workers: int = 8,
     remember: str | os.PathLike | None = None,
 ) -> None:
-    """Open every image and label of ``items`` (each rank of a distributed run its share) and stop if any of them is unfit to train on.
+    """Open every image and label, and raise an error if any of them is unfit for training.
 
-    Images must be NIfTI files that open, with positive spacing, a finite affine, finite voxels, and the shape
-    (X, Y, Z) for one channel; (X, Y, Z, C), or a list of C files (X, Y, Z), for several. A label must be (X, Y, Z), lie
-    on the grid of its image (see `MAX_ORIGIN_SHIFT`, `MAX_CORNER_SHIFT`) and hold whole, declared values from 0.
+    In a distributed run, each rank checks its share.
+
+    Images must be readable NIfTI files with positive spacing, a finite affine and finite voxels. Their shape must be
+    (X, Y, Z) for one channel; for several, (X, Y, Z, C) or a list of C files (X, Y, Z). A label must have shape
+    (X, Y, Z), be on the grid of its image (see `MAX_ORIGIN_SHIFT`, `MAX_CORNER_SHIFT`) and contain only allowed values.
 
     Args:
         items: ``{"image": path or list of paths, "label": path}``; ``label`` is optional.
-        channels: number of image channels that the network takes.
-        labels: values that a label may hold; None: any.
-        voxels: read the voxels too, not the headers alone. This costs the time of decompressing every file once.
-        hounsfield: the images should be CT in HU: warn of those whose values say otherwise (only where voxels are read).
+        channels: number of image channels that the network expects.
+        labels: values allowed in a label; None: all whole numbers from 0.
+        voxels: also read the voxels, not only the headers. This decompresses every file once.
+        hounsfield: the images should be CT in HU: warn about those that do not look like it (only if voxels are read).
         workers: number of threads.
-        remember: JSON file that keeps which scans have passed, with size and time, so that the next run skips them.
+        remember: JSON file that records the scans that passed, with file sizes and times, so that the next run skips
+            them.
 
     Raises:
-        InputError: counts the bad scans, names the first `LISTED` with what is wrong, and says what to do.
+        InputError: some scans are bad. The message counts them, names the first `LISTED` with what is wrong, and says
+            what to do.
     """
     labels = None if labels is None else sorted(int(value) for value in labels)
     items = list(items)
     passed = _read_passed(remember)
     keys = [_key(item, channels, labels, voxels) for item in items]
     todo = [i for i, key in enumerate(keys) if key not in passed or passed[key] != _stamps(items[i])]
-    todo = gather_lists([todo])[0]  # as rank 0 sees it: the others may have another disk
+    todo = gather_lists([todo])[0]  # rank 0 decides: other ranks may see another disk
     shares = [todo[start : start + AT_ONCE * world_size()] for start in range(0, len(todo), AT_ONCE * world_size())]
     if not todo:
-        logger.info("All %d scans have passed the checks before.", len(items))
+        logger.info("All %d scans passed these checks in an earlier run.", len(items))
         return
 
     def check(i: int) -> tuple[int, Any, str | None, list[str]]:
-        stamp = _stamps(items[i])  # before reading: a file that changes meanwhile is read again next time
+        stamp = _stamps(items[i])  # before reading: a file that changes while it is read is checked again next time
         doubts: list[str] = []
         return i, stamp, _problem(items[i], channels, labels, voxels, doubts if hounsfield else None), doubts
 
     problems: dict[int, str | None] = {}
     doubtful: list[str] = []
     with ThreadPoolExecutor(workers) as pool:
-        # The ranks meet after every share, so that none waits longer than a collective may take, and what has passed is kept.
+        # Results are exchanged after every share, so that no rank waits until a collective times out, and what passed
+        # is recorded even if the run is stopped.
         for share in _with_progress(shares, len(todo)):
             for i, stamp, problem, doubts in gather_lists(list(pool.map(check, share[rank() :: world_size()]))):
                 problems[i] = problem
@@ -101,14 +107,14 @@ def check_scans(
 
     if doubtful and rank() == 0:
         logger.warning(
-            "%d of %d scans do not look like CT in HU, which the network expects; their masks may be nonsense:%s",
+            "%d of %d scans do not look like CT in HU, which the network expects; their masks may be wrong:%s",
             *(len(doubtful), len(items), "".join(f"\n  {doubt}" for doubt in doubtful[:LISTED])),
         )
     bad = [problems[i] for i in todo if problems[i]]
     if bad:
         lines = [f"  {problem}" for problem in bad[:LISTED]]
         lines += [f"  and {len(bad) - LISTED} more"] if len(bad) > LISTED else []
-        raise InputError("\n".join([f"{len(bad)} of {len(items)} scans are bad:", *lines, MENDING]))
+        raise InputError("\n".join([f"{len(bad)} of {len(items)} scans are bad:", *lines, WHAT_TO_DO]))
 
 
 def _with_progress(shares: list, count: int) -> Iterable:
@@ -129,13 +135,16 @@ def _files(item: dict) -> list[str]:
 
 
 def _problem(item: dict, channels: int, labels: list[int] | None, voxels: bool, doubts: list[str] | None) -> str | None:
-    """Return "file: what is wrong" for the first fault of a scan, None for a good one; ``doubts`` gets why it may not be HU."""
+    """Return "file: what is wrong" for the first fault of a scan, None for a good one.
+
+    Reasons why its values may not be HU are appended to ``doubts``.
+    """
     files = _files(item)
     image_files = files[:-1] if "label" in item else files
     if len(image_files) > 1 and len(image_files) != channels:
         return (
             f"{image_files[0]}: this scan is a list of {len(image_files)} files, but {channels} channel(s) are "
-            "asked for; list one file per channel"
+            "expected; list one file per channel"
         )
     first = None
     for number, file in enumerate(files):
@@ -158,38 +167,36 @@ def _problem(item: dict, channels: int, labels: list[int] | None, voxels: bool, 
                     _check_label_values(scan, labels)
         except RefusedScan as error:
             return f"{file}: {error}"
-        except Exception as error:  # nibabel, gzip, zlib and numpy have a dozen ways to say that a file is broken
+        except Exception as error:  # nibabel, gzip, zlib and numpy raise many kinds of errors for broken files
             return f"{file}: cannot be read, perhaps damaged or cut short ({type(error).__name__}: {error})"
     return None
 
 
 def _check_label_shape(shape: tuple[int, ...]) -> None:
     if len(_without_trailing_ones(shape)) != 3:
-        raise RefusedScan(
-            f"is a label of shape {shape}; it must be one 3D volume of label values (no one-hot channels)"
-        )
+        raise RefusedScan(f"has shape {shape}; a label must be one 3D volume of label values (no one-hot channels)")
 
 
 def _check_grid(scan: nib.spatialimages.SpatialImage, other: nib.spatialimages.SpatialImage, name: str) -> None:
     shape = scan.shape[:3]
     if shape != other.shape[:3]:
-        raise RefusedScan(f"has shape {shape}, but its {name} has {other.shape[:3]}; both must lie on one grid")
-    # Where the other grid sees the corners of this one, minus where they should be, in voxels.
+        raise RefusedScan(f"has shape {shape}, but its {name} has {other.shape[:3]}; both must have the same grid")
+    # Corners of this grid in voxels of the other grid, minus where they should be.
     corners = np.array([[*corner, 1] for corner in product(*((0, size - 1) for size in shape))]).T
     shift = np.abs(((np.linalg.inv(other.affine) @ scan.affine - np.eye(4)) @ corners)[:3]).max(axis=0)
     if shift[0] > MAX_ORIGIN_SHIFT or shift.max() > MAX_CORNER_SHIFT:
         raise RefusedScan(
-            f"does not lie where its {name} lies: the affines differ by up to {shift.max():.3g} voxels (origin "
-            f"{_numbers(scan.affine[:3, 3])} against {_numbers(other.affine[:3, 3])}, spacing "
-            f"{_numbers(nib.affines.voxel_sizes(scan.affine))} against "
-            f"{_numbers(nib.affines.voxel_sizes(other.affine))}); resample it to that grid, or copy the right header"
+            f"is not aligned with its {name}: the affines differ by up to {shift.max():.3g} voxels (origin "
+            f"{_numbers(scan.affine[:3, 3])} versus {_numbers(other.affine[:3, 3])}, spacing "
+            f"{_numbers(nib.affines.voxel_sizes(scan.affine))} versus "
+            f"{_numbers(nib.affines.voxel_sizes(other.affine))}); resample it to that grid, or copy the correct header"
         )
 
 
 def _doubt(raw: np.ndarray, slope: float, inter: float, low: float, high: float) -> str | None:
-    """Why the values are hardly HU; percentiles of a million voxels, spread over the scan."""
-    some = raw.ravel(order="K")[:: max(1, raw.size // SAMPLE)]
-    p95, p99_5 = np.quantile(some, [0.95, 0.995], method="inverted_cdf") * slope + inter
+    """Return why the values do not look like HU, or None; percentiles of `SAMPLE` voxels spread over the scan."""
+    sample = raw.ravel(order="K")[:: max(1, raw.size // SAMPLE)]
+    p95, p99_5 = np.quantile(sample, [0.95, 0.995], method="inverted_cdf") * slope + inter
     return doubt_of_hounsfield(low, high, p95=float(p95), p99_5=float(p99_5))
 
 
@@ -200,7 +207,7 @@ def _numbers(values: np.ndarray) -> str:
 def _check_label_values(scan: nib.spatialimages.SpatialImage, labels: list[int] | None) -> None:
     raw, slope, inter = stored_voxels(scan)
     wrong = set()
-    for plane in np.moveaxis(raw, 2, 0):  # planes are mostly of few values: sorting each is faster than sorting all
+    for plane in np.moveaxis(raw, 2, 0):  # a plane has few values: sorting each is faster than sorting all
         values = [value * slope + inter for value in np.unique(plane).tolist()]
         if labels is None:
             wrong.update(value for value in values if not (value >= 0 and float(value).is_integer()))
@@ -214,7 +221,7 @@ def _check_label_values(scan: nib.spatialimages.SpatialImage, labels: list[int] 
         raise RefusedScan(f"holds label value(s) {shown}; allowed are {allowed}")
 
 
-# ---- what has passed -----------------------------------------------------------------------------------------------
+# ---- record of passed scans ----------------------------------------------------------------------------------------
 
 
 def _key(item: dict, channels: int, labels: list[int] | None, voxels: bool) -> str:
@@ -223,17 +230,16 @@ def _key(item: dict, channels: int, labels: list[int] | None, voxels: bool) -> s
 
 def _stamps(item: dict) -> list[list[int]] | None:
     try:
-        stats = [os.stat(file) for file in _files(item)]
+        return [file_stamp(file) for file in _files(item)]
     except OSError:
         return None
-    return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
 
 
 def _read_passed(remember: str | os.PathLike | None) -> dict:
     try:
         passed = json.loads(Path(remember).read_text(encoding="utf-8"))["passed_scan_checks"] if remember else {}
     except (OSError, ValueError, TypeError, KeyError):
-        return {}  # not there yet, broken, or not ours: check everything
+        return {}  # missing, damaged, or another file: check everything
     return passed if isinstance(passed, dict) else {}
 
 
@@ -242,5 +248,5 @@ def _write_passed(remember: str | os.PathLike | None, passed: dict) -> None:
         return
     try:
         write_text(remember, json.dumps({"passed_scan_checks": passed}))
-    except OSError as error:  # a folder without write permission costs time next run, it is no reason to stop
-        logger.warning("Cannot remember the checked scans in %s: %s", remember, error)
+    except OSError as error:  # a folder without write permission costs time in the next run, but is no reason to stop
+        logger.warning("Cannot record the checked scans in %s, so the next run checks them again: %s", remember, error)

@@ -1,12 +1,13 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""CT series from DICOM files, in HU on their true grid, or refused with the reason.
+"""Read CT series from DICOM files in HU on their true grid, or refuse them with the reason.
 
-pydicom decodes; `slice_grid` works out the grid from the standard's formula, as no reader could be taken as it is. On
-hand-made series with even slices all put the voxels in their places (ITK 5.4 rounded HU where slices have slopes of
-their own). But MONAI 1.6 and ITK closed up a missing slice and uneven gaps without an error, and gave two slices of one
-place a place each. highdicom 0.28, the most faithful, and the only one to read an Enhanced image rightly, refused these
-without saying where, took a gantry tilted by 1.5 degrees for an upright one, and held three times the memory.
-dicom2nifti 2.6 refused them too, and made that tilt a sheared grid.
+pydicom decodes the pixels; `slice_grid` computes the grid by the formula of the DICOM standard. No existing reader
+could be used as it is. On synthetic series with evenly spaced slices, all readers placed the voxels correctly (ITK 5.4
+rounded HU where slices have different slopes). But MONAI 1.6 and ITK closed missing slices and uneven gaps without an
+error, and stacked two slices of one position as if they were neighbours. highdicom 0.28, the most faithful and the only
+one to read an Enhanced image correctly, refused these series without saying where the fault is, treated a gantry tilted
+by 1.5 degrees as upright, and needed three times the memory. dicom2nifti 2.6 refused them too, and turned that tilt
+into a sheared grid.
 """
 
 from __future__ import annotations
@@ -32,18 +33,19 @@ from pydicom.uid import (
 )
 
 from ..errors import RefusedScan
+from .int16_voxels import int16_or_float32
 from .slice_grid import MAX_SHIFT, SAME_PLACE, Slice, frame_element, frame_numbers, grid_affine, sort_slices
 
 logger = logging.getLogger(__name__)
 
 CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
-HU_TYPES = ("", "HU", "HU_MOD", "US")  # of RescaleType; many scanners write US, "unspecified", for plain HU
-# Of direction cosines, between stacks: 0.6 degrees. What differs by less stays together, for `read_series` to judge:
-# split by the last decimals, every second slice could make a volume of its own.
+HU_TYPES = ("", "HU", "HU_MOD", "US")  # accepted RescaleType; many scanners write US ("unspecified") for plain HU
+# Largest difference of direction cosines within a stack: 0.6 degrees. Slices that differ by less stay together, and
+# `read_series` judges them: if the last decimals split a stack, every second slice could form a volume of its own.
 STACK_TOLERANCE = 0.01
-THREADS = 8  # that read headers: on network drives the time goes by waiting
+THREADS = 8  # for reading headers: on network drives, most of the time is spent waiting
 
-_FOUND_BY = [
+_GROUPING_TAGS = [
     "SpecificCharacterSet",
     "SOPClassUID",
     "SOPInstanceUID",
@@ -58,18 +60,18 @@ _FOUND_BY = [
     "ImageOrientationPatient",
     "ImagePositionPatient",
 ]
-# Compared as they are stored: scanners write them in ways that pydicom refuses to convert.
-_NUMBERS = ["AcquisitionNumber", "InstanceNumber"]
-# A file without the preamble begins with an element of group 2 or 8.
+# Compared as they are stored: some scanners write values that pydicom refuses to convert.
+_UNCONVERTED_TAGS = ["AcquisitionNumber", "InstanceNumber"]
+# A file without the preamble starts with an element of group 2 or 8.
 _BARE_STARTS = (b"\x02\x00", b"\x08\x00")
 
 
 @dataclass(frozen=True)
 class Series:
-    """One stack of images of a DICOM series, or its objects of another kind; texts are "" where the files have none.
+    """One stack of images of a DICOM series, or its objects of another kind. Missing texts are "".
 
     Attributes:
-        files: sorted by name; the order of the slices is found by `read_series`.
+        files: sorted by name; `read_series` finds the order of the slices.
         series_uid: SeriesInstanceUID. Several stacks can share it, see `find_series`.
         study_uid: StudyInstanceUID.
         patient_id: PatientID.
@@ -90,9 +92,9 @@ class DicomVolume:
     """A CT series as one array.
 
     Attributes:
-        voxels: HU, shape (X, Y, Z): columns, rows, slices; int16 where all values are whole and fit, else float32.
-        affine: (4, 4), voxel indices to mm in RAS, as nibabel's. Z runs along row direction x column direction.
-        files: the file of each slice along Z; an Enhanced (multi-frame) image stands in every place.
+        voxels: HU, shape (X, Y, Z): columns, rows, slices; int16 if all values are whole and fit, else float32.
+        affine: (4, 4), voxel indices to mm in RAS, as in nibabel. Z runs along row direction x column direction.
+        files: the file of each slice along Z; that of an Enhanced (multi-frame) image is repeated.
     """
 
     voxels: np.ndarray
@@ -101,7 +103,7 @@ class DicomVolume:
 
 
 def is_dicom(path: str | os.PathLike) -> bool:
-    """Whether a file is DICOM by its content: it has the preamble, or parses without it. False if it cannot be read."""
+    """Tell from its content whether a file is DICOM, with or without the preamble. False if it cannot be read."""
     try:
         with open(path, "rb") as stream:
             if stream.read(132)[128:] == b"DICM":
@@ -112,17 +114,17 @@ def is_dicom(path: str | os.PathLike) -> bool:
 
 
 def find_series(files: Iterable[str | os.PathLike]) -> tuple[list[Series], dict[str, str]]:
-    """Group DICOM files into series by their headers; names and folders of the files do not matter.
+    """Group DICOM files into series by their headers; file names and folders do not matter.
 
-    A series that mixes sizes, orientations or localizers and slices is split into one `Series` for each. Other tags may
-    change within a volume, as ImageType and SeriesDescription do, so they split only where the places of the slices
-    say so, see `_split`; a mixture that stays is refused by `read_series`. Copies of a file are counted once.
+    A series that mixes image sizes, orientations, or localizers and slices is split into one `Series` for each. Other
+    tags, such as ImageType and SeriesDescription, can change within a volume. They split a series only if the slice
+    positions confirm it, see `_split`. `read_series` refuses mixtures that remain. Copies of a file count once.
 
     Args:
         files: any files.
 
     Returns:
-        The series, sorted by their first file, and for each file that belongs to none the reason.
+        The series, sorted by their first file, and a dict of the files that belong to no series, with the reasons.
     """
     names = sorted({os.fspath(file) for file in files})
     reasons: dict[str, str] = {}
@@ -138,24 +140,24 @@ def find_series(files: Iterable[str | os.PathLike]) -> tuple[list[Series], dict[
             if original != name:
                 copies.append(f"{name} of {original}")
                 continue
-            alike = stacks.setdefault(found.key, [])
-            for members in alike:
+            groups = stacks.setdefault(found.key, [])
+            for members in groups:
                 if _same_directions(members[0].directions, found.directions):
                     members.append(found)
                     break
             else:
-                alike.append([found])
+                groups.append([found])
     if copies:
-        logger.info("Left out %d files that are copies of others, such as %s.", len(copies), copies[0])
-    parts = [part for alike in stacks.values() for members in alike for part in _split(members)]
+        logger.info("Skipped %d files that are copies of others, such as %s.", len(copies), copies[0])
+    parts = [part for groups in stacks.values() for members in groups for part in _split(members)]
     series = [Series(tuple(one.file for one in part), *part[0].texts) for part in parts]
     return sorted(series, key=lambda one: one.files), reasons
 
 
 class _Found(NamedTuple):
     file: str
-    texts: tuple[str, ...]  # those of `Series`
-    key: tuple  # what always tells stacks apart
+    texts: tuple[str, ...]  # the text fields of `Series`
+    key: tuple  # files with different keys never belong to one stack
     owner: tuple[str, str]  # patient and study
     image_type: str
     directions: np.ndarray | None
@@ -164,19 +166,19 @@ class _Found(NamedTuple):
 
 
 def _find(file: str) -> _Found | str:
-    """Return what `find_series` groups a file by, or why it belongs to no series."""
+    """Return the properties that `find_series` groups a file by, or the reason why it belongs to no series."""
     try:
-        header = _read_header(file, tags=_FOUND_BY, unconverted=_NUMBERS)
+        header = _read_header(file, tags=_GROUPING_TAGS, unconverted=_UNCONVERTED_TAGS)
     except RefusedScan as reason:
         return str(reason)
     if "SeriesInstanceUID" not in header:
-        return "it belongs to no DICOM series (no SeriesInstanceUID), as a DICOMDIR or a truncated file"
+        return "it belongs to no DICOM series (no SeriesInstanceUID): it may be a DICOMDIR, or truncated"
     keywords = ("SeriesInstanceUID", "StudyInstanceUID", "PatientID", "Modality", "SeriesDescription")
-    texts = tuple(sys.intern(_text(header, keyword)) for keyword in keywords)  # one copy for a million files
+    texts = tuple(sys.intern(_text(header, keyword)) for keyword in keywords)  # one string for all files that share it
     series, study, patient, modality, _ = texts
-    # Some anonymisers give all files one SOPInstanceUID: only where all the rest is the same is it a copy.
+    # Some anonymisers write one SOPInstanceUID into all files: a copy must agree in everything else as well.
     rest = [_text(header, keyword) for keyword in ("SOPInstanceUID", "ImageType", "ImagePositionPatient")]
-    rest += [header.get_item(keyword).value if keyword in header else None for keyword in _NUMBERS]
+    rest += [header.get_item(keyword).value if keyword in header else None for keyword in _UNCONVERTED_TAGS]
     return _Found(
         file=file,
         texts=texts,
@@ -190,11 +192,12 @@ def _find(file: str) -> _Found | str:
 
 
 def _split(stack: list[_Found]) -> list[list[_Found]]:
-    """Split files of one SeriesInstanceUID, size and orientation where they are clearly several volumes.
+    """Split files of one SeriesInstanceUID, size and orientation if they are clearly several volumes.
 
-    By patient and study, as some anonymisers give all series one UID, unless together they are one even stack: the
-    halves of a volume would pass for volumes. By ImageType only if each of its values has the same places, as of two
-    reconstructions. Files without places (multi-frame images) are split by both.
+    They are split by patient and study, since some anonymisers write one UID into all series; but not if together they
+    form one evenly spaced stack, whose halves would pass as volumes. They are split by ImageType only if the files of
+    each value have the same positions, as those of two reconstructions. Files without positions (multi-frame images)
+    are split by both.
     """
     owners = _parts(stack, "owner")
     if len(owners) > 1 and not _is_even(stack):
@@ -217,7 +220,7 @@ def _parts(stack: list[_Found], name: str) -> list[list[_Found]]:
 
 
 def _heights(stack: list[_Found]) -> np.ndarray | None:
-    """Return the places of files along the normal of the slices, in mm and in order; None if one has none."""
+    """Return the sorted positions of the files along the slice normal in mm; None if a file has no position."""
     if stack[0].directions is None or any(one.position is None for one in stack):
         return None
     normal = np.cross(stack[0].directions[:3], stack[0].directions[3:])
@@ -258,12 +261,12 @@ def _text(dataset: Dataset, keyword: str) -> str:
 def _read_header(
     file: str | os.PathLike, tags: Sequence[str] | None = None, unconverted: Sequence[str] = ()
 ) -> Dataset:
-    """Read a DICOM file, with or without the preamble, up to the pixels: all elements or those of ``tags``.
+    """Read a DICOM header, with or without the preamble: all elements before the pixels, or only ``tags``.
 
-    Those of ``unconverted`` are read with ``tags``, but may have values that pydicom cannot convert.
+    The elements ``unconverted`` are read along with ``tags``, but may have values that pydicom cannot convert.
 
     Raises:
-        RefusedScan: if it cannot be opened or is no DICOM file.
+        RefusedScan: the file cannot be opened or is not a DICOM file.
     """
     try:
         with open(file, "rb") as stream:
@@ -272,7 +275,7 @@ def _read_header(
             raise RefusedScan("it is empty (0 bytes)")
         bare = start[128:] != b"DICM"
         if bare and start[:2] not in _BARE_STARTS:
-            raise RefusedScan("it is no DICOM file")
+            raise RefusedScan("it is not a DICOM file")
         wanted = None if tags is None else [*tags, *unconverted]
         dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=wanted, force=bare)
         for keyword in tags or ():
@@ -282,7 +285,7 @@ def _read_header(
         raise
     except OSError as error:
         raise RefusedScan(f"it cannot be opened ({error.strerror or error})") from error
-    except Exception as error:  # what pydicom raises for a broken file depends on where it breaks
+    except Exception as error:  # pydicom raises different errors depending on where a file is broken
         raise RefusedScan(f"it cannot be read as DICOM: truncated or damaged ({_first_line(error)})") from error
 
 
@@ -291,15 +294,15 @@ def _first_line(error: Exception) -> str:
 
 
 def read_series(series: Series) -> DicomVolume:
-    """Read a CT series in HU, slices in their order in space.
+    """Read a CT series in HU, with the slices in spatial order.
 
-    HU are stored value x RescaleSlope + RescaleIntercept of each slice. Padding keeps its value.
+    HU is the stored value x RescaleSlope + RescaleIntercept of each slice. Padding keeps its value.
 
     Raises:
-        RefusedScan: if the files are not one CT volume of even, upright slices, or cannot be decoded.
+        RefusedScan: the files are not one CT volume of evenly spaced, upright slices, or cannot be decoded.
     """
     if series.modality != "CT":
-        raise RefusedScan(f"its modality is {series.modality or 'not given'}: only CT is read")
+        raise RefusedScan(f"its modality is {series.modality or 'missing'}: only CT is supported")
     headers = read_headers(series.files)
     first = series.files[0]
     for file, header in headers.items():
@@ -307,26 +310,26 @@ def read_series(series: Series) -> DicomVolume:
         if _text(header, "PatientID") != _text(headers[first], "PatientID"):
             raise RefusedScan(
                 f"{Path(first).name} and {Path(file).name} are of two patients (PatientID), but of one series by their "
-                "SeriesInstanceUID and their places: give the files of one patient alone, or export it again"
+                "SeriesInstanceUID and positions: use the files of one patient only, or export the series again"
             )
     slices = sort_slices(headers)
     affine = grid_affine(slices)
     rescale = [_rescale(one, headers[one.file]) for one in slices]
 
     planes: list[np.ndarray] = []
-    opened: dict[str, np.ndarray] = {}  # the frames of one file at a time
+    opened: dict[str, np.ndarray] = {}  # the decoded frames of one file at a time
     for one, (slope, intercept) in zip(slices, rescale, strict=True):
         if one.file not in opened:
             opened = {one.file: _decode(one, headers[one.file])}
-        planes.append(_hounsfield(opened[one.file][one.frame], slope, intercept))
+        planes.append(int16_or_float32(opened[one.file][one.frame].astype(np.float64) * slope + intercept))
     return DicomVolume(np.stack(planes).T, affine, tuple(one.file for one in slices))
 
 
 def read_headers(files: Iterable[str]) -> dict[str, Dataset]:
-    """Read all of each file but the pixels; files named twice are read once.
+    """Read the header of each file, without the pixels; files named twice are read once.
 
     Raises:
-        RefusedScan: names the file that cannot be read.
+        RefusedScan: a file cannot be read; the message names it.
     """
 
     def header(file: str) -> Dataset:
@@ -341,16 +344,16 @@ def read_headers(files: Iterable[str]) -> dict[str, Dataset]:
 
 
 def _check_kind(name: str, header: Dataset) -> None:
-    """Refuse what has the modality CT but is no slice of a CT volume in grey values."""
+    """Refuse objects of modality CT that are not slices of a CT volume in grey values."""
     sop_class = header.get("SOPClassUID")
     if sop_class not in (None, *CT_CLASSES) or "ConversionType" in header:
-        kind = "a converted picture (ConversionType)" if sop_class in (None, *CT_CLASSES) else f"a {sop_class.name}"
-        raise RefusedScan(f"{name} is {kind}, no CT image, so its values are not in HU: give the original series")
+        kind = "a converted image (ConversionType)" if sop_class in (None, *CT_CLASSES) else f"a {sop_class.name}"
+        raise RefusedScan(f"{name} is {kind}, not a CT image, so its values are not in HU: use the original series")
     colours = header.get("PhotometricInterpretation") or "MONOCHROME2"
     if not colours.startswith("MONOCHROME"):
-        raise RefusedScan(f"{name} is a colour picture ({colours}), no CT image: give the original series")
+        raise RefusedScan(f"{name} is a colour image ({colours}), not a CT image: use the original series")
     if _is_localizer(header):
-        raise RefusedScan("it is a localizer (scout view), no volume: leave it out")
+        raise RefusedScan("it is a localizer (scout view), not a volume: exclude it")
 
 
 def _rescale(one: Slice, header: Dataset) -> tuple[float, float]:
@@ -359,15 +362,15 @@ def _rescale(one: Slice, header: Dataset) -> tuple[float, float]:
     intercept = float(frame_numbers(header, one.file, one.frame, group, "RescaleIntercept", 1)[0])
     unit = str(frame_element(header, one.frame, group, "RescaleType") or "")
     if slope == 0:
-        raise RefusedScan(f"{Path(one.file).name} has the RescaleSlope 0, so all its values are one: export it again")
+        raise RefusedScan(f"{Path(one.file).name} has RescaleSlope 0, which makes all values equal: export it again")
     if unit not in HU_TYPES:
-        raise RefusedScan(f"{Path(one.file).name} holds values in {unit} (RescaleType), not in HU: leave it out")
+        raise RefusedScan(f"{Path(one.file).name} contains values in {unit} (RescaleType), not in HU: exclude it")
     return slope, intercept
 
 
 def _decode(one: Slice, header: Dataset) -> np.ndarray:
-    """Return the stored values of all frames of a slice's file, shape (frames, rows, columns)."""
-    # A file without the preamble does not name its syntax, and is in the default one.
+    """Return the stored values of all frames in the file of a slice, shape (frames, rows, columns)."""
+    # A file without the preamble does not record its transfer syntax and uses the default one.
     syntax = header.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
     name = f"{Path(one.file).name} ({syntax.name})"
     try:
@@ -382,14 +385,7 @@ def _decode(one: Slice, header: Dataset) -> np.ndarray:
         return dataset.pixel_array.reshape(-1, *one.shape[::-1])
     except MemoryError:
         raise
-    except Exception as error:  # each decoder has its own for broken data
+    except Exception as error:  # each decoder raises its own errors for broken data
         raise RefusedScan(
             f"the pixels of {name} cannot be decoded: truncated or damaged ({_first_line(error)}). Copy the file again"
         ) from error
-
-
-def _hounsfield(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-    values = stored.astype(np.float64) * slope + intercept
-    low, high = np.iinfo(np.int16).min, np.iinfo(np.int16).max
-    fits = low <= values.min() and values.max() <= high and np.array_equal(np.rint(values), values)
-    return values.astype(np.int16 if fits else np.float32)

@@ -1,32 +1,33 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Are these Hounsfield units? Told by the values alone, as a NIfTI file does not say what it measures."""
+"""Tell from the values alone whether a scan is in Hounsfield units (HU): a NIfTI file does not record its unit."""
 
 from __future__ import annotations
 
 # In HU air is -1000, fat -100, water 0, soft tissue up to 100, dense bone 700 to 2000; a scanner stores up to 3071.
-NARROW = 50.0  # a range that no patient fits in: what was scaled to [0, 1] or to unit variance has it
+NARROW = 50.0  # a smaller range cannot be a patient: the scan was scaled to [0, 1] or to unit variance
 NO_AIR = -500.0  # lung is at most about -500
 NO_BONE = 300.0  # windows for soft tissue end at 200 to 300
-CLIPPED_BELOW = 900.0  # a top value that half a percent of the voxels share is a window's edge; beyond, it may be metal
-TISSUE = 1000.0  # where soft tissue lies if 1024 was never subtracted
+# If half a percent of the voxels have the largest value, it is the edge of a window; above this value it may be metal.
+CLIPPED_BELOW = 900.0
+TISSUE = 1000.0  # value of soft tissue if 1024 was never subtracted
 
 
 def doubt_of_hounsfield(low: float, high: float, *, p95: float | None = None, p99_5: float | None = None) -> str | None:
-    """Say why the voxels of a scan are hardly CT in HU.
+    """Return why the voxels of a scan do not look like CT in HU.
 
-    Padding below -1024 and a scan cut to the patient (-1024 elsewhere) are HU. A small scan cut out of the soft tissue, without air
-    or bone, cannot be told from a windowed one and is doubted, too.
+    Padding below -1024 and a scan cropped to the patient (-1024 elsewhere) are accepted as HU. A small crop of soft
+    tissue, without air or bone, cannot be told from a windowed scan and is doubted as well.
 
     Args:
-        low: least value of the scan.
-        high: greatest value.
-        p95: value that 95% of the voxels do not exceed, if known.
-        p99_5: the same of 99.5%.
+        low: smallest value of the scan.
+        high: largest value.
+        p95: 95th percentile, as a value that occurs in the scan, if known.
+        p99_5: 99.5th percentile, likewise.
 
     Returns:
-        The reason, to follow the name of the file; None where there is no doubt.
+        The reason, worded to follow the name of the file; None if there is no doubt.
     """
-    span = f"its values lie between {low:g} and {high:g}"
+    span = f"its values range from {low:g} to {high:g}"
     if low == high:
         return f"every voxel is {low:g}"
     if high - low < NARROW:
@@ -40,7 +41,5 @@ def doubt_of_hounsfield(low: float, high: float, *, p95: float | None = None, p9
     if p99_5 is not None and p99_5 == high < CLIPPED_BELOW:
         return f"already windowed: {span}, and more than 0.5% of the voxels are {high:g}"
     if p95 is not None and p95 > TISSUE:
-        return (
-            f"not CT in HU: more than 5% of the voxels are above {TISSUE:g}, as dense bone is (intercept lost, or MR)"
-        )
+        return f"not CT in HU: more than 5% of the voxels are above {TISSUE:g}, like dense bone (intercept lost, or MR)"
     return None

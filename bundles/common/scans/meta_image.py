@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""MetaImage files (.mhd with .raw or .zraw, .mha), the format in which LUNA16 is handed out."""
+"""Read MetaImage files (.mhd with .raw or .zraw, .mha), the format of LUNA16."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 from ..errors import RefusedScan
 
 SUFFIXES = (".mhd", ".mha")
-# What other writers call these fields; MetaIO, ITK's reader, takes them all alike.
+# Other names of these fields; MetaIO, the reader of ITK, accepts all of them.
 SYNONYMS = {"Offset": ("Position", "Origin"), "TransformMatrix": ("Rotation", "Orientation")}
-HEADER_END = b"ElementDataFile"  # the last key; in .mha the voxels follow its line
+HEADER_END = b"ElementDataFile"  # the last key of the header; in .mha the voxels follow on the next line
 TYPES = {
     "MET_CHAR": "i1",
     "MET_UCHAR": "u1",
@@ -28,7 +28,7 @@ TYPES = {
 
 
 def data_file(path: str | os.PathLike) -> str:
-    """The file that holds the voxels: that of the header, or the one that it names.
+    """Return the file that holds the voxels: the file of the header itself, or the one that it names.
 
     Raises:
         RefusedScan: the header cannot be read.
@@ -41,18 +41,18 @@ def read_meta_image(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     """Read a three-dimensional image.
 
     Returns:
-        The stored voxels (X, Y, Z), and the affine (4, 4), voxel indices to RAS mm. (MetaImage, as ITK writes it, has LPS.)
+        The stored voxels (X, Y, Z), and the affine (4, 4), voxel indices to mm in RAS. (The files of ITK use LPS.)
 
     Raises:
-        RefusedScan: the file is damaged, cut short, or of a kind that is not read here.
+        RefusedScan: the file is damaged, truncated, or of a kind that is not supported.
     """
     fields, start = _header(path)
     if fields.get("NDims") != "3":
         raise RefusedScan(f"has {fields.get('NDims', 'no')} dimensions (NDims), not 3")
     if fields.get("ElementNumberOfChannels", "1") != "1" or fields.get("ElementType") not in TYPES:
         raise RefusedScan(
-            f"has {fields.get('ElementNumberOfChannels', '1')} channels of {fields.get('ElementType')}; they must be one of "
-            f"{', '.join(TYPES)}"
+            f"has {fields.get('ElementNumberOfChannels', '1')} channel(s) of type {fields.get('ElementType')}; it must "
+            f"have one channel of type {', '.join(TYPES)}"
         )
     shape = _numbers(fields, "DimSize", 3).astype(int)
     spacing = _numbers(fields, "ElementSpacing", 3)
@@ -63,10 +63,10 @@ def read_meta_image(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     data = Path(data_file(path)).read_bytes()[start if fields["ElementDataFile"] == "LOCAL" else 0 :]
     if _true(fields, "CompressedData"):
         data = zlib.decompress(data)
-    wanted = int(np.prod(shape)) * dtype.itemsize
-    if len(data) != wanted:
+    expected = int(np.prod(shape)) * dtype.itemsize
+    if len(data) != expected:
         raise RefusedScan(
-            f"is cut short, or has a damaged header: {len(data)} bytes of voxels, and {wanted} in the header"
+            f"is cut short, or has a damaged header: it has {len(data)} bytes of voxels, but its header requires {expected}"
         )
     voxels = np.frombuffer(data, dtype).reshape(shape, order="F").astype(dtype.newbyteorder("="), copy=False)
     affine = np.eye(4)
@@ -77,13 +77,13 @@ def read_meta_image(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _header(path: str | os.PathLike) -> tuple[dict[str, str], int]:
-    """Return the fields of the header and where it ends."""
+    """Return the fields of the header and the position of its end."""
     with open(path, "rb") as file:
         start = file.read(65536)
     key = start.find(HEADER_END)
     end = start.find(b"\n", key) + 1
     if key < 0 or (end == 0 and len(start) == 65536):
-        raise RefusedScan("is no MetaImage: it has no ElementDataFile")
+        raise RefusedScan("is not a MetaImage: it has no ElementDataFile")
     lines = start[: end or None].decode(errors="replace").splitlines()
     fields = {name.strip(): value.strip() for name, found, value in (line.partition("=") for line in lines) if found}
     for name, others in SYNONYMS.items():

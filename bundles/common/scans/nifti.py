@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Open a NIfTI file and check what it says of itself."""
+"""Open NIfTI files and check their headers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import RefusedScan
 
 
 def open_scan(file: str) -> nib.spatialimages.SpatialImage:
-    """Open a NIfTI file, its voxels unread.
+    """Open a NIfTI file without reading its voxels.
 
     Raises:
         RefusedScan: it is missing or empty, or its header has no voxels, no positive spacing, or no usable affine.
@@ -26,7 +26,7 @@ def open_scan(file: str) -> nib.spatialimages.SpatialImage:
         raise RefusedScan(f"has no voxels: its shape is {scan.shape}")
     spacing = np.asarray(scan.header.get_zooms()[:3], dtype=float)
     if isinstance(scan, nib.Nifti1Image):
-        # nibabel mends a spacing of 0 to 1 and drops a minus while it loads: look at what the file really says.
+        # nibabel changes a spacing of 0 to 1 and drops a minus sign when it loads a file: read the stored values.
         with scan.file_map["image"].get_prepare_fileobj("rb") as stream:
             spacing = type(scan.header).from_fileobj(stream, check=False)["pixdim"][1:4].astype(float)
     spacing = spacing[: len(scan.shape)]
@@ -48,22 +48,22 @@ def check_image_shape(shape: tuple[int, ...], channels: int) -> None:
     if channels > 1 and len(shape) == 4 and shape[-1] == channels:
         return
     if len(shape) < 3:
-        advice = "a single slice; stack the slices of a scan to one 3D volume"
+        advice = "it is a single slice; stack the slices of a scan into one 3D volume"
     elif channels == 1 and len(shape) == 4:
         advice = (
-            f"{shape[-1]} volumes in one file; if they are channels of one scan, take a task or model of {shape[-1]} "
-            "input channels; if they are time points, write each to a file of its own"
+            f"it has {shape[-1]} volumes in one file; if they are channels of one scan, use a task or model with "
+            f"{shape[-1]} input channels; if they are time points, write each to its own file"
         )
     elif channels == 1:
         advice = "write one 3D volume per file"
     else:
-        held = "one channel" if len(spatial) == 3 else f"{shape[-1]} channels"
+        content = "one channel" if len(spatial) == 3 else f"{shape[-1]} channels"
         advice = (
-            f"it holds {held}, but {channels} are due; put all {channels} along the fourth axis of the file, or list "
-            f"{channels} 3D files as the image"
+            f"it holds {content}, but {channels} are expected; store all {channels} along the fourth axis of the file, "
+            f"or list {channels} 3D files as the image"
         )
-    wanted = "(X, Y, Z)" if channels == 1 else f"(X, Y, Z, {channels})"
-    raise RefusedScan(f"has shape {shape}, not {wanted}: {advice}")
+    expected = "(X, Y, Z)" if channels == 1 else f"(X, Y, Z, {channels})"
+    raise RefusedScan(f"has shape {shape}, not {expected}: {advice}")
 
 
 def _without_trailing_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -73,10 +73,10 @@ def _without_trailing_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def stored_voxels(scan: nib.spatialimages.SpatialImage) -> tuple[np.ndarray, float, float]:
-    """Read the voxels as the file stores them, with slope and intercept: scaled they would need 8 bytes each.
+    """Read the voxels as stored, and their slope and intercept. Scaled voxels would need 8 bytes each.
 
     Raises:
-        RefusedScan: they are no plain numbers (colour, complex).
+        RefusedScan: the voxels are not plain numbers (colour, complex).
     """
     proxy = scan.dataobj
     if not hasattr(proxy, "get_unscaled"):
@@ -88,8 +88,8 @@ def stored_voxels(scan: nib.spatialimages.SpatialImage) -> tuple[np.ndarray, flo
 
 
 def check_finite(raw: np.ndarray, slope: float, inter: float) -> tuple[float, float]:
-    """Least and greatest value of `stored_voxels`; raise `RefusedScan` if any is NaN or infinite."""
-    # NaN wins min and max, so two numbers tell about all voxels without a copy of them.
+    """Return the smallest and largest value of `stored_voxels`; raise `RefusedScan` if any is NaN or infinite."""
+    # min and max are NaN if any voxel is, so two numbers check all voxels without a copy of them.
     low, high = float(raw.min()) * slope + inter, float(raw.max()) * slope + inter
     if not np.isfinite([low, high]).all():
         count = raw.size - int(np.isfinite(raw).sum())

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""NIfTI files that are whole as soon as they have their name."""
+"""Write NIfTI files atomically."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ logger = logging.getLogger(__name__)
 
 
 class AtomicNibabelWriter(NibabelWriter):
-    """`monai.data.NibabelWriter` that writes under a hidden name and renames: a stopped run leaves no half a mask.
+    """`monai.data.NibabelWriter` that writes to a hidden file and renames it: a stopped run leaves no partial mask.
 
-    For ``SaveImaged(writer=...)``, as the class or as its dotted path. Arguments are those of the parent.
+    For ``SaveImaged(writer=...)``, as the class or its dotted path. Arguments are those of the parent.
     """
 
     def write(self, filename: PathLike, verbose: bool = False, **obj_kwargs) -> None:
-        """Write the file; see `monai.data.NibabelWriter.write`. A file of this name is replaced.
+        """Write the file; see `monai.data.NibabelWriter.write`. An existing file is replaced.
 
         Args:
             filename: the file, ending in ``.nii`` or ``.nii.gz``.
-            verbose: whether to log the name of the file, once it is there.
+            verbose: log the name of the file once it is written.
             obj_kwargs: passed on to `nibabel.Nifti1Image`.
         """
         with atomic_path(filename) as temporary:
@@ -37,12 +37,12 @@ class AtomicNibabelWriter(NibabelWriter):
 
 
 def write_nifti(path: str | os.PathLike, *, voxels: np.ndarray, affine: np.ndarray) -> None:
-    """Write a scan with its grid, in mm, as scanner coordinates (sform and qform), whole or not at all.
+    """Write a scan atomically, with its grid in mm as scanner coordinates (sform and qform).
 
     Args:
         path: the file, ending in ``.nii`` or ``.nii.gz``.
         voxels: (X, Y, Z).
-        affine: (4, 4), voxel indices to RAS mm.
+        affine: (4, 4), voxel indices to mm in RAS.
     """
     image = nib.Nifti1Image(voxels, affine)
     image.set_sform(affine, code=1)

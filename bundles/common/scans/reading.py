@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""One raw scan in memory: its values as the file means them, or the reason why they cannot be had."""
+"""Read one raw scan into memory with the values that its file defines, or refuse it with the reason."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy as np
 
 from ..errors import RefusedScan
 from .dicom_series import read_series
+from .int16_voxels import int16_or_float32
 from .meta_image import read_meta_image
 from .nifti import check_finite, check_image_shape, open_scan, stored_voxels
 from .search import Candidate
 
-DEFLATE_RATIO = 1100  # gzip packs 1032 bytes into one at most
+DEFLATE_RATIO = 1100  # gzip compresses at most 1032 bytes into one
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Volume:
     """A scan on its grid.
 
     Attributes:
-        voxels: (X, Y, Z), int16 where all values are whole and fit, else float32.
-        affine: (4, 4), voxel indices to RAS mm.
+        voxels: (X, Y, Z), int16 if all values are whole and fit, else float32.
+        affine: (4, 4), voxel indices to mm in RAS.
     """
 
     voxels: np.ndarray
@@ -37,21 +38,21 @@ class Volume:
 
     @property
     def orientation(self) -> str:
-        """Where the axes lead, such as ``LPS``."""
+        """Directions in which the axes point, such as ``LPS``."""
         return "".join(nib.aff2axcodes(self.affine))
 
     def to_ras(self) -> Volume:
-        """The same scan with its axes swapped and flipped, never resampled, as MONAI's ``Orientation`` does."""
+        """Return the scan in RAS: axes are swapped and flipped, as by MONAI's ``Orientation``, never resampled."""
         orientation = nib.io_orientation(self.affine)
         affine = self.affine @ nib.orientations.inv_ornt_aff(orientation, self.voxels.shape)
         return Volume(nib.apply_orientation(self.voxels, orientation), affine)
 
 
 def read_scan(candidate: Candidate) -> Volume:
-    """Read a scan as its file or series has it.
+    """Read a scan from its file or series.
 
     Raises:
-        RefusedScan: it cannot be read, or is no single volume of numbers.
+        RefusedScan: it cannot be read, or is not a single volume of numbers.
     """
     try:
         if candidate.series is not None:
@@ -61,8 +62,8 @@ def read_scan(candidate: Candidate) -> Volume:
     except RefusedScan:
         raise
     except MemoryError:
-        raise RefusedScan("is too large for the memory: use fewer --workers, or a machine with more") from None
-    except Exception as error:  # nibabel, gzip, zlib, pydicom and numpy have a dozen ways to say that a file is broken
+        raise RefusedScan("does not fit into memory: use fewer --workers, or a machine with more memory") from None
+    except Exception as error:  # nibabel, gzip, zlib, pydicom and numpy raise many kinds of errors for broken files
         if isinstance(error, OSError) and error.strerror:  # a permission, a network
             raise RefusedScan(f"cannot be read: {error.strerror}") from error
         first_line = str(error).partition("\n")[0]
@@ -77,8 +78,8 @@ def _read_nifti(path: str) -> Volume:
     claimed = float(np.prod(scan.shape, dtype=float)) * scan.header.get_data_dtype().itemsize
     if claimed > os.path.getsize(path) * (DEFLATE_RATIO if path.lower().endswith(".gz") else 1):
         raise RefusedScan(
-            f"is cut short, or has a damaged header: the shape {scan.shape} in it wants {claimed:.0f} bytes of voxels, and the file has "
-            f"{os.path.getsize(path)}"
+            f"is cut short, or has a damaged header: its shape {scan.shape} requires {claimed:.0f} bytes of voxels, "
+            f"and the file has {os.path.getsize(path)}"
         )
     raw, slope, inter = stored_voxels(scan)
     check_finite(raw, slope, inter)
@@ -92,16 +93,15 @@ def _read_meta_image(path: str) -> Volume:
 
 
 def scaled(raw: np.ndarray, slope: float, inter: float) -> np.ndarray:
-    """Return ``raw * slope + inter`` as int16 where that keeps every value, else as float32."""
+    """Return ``raw * slope + inter`` as int16 if that keeps every value, else as float32."""
     if raw.dtype == np.int16 and (slope, inter) == (1.0, 0.0):
         return raw
     values = np.empty(raw.shape, np.int16, order="F")
-    for z in range(raw.shape[2]):  # by planes, as the volume in float64 would need four times the memory of the result
-        plane = raw[:, :, z] * np.float64(slope) + inter
-        with np.errstate(invalid="ignore"):
-            values[:, :, z] = plane
-        if not np.array_equal(values[:, :, z], plane):
+    for z in range(raw.shape[2]):  # plane by plane: the whole volume in float64 would need 4 times the memory
+        plane = int16_or_float32(raw[:, :, z] * np.float64(slope) + inter)
+        if plane.dtype != np.int16:
             break
+        values[:, :, z] = plane
     else:
         return values
     values = np.empty(raw.shape, np.float32, order="F")

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""From folders of raw scans to candidates: every NIfTI file, MetaImage and DICOM series below them, each with a name of its own."""
+"""Find the scans below folders: every NIfTI file, MetaImage and DICOM series, each with a unique name."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from .meta_image import data_file
 logger = logging.getLogger(__name__)
 
 PREPARED = ".prepared"  # the folder that marks the output of an earlier `prepare`
-FOREIGN = (".nrrd", ".nhdr", ".mgz", ".mgh", ".img")  # scans in formats that are not read here
+FOREIGN = (".nrrd", ".nhdr", ".mgz", ".mgh", ".img")  # scans in formats that are not supported
 UID = r"\d+(\.\d+){5,}"
 SLICE_SUFFIXES = (".dcm", ".dicom", ".ima")
 RANK = ("", "training", "validation", "test")  # sections, from the least to the most held out
-LONGEST_NAME = 120  # bytes; a file system takes 255, and suffixes and temporary prefixes are added
+LONGEST_NAME = 120  # bytes; file systems allow 255, and suffixes and temporary prefixes are added
 
 StrPath = str | os.PathLike
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One scan as it was found, not yet looked into.
+    """One scan that was found, but not read yet.
 
     Attributes:
-        name: what its files are called: the path below the source as one word, unique.
+        name: unique name of its output files: its path below the source as one word.
         source: the file, or the folder of the series.
         kind: ``nifti``, ``metaimage`` or ``dicom``.
-        files: all files that hold it.
-        series: of DICOM.
-        label: its label file, where a data list names one, else "".
-        patient: where a data list names one, else "".
-        section: ``training``, ``validation`` or ``test`` of the data list that holds it, else "".
-        fault: why it must not be used, whatever it holds, else "".
-        remark: what a user should know of it though it is used, else "".
+        files: all files that belong to it.
+        series: the DICOM series, else None.
+        label: its label file, if a data list names one, else "".
+        patient: its patient, if a data list names one, else "".
+        section: ``training``, ``validation`` or ``test``, if a data list names the scan, else "".
+        fault: why it must not be used, whatever its content, else "".
+        remark: what the user should know about it although it is used, else "".
     """
 
     name: str
@@ -62,7 +62,7 @@ class Candidate:
 
     @property
     def series_uid(self) -> str:
-        """SeriesInstanceUID of DICOM, or the name of the file where that is one, as LUNA16's are; else ""."""
+        """SeriesInstanceUID of a DICOM series, or the file name if it is such a UID, as in LUNA16; else ""."""
         if self.series is not None:
             return self.series.series_uid
         stem = _stem(os.path.basename(self.source))
@@ -71,14 +71,14 @@ class Candidate:
 
 @dataclass
 class Found:
-    """What lies below the sources.
+    """What was found below the sources.
 
     Attributes:
-        name: those of the sources.
-        candidates: sorted by name.
-        refused: file or folder to the reason why it was not looked into.
-        labels: label names of the data lists, if all that have some agree.
-        notes: what a user should know.
+        name: names of the sources.
+        candidates: scans, sorted by name.
+        refused: files and folders that could not be examined, with the reasons.
+        labels: label names of the data lists, if all lists with label names agree.
+        notes: what the user should know.
     """
 
     name: str
@@ -91,20 +91,23 @@ class Found:
 def find_candidates(sources: StrPath | Sequence[StrPath], *, skip: StrPath | None = None) -> Found:
     """Find every scan below the sources.
 
-    Links are followed, each real folder and file is taken once. Hidden files, folders of masks (`MASK_FOLDERS`, which DICOM may lie in), results of these
-    bundles and the outputs of earlier runs are left out. A ``dataset.json`` (or a folder in BTCV's layout) adds what it knows of its scans:
-    label, patient (which is one of that list alone, unless a DICOM file has it as PatientID), section (the one held out most where several lists or
-    sections name a scan); its label files are no scans, scans that it does not name are taken too.
+    Links are followed; each real folder and file is visited once. Hidden files, results of these bundles, outputs of
+    earlier runs and folders of masks (`MASK_FOLDERS`) are skipped; DICOM files in folders of masks are not.
 
-    A file that may be a slice but cannot be read is refused, and so is every series that has files in its folder: it may lack its first or last
-    slices, which no gap shows.
+    A ``dataset.json`` (or a folder in BTCV's layout) adds the label, patient and section of its scans. Its patients
+    belong to this list only, unless a DICOM file has the same PatientID. If several lists or sections name a scan, the
+    section that is held out most counts. The label files of a list are not scans. Scans that it does not name are found
+    as well.
+
+    A file that may be a slice but cannot be read is refused, and so is every series with files in its folder: it may
+    lack its first or last slices, which leaves no gap.
 
     Args:
         sources: a folder, a NIfTI file, or several.
-        skip: a folder that is not looked into: the output.
+        skip: folder that is not searched: the output.
 
     Raises:
-        InputError: a source does not exist or is no path, or there is no scan at all.
+        InputError: a source does not exist or is not a path, or no scan was found.
     """
     given, sources = sources, [sources] if isinstance(sources, (str, os.PathLike)) else sources
     if not isinstance(sources, (list, tuple)) or not all(isinstance(one, (str, os.PathLike)) for one in sources):
@@ -117,17 +120,18 @@ def find_candidates(sources: StrPath | Sequence[StrPath], *, skip: StrPath | Non
         if not root.exists():
             raise InputError(f"The source {root} does not exist: check --source.")
         if (root / PREPARED).is_dir():
-            raise InputError(f"The source {root} is what an earlier run has written: name the raw scans by --source.")
+            raise InputError(f"The source {root} is the output of an earlier run: pass the raw scans as --source.")
         if root.is_file() and not is_nifti(root.name):
             raise InputError(
-                f"The source {root} is neither a folder nor a NIfTI file (.nii, .nii.gz): name its folder."
+                f"The source {root} is neither a folder nor a NIfTI file (.nii, .nii.gz): pass its folder."
             )
         search.look_into(root)
     candidates = search.candidates()
     if not candidates and not search.refused:
         raise InputError(
-            f"No scans in {', '.join(map(str, roots)) or '--source, which is empty'}: looked for NIfTI files (.nii, .nii.gz), MetaImage (.mhd, "
-            ".mha) and DICOM at any depth, leaving out hidden files and, but for DICOM, folders of masks (label..., seg..., mask...)."
+            f"No scans in {', '.join(map(str, roots)) or '--source, which is empty'}: searched at any depth for NIfTI "
+            "(.nii, .nii.gz), MetaImage (.mhd, .mha) and DICOM files, skipping hidden files and, except for DICOM, "
+            "folders of masks (label..., seg..., mask...)."
         )
     labels = search.common_labels()
     refused = dict(sorted(search.refused.items()))
@@ -135,7 +139,7 @@ def find_candidates(sources: StrPath | Sequence[StrPath], *, skip: StrPath | Non
 
 
 def scan_in(folder: Path, *, apart_from: Sequence[StrPath] = ()) -> str | None:
-    """A scan that lies below a folder, but not below those in ``apart_from``; None where there is none."""
+    """Return a scan below a folder that is not below those in ``apart_from``; None if there is none."""
     seen = {os.path.realpath(Path(one).expanduser()) for one in apart_from} - {os.path.realpath(folder)}
     for path in _walk(folder, seen, {}, lambda _: None):
         name = os.path.basename(path)
@@ -150,21 +154,20 @@ class _Search:
     def __init__(self, skip: StrPath | None) -> None:
         self.seen = {os.path.realpath(skip)} if skip else set()
         self.refused: dict[str, str] = {}
-        self.volumes: dict[
-            str, tuple[str, bool]
-        ] = {}  # path to its place below the source, and whether it lies among masks
-        self.dicom: dict[str, str] = {}
-        self.listed: dict[str, dict] = {}  # real path to its entry of a data list
+        # path -> its place below the source, and whether it is in a folder of masks
+        self.volumes: dict[str, tuple[str, bool]] = {}
+        self.dicom: dict[str, str] = {}  # path -> its place below the source
+        self.listed: dict[str, dict] = {}  # real path -> its entry in a data list
         self.label_files: set[str] = set()
         self.label_names: list[dict] = []
         self.roots: list[Path] = []
-        self.unknown: list[str] = []  # files that are no scan by name or content
+        self.unknown: list[str] = []  # files that are not scans by name or content
         self.contradictions: list[str] = []
         self.notes: list[str] = []
 
     def look_into(self, root: Path) -> None:
         self.roots.append(root)
-        base = root.parent  # so that a name tells which source it came from, and does not change when another is added
+        base = root.parent  # a name then tells its source, and does not change when another source is added
         for path in _walk(root, self.seen, self.refused, self.read_list) if root.is_dir() else [str(root)]:
             real = os.path.realpath(path)
             if real in self.seen or os.path.basename(path).upper() == "DICOMDIR":
@@ -175,7 +178,7 @@ class _Search:
             if readable != path:
                 self.refused[readable] = "has a name that is not UTF-8: rename it"
             elif not os.path.exists(path):
-                self.refused[path] = "is a link that leads nowhere"
+                self.refused[path] = "is a broken link"
             elif not os.path.isfile(path):
                 continue  # a pipe, a socket
             elif is_scan(os.path.basename(path)) or path.lower().endswith(METAIMAGE):
@@ -184,14 +187,14 @@ class _Search:
             elif is_nifti(os.path.basename(path)):
                 continue  # a result
             elif path.lower().endswith(FOREIGN):
-                self.refused[path] = f"is no NIfTI and no DICOM but {Path(path).suffix}: convert it to .nii.gz"
+                self.refused[path] = f"is in an unsupported format ({Path(path).suffix}): convert it to .nii.gz"
             elif is_dicom(path):
                 self.dicom[path] = place
             else:
                 self.unknown.append(path)
 
     def _refuse_lost_slices(self) -> None:
-        """Of the files that are no scan: refuse what may have been one, being unreadable, empty or cut short."""
+        """Refuse files that may have been slices, but are unreadable, empty or truncated."""
         slices = {(os.path.dirname(path), _kind(path)) for path in self.dicom}
         for path in self.unknown:
             try:
@@ -200,17 +203,17 @@ class _Search:
             except OSError as error:
                 self.refused[path] = f"cannot be read: {error.strerror or error}"
                 continue
-            named_so = path.lower().endswith(SLICE_SUFFIXES)
+            named_like_slice = path.lower().endswith(SLICE_SUFFIXES)
             beside = (os.path.dirname(path), _kind(path)) in slices
-            if not start and (named_so or beside or not _kind(path)):
+            if not start and (named_like_slice or beside or not _kind(path)):
                 self.refused[path] = "is empty (0 bytes): copy it again, or remove it"
-            elif named_so or (beside and b"\0" in start):
+            elif named_like_slice or (beside and b"\0" in start):
                 self.refused[path] = (
-                    "is no DICOM file, but named like one: cut short or damaged; copy it again, or remove it"
+                    "is named like a DICOM file, but is not one: cut short or damaged; copy it again, or remove it"
                 )
 
     def read_list(self, folder: str) -> None:
-        """Note what the data list of a folder says of its scans."""
+        """Record what the data list of a folder contains about its scans."""
         path = Path(folder, "dataset.json")
         try:
             content = parse_data_list(path)
@@ -227,23 +230,23 @@ class _Search:
                 if isinstance(entry.get("label"), str):
                     self.label_files.add(os.path.realpath(entry["label"]))
                 images = image_files(entry)
-                known = section if section in ("validation", "test") else "training"
-                told = {key: value for key, value in entry.items() if key != "patient"}
+                fields = {key: value for key, value in entry.items() if key != "patient"}
                 if entry.get("patient") not in (None, ""):
-                    told["patient"] = (folder, str(entry["patient"]).strip())
+                    fields["patient"] = (folder, str(entry["patient"]).strip())
+                fields["section"] = section if section in ("validation", "test") else "training"
                 for image in images:
-                    self._list(image, told | {"section": known, "list": str(path), "channels": len(images)})
+                    self._list(image, fields | {"list": str(path), "channels": len(images)})
                     if not os.path.lexists(image):
-                        self.refused[image] = f"is named by {path}, but does not exist"
+                        self.refused[image] = f"is listed in {path}, but does not exist"
 
     def _list(self, image: str, entry: dict) -> None:
-        """Note an entry; of several for one image, the section that is held out most counts, and what only another knows is added."""
+        """Record an entry. If an image has several, they are merged, and the section that is held out most counts."""
         real = os.path.realpath(image)
         known = self.listed.get(real, entry)
         if known["section"] != entry["section"]:
             where = " and ".join(f"{one['section']} of {one['list']}" for one in (known, entry))
             self.contradictions.append(f"{image} ({where})")
-        # Sorting is stable: of equal sections the first that was read counts.
+        # Sorting is stable: among equal sections, the entry that was read first wins.
         first, second = sorted((known, entry), key=lambda one: -RANK.index(one["section"]))
         channels = max(first["channels"], second["channels"])
         self.listed[real] = second | first | {"channels": channels}
@@ -252,8 +255,8 @@ class _Search:
         self._refuse_lost_slices()
         all_series = list(self._series())
         patient_ids = {series.patient_id for series, _ in all_series}
-        found: dict[str, Candidate] = {}  # by first file, with the place for a name
-        masks, lost = [], []
+        found: dict[str, Candidate] = {}  # by first file; the name is its place until `_named`
+        masks, lost_labels = [], []
         for path, (place, among_masks) in self.volumes.items():
             real = os.path.realpath(path)
             entry = self.listed.get(real, {})
@@ -271,7 +274,7 @@ class _Search:
             label = entry.get("label", "")
             missing = label != "" and not (isinstance(label, str) and os.path.isfile(label))
             if missing:
-                lost.append(str(label))
+                lost_labels.append(str(label))
             several = entry.get("channels", 1) > 1
             found[path] = Candidate(
                 name=_stem(place),
@@ -281,7 +284,7 @@ class _Search:
                 label="" if missing else label,
                 patient=self._patient(entry, patient_ids),
                 section=entry.get("section", ""),
-                fault=f"is one of {entry['channels']} channels of an image: only CT of one is read ({entry['list']})"
+                fault=f"is one of {entry['channels']} channels of an image: CT must have one ({entry['list']})"
                 if several
                 else "",
                 remark=f"its label {label} does not exist" if missing else "",
@@ -291,37 +294,37 @@ class _Search:
             folder = os.path.dirname(series.files[0]) if len(series.files) == 1 else os.path.commonpath(series.files)
             here = {os.path.dirname(file) for file in series.files} & broken
             fault = (
-                f"lies beside files that cannot be read, perhaps slices of it: copy or remove them ({min(here)})"
+                f"is in a folder with files that cannot be read, perhaps slices of it: copy or remove them ({min(here)})"
                 if here
                 else ""
             )
             found[series.files[0]] = Candidate(place, folder, "dicom", series.files, series, fault=fault)
         if masks:
             logger.info(
-                "%d files in folders named label..., seg... or mask..., such as %s, are taken for masks",
+                "%d files in folders named label..., seg... or mask..., such as %s, are treated as masks",
                 len(masks),
                 masks[0],
             )
-        self._note(lost)
+        self._note(lost_labels)
         self._refuse_listed_elsewhere()
         return _named(found)
 
     def _note(self, lost_labels: list[str]) -> None:
         if self.contradictions:
             self.notes.append(
-                f"{len(self.contradictions)} scan(s) lie in several sections of the source lists, such as {self.contradictions[0]}: of test, "
-                "validation, training the first counts"
+                f"{len(self.contradictions)} scan(s) are in several sections of the source lists, such as "
+                f"{self.contradictions[0]}: the first of test, validation, training counts"
             )
         if lost_labels:
             self.notes.append(f"{len(lost_labels)} label(s) of the source lists do not exist, such as {lost_labels[0]}")
         if self.label_names and not self.common_labels():
             self.notes.append(
-                "the dataset.json of the sources give different names to the same labels: none are written. Prepare these sources one by one if "
-                "their labels are to be used"
+                "the dataset.json files of the sources name the labels differently: no names are written. Prepare "
+                "these sources one by one if you need their labels"
             )
 
     def _patient(self, entry: dict, patient_ids: set[str]) -> str:
-        """The patient of an entry: "1" of one list is not "1" of another, but a PatientID is the same everywhere."""
+        """Return the patient of an entry: "1" of one list is not "1" of another, but a PatientID is global."""
         folder, patient = entry.get("patient", ("", ""))
         if patient in patient_ids or not patient:
             return patient
@@ -330,7 +333,7 @@ class _Search:
         return f"{os.path.relpath(folder, root.parent)}{'-' + _short(str(root)) if same_name else ''}/{patient}"
 
     def _refuse_listed_elsewhere(self) -> None:
-        """Refuse what a list names but the search did not meet."""
+        """Refuse files that a list names but the search did not find."""
         met = {os.path.realpath(path) for path in (*self.volumes, *self.dicom, *self.refused)}
         for real, entry in self.listed.items():
             if real in met or not os.path.isfile(real):
@@ -338,17 +341,17 @@ class _Search:
             images = image_files(entry)
             path = next((image for image in images if os.path.realpath(image) == real), real)
             inside = any(Path(path).is_relative_to(root) for root in self.roots)
-            reason = "is hidden, a result, or no scan that is read here" if inside else "lies outside the sources"
-            self.refused[path] = f"{reason} (it is named by {entry['list']})"
+            reason = "is hidden, a result, or not a supported scan" if inside else "is outside the sources"
+            self.refused[path] = f"{reason} (it is listed in {entry['list']})"
 
     def _series(self) -> Iterator[tuple[Series, str]]:
-        """Every series with its place: its folder, and its UID shortened where several lie in one folder."""
+        """Yield every series with its place: its folder, and a hash of its UID if the folder has several series."""
         all_series, refused = find_series(sorted(self.dicom))
         self.refused.update(refused)
         folders = [_common_folder([self.dicom[file] for file in series.files]) for series in all_series]
-        many = Counter(folders)
+        series_in = Counter(folders)
         for series, folder in zip(all_series, folders, strict=True):
-            yield series, folder if many[folder] == 1 else f"{folder}-{_short(series.series_uid)}"
+            yield series, folder if series_in[folder] == 1 else f"{folder}-{_short(series.series_uid)}"
 
     def common_labels(self) -> dict[str, str]:
         first = self.label_names[0] if self.label_names else {}
@@ -356,13 +359,13 @@ class _Search:
 
 
 def _broken_folders(refused: Collection[str]) -> set[str]:
-    """Folders with files that cannot be read and may be slices."""
-    others = (*FOREIGN, *METAIMAGE, ".json")
-    return {os.path.dirname(path) for path in refused if not path.lower().endswith(others) and not is_nifti(path)}
+    """Return the folders with files that cannot be read and may be slices."""
+    no_slices = (*FOREIGN, *METAIMAGE, ".json")
+    return {os.path.dirname(path) for path in refused if not path.lower().endswith(no_slices) and not is_nifti(path)}
 
 
 def _kind(path: str) -> str:
-    """The suffix of a file, "" for none and for the end of a UID or a number."""
+    """Return the suffix of a file; "" if it has none, or only the end of a UID or a number."""
     suffix = Path(path).suffix.lower()
     return suffix if re.search("[a-z]", suffix) else ""
 
@@ -371,17 +374,17 @@ def _walk(root: Path, seen: set[str], refused: dict[str, str], read_list: Callab
     """Yield the visible files below a folder in a fixed order."""
 
     def unreadable(error: OSError) -> None:
-        # A folder that fails while it is read has no name in the error.
+        # If a folder fails while it is being read, the error does not name it.
         refused[error.filename or str(root)] = f"cannot be read: {error.strerror or error}"
 
     for parent, folders, files in os.walk(root, followlinks=True, onerror=unreadable):
         real = os.path.realpath(parent)
         if real in seen or PREPARED in folders:
             if real not in seen:
-                logger.warning("%s is the output of an earlier run: it is not looked into", parent)
+                logger.warning("%s is the output of an earlier run: it is skipped", parent)
             folders.clear()
             continue
-        seen.add(real)  # a link that leads back up is not followed for ever
+        seen.add(real)  # a link that leads back up is followed only once
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if "dataset.json" in files or _has_layout(parent):
             read_list(parent)
@@ -392,7 +395,7 @@ def _has_layout(folder: str) -> bool:
     try:
         return find_layout(Path(folder)) is not None
     except OSError:
-        return False  # the search meets the folder that cannot be read
+        return False  # the search reports folders that cannot be read
 
 
 def _stem(name: str) -> str:
@@ -408,11 +411,11 @@ def _short(text: str) -> str:
 
 
 def _named(found: dict[str, Candidate]) -> list[Candidate]:
-    """Make the places to file names; where two would be the same, a checksum of the path tells them apart."""
+    """Turn the places into file names; equal names get a checksum of the path appended."""
     names = {path: _file_name(candidate.name) for path, candidate in found.items()}
     by_name = defaultdict(list)
     for path, name in names.items():
-        by_name[name.casefold()].append(path)  # some file systems do not tell upper from lower case
+        by_name[name.casefold()].append(path)  # some file systems ignore case
     for paths in by_name.values():
         if len(paths) > 1:
             names.update({path: f"{names[path]}-{_short(path)}" for path in paths})
@@ -420,7 +423,7 @@ def _named(found: dict[str, Candidate]) -> list[Candidate]:
 
 
 def _file_name(place: str) -> str:
-    """``site 1/scan`` becomes ``site_1__scan``; letters of any language stay."""
+    """Turn ``site 1/scan`` into ``site_1__scan``; letters of any language are kept."""
     name = re.sub(r"[^\w.+-]", "_", "__".join(Path(place).parts)).lstrip(".") or "scan"
     if len(name.encode()) > LONGEST_NAME:
         name = name.encode()[: LONGEST_NAME - 9].decode(errors="ignore") + "-" + _short(place)

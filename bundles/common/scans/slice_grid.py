@@ -1,7 +1,7 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Where the slices of a DICOM series lie: one grid of voxels, or what is wrong with them and where.
+"""Compute the voxel grid of a DICOM series from its slices, or report what is wrong with them and where.
 
-A gap that is closed up or a tilt that is straightened shows in no voxel, only in organs of a false shape.
+A gap that was closed or a tilt that was straightened is visible in no voxel, only in organs of the wrong shape.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from pydicom.dataset import Dataset
 
 from ..errors import RefusedScan
 
-MIN_SLICES = 3  # fewer have no two gaps to compare; whether a volume is too thin for its use is its user's to judge
-# How far a slice may lie from its place on the grid, in mm. Positions rounded to 0.1 mm, as some archives hold them,
-# are off by half of that; the smallest pixels of body CT are some 0.5 mm.
+MIN_SLICES = 3  # fewer have no two gaps to compare; whether a volume is too thin for its purpose is not judged here
+# Largest distance of a slice from its place on the grid, in mm. Positions rounded to 0.1 mm, as in some archives, are
+# off by half of that; the smallest pixels of body CT are about 0.5 mm.
 MAX_SHIFT = 0.1
-# Degrees between the slices' normal and the direction of stacking. Tilted gantries begin near 0.5 degrees; cosines and
-# positions rounded to three decimals stay below 0.1.
+# Largest angle between slice normal and stacking direction, in degrees. Tilted gantries start near 0.5 degrees; cosines
+# and positions rounded to three decimals stay below 0.1.
 MAX_TILT = 0.1
 SAME_PLACE = 0.01  # mm along the normal; CT slices are 0.2 mm apart or more
-# Of direction cosines, between slices: 0.05 mm at the far side of a 500 mm image. Most have 6 decimals.
+# Tolerance of direction cosines between slices: 0.05 mm at the far side of a 500 mm image. Most have 6 decimals.
 COSINE_TOLERANCE = 1e-4
-# Of the length and the right angle of one slice's cosines: those of three decimals pass.
+# Tolerance of the length and the right angle of the cosines of one slice: cosines with three decimals pass.
 ORTHONORMAL_TOLERANCE = 1e-3
 SPACING_TOLERANCE = 1e-4  # mm between the pixel spacings of slices: 0.05 mm over 512 pixels
 
 
 class Slice(NamedTuple):
-    """One image plane: where it is stored and where it lies (mm, LPS)."""
+    """One image plane: its file and its position in space (mm, LPS)."""
 
     file: str
     frame: int  # 0 unless the file is a multi-frame image
@@ -42,10 +42,10 @@ class Slice(NamedTuple):
 
 
 def sort_slices(headers: Mapping[str, Dataset]) -> list[Slice]:
-    """Return the image planes of these files, frames of multi-frame images too, along row direction x column direction.
+    """Return the image planes of files and of frames, sorted along row direction x column direction.
 
     Raises:
-        RefusedScan: if one has no place in space, or their size, spacing or orientation differ.
+        RefusedScan: a plane has no position in space, or the planes differ in size, spacing or orientation.
     """
     slices = [
         _slice(file, header, frame)
@@ -56,27 +56,28 @@ def sort_slices(headers: Mapping[str, Dataset]) -> list[Slice]:
     for one in slices:
         name = f"{Path(one.file).name} differs from {Path(first.file).name}"
         if one.shape != first.shape:
-            raise RefusedScan(f"{name} in size ({one.shape} and {first.shape} voxels): give them as two series")
+            raise RefusedScan(f"{name} in size ({one.shape} and {first.shape} voxels): split them into two series")
         if not np.allclose(one.spacing, first.spacing, rtol=0, atol=SPACING_TOLERANCE):
             raise RefusedScan(
-                f"{name} in pixel spacing ({_mm(one.spacing)} and {_mm(first.spacing)}): give them as two series"
+                f"{name} in pixel spacing ({_mm(one.spacing)} and {_mm(first.spacing)}): split them into two series"
             )
         if not np.allclose(one.directions, first.directions, rtol=0, atol=COSINE_TOLERANCE):
             raise RefusedScan(
-                f"{name} in orientation ({_text(one.directions)} and {_text(first.directions)}): give them as two "
-                "series"
+                f"{name} in orientation ({_text(one.directions)} and {_text(first.directions)}): split them into "
+                "two series"
             )
     return sorted(slices, key=lambda one: one.position @ _normal(first))
 
 
 def grid_affine(slices: Sequence[Slice]) -> np.ndarray:
-    """Return the (4, 4) affine, voxel indices (X, Y, Z) to mm in RAS, of slices in their order.
+    """Return the affine (4, 4) of sorted slices, voxel indices (X, Y, Z) to mm in RAS.
 
     Raises:
-        RefusedScan: if they are too few, share a place, or are not evenly stacked at right angles; says where.
+        RefusedScan: there are too few slices, two share a position, or they are not evenly stacked at right angles. The
+            message says where.
     """
     if len(slices) < MIN_SLICES:
-        raise RefusedScan(f"it has {len(slices)} slices, and a grid needs {MIN_SLICES} or more: leave it out")
+        raise RefusedScan(f"it has {len(slices)} slices, but a grid needs {MIN_SLICES} or more: exclude it")
     first, count = slices[0], len(slices)
     positions = np.array([one.position for one in slices])
     _check_gaps(slices, positions @ _normal(first))
@@ -86,32 +87,32 @@ def grid_affine(slices: Sequence[Slice]) -> np.ndarray:
     tilt = np.degrees(np.arctan2(np.linalg.norm(sideways), step @ _normal(first)))
     if tilt > MAX_TILT and np.linalg.norm(sideways) * (count - 1) > MAX_SHIFT:
         raise RefusedScan(
-            f"its slices are stacked askew by {tilt:.1f} degrees (tilted gantry), which a grid of voxels cannot hold: "
-            "resample it, e.g. with dcm2niix (the file it names _Tilt) or dicom2nifti (resampling enabled), and give "
-            "the NIfTI file"
+            f"its slices are stacked obliquely, by {tilt:.1f} degrees (tilted gantry), which a voxel grid cannot "
+            "represent: resample it, e.g. with dcm2niix (the file it names _Tilt) or dicom2nifti (resampling enabled), "
+            "and use the NIfTI file"
         )
     shifts = np.linalg.norm(positions - positions[0] - np.arange(count)[:, None] * step, axis=1)
     if shifts.max() > MAX_SHIFT:
         worst = slices[int(shifts.argmax())]
-        raise RefusedScan(f"{_place(worst)} lies {shifts.max():.2f} mm beside the line of the others: export it again")
+        raise RefusedScan(f"{_place(worst)} is {shifts.max():.2f} mm off the line of the other slices: export it again")
 
     affine = np.eye(4)
     affine[:3, 0] = first.directions[0] * first.spacing[0]
     affine[:3, 1] = first.directions[1] * first.spacing[1]
     affine[:3, 2] = step
     affine[:3, 3] = first.position
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # from DICOM's LPS
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # from LPS, which DICOM uses
 
 
 def _check_gaps(slices: Sequence[Slice], heights: np.ndarray) -> None:
-    """Refuse slices at one place and uneven or missing ones; ``heights`` in mm along the normal, in order."""
+    """Refuse slices that share a position, are unevenly spaced or missing; ``heights``: sorted mm along the normal."""
     gaps = np.diff(heights)
     if gaps.min() < SAME_PLACE:
         twins = int(gaps.argmin())
         raise RefusedScan(
-            f"two of its slices share a place, {_place(slices[twins])} and {_place(slices[twins + 1])} "
-            f"({(gaps < SAME_PLACE).sum()} such pairs): several acquisitions or reconstructions in one series. Give "
-            "the files of one alone"
+            f"two of its slices share a position, {_place(slices[twins])} and {_place(slices[twins + 1])} "
+            f"({(gaps < SAME_PLACE).sum()} such pairs): several acquisitions or reconstructions in one series. Use "
+            "the files of only one"
         )
     even = np.linspace(heights[0], heights[-1], len(heights))
     if np.abs(heights - even).max() <= MAX_SHIFT:
@@ -125,13 +126,13 @@ def _check_gaps(slices: Sequence[Slice], heights: np.ndarray) -> None:
         raise RefusedScan(
             f"it lacks {missing.sum()} of its slices, the first {missing[0]} between {_place(slices[where])} and "
             f"{_place(slices[where + 1])}: the gap there is {gaps[where]:.2f} mm, the usual one {usual:.2f} mm. Export "
-            "the series again, whole"
+            "the complete series again"
         )
     low, high = int(gaps.argmin()), int(gaps.argmax())
     raise RefusedScan(
         f"its slices are unevenly spaced: {gaps[low]:.2f} mm between {_place(slices[low])} and "
         f"{_place(slices[low + 1])}, but {gaps[high]:.2f} mm between {_place(slices[high])} and "
-        f"{_place(slices[high + 1])}. Resample it, e.g. with dcm2niix (the file it names _Eq), and give the NIfTI file"
+        f"{_place(slices[high + 1])}. Resample it, e.g. with dcm2niix (the file it names _Eq), and use the NIfTI file"
     )
 
 
@@ -143,19 +144,19 @@ def _slice(file: str, header: Dataset, frame: int) -> Slice:
     )
     spacing = frame_numbers(header, file, frame, "PixelMeasuresSequence", "PixelSpacing", 2)[::-1]  # rows come first
     if 0 in shape:
-        raise RefusedScan(f"{Path(file).name} has no Rows and Columns: no image, or truncated; copy the file again")
+        raise RefusedScan(f"{Path(file).name} has no Rows and Columns: not an image, or truncated; copy the file again")
     if spacing.min() <= 0:
-        raise RefusedScan(f"{Path(file).name} has the PixelSpacing {_mm(spacing)}: export it again")
+        raise RefusedScan(f"{Path(file).name} has PixelSpacing {_mm(spacing)}, which must be above 0: export it again")
     if not np.allclose(directions @ directions.T, np.eye(2), rtol=0, atol=ORTHONORMAL_TOLERANCE):
         raise RefusedScan(
-            f"{Path(file).name} has the ImageOrientationPatient {_text(directions)}, no two unit vectors at right "
+            f"{Path(file).name} has ImageOrientationPatient {_text(directions)}, not two unit vectors at right "
             "angles: export it again"
         )
     return Slice(file, frame, shape, position, directions, spacing)
 
 
 def frame_element(header: Dataset, frame: int, group: str, keyword: str) -> Any:
-    """Return an element of a frame: from its own functional group, from the group of all frames, or from the top."""
+    """Return an element of a frame: from its own functional group, the shared one, or the top level."""
     own = header.get("PerFrameFunctionalGroupsSequence") or []
     shared = header.get("SharedFunctionalGroupsSequence") or []
     for functional in (*own[frame : frame + 1], *shared[:1]):
@@ -169,17 +170,17 @@ def frame_numbers(header: Dataset, file: str, frame: int, group: str, keyword: s
     """Return `frame_element` as an array of ``count`` numbers.
 
     Raises:
-        RefusedScan: if the element is missing or something else.
+        RefusedScan: the element is missing or something else.
     """
     value = frame_element(header, frame, group, keyword)
     if value in (None, ""):
-        raise RefusedScan(f"{Path(file).name} has no {keyword}: no slice of a volume, or stripped; export it again")
+        raise RefusedScan(f"{Path(file).name} has no {keyword}: not a slice of a volume, or removed; export it again")
     try:
         found = np.atleast_1d(np.array(value, dtype=float))
     except (TypeError, ValueError):
         found = np.array([])
     if found.shape != (count,) or not np.isfinite(found).all():
-        raise RefusedScan(f"{Path(file).name} has the {keyword} {value}, and not {count} numbers: export it again")
+        raise RefusedScan(f"{Path(file).name} has {keyword} {value}, which is not {count} numbers: export it again")
     return found
 
 

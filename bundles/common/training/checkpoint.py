@@ -19,6 +19,7 @@ from ignite.engine import Engine, Events
 from ..data.seeded_crops import DrawSampler
 from ..errors import InputError
 from ..run.distributed import gather_lists, rank, unwrap, world_size
+from ..run.options import RunSettings, plain_lists
 from ..weights.checkpoint_file import load_checkpoint_file, save_atomically
 from ..weights.loading import encoder_state
 from .steps import steps_done
@@ -50,23 +51,10 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists, so that a setting equals what comes back from a file."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
-
-
-# Settings whose change leaves the scores comparable, and those with which no state of this run fits.
-OF_THE_OPTIMISATION = {
-    *("max_steps", "val_interval", "learning_rate", "weight_decay", "warmup_steps", "betas", "max_gradient_norm"),
-    *("batch_size", "accumulation_steps", "processes", "precision", "early_stopping", "encoder_lr_decay", "drop_path"),
-    *("end_learning_rate", "average_steps"),
-    *("augmentation", "crop_sampling", "class_balance", "background_weight", "background_in_dice", "batch_dice"),
-}
+#: Settings that decide which tensors the network has: no checkpoint fits after a change.
 DECIDES_THE_NETWORK = {"tasks", "heads", "labels", "task", "freeze_encoder"}
 
-# What of a schedule is set by the run's options, and not by how far the run has come.
+#: Parts of a schedule's state that come from options, not from the progress of the run.
 SCHEDULE_OPTIONS = ("base_lrs", "t_total", "warmup_steps", "floor")
 
 
@@ -84,7 +72,8 @@ class TrainingCheckpoint:
         encoder: encoder record (`swin_encoder.FIELDS`).
         details: more entries of ``model.pt`` beside the weights, such as ``out_channels`` and ``labels``.
         trained: what to say of the training, such as data and preset.
-        settings: options that make the run what it is. They stand beside ``trained`` in the files, and a resumed run must have the same ones.
+        settings: what identifies the run: saved beside ``trained``, and equal in a resumed run. If one of those that decide
+            the scores is changed on resume, the best score so far is forgotten.
         score: name of the validation metric that chooses the best, read from ``evaluator.state.metrics``.
         evaluator: the validation engine, or None when the run has none: the last weights are then the result.
         higher_is_better: direction of the score.
@@ -109,7 +98,7 @@ class TrainingCheckpoint:
         encoder: Mapping[str, Any],
         details: Mapping[str, Any],
         trained: Mapping[str, Any],
-        settings: Mapping[str, Any],
+        settings: RunSettings,
         score: str,
         evaluator: Engine | Callable | None = None,
         higher_is_better: bool = True,
@@ -130,7 +119,8 @@ class TrainingCheckpoint:
         self.encoder = dict(encoder)
         self.details = dict(details)
         self.trained = dict(trained)
-        self.settings = _plain({**settings, "processes": world_size()})
+        self.settings = plain_lists({**settings.values, "processes": world_size()})
+        self.of_the_scores = settings.of_the_scores
         self.score = score
         self.evaluator = evaluator
         self.sign = 1 if higher_is_better else -1
@@ -183,7 +173,8 @@ class TrainingCheckpoint:
                 f"{path} belongs to another run: its encoder is {state['encoder']}, this run's is {self.encoder}. "
                 "Start it with the options of that run, or choose another --output_dir."
             )
-        changed = [name for name in sorted({**theirs, **ours}) if theirs.get(name) != ours.get(name)]
+        # a setting that an older version did not record cannot be compared
+        changed = [name for name in sorted(theirs) if theirs[name] != ours.get(name)]
         if fixed := [name for name in changed if name in DECIDES_THE_NETWORK]:
             said = "; ".join(f"{name} was {theirs.get(name)!r}, now {ours.get(name)!r}" for name in fixed)
             raise InputError(
@@ -239,10 +230,12 @@ class TrainingCheckpoint:
         engine.state.iteration = state["step"] * engine.accumulation_steps
         engine.state.epoch = engine.state.iteration // engine.state.epoch_length
         self.sampler.first = engine.state.iteration
-        comparable = set(changed) <= OF_THE_OPTIMISATION  # else scores are of another kind
+        comparable = not self.of_the_scores.intersection(changed)
         self.best = state["best"] if comparable else None
         if not comparable:
-            logger.warning("the best %s so far (%s) is forgotten: it was measured otherwise", self.score, state["best"])
+            logger.warning(
+                "The best %s so far (%s) is forgotten: it was measured with other settings.", self.score, state["best"]
+            )
         self.best_epoch = state["best_epoch"] if not changed else engine.state.epoch
         self._end_if_stale(engine)
         if rank() == 0 and engine.state.epoch < engine.state.max_epochs:

@@ -6,14 +6,17 @@ from __future__ import annotations
 import os
 import pickle
 import re
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
 
 from ..errors import InputError
-from ..files import atomic_path
+from ..files import atomic_path, file_stamp
 
 GIT_LFS_POINTER = b"version https://git-lfs"
 HTML_STARTS = (b"<!doctype html", b"<html", b"<?xml")
@@ -138,3 +141,62 @@ def _why_unreadable(path: Path, error: Exception, *, is_zip: bool) -> str:
         f"{path} cannot be read as a checkpoint{detail}: it is truncated, damaged, or not a file that torch.save wrote "
         f"({path.stat().st_size} bytes). Make it or download it again, and compare its size or checksum."
     )
+
+
+#: Contents of opened files by path, each with the file's stamp; the last one is the most recently used.
+_opened: OrderedDict[str, tuple[list[int], Any]] = OrderedDict()
+_facts: OrderedDict[str, tuple[list[int], dict[str, Any]]] = OrderedDict()
+MAX_OPENED, MAX_FACTS = 8, 64
+
+
+def open_checkpoint(path: str | os.PathLike) -> Any:
+    """Read a file of weights once per run: like `load_checkpoint_file`, but the content is kept until `release_checkpoint`.
+
+    The content is shared: do not change it. A file that changed (size or modification time) is read again.
+
+    Raises:
+        InputError: see `load_checkpoint_file`.
+    """
+    key = os.path.abspath(path)
+    stamp = file_stamp(path) if os.path.exists(path) else []
+    known, content = _opened.get(key, (None, None))
+    if known != stamp:
+        content = load_checkpoint_file(path)
+        _keep(_opened, key, (stamp, content), MAX_OPENED)
+        _keep(_facts, key, (stamp, _without_tensors(content)), MAX_FACTS)
+    _opened.move_to_end(key)
+    return content
+
+
+def checkpoint_facts(path: str | os.PathLike) -> dict[str, Any]:
+    """Return what a checkpoint records beside its tensors: its top-level entries, a state dict as the list of its names.
+
+    Raises:
+        InputError: see `load_checkpoint_file`.
+    """
+    key = os.path.abspath(path)
+    if key not in _facts or not os.path.exists(path) or _facts[key][0] != file_stamp(path):
+        release_checkpoint(path)
+        open_checkpoint(path)
+    return _facts[key][1]
+
+
+def release_checkpoint(path: str | os.PathLike) -> None:
+    """Free the tensors of an opened file; `checkpoint_facts` still knows the rest."""
+    _opened.pop(os.path.abspath(path), None)
+
+
+def _keep(cache: OrderedDict, key: str, value: Any, size: int) -> None:
+    cache[key] = value
+    while len(cache) > size:
+        cache.popitem(last=False)
+
+
+def _without_tensors(content: Any) -> dict[str, Any]:
+    if not isinstance(content, Mapping):
+        return {}
+    return {
+        name: list(value) if isinstance(value, Mapping) and any(map(torch.is_tensor, value.values())) else value
+        for name, value in content.items()
+        if not torch.is_tensor(value)
+    }

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from .checkpoint_file import load_checkpoint_file
+from .checkpoint_file import open_checkpoint
 
 ENCODER = "swinViT."
 ANCHOR = "patch_embed.proj.weight"
@@ -113,7 +113,7 @@ def find_weights(path: str, *, prefix: str | None = None) -> FoundWeights:
     Raises:
         InputError: if the file cannot be opened safely (see `load_checkpoint_file`), or holds no Swin encoder, or several.
     """
-    state, dialect, beside = _unwrap(load_checkpoint_file(path), path)
+    state, dialect, beside = _unwrap(open_checkpoint(path), path)
     prefix = _prefix(state, path, prefix)
     # module.swinViT. is module. of the network, then its encoder; a bare module. is the encoder's alone
     outer = next((prefix.removesuffix(name) for name in ENCODER_PREFIXES if prefix.endswith(name)), prefix)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..networks.patch_merging import MERGING
+from ..run.options import plain_lists
 from .dialects import describe_encoder, find_weights
 from .merging_order import merging_of
 
@@ -18,11 +19,6 @@ logger = logging.getLogger(__name__)
 
 #: Fields of the record, in the order in which they are shown.
 FIELDS = ("in_channels", "feature_size", "depths", "num_heads", "window_size", "patch_size", "merging", "use_v2")
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, so that a value from a config and one from a file compare equal."""
-    return [int(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def read_record(
@@ -52,7 +48,7 @@ def read_record(
         logger.info("%s: patch merging %s, says %s", path, order, says)
     else:
         for field in FIELDS:
-            if field in own and _plain(own[field]) != record[field]:
+            if field in own and plain_lists(own[field]) != record[field]:
                 raise InputError(
                     f"{path} contradicts itself: its record says {field} {own[field]}, its tensors {record[field]}. It was put together wrongly: make it again."
                 )
@@ -85,11 +81,11 @@ def resolve_encoder(
     Raises:
         InputError: if the user asked for something that the checkpoint's weights do not fit, with both values.
     """
-    asked = {field: _plain(value) for field, value in asked.items() if value is not None}
+    asked = {field: plain_lists(value) for field, value in asked.items() if value is not None}
     if unknown := sorted(set(asked) - set(FIELDS)):
         raise InputError(f"unknown encoder fields {', '.join(unknown)}; known are {', '.join(FIELDS)}.")
     default = {"in_channels": 1, "patch_size": 2, "merging": "monai", "use_v2": False}
-    default |= {field: _plain(preset[field]) for field in FIELDS if field in preset}
+    default |= {field: plain_lists(preset[field]) for field in FIELDS if field in preset}
     absent = optional and checkpoint is not None and not Path(checkpoint).exists()
     record = None
     if absent:

@@ -11,7 +11,8 @@ import torch
 
 from ..errors import InputError
 from ..networks.patch_merging import MERGING
-from ..run.option_checks import check_choice
+from ..run.options import check_choice
+from .checkpoint_file import release_checkpoint
 from .dialects import ANCHOR, ENCODER, FoundWeights, find_weights
 
 logger = logging.getLogger(__name__)
@@ -131,6 +132,7 @@ def load_encoder(
     wanted = {name for name in network.state_dict() if name.startswith(ENCODER)}
     allow_partial = [allow_partial] if isinstance(allow_partial, str) else list(allow_partial)
     loaded = _load(network, found.encoder, wanted, path, patch_embed=patch_embed, allow_partial=allow_partial)
+    release_checkpoint(path)
     report = {"file": str(path), "dialect": list(found.dialect), **loaded, "left_over": sorted(found.rest)}
     _say(report)
     return report
@@ -159,6 +161,7 @@ def load_model(network: torch.nn.Module, path: str, *, expected: Mapping[str, An
         value = list(value) if isinstance(value, tuple) else value
         if name in trained and trained[name] != value:
             logger.warning("%s was trained with %s %s; this run uses %s", path, name, trained[name], value)
+    release_checkpoint(path)
     report = {"file": str(path), "dialect": list(found.dialect), **loaded, "left_over": []}
     _say(report)
     return report

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Which order of patch merging a file's weights were trained with: nothing in the tensors tells (traps.md 1)."""
+"""Which order of patch merging a file's weights were trained with: the tensors do not tell."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from ..errors import InputError
+from ..files import file_stamp
 from ..networks.patch_merging import MERGING
 from .dialects import FoundWeights, describe_encoder
 
@@ -29,8 +30,7 @@ def _md5(path: str, size: int, changed: int) -> str:
 def known_file(path: str) -> tuple[dict[str, Any] | None, bool]:
     """The file's row in ``known_weights.yaml``, by MD5, else by name; and whether it is certain, which a name is not."""
     rows = ConfigParser.load_config_file(CATALOGUE)
-    stat = Path(path).stat()
-    digest = _md5(str(path), stat.st_size, stat.st_mtime_ns)
+    digest = _md5(str(path), *file_stamp(path))
     by_name = next((row for row in rows if Path(path).name in row["names"]), None)
     for row in rows:
         if digest in (row.get("md5") or {}).values():

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Random crops that hold some of the body: a crop of air alone teaches nothing and is drawn anew."""
+"""Random crops that contain some of the body: crops of air only are useless for training and are drawn again."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ logger = logging.getLogger(__name__)
 
 
 class RandBodyCropsd(Randomizable, MapTransform):
-    """Several random crops of one size; a volume that is smaller than a crop is padded with zeros (air).
+    """Draw several random crops of one size. Volumes smaller than a crop are padded with zeros (air).
 
-    Each crop carries, for `CropCounts`, ``padded`` (0 or 1), ``redrawn`` (how many crops were thrown away before it) and ``airy`` (1 where every
-    try was air).
+    Each crop has, for `CropCounts`, ``padded`` (0 or 1), ``redrawn`` (number of crops discarded before it) and ``airy``
+    (1 if every try was air).
 
     Args:
         keys: key of the image, intensities in [0, 1].
         roi_size: size of a crop in voxels.
         num_samples: crops per volume.
         threshold: intensity above which a voxel counts as body.
-        min_body: share of a crop's voxels that must be body.
-        tries: how often a crop is drawn at most; the last one is kept.
+        min_body: smallest share of body voxels in a crop.
+        tries: largest number of tries for a crop; the last one is kept.
     """
 
     def __init__(
@@ -62,15 +62,15 @@ class RandBodyCropsd(Randomizable, MapTransform):
         *,
         intensities: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> list[tuple[torch.Tensor, dict[str, int]]]:
-        """Draw where the crops lie, and read no more of the volume than that.
+        """Draw the positions of the crops, and read only these parts of the volume.
 
         Args:
             shape: (X, Y, Z) of the padded volume.
-            read: gives the box of three slices of the padded volume, (1, *roi_size).
-            intensities: from what was read to [0, 1], to tell air from body; None if it is in [0, 1] already.
+            read: returns the box of three slices of the padded volume, (1, *roi_size).
+            intensities: maps what was read to [0, 1], to tell air from body; None if it is in [0, 1] already.
 
         Returns:
-            Each crop as it was read, and its ``redrawn`` and ``airy``.
+            Each crop as it was read, with its ``redrawn`` and ``airy``.
         """
 
         def draw_one() -> tuple[torch.Tensor, bool]:
@@ -97,32 +97,31 @@ COUNTS = ("padded", "redrawn", "airy")
 
 
 class CropCounts:
-    """Handler for `SupervisedTrainer`: says once that volumes are padded, and when a log is due how many crops were drawn anew.
+    """Handler for `SupervisedTrainer`: log how many crops were drawn again, and once that volumes are padded.
 
     Args:
-        every: steps between two lines at most; nothing new, no line.
+        every: steps between two log lines, or more if nothing changed.
     """
 
     def __init__(self, *, every: int) -> None:
         self.every = max(1, every)
-        self.said: dict[str, int] = {}
+        self.reported: dict[str, int] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Count in ``engine.state.crops``, which is kept with the state of the engine, the crops of all ranks."""
+        """Count the crops of all ranks in ``engine.state.crops``, which is saved with the state of the engine."""
         engine.state.crops = dict.fromkeys(COUNTS, 0)
         engine.state_dict_user_keys.append("crops")
         engine.add_event_handler(Events.STARTED, self.started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def started(self, engine: Engine) -> None:
-        """Nothing was said yet."""
-        self.said = dict.fromkeys(COUNTS, 0)
+        """Reset what was reported."""
+        self.reported = dict.fromkeys(COUNTS, 0)
         self.own = torch.zeros(len(COUNTS), dtype=torch.int64)
 
     def __call__(self, engine: Engine) -> None:
-        self.own += torch.stack(
-            [engine.state.batch[name].sum() for name in COUNTS]
-        )  # on the host, as the loader gives them
+        # On the host, like the counts from the loader.
+        self.own += torch.stack([engine.state.batch[name].sum() for name in COUNTS])
         ends_epoch = engine.state.iteration % engine.state.epoch_length == 0
         if not ends_step(engine) or (steps_done(engine) % self.every and not ends_epoch):
             return
@@ -135,11 +134,11 @@ class CropCounts:
         }
         if rank() > 0:
             return
-        if counts["padded"] and not self.said["padded"]:
-            logger.warning("some volumes are smaller than the ROI and are padded with air (said once)")
-        if any(counts[name] > self.said[name] for name in ("redrawn", "airy")):
+        if counts["padded"] and not self.reported["padded"]:
+            logger.warning("some volumes are smaller than the ROI and are padded with air (reported only once)")
+        if any(counts[name] > self.reported[name] for name in ("redrawn", "airy")):
             logger.info(
-                "%d crops of air drawn anew so far; %d kept, with less body than --min_body in all tries",
+                "%d crops of air drawn again so far; %d kept, with less body than --min_body in all tries",
                 *(counts["redrawn"], counts["airy"]),
             )
-        self.said = dict(counts)
+        self.reported = dict(counts)

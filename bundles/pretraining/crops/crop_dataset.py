@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Where crops come from: whole scans that are decoded and cached, or a patch store; the crops are the same."""
+"""Read crops from whole scans, which are decoded and cached, or from a patch store. The crops are the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from monai.transforms import Compose
 
 from ...common.data.seeded_crops import SeededCrops
 from ...common.errors import InputError
-from ...common.run.option_checks import check_choice
+from ...common.run.options import check_choice
 from .body_crops import RandBodyCropsd
 from .stored_crops import StoredCrops
 
@@ -27,18 +27,18 @@ def crop_dataset(
     cache_num: int = 0,
     shuffle: bool = True,
 ) -> SeededCrops | StoredCrops:
-    """Crops by the number of their draw.
+    """Return the dataset of crops, indexed by draw.
 
     Args:
-        data: ``nifti`` reads the scans and applies ``preprocessing``; ``store`` reads crops in HU out of a patch store, to which `prepare` has applied
-            all of it but the window.
-        scans: items ``{"image": file}``; of the store with ``store``.
-        preprocessing: deterministic transforms, with ``nifti``.
+        data: ``nifti``: read the scans and apply ``preprocessing``. ``store``: read crops in HU from a patch store, to
+            which `prepare` has applied all preprocessing except the window.
+        scans: items ``{"image": file}``; with ``store``, files of the store.
+        preprocessing: deterministic transforms, for ``nifti``.
         cropping: draws the crops.
-        hu_window: with ``store``, see `StoredCrops`.
-        foreground_hu, spacing: what a store must have been prepared with.
+        hu_window: for ``store``, see `StoredCrops`.
+        foreground_hu, spacing: settings with which a store must have been prepared.
         seed, shuffle: see `SeededCrops`.
-        cache_num: preprocessed volumes kept in memory, with ``nifti``.
+        cache_num: number of preprocessed volumes to keep in memory, for ``nifti``.
 
     Raises:
         InputError: ``data`` is neither; a stored scan was prepared with another ``foreground_hu`` or ``spacing``.
@@ -54,13 +54,17 @@ def crop_dataset(
             shuffle=shuffle,
         )
     crops = StoredCrops(data=scans, cropping=cropping, hu_window=hu_window, seed=seed, shuffle=shuffle)
-    asked = {"foreground_hu": foreground_hu, "spacing": None if spacing is None else list(spacing)}
+    settings = {"foreground_hu": foreground_hu, "spacing": None if spacing is None else list(spacing)}
     for scan, item in zip(crops.scans, scans, strict=True):
-        for name, value in asked.items():
-            if scan.details.get(name) != value:
-                theirs, ours = ("'$None'" if one is None else one for one in (scan.details.get(name), value))
+        for name, value in settings.items():
+            stored = scan.details.get(name)
+            if stored != value:
                 raise InputError(
-                    f"{item['image']} was prepared with {name} {scan.details.get(name)}, this run has {value}. Give --{name} {theirs}, or run "
-                    f"configs/prepare.yaml with --{name} {ours}."
+                    f"{item['image']} was prepared with {name} {stored}, but this run has {value}. Pass "
+                    f"--{name} {_option_text(stored)}, or run configs/prepare.yaml with --{name} {_option_text(value)}."
                 )
     return crops
+
+
+def _option_text(value: float | list[float] | None) -> str:
+    return "'$None'" if value is None else str(value)

@@ -1,7 +1,7 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A scan as compressed blocks in one file, of which a crop reads no more than it touches.
+"""Patch store: a scan as compressed blocks in one file. Reading a crop decompresses only the blocks that it touches.
 
-A crop from a ``.nii.gz`` costs the decoding of the whole scan, or the memory to keep it; from here, milliseconds.
+A crop from a ``.nii.gz`` requires decoding the whole scan, or memory to keep it; from here, it takes milliseconds.
 """
 
 from __future__ import annotations
@@ -18,46 +18,41 @@ import numpy as np
 
 from ...common.errors import InputError, RefusedScan
 from ...common.files import atomic_path
+from ...common.scans.int16_voxels import int16_or_float32
 
-FORMAT = 1  # of the file; a reader refuses any other
-ENTRY = "scan"  # of the file's metadata; JSON, as that cannot hold objects
+FORMAT = 1  # version of the file format; readers refuse any other
+ENTRY = "scan"  # key of the metadata, a JSON text, because blosc2 metadata cannot hold objects
 
-# Measured per crop of 96^3, one thread, on 512x512x200 int16 of smooth tissue and noise (S) and as the mean of two
-# abdominal CT of 512x512x41 and x51, whose crops have their whole depth (R). The ratio is the size of the voxels over
-# that of the file. Of those with shuffle the one taken is as fast as any and next to the smallest; bitshuffle saves a
-# millisecond for 7% more disk.
+# Time and compression ratio per crop of 96^3, with one thread: on 512x512x200 int16 of smooth tissue and noise (S), and
+# as the mean of two abdominal CT of 512x512x41 and x51, whose crops have the full depth (R). The ratio is the size of
+# the voxels divided by that of the file. The choice is as fast as any with shuffle and has nearly the smallest files;
+# bitshuffle saves a millisecond for 7% more disk space.
 #   codec, filter, block             S: ratio, ms   R: ratio, ms
-#   zstd 5, shuffle, 32x32x16           3.33, 2.6      2.87, 1.3   <- taken; S is written in about a second
+#   zstd 5, shuffle, 32x32x16           3.33, 2.6      2.87, 1.3   <- chosen; S is written in about a second
 #   zstd 5, shuffle, 32^3               3.30, 2.6      2.83, 1.3
 #   zstd 5, shuffle, 16^3               3.38, 3.4      2.86, 1.4
 #   zstd 5, shuffle, 48^3               3.20, 3.0      2.81, 1.3
 #   zstd 1, shuffle, 32x32x16           3.31, 2.8      2.80, 1.4
 #   zstd 5, bitshuffle, 32x32x16        3.12, 1.5      2.68, 1.2
-#   lz4hc 5, bitshuffle, 32^3           2.97, 1.3      2.31, 0.8 (R: the first scan alone)
-# The size of a chunk, 32^3 to 256x256x64, changes neither.
+#   lz4hc 5, bitshuffle, 32^3           2.97, 1.3      2.31, 0.8 (R: only the first scan)
+# The chunk size, from 32^3 to 256x256x64, changes neither.
 BLOCK = (32, 32, 16)
 CHUNK = (64, 64, 64)
 COMPRESSION = {"codec": blosc2.Codec.ZSTD, "clevel": 5, "filters": [blosc2.Filter.SHUFFLE]}
-# Workers are processes already, and threads that blosc2 started do not survive the fork of a worker.
+# Workers are already processes, and threads started by blosc2 do not survive the fork of a worker.
 THREADS = {"nthreads": 1}
 
 
 def _as_stored(voxels: np.ndarray) -> np.ndarray:
-    """Voxels as int16 where that keeps every value, else as float32.
+    """Convert voxels to int16 if that keeps every value, else to float32; C-contiguous.
 
     Raises:
-        RefusedScan: if a value is NaN or infinite.
+        RefusedScan: a value is NaN or infinite.
     """
-    if voxels.dtype == np.int16:
-        return np.ascontiguousarray(voxels)
-    with np.errstate(invalid="ignore"):
-        whole = voxels.astype(np.int16)
-        if np.array_equal(whole, voxels):
-            return np.ascontiguousarray(whole)
-        real = np.ascontiguousarray(voxels, dtype=np.float32)
-    if not np.isfinite(real).all():
+    stored = int16_or_float32(voxels, order="C")
+    if stored.dtype != np.int16 and not np.isfinite(stored).all():
         raise RefusedScan("has voxels that are not numbers (NaN or infinite)")
-    return real
+    return stored
 
 
 def write_scan(
@@ -68,24 +63,24 @@ def write_scan(
     body_box: Sequence[Sequence[int]],
     details: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write one scan, whole or not at all; parent folders are made.
+    """Write one scan atomically; parent folders are created.
 
     Args:
         path: the file, by convention ``.b2nd``.
-        voxels: HU, (X, Y, Z) in RAS order. Kept as int16 where all values are whole numbers that fit, else as float32.
-        affine: (4, 4), voxel indices to RAS mm.
-        body_box: ``[[low, high], ...]`` per axis, half-open, in voxels: where crops are drawn.
-        details: what else is known of the scan: numbers, text, lists and dicts with text as keys.
+        voxels: HU, (X, Y, Z) in RAS order. Stored as int16 if all values are whole numbers that fit, else as float32.
+        affine: (4, 4), voxel indices to mm in RAS.
+        body_box: ``[[low, high], ...]`` per axis, half-open, in voxels: crops are drawn here.
+        details: further information about the scan: numbers, text, lists, and dicts with text as keys.
 
     Raises:
-        RefusedScan: if a voxel is NaN or infinite.
-        ValueError: if shapes do not fit, or the box is not inside the volume.
+        RefusedScan: a voxel is NaN or infinite.
+        ValueError: shapes do not match, or the box is not inside the volume.
     """
     affine = np.asarray(affine, dtype=np.float64)
     box = [[int(low), int(high)] for low, high in body_box]
     if voxels.ndim != 3 or not voxels.size or affine.shape != (4, 4) or len(box) != 3:
         raise ValueError(
-            f"voxels (X, Y, Z), affine (4, 4) and a box of three axes wanted, not {voxels.shape}, {affine.shape}, {box}"
+            f"expected voxels (X, Y, Z), affine (4, 4) and a box of 3 axes, got {voxels.shape}, {affine.shape}, {box}"
         )
     if not all(0 <= low <= high <= size for (low, high), size in zip(box, voxels.shape, strict=True)):
         raise ValueError(f"body_box {box} is not inside a volume of {voxels.shape} voxels")
@@ -111,18 +106,17 @@ def write_scan(
 
 
 class StoredScan:
-    """A scan that `write_scan` wrote; nothing is read before it is asked for, and no file stays open.
+    """A scan written by `write_scan`. Data are read on access, and no file stays open. Pickled as its path.
 
-    Opening the file for every crop costs 0.1 to 0.2 ms, and thousands of scans need no file descriptors. The file is
-    not mapped into memory: measured, a crop then takes 0.7 ms less where the system holds the file in memory, but twice
-    as long from disk (22 instead of 12 ms), and a disk that fails kills the worker instead of raising an error. Pickles
-    as its path.
+    Opening the file for every crop takes 0.1 to 0.2 ms, but thousands of scans need no file descriptors. The file is
+    not memory-mapped: a crop would take 0.7 ms less if the file is in the page cache, but twice as long from disk (22
+    instead of 12 ms), and a failing disk would kill the worker instead of raising an error.
 
     Args:
         path: the file.
 
     Raises:
-        InputError: from any access, if the file is missing, truncated, damaged, or no stored scan of this format.
+        InputError: on any access, if the file is missing, truncated, damaged, or not a stored scan of this format.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -133,7 +127,7 @@ class StoredScan:
 
     def _open(self) -> tuple[blosc2.NDArray, dict[str, Any]]:
         try:
-            with open(self.path, "rb"):  # for the reason, which blosc2 does not tell
+            with open(self.path, "rb"):  # to get the reason, which blosc2 does not report
                 pass
         except OSError as error:
             raise InputError(
@@ -143,15 +137,15 @@ class StoredScan:
             array = blosc2.open(self.path, mode="r", dparams=blosc2.DParams(**THREADS))
             header = json.loads(array.schunk.vlmeta[ENTRY])
             written = header["format"]
-        # What blosc2 and the lines after it raise for another file depends on what it is.
+        # The errors of blosc2 and of the lines after it depend on what the file is.
         except Exception as error:
             raise InputError(
-                f"{self.path} ({os.path.getsize(self.path)} bytes) is truncated, damaged or no stored scan: "
+                f"{self.path} ({os.path.getsize(self.path)} bytes) is truncated, damaged or not a stored scan: "
                 "delete it and run prepare again."
             ) from error
         if written != FORMAT:
             raise InputError(
-                f"{self.path} is a stored scan of format {written}, and this code reads format {FORMAT}: "
+                f"{self.path} is a stored scan of format {written}, but this code reads format {FORMAT}: "
                 "run prepare again."
             )
         return array, header
@@ -173,7 +167,7 @@ class StoredScan:
 
     @property
     def affine(self) -> np.ndarray:
-        """(4, 4), voxel indices to RAS mm."""
+        """(4, 4), voxel indices to mm in RAS."""
         return np.array(self._header["affine"])
 
     @property
@@ -188,11 +182,11 @@ class StoredScan:
 
     @property
     def details(self) -> dict[str, Any]:
-        """What else `write_scan` was told."""
+        """Further information that `write_scan` was given."""
         return self._header["details"]
 
     def read(self, slices: Sequence[slice]) -> np.ndarray:
-        """The voxels of a box, in memory of their own.
+        """Read the voxels of a box into a new array.
 
         Args:
             slices: one per axis, without a step.

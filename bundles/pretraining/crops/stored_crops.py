@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The crops of `SeededCrops`, to the bit, from stored scans of which only the crops are read."""
+"""Crops bit-identical to those of `SeededCrops`, from stored scans of which only the crops are read."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from .patch_store import StoredScan
 
 
 class StoredCrops(Dataset):
-    """Map-style dataset over draws: ``dataset[i]`` is a list of crops (dicts) of the scan that draw ``i`` chose.
+    """Map-style dataset over draws: ``dataset[i]`` is a list of crops (dicts) of the scan that draw ``i`` selects.
 
-    The image of a crop, (1, X, Y, Z), is in HU; `hu_window.intensities` turns it into what `common.seeded_crops` gives
-    for the same seed and draw. It is int16, or float32 if any of the scans is, as a batch has one type. Beside it are
+    The image of a crop, (1, X, Y, Z), is in HU; `hu_window.intensities` turns it into the crop of `SeededCrops` for the
+    same seed and draw. It is int16, or float32 if any of the scans is, because a batch has one type. Each crop also has
     ``"draw"`` and the counts of `RandBodyCropsd`.
 
     Args:
-        data: items of the data list, ``{"image": file of common.patch_store}``. Each file is opened once here, so that
-            a bad one is found before the run.
+        data: items of the data list, ``{"image": file of the patch store}``. Each file is opened once here, to find bad
+            files before the run.
         cropping: draws the crops from the body box of the scan.
-        hu_window: ``[low, high]`` in HU that becomes [0, 1].
+        hu_window: ``[low, high]`` in HU that is mapped to [0, 1].
         seed: seed of the run.
-        shuffle: False visits scan ``i`` at draw ``i``, for validation on crops that are the same every time.
+        shuffle: False: draw ``i`` reads scan ``i``, for validation on the same crops every time.
 
     Raises:
-        InputError: if a file is missing or no stored scan, or the window begins below what an int16 holds.
+        InputError: a file is missing or not a stored scan, or the window starts below the range of int16.
     """
 
     def __init__(
@@ -50,17 +50,17 @@ class StoredCrops(Dataset):
         self.hu_window = check_window(hu_window)
         self.scans = [StoredScan(item["image"]) for item in data]
         self.dtype = np.result_type(np.int16, *{scan.dtype for scan in self.scans})
-        self.air = math.floor(self.hu_window[0])  # of the padding; 0 when scaled, as the window clips
+        self.air = math.floor(self.hu_window[0])  # padding value; 0 after scaling, as the window clips
         if self.air < np.iinfo(np.int16).min:
             raise InputError(
-                f"--hu_window {list(self.hu_window)} begins below {np.iinfo(np.int16).min} HU, the least that a stored "
-                "scan can be padded with: air is -1000 HU."
+                f"--hu_window {list(self.hu_window)} starts below {np.iinfo(np.int16).min} HU, the smallest padding "
+                "value of a stored scan. Use a larger value: air is -1000 HU."
             )
         self.cropping = cropping
         self.draws = Draws(volumes=len(self.scans), seed=seed, shuffle=shuffle)
 
     def __len__(self) -> int:
-        """Number of scans, so one pass; draws go on beyond it."""
+        """Number of scans, which is one pass; draws continue beyond it."""
         return len(self.scans)
 
     def volume_of(self, draw: int) -> int:
@@ -68,7 +68,7 @@ class StoredCrops(Dataset):
         return self.draws.volume_of(draw)
 
     def _read(self, scan: StoredScan, corner: np.ndarray, box: tuple[slice, ...]) -> torch.Tensor:
-        """A box of the padded body box, which begins at voxel ``corner`` of the scan; around the body box is air."""
+        """Read a box of the padded body box, which starts at voxel ``corner`` of the scan; the padding is air."""
         low, high = np.array(scan.body_box).T
         start = corner + [each.start for each in box]
         stop = corner + [each.stop for each in box]

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What one scan is like in numbers, and whether it is fit to train on."""
+"""Measure one scan and decide whether it is fit for training."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def audit_scan(
     """Measure a scan and judge it.
 
     Args:
-        volume: as the file has it.
-        foreground_hu: voxels above it are the body.
-        min_body: least number of voxels of the body.
-        min_slices: least number of voxels along every axis.
-        max_spacing: greatest size of a voxel in mm along any axis.
-        keep_suspect: use a scan whose values are hardly HU (`doubt_of_hounsfield`), and say so.
+        volume: scan in the orientation of its file.
+        foreground_hu: voxels above this value are the body.
+        min_body: smallest number of body voxels.
+        min_slices: smallest number of voxels along every axis.
+        max_spacing: largest voxel size in mm along any axis.
+        keep_suspect: use scans whose values do not look like HU (`doubt_of_hounsfield`), and record it as the reason.
 
     Returns:
-        A row of plain values: shape, spacing and orientation of the file; hu_min, hu_max and `QUANTILES`; body_share; body_box, half-open
-        ``[[low, high], ...]`` in voxels of the scan in RAS, and body_mm, its sides; sha256 of the voxels in RAS; verdict (used or left_out)
-        and reason.
+        A row of plain values: shape, spacing and orientation of the file; hu_min, hu_max and `QUANTILES`; body_share;
+        body_box, half-open ``[[low, high], ...]`` in voxels of the scan in RAS, and body_mm, its sides; sha256 of the
+        voxels in RAS; verdict (used or left_out) and reason.
     """
     ras = volume.to_ras()
     quantiles = dict(zip(QUANTILES, quantiles_of(ras.voxels, list(QUANTILES.values())), strict=True))
@@ -70,16 +70,16 @@ def _fault(
 ) -> str | None:
     if max(row["spacing"]) > max_spacing:
         sizes = " x ".join(f"{size:.4g}" for size in row["spacing"])
-        return f"too coarse: its voxels are {sizes} mm, and --max_spacing is {max_spacing:g}"
+        return f"too coarse: its voxels are {sizes} mm, but --max_spacing is {max_spacing:g}"
     if min(row["shape"]) < min_slices:
-        return f"too few slices: its shape is {'x'.join(map(str, row['shape']))}, and --min_slices is {min_slices}"
+        return f"too few slices: its shape is {'x'.join(map(str, row['shape']))}, but --min_slices is {min_slices}"
     if body < min_body:
-        return f"too little body: {body} voxels above {foreground_hu:g} HU, and --min_body is {min_body}"
+        return f"too little body: {body} voxels above {foreground_hu:g} HU, but --min_body is {min_body}"
     return None
 
 
 def body_box(body: np.ndarray) -> list[list[int]]:
-    """The least box around the true voxels, half-open per axis, as MONAI's ``CropForeground`` draws it; zeros without any."""
+    """Return the bounding box of the true voxels, half-open per axis, as MONAI's ``CropForeground``; zeros if empty."""
     if not body.any():
         return [[0, 0]] * body.ndim
     found = [np.flatnonzero(body.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
@@ -87,7 +87,7 @@ def body_box(body: np.ndarray) -> list[list[int]]:
 
 
 def quantiles_of(voxels: np.ndarray, shares: list[float]) -> list[float]:
-    """The values that the shares of the voxels do not exceed (``inverted_cdf``: a value that is there)."""
+    """Return quantiles of the voxels (method ``inverted_cdf``: values that occur in the scan)."""
     if voxels.dtype != np.int16:
         return np.quantile(voxels, shares, method="inverted_cdf").tolist()
     counts = np.zeros(2**16, dtype=np.int64)  # sorting 10^8 voxels takes half a minute
@@ -98,9 +98,9 @@ def quantiles_of(voxels: np.ndarray, shares: list[float]) -> list[float]:
 
 
 def hash_of(voxels: np.ndarray) -> str:
-    """SHA-256 of shape and values, whatever the file's name, format, compression and order in memory."""
+    """Return the SHA-256 of shape, type and values; file name, format, compression and memory layout do not matter."""
     digest = hashlib.sha256(f"{voxels.shape} {voxels.dtype.name}".encode())
     for z in range(voxels.shape[2]):
         plane = np.ascontiguousarray(voxels[:, :, z].T)  # X runs fastest, as in most files
-        digest.update((plane if plane.dtype.kind == "i" else plane + np.float32(0)).tobytes())  # + 0: -0 is 0
+        digest.update((plane if plane.dtype.kind == "i" else plane + np.float32(0)).tobytes())  # + 0 turns -0 into 0
     return digest.hexdigest()

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Pages of small middle slices, to look through a data set in minutes."""
+"""Contact sheets: pages of small middle slices, to look through a data set in minutes."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def write_sheets(
     """Write pages ``STEM_001.png``, ... of `PER_PAGE` scans each.
 
     Args:
-        folder: where to.
+        folder: output folder.
         scans: name, remark (below the name) and thumbnail of each, in order.
-        stem: beginning of the file names.
-        colour: of the remarks.
+        stem: start of the file names.
+        colour: colour of the remarks.
 
     Returns:
         The files.
@@ -39,7 +39,7 @@ def write_sheets(
     paths = [Path(folder, f"{stem}_{number:03d}.png") for number in range(1, len(pages) + 1)]
     for path, page in zip(paths, pages, strict=True):
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph")  # the font has no Chinese: a box stands for a letter
+            warnings.filterwarnings("ignore", message="Glyph")  # the font lacks e.g. Chinese characters and draws boxes
             figure = _page(page, title=f"{path.stem}, {len(scans)} scans", colour=colour)
             with atomic_path(path) as temporary:
                 figure.savefig(temporary, format="png", dpi=100)
@@ -57,7 +57,7 @@ def _page(scans: Sequence[tuple[str, str, np.ndarray]], *, title: str, colour: s
         canvas[top : top + SIDE, left : left + width] = picture
     figure = Figure(figsize=(canvas.shape[1] / 100, canvas.shape[0] / 100), dpi=100)
     FigureCanvasAgg(figure)
-    # One picture for the page: a panel for each of its 120 slices would take half a minute.
+    # One picture per page: an axes object for each of its 120 slices would take half a minute.
     figure.figimage(np.repeat(canvas[:, :, None], 3, axis=2), origin="upper")
 
     def write(text: str, row: int, column: int, **style) -> None:
@@ -86,13 +86,14 @@ def thumbnail(
 ) -> np.ndarray:
     """Draw the middle axial, coronal and sagittal slice of a box, small and in true proportions.
 
-    Radiological convention, as in `overlay`: the patient's right (in the sagittal slice: anterior) is at the left, superior at the top.
+    Radiological convention, as in `overlay`: the patient's right (in the sagittal slice: anterior) is on the left,
+    superior at the top.
 
     Args:
         voxels: (X, Y, Z) in RAS.
         spacing: mm per axis.
-        box: half-open ``[[low, high], ...]``, the body; an empty one stands for the whole scan.
-        window: values shown black and white; None for the 0.5th and 99.5th percentile of the three slices.
+        box: box of the body, half-open ``[[low, high], ...]``; an empty box means the whole scan.
+        window: values shown as black and white; None: the 0.5th and 99.5th percentile of the three slices.
 
     Returns:
         Grey values (SIDE, 3 * SIDE), uint8.
@@ -113,12 +114,12 @@ def thumbnail(
 
 
 def _resized(plane: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    for axis, wanted in ((0, rows), (1, columns)):  # means of whole pixels first, so that nothing thin is skipped
-        whole = plane.shape[axis] // wanted
-        if whole > 1:
-            cut = np.take(plane, np.arange(plane.shape[axis] // whole * whole), axis=axis)
+    for axis, size in ((0, rows), (1, columns)):  # average whole pixels first, so that thin structures are not skipped
+        factor = plane.shape[axis] // size
+        if factor > 1:
+            cut = np.take(plane, np.arange(plane.shape[axis] // factor * factor), axis=axis)
             shape = list(cut.shape)
-            shape[axis : axis + 1] = [shape[axis] // whole, whole]
+            shape[axis : axis + 1] = [shape[axis] // factor, factor]
             plane = cut.reshape(shape).mean(axis=axis + 1)
     factors = (rows / plane.shape[0], columns / plane.shape[1])
     return np.clip(zoom(plane, factors, order=1, mode="nearest", grid_mode=True), 0, 255).astype(np.uint8)

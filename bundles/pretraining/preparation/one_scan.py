@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""All that `prepare` does for one scan: its row, its files, and the record that says they are done."""
+"""Prepare one scan: its audit row, its files, and the record that they are complete."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from ...common.errors import InputError, RefusedScan
-from ...common.files import atomic_path, write_text
-from ...common.run.option_checks import check_options
+from ...common.files import atomic_path, file_stamp, write_text
+from ...common.run.options import check_option
 from ...common.scans.nifti_writing import write_nifti
 from ...common.scans.reading import Volume, read_scan
 from ...common.scans.search import PREPARED, Candidate
@@ -27,12 +27,12 @@ from .contact_sheet import thumbnail
 from .patient_split import pseudonym
 
 SAMPLE = 4096  # bytes
-VERSION = 1  # of what is written; records of another are not taken
+VERSION = 1  # version of the outputs; records of other versions are ignored
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The options that decide what is written for a scan; see prepare.yaml."""
+    """Options that determine the outputs of a scan; see prepare.yaml."""
 
     spacing: tuple[float, float, float] | None = None
     foreground_hu: float = -500.0
@@ -47,27 +47,20 @@ class Recipe:
 
     def __post_init__(self) -> None:
         spacing = [self.spacing] * 3 if isinstance(self.spacing, (int, float)) else self.spacing
-        check_options(
-            spacing=spacing,
-            above_zero={"max_spacing": self.max_spacing},
-            zero_or_above={"min_body": self.min_body, "min_slices": self.min_slices},
-        )
-        if isinstance(self.foreground_hu, bool) or not isinstance(self.foreground_hu, (int, float)):
-            raise InputError(f"--foreground_hu {self.foreground_hu!r} must be a number.")
-        window = self.sheet_window if isinstance(self.sheet_window, (list, tuple)) else ()
-        if len(window) != 2 or not all(isinstance(end, (int, float)) for end in window) or window[0] >= window[1]:
-            raise InputError(f"--sheet_window {self.sheet_window!r} must be two values in HU, the lower one first.")
+        check_option("spacing", spacing)
+        for name in ("max_spacing", "min_body", "min_slices", "foreground_hu", "sheet_window"):
+            check_option(name, getattr(self, name))
         object.__setattr__(self, "spacing", spacing and tuple(map(float, spacing)))
         object.__setattr__(self, "sheet_window", tuple(map(float, self.sheet_window)))
 
 
 @dataclass(frozen=True)
 class Task:
-    """One scan to prepare; pickled to the process that does it."""
+    """One scan to prepare; pickled and sent to a worker process."""
 
     candidate: Candidate
     recipe: Recipe
-    folder: str  # the output
+    folder: str  # output folder
 
 
 class Outputs:
@@ -80,7 +73,7 @@ class Outputs:
         self.record = Path(folder, PREPARED, f"{name}.json")
 
     def wanted(self, candidate: Candidate, recipe: Recipe) -> list[Path]:
-        """The files that a used scan must have beside its record."""
+        """Return the files that a used scan must have besides its record."""
         return (
             [self.store] * recipe.write_store
             + [self.nifti] * (recipe.write_nifti and candidate.kind != "nifti")
@@ -88,7 +81,7 @@ class Outputs:
         )
 
     def remove_unwanted(self, candidate: Candidate, recipe: Recipe) -> None:
-        """Delete what another recipe wanted."""
+        """Delete files that only another recipe needs."""
         for path in {self.store, self.nifti} - set(self.wanted(candidate, recipe)):
             path.unlink(missing_ok=True)
 
@@ -98,29 +91,30 @@ class Outputs:
             path.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Delete everything of a scan that is no more."""
+        """Delete all files of a scan that no longer exists."""
         self.remove_data()
         for path in (self.thumbnail, self.record):
             path.unlink(missing_ok=True)
 
 
 def read_record(task: Task) -> dict[str, Any] | None:
-    """The row of a scan that was prepared before, from these files and by this recipe; else None."""
+    """Return the row of a scan if it was already prepared from the same files with the same recipe, else None."""
     if task.candidate.fault:
         return None
     try:
         record = json.loads(Outputs(task.folder, task.candidate.name).record.read_text(encoding="utf-8"))
         return record["row"] if record["made_from"] == _made_from(task) else None
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # not there, or not ours
+        return None  # missing, damaged, or another file
 
 
 def prepare_scan(task: Task) -> dict[str, Any]:
-    """Read, audit and store one scan; its record is written last.
+    """Read, audit and store one scan. Its record is written last.
 
     Returns:
-        The row of `audit_scan`, with ``patient`` and ``series_uid``; of a scan that cannot be read the verdict and reason alone. The
-        record of such a scan is not kept, as what is at fault may be a permission or the network: the next run tries again.
+        The row of `audit_scan`, with ``patient`` and ``series_uid``. For a scan that cannot be read, only these two,
+        the verdict and the reason; no record of it is kept, because the cause may be a permission or the network: the
+        next run tries again.
 
     Raises:
         InputError: a file cannot be written.
@@ -135,8 +129,8 @@ def prepare_scan(task: Task) -> dict[str, Any]:
     except InputError:
         raise
     except MemoryError:
-        reason = "is too large for the memory: use fewer --workers, or a machine with more"
-    except Exception as error:  # one odd scan must not stop the others
+        reason = "does not fit into memory: use fewer --workers, or a machine with more memory"
+    except Exception as error:  # one faulty scan must not stop the others
         reason = f"cannot be prepared ({type(error).__name__}: {error})"
     with writing(task.folder):
         Outputs(task.folder, task.candidate.name).remove()
@@ -144,7 +138,7 @@ def prepare_scan(task: Task) -> dict[str, Any]:
 
 
 def identity(task: Task) -> dict[str, str]:
-    """What is known of a scan without reading it: ``patient`` and ``series_uid``."""
+    """Return what is known about a scan without reading it: ``patient`` and ``series_uid``."""
     candidate = task.candidate
     patient = candidate.patient or (candidate.series.patient_id if candidate.series else "")
     return {
@@ -154,7 +148,7 @@ def identity(task: Task) -> dict[str, str]:
 
 
 def source_of(record: Path) -> str:
-    """The file or folder that a record was made from; "" where it does not tell."""
+    """Return the file or folder that a record was made from; "" if it is not recorded."""
     try:
         return str(json.loads(record.read_text(encoding="utf-8"))["source"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -163,7 +157,7 @@ def source_of(record: Path) -> str:
 
 def _prepared(task: Task, row: dict[str, Any]) -> dict[str, Any]:
     candidate, recipe = task.candidate, task.recipe
-    made_from = _made_from(task)  # before reading: a file that changes meanwhile is read again next time
+    made_from = _made_from(task)  # before reading: a file that changes while it is read is prepared again next time
     outputs = Outputs(task.folder, candidate.name)
     volume = read_scan(candidate)
     row |= audit_scan(
@@ -199,34 +193,35 @@ def _prepared(task: Task, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def refused(reason: str) -> dict[str, Any]:
-    """Verdict and reason of a scan that could not be read."""
+    """Return verdict and reason for a scan that could not be read."""
     return {"verdict": LEFT_OUT, "reason": reason}
 
 
 @contextmanager
 def writing(folder: str | os.PathLike) -> Iterator[None]:
-    """Report a file that cannot be written: the disk is full, mostly, and no other scan would fare better."""
+    """Turn write errors into `InputError`: in most cases the disk is full, and other scans would fail as well."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # blosc2 raises the latter
-        there = next(path for path in (Path(folder), *Path(folder).parents) if os.path.exists(path))
-        free = shutil.disk_usage(there).free / 1e9
+        existing = next(path for path in (Path(folder), *Path(folder).parents) if os.path.exists(path))
+        free = shutil.disk_usage(existing).free / 1e9
         raise InputError(
-            f"Cannot write in {folder}: {getattr(error, 'strerror', None) or error} ({free:.1f} GB free there). What was finished is kept. Make "
-            "room (or choose another --dataset_dir) and start the same command again: it goes on with the rest."
+            f"Cannot write in {folder}: {getattr(error, 'strerror', None) or error} ({free:.1f} GB free). Finished "
+            "scans are kept. Free some space (or choose another --dataset_dir) and run the same command again: it "
+            "continues with the rest."
         ) from error
 
 
 def _made_from(task: Task) -> dict[str, Any]:
-    """What the record of a scan is compared by: names, sizes, times and samples of its files, and the recipe.
+    """Return what identifies the record of a scan: names, sizes, times and samples of its files, and the recipe.
 
-    Neither the folder nor the inode of a file counts, so that a data set can be copied (with its times) together with what was prepared. Samples tell
-    files that were swapped; of DICOM the series is enough, as its files were grouped by their content.
+    Neither the folder nor the inode of a file counts, so that a data set can be copied (with its times) together with
+    its prepared data. Samples detect files that were swapped. For DICOM the series UID is enough, since files were
+    grouped by their content.
     """
     candidate = task.candidate
     try:
-        stats = [(os.path.basename(file), os.stat(file)) for file in candidate.files]
-        stamps = json.dumps([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
+        stamps = json.dumps([[os.path.basename(file), *file_stamp(file)] for file in candidate.files])
         samples = [candidate.series_uid] if candidate.series else [_sample(file) for file in candidate.files]
         stamps += json.dumps(samples)
     except OSError:
@@ -241,7 +236,7 @@ def _made_from(task: Task) -> dict[str, Any]:
 
 
 def _sample(file: str) -> str:
-    """A checksum of the begin, the middle and the end of a file; a gzip file ends with the checksum of all that it holds."""
+    """Return a checksum of start, middle and end of a file. The end of a gzip file has a checksum of all its data."""
     checksum = hashlib.sha256()
     with open(file, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
@@ -252,7 +247,7 @@ def _sample(file: str) -> str:
 
 
 def _details(row: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """What the store tells of a scan beside its voxels."""
+    """Return what the store records about a scan besides its voxels."""
     return {
         "sha256": row["sha256"],
         "foreground_hu": recipe.foreground_hu,
@@ -262,8 +257,8 @@ def _details(row: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 
 def _resampled(ras: Volume, spacing: tuple[float, float, float]) -> Volume:
-    """As train.yaml resamples; whole HU stay whole, at half the size of fractions."""
-    from monai.data import MetaTensor  # seconds to import, and most runs do without
+    """Resample as train.yaml does. Whole HU are rounded to whole HU, which need half the space of fractions."""
+    from monai.data import MetaTensor  # takes seconds to import, and most runs do not need it
     from monai.transforms import Spacing
 
     image = Spacing(spacing, mode="bilinear")(MetaTensor(ras.voxels[None].astype(np.float32), affine=ras.affine))

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Training, validation and folds by patient: no person, and no scan twice, on both sides of a split."""
+"""Split scans by patient: no patient, and no duplicate of a scan, is on both sides of a split."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from dataclasses import dataclass, field
 from ...common.data.splits import draw_folds, draw_share
 from ...common.errors import InputError
 
-RANK = ("patient", "scan", "series")  # by which of what is known of a patient it is called
+RANK = ("patient", "scan", "series")  # which identifier names a patient, most preferred first
 SECTIONS = ("training", "validation", "test")  # from the least to the most held out
 
 
 @dataclass
 class Split:
-    """Where each scan goes; the keys are names of scans.
+    """Patient, section and fold of each scan. The keys of all dicts are names of scans.
 
     Attributes:
-        twins: of scans that are left out, the scan with the same voxels that is kept.
-        patients: of every scan, the patient; the scan's own name where no patient is known.
-        sections: of every kept scan, ``training``, ``validation`` or ``test``.
-        folds: of every kept scan that is no test, the fold; empty if none were asked for, or there are too few patients.
-        notes: what a user should know.
+        twins: for each duplicate that is left out, the scan with the same voxels that is kept.
+        patients: patient of every scan; the name of a scan if no patient is known.
+        sections: section of every kept scan: ``training``, ``validation`` or ``test``.
+        folds: fold of every kept scan that is not in test; empty if no folds were requested or there are too few
+            patients.
+        notes: what the user should know.
     """
 
     twins: dict[str, str]
@@ -35,19 +36,20 @@ class Split:
 
 
 def pseudonym(patient_id: str) -> str:
-    """A stand-in for a patient's ID or name: the same for the same patient everywhere, not readable.
+    """Return a pseudonym for a patient's ID or name: always the same for the same patient, and not readable.
 
-    No safeguard against somebody who tries all IDs of a hospital: keep the list of such scans to yourself, or give them new IDs.
+    This does not protect against somebody who tries all IDs of a hospital: do not publish such pseudonyms, or assign
+    new IDs to the patients.
     """
     patient_id = patient_id.strip()
     return f"p{hashlib.sha256(patient_id.encode()).hexdigest()[:12]}" if patient_id else ""
 
 
 def check_split(*, validation_share: float, folds: int) -> None:
-    """Refuse what `split_by_patient` cannot do, before hours of work.
+    """Check the options of `split_by_patient`, before hours of work.
 
     Raises:
-        InputError: names the option and its value.
+        InputError: an option is out of range; the message names it and its value.
     """
     if isinstance(validation_share, bool) or not 0 <= validation_share < 1:
         raise InputError(f"--validation_share {validation_share!r} must be at least 0 and below 1.")
@@ -63,18 +65,21 @@ def split_by_patient(
     seed: int,
     left_out: Sequence[Mapping[str, str]] = (),
 ) -> Split:
-    """Split scans by patient; the draws depend on the seed and the patients alone, not on the order of the scans.
+    """Split scans by patient. The split depends only on the seed and the patients, not on the order of the scans.
 
-    Of scans with equal voxels one is kept: one with a label if there is one, else the first by name. Their patients are one. Where the
-    lists that the scans come from hold a validation section, it stands, and all others train; else ``validation_share`` of the patients,
-    one at least, are drawn. A patient in several sections goes wholly to the one that is held out most: test, validation, training.
+    Of several scans with equal voxels, one is kept: one with a label if there is one, else the first by name. They
+    count as scans of one patient. If the source lists have a validation section, it is kept, and all other scans are
+    for training; otherwise ``validation_share`` of the patients, at least one, are drawn. All scans of a patient in
+    several sections go to the section that is held out most: test, then validation, then training.
 
     Args:
-        scans: each with ``name``, ``sha256``, ``patient`` and ``series_uid`` ("" where unknown), ``section`` (that of its list, or "") and ``label`` (or "").
+        scans: each with ``name``, ``sha256``, ``patient`` and ``series_uid`` ("" if unknown), ``section`` (that of its
+            list, or "") and ``label`` (or "").
         validation_share: between 0 and 1; 0 for no validation.
-        folds: number of folds among the scans that are no test; 0 for none.
-        seed: of the draws.
-        left_out: scans that are not used, but tell which patients are one: each with ``name``, ``patient`` and ``series_uid``.
+        folds: number of folds for the scans that are not in test; 0 for none.
+        seed: seed of the draws.
+        left_out: scans that are not used, but show which scans belong to one patient: each with ``name``, ``patient``
+            and ``series_uid``.
 
     Raises:
         InputError: see `check_split`.
@@ -105,7 +110,7 @@ def split_by_patient(
 
 
 def find_twins(scans: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """Of scans with equal voxels, map each but one to that one."""
+    """Map each duplicate to the scan with equal voxels that is kept."""
     by_hash = defaultdict(list)
     for scan in scans:
         by_hash[scan["sha256"]].append(scan)
@@ -119,7 +124,10 @@ def find_twins(scans: Iterable[Mapping[str, str]]) -> dict[str, str]:
 def _patients(
     scans: Sequence[Mapping[str, str]], twins: Mapping[str, str], *, left_out: Collection[str] = ()
 ) -> dict[str, str]:
-    """The patient of each scan: scans of one patient, with equal voxels or of one series are of one, and so are all that these lead to."""
+    """Return the patient of each scan.
+
+    Scans with the same patient ID, with equal voxels or of one series belong to one patient, also through other scans.
+    """
     parent: dict[tuple[str, str], tuple[str, str]] = {}
 
     def end(node: tuple[str, str]) -> tuple[str, str]:
@@ -136,7 +144,7 @@ def _patients(
         }
         for other in others.items():
             if other[1] and end(own) != end(other):
-                # Sorted: a patient's ID is the end of its chain, else the name of a scan that is kept.
+                # Sorted: a chain ends with the ID of the patient if there is one, else with the name of a kept scan.
                 first, second = sorted(
                     (end(own), end(other)),
                     key=lambda node: (RANK.index(node[0]), node[1] in twins or node[1] in left_out, node[1]),
@@ -148,7 +156,7 @@ def _patients(
 def _sections_of_patients(
     scans: Sequence[Mapping[str, str]], patients: Mapping[str, str]
 ) -> tuple[dict[str, str], list[str]]:
-    """The section of each patient with a scan in a list, and notes about those in several."""
+    """Return the section of each patient with a scan in a list, and notes about patients in several sections."""
     members = defaultdict(dict)
     for scan in sorted(scans, key=lambda scan: scan["name"]):
         if scan["section"]:
@@ -159,6 +167,7 @@ def _sections_of_patients(
         if len(named) > 1:
             where = ", ".join(f"{name} ({section})" for section, name in sorted(named.items()))
             notes.append(
-                f"patient {patient} lies in {len(named)} sections of the source lists: {where}; all go to {sections[patient]}"
+                f"patient {patient} is in {len(named)} sections of the source lists: {where}; all its scans go to "
+                f"{sections[patient]}"
             )
     return sections, notes

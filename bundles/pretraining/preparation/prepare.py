@@ -1,9 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""From folders of raw scans to a data list, an audit, contact sheets and a patch store; stopped and started as one likes."""
+"""Turn raw scans into a data list, an audit, contact sheets and a patch store. Runs can be stopped and continued."""
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
@@ -13,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ...common.errors import InputError
-from ...common.files import write_text
+from ...common.files import folder_lock, write_text
 from ...common.scans.search import PREPARED, Candidate, Found, find_candidates, scan_in
 from .audit import LEFT_OUT, USED
 from .known_collection import differences, find_collection
@@ -33,13 +32,13 @@ from .worker_pool import Died, in_processes
 
 logger = logging.getLogger(__name__)
 
-STATUS_LEFT_OUT = 3  # exit status where all went well but some scans were left out
-SECONDS_BETWEEN_LINES = 10.0
+STATUS_LEFT_OUT = 3  # exit status if the run succeeded but some scans were left out
+SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What came of a run: number of scans used and left out, and how often each reason."""
+    """Result of a run: number of scans used and left out, and how often each reason occurs."""
 
     used: int
     left_out: int
@@ -59,14 +58,15 @@ def prepare(
     collection: str | None = None,
     collections_file: str | None = None,
 ) -> Summary:
-    """Prepare every scan below the sources, and say what became of each; prepare.yaml explains the options.
+    """Prepare every scan below the sources and report the result for each; prepare.yaml explains the options.
 
-    Writes below ``dataset_dir``: ``audit.csv``, ``dataset.json``, ``contact_sheet_NNN.png``, ``left_out_NNN.png``, ``store/NAME.b2nd``,
-    ``nifti/NAME.nii.gz`` (of what is no NIfTI), and ``.prepared/``, by which a further run knows what is done. The same sources and options give the
-    same bytes, however often the run was cut off.
+    Writes below ``dataset_dir``: ``audit.csv``, ``dataset.json``, ``contact_sheet_NNN.png``, ``left_out_NNN.png``,
+    ``store/NAME.b2nd``, ``nifti/NAME.nii.gz`` (for scans in other formats), and ``.prepared/``, which records what is
+    done for later runs. The same sources and options give the same bytes, however often the run was interrupted.
 
     Raises:
-        InputError: there is no scan, an option is out of range, the output cannot be written, holds raw scans or belongs to something else.
+        InputError: there is no scan, an option is out of range, or the output cannot be written, contains raw scans or
+            belongs to something else.
         SystemExit: after Ctrl-C or SIGTERM, with 128 + the number of the signal.
     """
     if not isinstance(dataset_dir, (str, os.PathLike)):
@@ -74,18 +74,18 @@ def prepare(
     out = Path(os.path.abspath(Path(dataset_dir).expanduser()))
     if os.path.exists(out / "dataset.json") and not os.path.isdir(out / PREPARED):
         raise InputError(
-            f"{out} has a dataset.json that is not of prepare: choose another --dataset_dir for the output."
+            f"{out} has a dataset.json that prepare did not write: choose another --dataset_dir for the output."
         )
     if not recipe.write_store and not recipe.write_nifti:
-        raise InputError("--write_store and --write_nifti are both false: nothing would be written. Choose one.")
+        raise InputError("--write_store and --write_nifti are both false: nothing would be written. Set one to true.")
     check_split(validation_share=validation_share, folds=folds)
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
-        raise InputError(f"--workers {workers!r} must be a whole number, 0 or more, or null for one a core.")
+        raise InputError(f"--workers {workers!r} must be a whole number, 0 or more, or null for one per core.")
     _check_pattern(patient_pattern)
     known = find_collection(collection, collections_file) if collection else None
-    # The output is made when the sources are known to be good: a mistaken folder must not be marked as one.
+    # The output is created only after the sources are known to be good: a wrong folder must not be marked as an output.
     with _stops_cleanly():
-        logger.info("looking for scans below %s", source)
+        logger.info("searching for scans below %s", source)
         found = _found_outside(out, source)
         candidates = _with_patients(found.candidates, patient_pattern)
     with _stops_cleanly(), _alone_in(out):
@@ -94,23 +94,23 @@ def prepare(
         kept = _check_records(out, candidates, found.refused)
         rows = {task.candidate.name: row for task in tasks if (row := read_record(task))}
         logger.info(
-            *(
-                "%d scans found (%d NIfTI, %d MetaImage, %d DICOM series), %d prepared before; %d files cannot be looked into",
-                len(tasks),
-            ),
+            "%d scans found (%d NIfTI, %d MetaImage, %d DICOM series), %d already prepared; "
+            "%d files cannot be examined",
+            len(tasks),
             *(sum(candidate.kind == kind for candidate in candidates) for kind in ("nifti", "metaimage", "dicom")),
             *(len(rows), len(found.refused)),
         )
         workers = min(len(os.sched_getaffinity(0)), 16) if workers is None else workers
-        rows |= _worked([task for task in tasks if task.candidate.name not in rows], workers)
+        rows |= _prepare_all([task for task in tasks if task.candidate.name not in rows], workers)
         split = _split(candidates, rows, validation_share=validation_share, folds=folds, seed=seed)
-        # Files deleted by hand, and a scan whose twin is gone, are made again; where that fails, the next twin's turn comes.
+        # Files that were deleted by hand are written again, as are those of a duplicate whose kept scan is gone. If
+        # that fails, the next duplicate is tried.
         tried: set[str] = set()
         while again := [
-            task for task in tasks if task.candidate.name in split.sections.keys() - tried and not _is_whole(task)
+            task for task in tasks if task.candidate.name in split.sections.keys() - tried and not _is_complete(task)
         ]:
             tried |= {task.candidate.name for task in again}
-            rows |= _worked(again, workers)
+            rows |= _prepare_all(again, workers)
             split = _split(candidates, rows, validation_share=validation_share, folds=folds, seed=seed)
         table = audit_table(candidates, rows, split, found.refused)
         with writing(out):
@@ -122,7 +122,7 @@ def prepare(
 
 
 def exit_if_scans_were_left_out(summary: Summary) -> None:
-    """Last in a run list: end the process with status 3 if scans were left out."""
+    """End the process with status 3 if scans were left out; last in a run list."""
     if summary.left_out:
         sys.exit(STATUS_LEFT_OUT)
 
@@ -130,8 +130,8 @@ def exit_if_scans_were_left_out(summary: Summary) -> None:
 # ---- the run -------------------------------------------------------------------------------------------------------
 
 
-def _worked(tasks: list[Task], workers: int) -> dict[str, dict]:
-    """Prepare the scans; returns the row of each."""
+def _prepare_all(tasks: list[Task], workers: int) -> dict[str, dict]:
+    """Prepare the scans and return the row of each."""
     rows: dict[str, dict] = {}
     if not tasks:
         return rows
@@ -141,7 +141,7 @@ def _worked(tasks: list[Task], workers: int) -> dict[str, dict]:
                 if isinstance(row, Died):
                     Outputs(task.folder, task.candidate.name).remove()
                     row = identity(task) | refused(
-                        "the process that read it died, for want of memory most likely: use fewer --workers"
+                        "its process died, most likely for lack of memory: use fewer --workers"
                     )
                 rows[task.candidate.name] = row
     except InputError as error:
@@ -169,24 +169,24 @@ def _with_progress(results: Iterable[tuple[Task, Any]], count: int) -> Iterator[
 
 
 def _with_lines(results: Iterable[tuple[Task, Any]], count: int) -> Iterator[tuple[Task, Any]]:
-    start = said = time.monotonic()
+    start = last = time.monotonic()
     for number, result in enumerate(results, 1):
         yield result
         now = time.monotonic()
-        if now - said > SECONDS_BETWEEN_LINES or number == count:
-            said, rate = now, number / (now - start)
+        if now - last > SECONDS_BETWEEN_LINES or number == count:
+            last, rate = now, number / (now - start)
             logger.info("%d of %d scans, %.1f a second, %.0f s left", number, count, rate, (count - number) / rate)
 
 
 @contextmanager
 def _stops_cleanly() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run without a traceback; what is finished stays."""
+    """Let Ctrl-C and SIGTERM end the run without a traceback; finished scans are kept."""
 
     def stop(number: int, frame: object) -> None:
-        logger.info("stopped by %s; the same command goes on", signal.Signals(number).name)
+        logger.info("stopped by %s; run the same command again to continue", signal.Signals(number).name)
         sys.exit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield
         return
     numbers = (signal.SIGINT, signal.SIGTERM)
@@ -199,14 +199,16 @@ def _stops_cleanly() -> Iterator[None]:
 
 
 def _found_outside(out: Path, source: str | Sequence[str]) -> Found:
-    """Find the scans; refuse an output that holds raw scans, which would be taken for results from then on."""
+    """Find the scans; refuse an output folder with raw scans, which would count as results from then on."""
     sources = [source] if isinstance(source, (str, os.PathLike)) else source
     is_new = os.path.isdir(out) and not os.path.isdir(out / PREPARED)
     if is_new and isinstance(sources, (list, tuple)) and out.resolve() in map(_resolved, sources):
         raise InputError(f"{out} is one of the sources: choose another --dataset_dir, or a new folder in it.")
     found = find_candidates(source, skip=out)
     if is_new and (scan := scan_in(out, apart_from=sources)):
-        raise InputError(f"{out} holds raw scans, such as {scan}: choose another --dataset_dir, or a new folder in it.")
+        raise InputError(
+            f"{out} contains raw scans, such as {scan}: choose another --dataset_dir, or a new folder in it."
+        )
     return found
 
 
@@ -216,17 +218,20 @@ def _resolved(source: Any) -> Path | None:
 
 @contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
-    """Hold the output folder: two runs at once would remove each other's files."""
-    with writing(out):
-        (out / PREPARED).mkdir(parents=True, exist_ok=True)
-        lock = open(out / PREPARED / "lock", "w")
-    with lock:
+    """Lock the output folder: two runs at once would remove each other's files."""
+    path = out / PREPARED / "lock"
+    with writing(out):  # an error here: the folder cannot be written; an error of the lock: it does not support locks
+        path.parent.mkdir(parents=True, exist_ok=True)
+        open(path, "a").close()
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process ends, however
+            stack.enter_context(folder_lock(path, wait=False))
         except BlockingIOError:
-            raise InputError(f"Another run is preparing {out}: wait for it, or choose another --dataset_dir.") from None
+            raise InputError(
+                f"Another run is already preparing {out}: wait until it ends, or choose another --dataset_dir."
+            ) from None
         except OSError:
-            logger.info("%s cannot be locked: take care that no second run works there", out)
+            logger.info("%s cannot be locked: make sure that no second run uses it at the same time", out)
         try:
             yield
         finally:
@@ -234,7 +239,7 @@ def _alone_in(out: Path) -> Iterator[None]:
 
 
 def _remove_temporary_files(out: Path) -> None:
-    """Remove what a killed run had not finished."""
+    """Remove unfinished files of a killed run."""
     for folder in (out, out / "store", out / "nifti", out / PREPARED):
         for path in folder.glob(".????????.*"):
             if re.match(r"\.[0-9a-f]{8}\.", path.name):
@@ -242,7 +247,7 @@ def _remove_temporary_files(out: Path) -> None:
 
 
 def _check_records(out: Path, candidates: Sequence[Candidate], refused_files: Iterable[str]) -> set[str]:
-    """Compare what was prepared with what is found; returns the names of scans that are kept though they are not found."""
+    """Compare the records with the scans found; return the names of scans to keep although they were not found."""
     records = {path.stem: path for path in (out / PREPARED).glob("*.json")}
     known = set(records)
     gone = known - {candidate.name for candidate in candidates}
@@ -251,23 +256,26 @@ def _check_records(out: Path, candidates: Sequence[Candidate], refused_files: It
     gone -= kept
     if kept:
         logger.warning(
-            "%d scans prepared before, such as %s, lie in folders that cannot be read now: they are kept for the next run, not listed",
+            "%d scans prepared earlier, such as %s, are in folders that cannot be read now: they are kept for the next "
+            "run, but not listed",
             *(len(kept), min(kept)),
         )
     if gone and gone == known:
         raise InputError(
-            f"{out} holds {len(gone)} scans of other sources, such as {min(gone)}, which would be removed. Choose another --dataset_dir, or "
-            "name all sources in --source \"['a','b']\"."
+            f"{out} has {len(gone)} scans of other sources, such as {min(gone)}, which would be removed. Choose "
+            "another --dataset_dir, or pass all sources: --source \"['a','b']\"."
         )
     if gone:
         logger.warning(
-            "%d scans prepared before, such as %s, are no more in the sources: they are removed", len(gone), min(gone)
+            "%d scans prepared earlier, such as %s, are no longer in the sources: they are removed",
+            len(gone),
+            min(gone),
         )
     return kept
 
 
 def _lies_in(source: str, paths: set[str]) -> bool:
-    """Whether a path, or a folder that it lies in, is one of ``paths``."""
+    """Whether a path or one of its parent folders is one of ``paths``."""
     return bool(source) and any(str(path) in paths for path in (Path(source), *Path(source).parents))
 
 
@@ -280,7 +288,7 @@ def _remove_unused(out: Path, candidates: Sequence[Candidate], split: Split, kep
             Outputs(out, record.stem).remove_data()
 
 
-def _is_whole(task: Task) -> bool:
+def _is_complete(task: Task) -> bool:
     return all(path.is_file() for path in Outputs(task.folder, task.candidate.name).wanted(task.candidate, task.recipe))
 
 
@@ -288,12 +296,12 @@ def _is_whole(task: Task) -> bool:
 
 
 def _with_patients(candidates: list[Candidate], pattern: str | None) -> list[Candidate]:
-    """Read the patient from the path of each scan: the first group of the pattern that took part, or all that it matches."""
+    """Read the patient from the path of each scan: the first group that matched, or the whole match without groups."""
     if pattern is None:
         return candidates
     matches = [re.search(pattern, candidate.source) for candidate in candidates]
     if candidates and not any(matches):
-        raise InputError(f"--patient_pattern {pattern!r} matches no path, such as {candidates[0].source}.")
+        raise InputError(f"--patient_pattern {pattern!r} matches none of the paths, such as {candidates[0].source}.")
     logger.info("--patient_pattern matches %d of %d paths", sum(map(bool, matches)), len(matches))
     return [
         replace(candidate, patient=next(filter(None, match.groups()), "") if match.re.groups else match[0])
@@ -308,7 +316,7 @@ def _check_pattern(pattern: str | None) -> None:
         if pattern is not None:
             re.compile(pattern)
     except (re.error, TypeError) as error:
-        raise InputError(f"--patient_pattern {pattern!r} is no regular expression: {error}.") from None
+        raise InputError(f"--patient_pattern {pattern!r} is not a valid regular expression: {error}.") from None
 
 
 def _split(candidates: Sequence[Candidate], rows: Mapping[str, dict], **options: Any) -> Split:
@@ -346,7 +354,7 @@ def _report(out: Path, table: Sequence[Mapping[str, Any]], notes: Sequence[str])
         ", ".join(f"{number} {name}" for name, number in sorted(sections.items())),
     )
     logger.info(
-        "%d of %d scans used, %d left out; each has its row in %s",
+        "%d of %d scans used, %d left out; each has a row in %s",
         len(table) - left_out,
         len(table),
         left_out,
@@ -356,5 +364,5 @@ def _report(out: Path, table: Sequence[Mapping[str, Any]], notes: Sequence[str])
 
 
 def _kind_of(reason: str) -> str:
-    """A reason without the numbers and names of the one scan."""
+    """Return a reason without the numbers and names of the individual scan, for counting."""
     return re.sub(r"-?\d[\d.]*", "N", re.split(r"[:(\[]", reason)[0]).strip(" ,")

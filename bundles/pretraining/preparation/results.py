@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What `prepare` hands over: audit, data list and contact sheets, the same bytes for the same scans."""
+"""Write the results of `prepare`: audit, data list and contact sheets. The same scans give the same bytes."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ SHEETS = {USED: ("contact_sheet", "dimgray"), LEFT_OUT: ("left_out", "firebrick"
 def audit_table(
     candidates: Sequence[Candidate], rows: Mapping[str, dict], split: Split, refused_files: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """One row for each scan and for each file that could not be looked into, sorted by name.
+    """Return one row for each scan and for each file that could not be examined, sorted by name.
 
     Args:
         candidates: all scans.
-        rows: of `prepare_scan`, by name.
-        split: of the used ones.
-        refused_files: file to reason.
+        rows: rows of `prepare_scan`, by name.
+        split: split of the used scans.
+        refused_files: maps files to reasons.
     """
     table = []
     for candidate in candidates:
@@ -63,7 +63,7 @@ def audit_table(
 
 
 def audit_csv(table: Sequence[Mapping[str, Any]]) -> str:
-    """The text of ``audit.csv``: lengths in mm, lists as ``AxBxC``, boxes as ``low:high`` per axis."""
+    """Return the text of ``audit.csv``: lengths in mm, lists as ``AxBxC``, boxes as ``low:high`` per axis."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -86,7 +86,7 @@ def data_list_text(
     table: Sequence[Mapping[str, Any]],
     recipe: Recipe,
 ) -> str:
-    """The text of ``dataset.json``, in the form of the Medical Segmentation Decathlon, of the scans that are used."""
+    """Return the text of ``dataset.json``, in the format of the Medical Segmentation Decathlon, for the scans used."""
     rows = {row["name"]: row for row in table}
     sections: dict[str, list[dict]] = {section: [] for section in SECTIONS}
     for candidate in candidates:
@@ -110,12 +110,12 @@ def data_list_text(
 
 
 def _place(out: Path, path: Path) -> str:
-    """A path in the data list: relative where it lies below the output, so that the folder can be moved."""
+    """Return a path for the data list: relative if it is below the output, so that the folder can be moved."""
     return path.relative_to(out).as_posix() if path.is_relative_to(out) else str(path)
 
 
 def write_contact_sheets(out: Path, table: Sequence[Mapping[str, Any]]) -> None:
-    """Write the pages of used scans and of those left out that could be read; remove older pages."""
+    """Write pages of the used scans and of the left-out scans that could be read; remove old pages."""
     written = []
     for verdict, (stem, colour) in SHEETS.items():
         scans = []
@@ -126,4 +126,4 @@ def write_contact_sheets(out: Path, table: Sequence[Mapping[str, Any]]) -> None:
                 scans.append((row["name"], row["reason"] or size, np.load(path)))
         written += write_sheets(out, scans, stem=stem, colour=colour)
         for path in set(out.glob(f"{stem}_???.png")) - set(written):
-            path.unlink()  # of a run with more scans
+            path.unlink()  # from a run with more scans

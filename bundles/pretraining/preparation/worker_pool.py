@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Work shared among processes, of which one may die without taking the others' work along."""
+"""Share work among processes. If one of them dies, the work of the others is kept."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from typing import Any
 
 
 class Died:
-    """Stands for the result of a task whose process died, for want of memory mostly."""
+    """Result of a task whose process died, in most cases for lack of memory."""
 
 
 def in_processes(function: Callable[[Any], Any], tasks: Iterable[Any], *, workers: int) -> Iterator[tuple[Any, Any]]:
-    """Yield each task with its result as soon as it is there.
+    """Yield each task with its result as soon as it is done.
 
-    Where a process dies, the tasks that were under way are tried again one by one, each in a process alone; the one whose process dies
-    again has the result `Died`. An error that ``function`` raises ends the iteration and is raised here. Whatever ends it, no process
-    stays: not after Ctrl-C, and not when this process is killed.
+    If a process dies, the tasks in progress are tried again one by one, each in its own process. A task whose process
+    dies again has the result `Died`. An error raised by ``function`` ends the iteration and is raised here. No process
+    is left behind, neither after Ctrl-C nor when this process is killed.
 
     Args:
-        function: of a module that the processes can import.
-        tasks: pickled, as the results are.
-        workers: number of processes; 0 does the work in this one, which then dies with it.
+        function: from a module that the processes can import.
+        tasks: picklable, as are the results.
+        workers: number of processes; 0: do the work in this process, which then dies if a task kills it.
     """
     waiting = deque(tasks)
     if not workers:
@@ -55,10 +55,12 @@ def in_processes(function: Callable[[Any], Any], tasks: Iterable[Any], *, worker
 def _until_one_dies(
     pool: ProcessPoolExecutor, function: Callable, waiting: deque, workers: int, suspects: list
 ) -> Iterator[tuple[Any, Any]]:
-    """Take from ``waiting`` until it is empty; or add the tasks under way, when a process died, to ``suspects``."""
+    """Work through ``waiting``. If a process dies, stop and add the tasks in progress to ``suspects``."""
     running: dict[Future, Any] = {}
     while (waiting and not suspects) or running:
-        while waiting and not suspects and len(running) < workers:  # no more, so that what is under way is known
+        while (
+            waiting and not suspects and len(running) < workers
+        ):  # not more than workers, so that the tasks in progress are known
             task = waiting.popleft()
             try:
                 with _no_interrupt():
@@ -79,7 +81,7 @@ def _until_one_dies(
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     others = set(multiprocessing.active_children())
-    # Spawned: a fork of a process with threads (torch, rich) may hang.
+    # spawn: a forked process may hang if its parent has threads (torch, rich).
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
     try:
         yield pool
@@ -93,7 +95,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 @contextmanager
 def _no_interrupt() -> Iterator[None]:
-    """A process that is started here never sees Ctrl-C, which reaches the whole group: its parent ends it."""
+    """Start processes that ignore Ctrl-C, which is sent to the whole process group: their parent ends them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -104,7 +106,7 @@ def _no_interrupt() -> Iterator[None]:
 def _begin() -> None:
     for name in ("OMP_NUM_THREADS", "BLOSC_NTHREADS"):
         os.environ.setdefault(name, "1")
-    warnings.simplefilter("ignore")  # of a reader about a file: what matters ends up in the file's row
+    warnings.simplefilter("ignore")  # readers warn about files; what matters is in the row of the file
     for name in ("nibabel.global", "pydicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     threading.Thread(target=_end_with_parent, daemon=True).start()

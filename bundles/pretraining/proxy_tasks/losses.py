@@ -1,5 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The loss of the proxy tasks: a weighted sum of inpainting, contrast and rotation (paper section 3.2, equation 4)."""
+"""Loss of the proxy tasks: weighted sum of inpainting, contrast and rotation.
+
+Tang et al., CVPR 2022, section 3.2, equation 4.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ TASKS = ("inpainting", "contrast", "rotation")
 
 
 def check_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
-    """The tasks in a fixed order.
+    """Return the tasks in a fixed order.
 
     Raises:
-        InputError: if there is none or an unknown one.
+        InputError: there is no task, or an unknown one.
     """
     tasks = [tasks] if isinstance(tasks, str) else list(tasks)
     if not tasks or set(tasks) - set(TASKS):
@@ -27,16 +30,19 @@ def check_tasks(tasks: Sequence[str]) -> tuple[str, ...]:
 
 
 class ProxyTaskLoss(torch.nn.Module):
-    """Weighted sum of the losses of the proxy tasks; ``parts`` holds the last unweighted losses.
+    """Weighted sum of the losses of the proxy tasks. ``parts`` has the unweighted losses of the last call.
 
-    Inpainting is the mean absolute error against the unmasked crop, contrast is NT-Xent between the two views, rotation is cross entropy.
+    Inpainting is the mean absolute error to the unmasked crop, contrast is NT-Xent between the two views, rotation is
+    cross entropy.
 
     Args:
         tasks: proxy tasks in use.
-        weights: weight per task, 1 where not named (paper and official code: 1 each).
-        temperature: of NT-Xent.
-        masked_only: take the inpainting loss over the masked voxels alone; by default over the whole crop, as the official code.
-        across_ranks: see `NTXentLoss`; False in validation, so that its figures do not depend on the number of processes.
+        weights: weight per task, 1 if not named (paper and official code: 1 each).
+        temperature: temperature of NT-Xent.
+        masked_only: compute the inpainting loss only over the masked voxels; by default over the whole crop, as in the
+            official code.
+        across_ranks: see `NTXentLoss`; False in validation, so that its metrics do not depend on the number of
+            processes.
     """
 
     def __init__(
@@ -58,10 +64,10 @@ class ProxyTaskLoss(torch.nn.Module):
         self.parts: dict[str, torch.Tensor] = {}
 
     def forward(self, outputs: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Loss of both views at once.
+        """Return the loss of both views together.
 
         Args:
-            outputs: of `SwinPretrainer` for 2B views: the first views of B crops, then the second ones.
+            outputs: outputs of `SwinPretrainer` for 2B views: the first views of B crops, then the second ones.
             targets: ``crop`` (2B, C, X, Y, Z) rotated but not masked, ``mask`` bool (2B, 1, X, Y, Z), ``turns`` (2B,).
         """
         parts = {}

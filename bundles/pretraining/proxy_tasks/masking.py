@@ -1,8 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Masked volume inpainting: boxes of a crop are hidden, and the network paints them in (paper section 3.2).
+"""Inpainting masks: boxes of a crop are masked, and the network restores them (Tang et al., CVPR 2022, section 3.2).
 
-Drawing (`draw_boxes`) is apart from applying (`box_mask`, `fill_mask`). All of it is vectorised over the batch and runs on the
-device of the crops without waiting for it.
+Drawing (`draw_boxes`) is separate from applying (`box_mask`, `fill_mask`). Both are vectorised over the batch and run
+on the device of the crops without synchronisation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FILLS = ("noise", "zero", "sample")
 
 
 class Boxes(NamedTuple):
-    """Axis-aligned boxes of a batch: ``start`` and ``stop`` (B, K, 3) in voxels, of which the first ``number`` (B,) count."""
+    """Axis-aligned boxes of a batch: ``start`` and ``stop`` (B, K, 3) in voxels; the first ``number`` (B,) are used."""
 
     start: torch.Tensor
     stop: torch.Tensor
@@ -29,10 +29,10 @@ class Boxes(NamedTuple):
 
 
 def _union(boxes: Boxes, shape: Sequence[int]) -> torch.Tensor:
-    """Voxels in any of the boxes that count: bool (B, X, Y, Z).
+    """Return the voxels in any of the used boxes: bool (B, X, Y, Z).
 
-    Each box adds +1 or -1 at its eight corners, and running sums along the three axes turn them into the number of boxes that a voxel is in:
-    the cost is one pass over the crop, however many boxes there are.
+    Each box adds +1 or -1 at its eight corners. Cumulative sums along the three axes then give the number of boxes that
+    contain each voxel: one pass over the crop for any number of boxes.
     """
     batch, number = boxes.start.shape[:2]
     x, y, z = (size + 1 for size in shape)
@@ -47,31 +47,30 @@ def _union(boxes: Boxes, shape: Sequence[int]) -> torch.Tensor:
 
 
 def _side_bounds(side: int, block: tuple[float, float]) -> tuple[int, int]:
-    """Smallest and largest side of a box, in voxels, along an axis of a crop."""
+    """Return the smallest and largest side of a box, in voxels, along one axis of a crop."""
     low = max(1, round(side * block[0]))
     return low, max(low, round(side * block[1]))
 
 
 @lru_cache
 def _sides(shape: tuple[int, ...], block: tuple[float, float], device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Sides of a crop, and the smallest and largest ones of a box, (3,) each: copied to the device once, for a copy waits for it."""
+    """Return the sides of a crop and the bounds of the sides of a box, (3,) each; cached, since copies synchronise."""
     low, high = zip(*(_side_bounds(side, block) for side in shape), strict=True)
     return tuple(torch.tensor(numbers, device=device) for numbers in (shape, low, high))
 
 
 @lru_cache
 def _enough_boxes(shape: tuple[int, ...], ratio: float, block: tuple[float, float]) -> int:
-    """Number of boxes that cover the fraction ``ratio`` on average, half as many again, and 16.
+    """Return the number of boxes that cover the fraction ``ratio`` on average, times 1.5, plus 16.
 
-    Boxes lie inside the crop, so its corners are hit far less often than its middle: a voxel that a box hits with probability p is
-    still missed by K boxes with (1 - p)^K.
+    Boxes are inside the crop, so its corners are hit far less often than its middle: K boxes miss a voxel with
+    probability (1 - p)^K if one box hits it with probability p.
     """
     hits = []
     for side in shape:
         index, sizes = torch.arange(side), range(_side_bounds(side, block)[0], _side_bounds(side, block)[1] + 1)
-        starts = [
-            index.clamp(max=side - size) - (index - size + 1).clamp(min=0) + 1 for size in sizes
-        ]  # that hit the voxel
+        # Number of starts for which the box contains the voxel.
+        starts = [index.clamp(max=side - size) - (index - size + 1).clamp(min=0) + 1 for size in sizes]
         hits.append(torch.stack([n / (side - size + 1) for n, size in zip(starts, sizes, strict=True)]).mean(dim=0))
     missed = 1 - torch.einsum("x,y,z->xyz", *hits)
     number = 1
@@ -81,10 +80,10 @@ def _enough_boxes(shape: tuple[int, ...], ratio: float, block: tuple[float, floa
 
 
 def check_bounds(ratio: tuple[float, float], block: tuple[float, float]) -> None:
-    """Refuse bounds that are out of order or out of range.
+    """Check the bounds of masks.
 
     Raises:
-        InputError: names them.
+        InputError: bounds are out of order or out of range; the message names them.
     """
     if not 0 <= ratio[0] <= ratio[1] < 1:
         raise InputError(f"mask_ratio {list(ratio)} must be [low, high] with 0 <= low <= high < 1.")
@@ -105,15 +104,18 @@ def draw_boxes(
     Args:
         batch: number of crops.
         shape: (X, Y, Z) of a crop.
-        ratio: the fraction to cover is drawn from U(low, high) per crop; equal bounds fix it (paper: 0.3; official code: 0 to 0.3).
-        block: bounds of a box's side as a fraction of the crop's side, drawn per box and axis (official code: 0.05 to 0.25).
-        generator: source of the draws; its device is the device of the result.
+        ratio: bounds of the fraction to cover, drawn from U(low, high) per crop; equal bounds fix it (paper: 0.3;
+            official code: 0 to 0.3).
+        block: bounds of the side of a box as a fraction of the side of the crop, drawn per box and axis (official code:
+            0.05 to 0.25).
+        generator: random generator; its device is the device of the result.
 
     Returns:
-        Boxes whose union is at least the drawn fraction, and below it without its last box. Where the ratio is 0, none.
+        The fewest boxes, in the order drawn, whose union covers at least the drawn fraction; no boxes for a fraction of
+        0.
 
     Raises:
-        InputError: if a bound is out of order or out of range.
+        InputError: bounds are out of order or out of range.
     """
     check_bounds(ratio, block)
     device = generator.device
@@ -124,7 +126,7 @@ def draw_boxes(
     start = torch.floor(torch.rand(batch, number, 3, generator=generator, device=device) * (sides - size + 1))
     boxes = Boxes(start, start + size, torch.full((batch,), number, device=device, dtype=torch.long))
 
-    # Coverage grows with the number of boxes: bisect for the fewest that reach the target, all crops at once.
+    # Coverage grows with the number of boxes: bisection finds the fewest that reach the target, for all crops at once.
     enough, too_few = boxes.number, torch.full_like(boxes.number, -1)
     for _ in range(math.ceil(math.log2(number + 1))):
         middle = torch.maximum((enough + too_few) // 2, too_few + 1)
@@ -136,28 +138,29 @@ def draw_boxes(
 
 
 def box_mask(boxes: Boxes, shape: Sequence[int]) -> torch.Tensor:
-    """The voxels that boxes hide: bool (B, 1, X, Y, Z)."""
+    """Return the voxels that boxes mask: bool (B, 1, X, Y, Z)."""
     return _union(boxes, shape)[:, None]
 
 
 def fill_mask(crops: torch.Tensor, mask: torch.Tensor, *, fill: str, generator: torch.Generator) -> torch.Tensor:
-    """Replace masked voxels; voxels outside the mask are left as they are.
+    """Replace masked voxels; other voxels are not changed.
 
     Args:
         crops: (B, C, X, Y, Z), intensities in [0, 1].
         mask: bool (B, 1, X, Y, Z).
-        fill: ``noise`` (normal, scaled to [0, 1] by its minimum and maximum, as the official code), ``zero``, or ``sample`` (the same voxels
-            of the next crop of the batch).
-        generator: source of the noise, on the device of the crops.
+        fill: ``noise`` (normal, scaled to [0, 1] by its minimum and maximum, as in the official code), ``zero``, or
+            ``sample`` (the same voxels of the next crop of the batch).
+        generator: random generator of the noise, on the device of the crops.
 
     Raises:
-        InputError: for another fill, or ``sample`` with a single crop, which has no other one.
+        InputError: the fill is unknown, or it is ``sample`` and there is only one crop.
     """
     if fill not in FILLS:
         raise InputError(f"mask_fill {fill!r} is not one of {', '.join(FILLS)}.")
     if fill == "sample" and len(crops) < 2:
         raise InputError(
-            "mask_fill 'sample' takes voxels of another crop, but the batch has one crop. Use 'noise' or 'zero', or more crops per step."
+            "mask_fill 'sample' takes voxels of another crop, but the batch has only one. Use 'noise' or 'zero', or "
+            "more crops per step."
         )
     if fill == "noise":
         noise = torch.randn(crops.shape, generator=generator, device=crops.device, dtype=crops.dtype)

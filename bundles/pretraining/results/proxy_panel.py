@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A picture per proxy task: what the network saw, what it made of it, and what was right."""
+"""Draw one picture per proxy task: input, prediction and target."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ANGLES = ("0°", "90°", "180°", "270°")
 
 
 def _middle(volume: torch.Tensor) -> Any:
-    """Middle axial slice of (C, X, Y, Z), first channel, anterior at the top."""
+    """Return the middle axial slice of (C, X, Y, Z), first channel, anterior at the top."""
     return volume[0, :, :, volume.shape[-1] // 2].float().cpu().numpy().T
 
 
 def inpainting_figure(target: torch.Tensor, view: torch.Tensor, reconstruction: torch.Tensor) -> Figure:
-    """Rows of crop, masked view and reconstruction, each (N, C, X, Y, Z) in [0, 1]."""
+    """Draw rows of crop, masked view and reconstruction, each (N, C, X, Y, Z) in [0, 1]."""
     figure = Figure(figsize=(6.6, 2.2 * len(target)), layout="constrained")
     for row, volumes in enumerate(zip(target, view, reconstruction, strict=True)):
         for column, (volume, title) in enumerate(zip(volumes, ("crop", "masked view", "reconstruction"), strict=True)):
@@ -36,7 +36,7 @@ def inpainting_figure(target: torch.Tensor, view: torch.Tensor, reconstruction: 
 
 
 def rotation_figure(view: torch.Tensor, turns: torch.Tensor, logits: torch.Tensor) -> Figure:
-    """Views with the true angle, the predicted one and its probability."""
+    """Draw views with the true angle, the predicted angle and its probability."""
     figure = Figure(figsize=(2.0 * len(view), 2.5), layout="constrained")
     probability, predicted = logits.float().softmax(1).max(1)
     for column, volume in enumerate(view):
@@ -45,7 +45,7 @@ def rotation_figure(view: torch.Tensor, turns: torch.Tensor, logits: torch.Tenso
         axes.set_axis_off()
         right = bool(predicted[column] == turns[column])
         axes.set_title(
-            f"turned {ANGLES[turns[column]]}\nsaid {ANGLES[predicted[column]]} ({probability[column]:.0%})",
+            f"true {ANGLES[turns[column]]}\npredicted {ANGLES[predicted[column]]} ({probability[column]:.0%})",
             fontsize=9,
             color="tab:green" if right else "tab:red",
         )
@@ -53,7 +53,7 @@ def rotation_figure(view: torch.Tensor, turns: torch.Tensor, logits: torch.Tenso
 
 
 def contrast_figure(first: torch.Tensor, second: torch.Tensor, embeddings: torch.Tensor) -> Figure:
-    """The two views of each crop beside the cosine similarity of all embeddings (2N, D); partners are outlined."""
+    """Draw both views of each crop next to the cosine similarity of all embeddings (2N, D); partners are outlined."""
     number = len(first)
     figure = Figure(figsize=(1.6 * number + 4.2, 3.4), layout="constrained")
     grid = figure.add_gridspec(2, number + 2, width_ratios=[1] * number + [1.3, 1.3])
@@ -78,11 +78,13 @@ def contrast_figure(first: torch.Tensor, second: torch.Tensor, embeddings: torch
 
 
 class ProxyPanels:
-    """Handler for `SupervisedEvaluator`: ``panel_inpainting.png``, ``panel_contrast.png``, ``panel_rotation.png`` of the first validation batch.
+    """Handler for `SupervisedEvaluator`: draw the first batch of each validation, one picture per task.
+
+    Writes ``panel_inpainting.png``, ``panel_contrast.png`` and ``panel_rotation.png``.
 
     Args:
-        folder: where the pictures go; those of the last validation stay.
-        crops: how many crops to show at most.
+        folder: output folder; each validation overwrites the pictures of the one before.
+        crops: largest number of crops to show.
     """
 
     def __init__(self, *, folder: str, crops: int = 4) -> None:
@@ -90,14 +92,14 @@ class ProxyPanels:
         self.crops = crops
 
     def attach(self, engine: Engine) -> None:
-        """Draw on rank 0."""
+        """Register the handlers, on rank 0 only."""
         if rank() == 0:
             engine.add_event_handler(Events.EPOCH_STARTED, self.rearm)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self.draw)
         self.drawn = False
 
     def rearm(self, engine: Engine) -> None:
-        """A new validation draws anew."""
+        """Draw again in the new validation."""
         self.drawn = False
 
     def draw(self, engine: Engine) -> None:

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Look at what was learnt: reconstruct a masked scan window by window, and embed it."""
+"""Inspect a pre-trained network: reconstruct a masked scan window by window, and compute its embedding."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ..proxy_tasks.augmented_views import TwoViews
 
 
 class MaskedWindows(SlidingWindowInferer):
-    """Masks every window as in training and returns the network's reconstruction, the masked scan and the windows' embeddings.
+    """Sliding window inferer that masks every window as in training.
 
-    Windows do not overlap, for a voxel that one window hides would be seen by the next: the scan is padded with zeros to
-    whole windows.
+    It returns the reconstruction, the masked scan and the embeddings of the windows. Windows do not overlap, because
+    the next window would show voxels that one hides. The scan is padded with zeros to whole windows.
 
     Args:
-        roi_size: window, the ROI of the training.
-        sw_batch_size: windows per forward.
-        views: draws and applies the masks; window batch ``i`` of a scan is masked by draw ``i``.
+        roi_size: window size, equal to the ROI of the training.
+        sw_batch_size: windows per forward pass.
+        views: draws and applies the masks; batch ``i`` of windows of a scan is masked by draw ``i``.
     """
 
     def __init__(self, *, roi_size: list[int], sw_batch_size: int, views: TwoViews) -> None:
@@ -37,7 +37,7 @@ class MaskedWindows(SlidingWindowInferer):
     def __call__(
         self, inputs: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any
     ) -> dict[str, torch.Tensor]:
-        """Scan (1, C, X, Y, Z) to ``reconstruction`` and ``masked`` of the same shape and ``embedding`` (windows, features)."""
+        """Return ``reconstruction`` and ``masked`` (1, C, X, Y, Z), and ``embedding`` (1, windows, features)."""
         embeddings: list[torch.Tensor] = []
 
         def predict(windows: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -47,27 +47,28 @@ class MaskedWindows(SlidingWindowInferer):
             return {"reconstruction": network(masked), "masked": masked}
 
         shape = inputs.shape[2:]
-        short = [-size % roi for size, roi in zip(shape, self.roi_size, strict=True)]
-        padded = torch.nn.functional.pad(inputs, [amount for after in reversed(short) for amount in (0, after)])
+        missing = [-size % roi for size, roi in zip(shape, self.roi_size, strict=True)]
+        padded = torch.nn.functional.pad(inputs, [amount for after in reversed(missing) for amount in (0, after)])
         outputs = super().__call__(padded, predict)
         outputs = {name: volume[:, :, : shape[0], : shape[1], : shape[2]] for name, volume in outputs.items()}
         return {**outputs, "embedding": torch.cat(embeddings)[None]}
 
 
 class SaveEmbeddings:
-    """Handler for `SupervisedEvaluator`: writes ``<scan>_embedding.npz`` with ``embedding`` (features,) and ``windows`` (windows, features).
+    """Handler for `SupervisedEvaluator`: write the embedding of each scan to ``<scan>_embedding.npz``.
 
-    The embedding of a scan is the mean over its windows, in the order in which the sliding window visits them.
+    The file has ``windows`` (windows, features), in the order of the sliding window, and their mean ``embedding``
+    (features,).
 
     Args:
-        folder: where the files go.
+        folder: output folder.
     """
 
     def __init__(self, *, folder: str) -> None:
         self.folder = Path(folder)
 
     def attach(self, engine: Engine) -> None:
-        """Write after each scan."""
+        """Register the handler, to write after each scan."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -79,10 +80,12 @@ class SaveEmbeddings:
 
 
 class SaveReconstructionPictures:
-    """Handler for `SupervisedEvaluator`: ``<scan>_reconstruction.png`` with the scan, the masked scan and the reconstruction in three planes.
+    """Handler for `SupervisedEvaluator`: draw scan, masked scan and reconstruction in three planes.
+
+    Writes ``<scan>_reconstruction.png``.
 
     Args:
-        folder: where the pictures go.
+        folder: output folder.
         hu_window: (low, high) of the grey scale in HU.
     """
 
@@ -91,7 +94,7 @@ class SaveReconstructionPictures:
         self.hu_window = hu_window
 
     def attach(self, engine: Engine) -> None:
-        """Draw after each scan."""
+        """Register the handler, to draw after each scan."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What an output folder was made with, so that a run that goes on in it does not mix results of two kinds."""
+"""The settings that an output folder was produced with, so that a resumed run does not mix results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import InputError
-from ...common.files import write_text
+from ...common.files import file_stamp, write_text
 from ...common.run.distributed import rank
 
 FILE = "settings.json"
@@ -19,26 +19,25 @@ FILE = "settings.json"
 def write_or_compare_settings(
     *, output_dir: str, settings: Mapping[str, Any], models: Sequence[str], resume: bool
 ) -> None:
-    """Write ``settings.json`` for a run that starts; compare with it where a run goes on.
+    """Write ``settings.json`` when a run starts; compare with it when a run is resumed.
 
     Args:
         output_dir: folder of the results.
-        settings: whatever decides them, of types that JSON knows.
-        models: files of the networks; size and time of change say whether they are the same.
-        resume: whether the run goes on.
+        settings: everything that decides them, of types that JSON knows.
+        models: files of the networks, identified by size and modification time.
+        resume: whether the run is resumed.
 
     Raises:
-        InputError: a model is not there; or the run goes on with other settings or models: names them with both values.
+        InputError: a model does not exist; or the run is resumed with other settings or models: names them with both values.
     """
     path = Path(output_dir) / FILE
     stamps = {}
     for model in models:
-        if not os.path.exists(model):  # nothing is written: the run with the right path would be another one
+        if not os.path.exists(model):  # before anything is written: with the right path it is another run
             raise InputError(
                 f"--pretrained_model {model} does not exist: check the path, or make or download the file."
             )
-        status = os.stat(model)
-        stamps[os.path.abspath(model)] = [status.st_size, status.st_mtime_ns]
+        stamps[os.path.abspath(model)] = file_stamp(model)
     ours = json.loads(json.dumps({**settings, "models": stamps}))  # as it comes back from the file
     if resume and path.exists():
         theirs = json.loads(path.read_text(encoding="utf-8"))
@@ -50,8 +49,8 @@ def write_or_compare_settings(
         ]
         if changed:
             raise InputError(
-                f"--resume true: the results in {output_dir} were made otherwise: {'; '.join(changed)}. Give the options of that run, or another "
-                "--output_dir."
+                f"Cannot resume: the results in {output_dir} were produced with different settings ({'; '.join(changed)}). "
+                "Use those, or another --output_dir."
             )
     elif rank() == 0:
         write_text(path, json.dumps(ours, indent=1) + "\n")

@@ -6,12 +6,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ...common.data.list_fingerprint import fingerprint
-from ...common.weights.checkpoint_file import load_checkpoint_file
+from ...common.weights.checkpoint_file import checkpoint_facts
 from ...common.weights.dialects import ENCODER
 
 logger = logging.getLogger(__name__)
@@ -43,31 +42,13 @@ def training_of(path: str) -> dict[str, Any] | None:
     Raises:
         InputError: if the file cannot be read.
     """
-    return _read(path)[0]
-
-
-def _read(path: str) -> tuple[dict[str, Any] | None, int]:
-    try:
-        status = os.stat(path)
-    except OSError:
-        load_checkpoint_file(path)  # says what is wrong
-        raise
-    return _read_once(path, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=64)  # several ask at the start of a run, and a file can have hundreds of MB
-def _read_once(path: str, size: int, changed: int) -> tuple[dict[str, Any] | None, int]:
-    """What is said of the training, and how many tensors the encoder has; the arguments tell one state of a file from the next."""
-    content = load_checkpoint_file(path)
-    content = content if isinstance(content, Mapping) else {}
-    trained = content.get("trained")
-    of_encoder = sum(str(name).startswith(ENCODER) for name in content.get("model") or ())
-    return (trained if isinstance(trained, dict) else None), of_encoder
+    trained = checkpoint_facts(path).get("trained")
+    return trained if isinstance(trained, dict) else None
 
 
 def _facts(path: str, scored: Mapping[str, Any]) -> dict[str, Any]:
-    trained, of_encoder = _read(path)
-    trained = trained or {}
+    trained = training_of(path) or {}
+    of_encoder = sum(str(name).startswith(ENCODER) for name in checkpoint_facts(path).get("model") or ())
     start, start_file = None, None
     if "start" in trained:
         start = "scratch"
@@ -95,8 +76,7 @@ def model_labels(checkpoint: str, *, otherwise: Mapping[str, str]) -> dict[str, 
     """
     if not Path(checkpoint).exists():
         return dict(otherwise)
-    content = load_checkpoint_file(checkpoint)
-    return dict(content.get("labels") or otherwise) if isinstance(content, Mapping) else dict(otherwise)
+    return dict(checkpoint_facts(checkpoint).get("labels") or otherwise)
 
 
 DEFAULTS = {"fold": None, "folds": None, "seed": 0}

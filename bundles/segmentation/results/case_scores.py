@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import math
@@ -18,26 +17,27 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.utils import ensure_tuple
 
-from ...common.data.case_names import case_name, case_names, image_file, image_file_of, items_of
+from ...common.data.case_names import case_name, case_names
 from ...common.errors import InputError
-from ...common.files import atomic_path, write_text
+from ...common.files import file_stamp, write_text
 from ...common.run.distributed import gather_lists, rank
 from ..models.label_names import organ_names
+from .case_handler import CaseHandler
 from .metrics import OTHERWISE, _tolerance_of, score_case
 from .overlay import save_figure
 from .score_plots import score_figure
 from .score_summary import METRICS, format_summary, summarise
+from .scores_table import write_scores
 
 RECORDS = "cases"  # folder in the output folder of what was scored, a file for each case
 
 logger = logging.getLogger(__name__)
 
 
-class CaseScores:
+class CaseScores(CaseHandler):
     """Handler of an evaluator: scores each case in its own geometry, and writes the table when the epoch ends.
 
-    The evaluator must decollate (MONAI's default), and its postprocessing invert the predicted label map to the scan's
-    geometry. The label file's own voxels are found beside it, in the evaluator's output or in its batch.
+    The label file's own voxels are found beside the prediction, in the evaluator's output or in its batch.
 
     At the end of the epoch the rows of all processes are gathered, cases that the distributed sampler repeated are
     dropped, and the first process writes to ``output_dir``
@@ -51,31 +51,30 @@ class CaseScores:
     is at ``EPOCH_COMPLETED``, since the loggers (MLflow, StatsHandler) read the metrics at this event: list them after
     it.
 
-    With ``items`` an evaluation that was stopped goes on where it was: what a case scored is written to
-    ``cases/<case>.json`` at once, with all that decides it. With ``resume`` the evaluator's dataset is `unscored`, and
-    where nothing is left `finish` takes the place of its run, as MONAI's engines skip an empty loader with all events.
-    A handler that writes something else for each case stands before this one: what is recorded is not done again.
+    With ``items`` a stopped evaluation can be resumed: the scores of a case are written to ``cases/<case>.json`` at
+    once, with everything that decides them. With ``resume`` the evaluator's dataset is `unscored`; if nothing is left,
+    call `finish` instead of running the evaluator, as MONAI's engines skip an empty loader with all its events. List a
+    handler that writes something else for each case before this one: a recorded case is not run again.
 
     Args:
-        labels: organ name of each label value; text keys, as in a JSON file, are taken as numbers, and a name for the
-            background 0 is left out.
+        labels: organ name of each label value; text keys, as in a JSON file, are read as numbers, and a name for the
+            background 0 is ignored.
         tolerance: NSD tolerance in mm, one for all organs or one for each organ name.
         output_dir: the folder of the files.
-        pred_key: key of the predicted label map, a MetaTensor (1, X, Y, Z) in the geometry of the scan.
         label_key: key of the true label map, a MetaTensor (1, X, Y, Z) of the label file's own voxels.
-        image_key: key of the image, which gives the case its name.
-        items: all cases of the evaluation, equal in all processes: dictionaries with the files of ``image_key`` and
+        items: all cases of the evaluation, the same in all processes: dictionaries with the files of ``image_key`` and
             ``label_key``. None: no case is recorded, and none can be resumed.
-        settings: whatever else decides the scores, such as spacing and overlap, of types that JSON knows.
-        model: file of the network, or files of an ensemble. Path, size and time of change say whether it is the one that scored.
-        resume: whether cases that were scored under equal settings, with the same model and files, are kept.
-        details: what was evaluated, to be read by whoever gathers several evaluations: task, split, training of the
-            model. It decides no score, so cases that were scored before are kept when it changes.
+        settings: everything else that decides the scores, such as spacing and overlap, of types that JSON knows.
+        model: file of the network, or files of an ensemble. Path, size and modification time identify the model.
+        resume: keep cases that were scored with equal settings and the same model and files.
+        details: what was evaluated, for programs that gather several evaluations: task, split, training of the model.
+            A change does not invalidate scores.
+        keys: ``pred_key`` and ``image_key`` of `CaseHandler`.
 
     Raises:
         InputError: here if a label or tolerance is unusable or the model's file is missing; during the run if a case's
             prediction and truth differ in shape or orientation, or an item lacks a key.
-        ValueError: if ``resume`` is asked for without ``items``.
+        ValueError: ``resume`` without ``items``.
     """
 
     def __init__(
@@ -83,17 +82,18 @@ class CaseScores:
         labels: Mapping[int | str, str],
         tolerance: float | Mapping[str, float],
         output_dir: str | Path,
-        pred_key: str = "pred",
+        *,
         label_key: str = "reference",
-        image_key: str = "image",
         items: Sequence[Mapping[str, Any]] | None = None,
         settings: Mapping[str, Any] | None = None,
         model: str | Path | Sequence[str | Path] | None = None,
         resume: bool = False,
         details: Mapping[str, Any] | None = None,
+        **keys: str,
     ) -> None:
         if resume and items is None:
             raise ValueError("resume needs items, the list of all cases.")
+        super().__init__(output_dir, label_key=label_key, items=items, **keys)
         self.labels = organ_names(labels)
         unknown = sorted(set(tolerance) - {OTHERWISE, *self.labels.values()}) if isinstance(tolerance, Mapping) else []
         if unknown:
@@ -101,13 +101,6 @@ class CaseScores:
                 f"--nsd_tolerance names {', '.join(unknown)}; the organs are {', '.join(self.labels.values())}."
             )
         self.tolerance = {organ: _tolerance_of(organ, tolerance) for organ in self.labels.values()}
-        self.output_dir = Path(output_dir)
-        self.pred_key = pred_key
-        self.label_key = label_key
-        self.image_key = image_key
-        # By image file and not by case name: two folders may hold files of the same name.
-        self.items = None if items is None else {image_file(item[image_key]): item for item in items}
-        self.names = case_names(self.items or ())
         decisive = {"labels": self.labels, "tolerance": self.tolerance, "metrics": METRICS}
         decisive |= {"model": None if model is None else _stamps(ensure_tuple(model))} | dict(settings or {})
         self.settings = json.loads(json.dumps(decisive, default=str))  # as it comes back from a record
@@ -119,7 +112,7 @@ class CaseScores:
     def attach(self, engine: Engine) -> None:
         """Register the handler at an evaluator."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._clear)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._score)
+        super().attach(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
 
     def unscored(self) -> list[Mapping[str, Any]]:
@@ -156,16 +149,15 @@ class CaseScores:
     def _clear(self, engine: Engine) -> None:
         self.scores = dict(self.kept)
 
-    def _score(self, engine: Engine) -> None:
-        for item in items_of(engine):
-            file = image_file_of(item, self.image_key, self.pred_key, self.label_key)
-            prediction, truth = self._volume(item, self.pred_key, file), self._volume(item, self.label_key, file)
-            _check_geometry(file, prediction, truth)
-            self.scores[file] = score_case(
-                prediction[0], truth[0], labels=self.labels, spacing=truth.pixdim.tolist(), tolerance=self.tolerance
-            )
-            if self.items is not None:
-                self._record(file)
+    def case_completed(self, item: Mapping[str, Any], file: str) -> None:
+        """Score one case."""
+        prediction, truth = (self.label_map(item, key, file) for key in (self.pred_key, self.label_key))
+        _check_geometry(file, prediction, truth)
+        self.scores[file] = score_case(
+            prediction[0], truth[0], labels=self.labels, spacing=truth.pixdim.tolist(), tolerance=self.tolerance
+        )
+        if self.items is not None:
+            self._record(file)
 
     def _record(self, file: str) -> None:
         if file not in self.items:
@@ -202,22 +194,8 @@ class CaseScores:
         item = self.items[file]
         return _stamps(path for key in (self.image_key, self.label_key) for path in ensure_tuple(item.get(key, ())))
 
-    def _volume(self, item: Mapping[str, Any], key: str, file: str) -> MetaTensor:
-        volume = item.get(key)
-        if not isinstance(volume, MetaTensor) or volume.ndim != 4 or volume.shape[0] != 1:
-            found = f"{type(volume).__name__} of shape {tuple(getattr(volume, 'shape', ()))}"
-            raise InputError(
-                f"'{key}' of the case {file} must be a label map with its geometry, a MetaTensor of shape "
-                f"(1, X, Y, Z), but is {found}: check the evaluator's postprocessing. The item's keys: {sorted(item)}."
-            )
-        return volume
-
     def _write(self, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
-        with atomic_path(self.output_dir / "scores.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=["case", "label", *METRICS], lineterminator="\n")
-            writer.writeheader()
-            for row in rows:
-                writer.writerow(row | {m: "" if math.isnan(row[m]) else f"{row[m]:.6f}" for m in METRICS})
+        write_scores(rows, self.output_dir / "scores.csv")
         _write_json(self.output_dir / "summary.json", _nan_to_none(summary))
         save_figure(score_figure(rows, organs=self.labels.values()), self.output_dir / "scores.png")
 
@@ -241,15 +219,11 @@ def _check_geometry(file: str, prediction: MetaTensor, truth: MetaTensor) -> Non
 
 
 def _stamps(files: Iterable[str | Path]) -> dict[str, list[int]]:
-    """Return size and time of change of each file, by its path."""
-    stamps = {}
-    for file in files:
-        try:
-            status = os.stat(file)
-        except OSError as error:
-            raise InputError(f"The file {file} cannot be read: {error.strerror}. Check the path.") from error
-        stamps[os.path.abspath(file)] = [status.st_size, status.st_mtime_ns]
-    return stamps
+    """Return the stamp of each file by its path."""
+    try:
+        return {os.path.abspath(file): file_stamp(file) for file in files}
+    except OSError as error:
+        raise InputError(f"The file {error.filename} cannot be read: {error.strerror}. Check the path.") from error
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -3,27 +3,29 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import nibabel as nib
 import numpy as np
-from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from ...common.data.case_names import case_name, image_file_of, items_of
+from ...common.data.case_names import case_name
 from ...common.errors import InputError
 from ...common.files import atomic_path
 from ...common.scans.dicom_series import read_headers
 from ...common.scans.slice_grid import MAX_SHIFT, grid_affine, sort_slices
 from ..models.label_names import organ_names
+from .case_handler import CaseHandler
 from .overlay import organ_colours
 
 logger = logging.getLogger(__name__)
@@ -177,24 +179,21 @@ def _describe(
     return description
 
 
-class SaveDicomSegmentations:
+class SaveDicomSegmentations(CaseHandler):
     """Handler of an evaluator: writes ``<case>_seg.dcm`` for each case whose image file was made from a DICOM series.
 
-    The evaluator must decollate (MONAI's default), and its postprocessing invert the predicted label map to the scan's
-    geometry. Cases of other images are left alone. See `write_dicom_segmentation` for a case without organs.
+    Other cases are skipped. See `write_dicom_segmentation` for a case without organs.
 
     Args:
-        series: the image file of a case, as a path that is absolute or relative to the working folder, to the DICOM
-            files that it was made from, in the order of `DicomVolume`.
-        labels: organ name of each label value; text keys, as in a JSON file, are taken as numbers.
+        series: image file of a case, as a path that is absolute or relative to the working folder, to the DICOM files
+            that it was made from, in the order of `DicomVolume`.
+        labels: organ name of each label value; text keys, as in a JSON file, are read as numbers.
         output_dir: the folder of the segmentations.
-        model_name: what made the label maps.
-        model_version: its version.
-        pred_key: key of the predicted label map, a MetaTensor (1, X, Y, Z) in the geometry of the scan.
-        image_key: key of the image, whose metadata names the file of the scan.
+        metadata: the bundle's ``metadata.json``; its ``name`` and ``version`` are recorded as the maker of the files.
+        keys: ``pred_key`` and ``image_key`` of `CaseHandler`.
 
     Raises:
-        InputError: during the run, if a label map is missing or lies elsewhere than the DICOM series.
+        InputError: during the run, if a label map is missing or does not lie on the DICOM series.
     """
 
     def __init__(
@@ -202,46 +201,32 @@ class SaveDicomSegmentations:
         series: Mapping[str, Sequence[str]],
         labels: Mapping[int | str, str],
         output_dir: str | Path,
-        model_name: str,
-        model_version: str,
-        pred_key: str = "pred",
-        image_key: str = "image",
+        metadata: str,
+        **keys: str,
     ) -> None:
+        super().__init__(output_dir, **keys)
         self.series = {os.path.abspath(file): list(sources) for file, sources in series.items()}
         self.labels = {int(value): str(organ) for value, organ in labels.items()}
-        self.output_dir = Path(output_dir)
-        self.model_name = model_name
-        self.model_version = model_version
-        self.pred_key = pred_key
-        self.image_key = image_key
+        content = json.loads(Path(metadata).read_text(encoding="utf-8"))
+        self.model_name, self.model_version = content["name"], content["version"]
 
-    def attach(self, engine: Engine) -> None:
-        """Register the handler at an evaluator."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._write)
-
-    def _write(self, engine: Engine) -> None:
-        for item in items_of(engine):
-            file = image_file_of(item, self.image_key, self.pred_key)
-            files = self.series.get(os.path.abspath(file))
-            if files is None:
-                continue
-            if self.pred_key not in item:
-                raise InputError(
-                    f"The case {file} has no label map '{self.pred_key}', only {sorted(item)}: check the evaluator's "
-                    "postprocessing, or the handler's pred_key."
-                )
-            try:
-                label_map = _on_slices(item[self.pred_key], files)
-                write_dicom_segmentation(
-                    self.output_dir / f"{case_name(file)}_seg.dcm",
-                    label_map=label_map,
-                    labels=self.labels,
-                    files=files,
-                    model_name=self.model_name,
-                    model_version=self.model_version,
-                )
-            except InputError as error:
-                raise InputError(f"No DICOM segmentation of the case {case_name(file)} ({file}): {error}") from error
+    def case_completed(self, item: Mapping[str, Any], file: str) -> None:
+        """Write one case."""
+        files = self.series.get(os.path.abspath(file))
+        if files is None:
+            return
+        label_map = self.label_map(item, self.pred_key, file)
+        try:
+            write_dicom_segmentation(
+                self.output_dir / f"{case_name(file)}_seg.dcm",
+                label_map=_on_slices(label_map, files),
+                labels=self.labels,
+                files=files,
+                model_name=self.model_name,
+                model_version=self.model_version,
+            )
+        except InputError as error:
+            raise InputError(f"No DICOM segmentation of the case {case_name(file)} ({file}): {error}") from error
 
 
 def _on_slices(label_map: MetaTensor, files: Sequence[str]) -> np.ndarray:

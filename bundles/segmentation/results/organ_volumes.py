@@ -14,11 +14,11 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.utils import convert_to_numpy
 
-from ...common.data.case_names import case_name, image_file_of, items_of
-from ...common.errors import InputError
+from ...common.data.case_names import case_name
 from ...common.files import atomic_path
 from ...common.run.distributed import gather_lists, rank
 from ..models.label_names import organ_names
+from .case_handler import CaseHandler
 
 logger = logging.getLogger(__name__)
 
@@ -54,72 +54,58 @@ def read_volumes(file: str | Path) -> dict[str, list[dict[str, Any]]]:
     return volumes
 
 
-class OrganVolumes:
-    """Handler of an evaluator, the last one: writes ``volumes.csv``, one row ``case,label,voxels,ml,image`` per case and organ.
+class OrganVolumes(CaseHandler):
+    """Handler of an evaluator, the last one: writes ``volumes.csv`` with one row ``case,label,voxels,ml,image`` per case and organ.
 
-    That a scan stands in the table means that all else about it was written.
-
-    ``image`` is the file of the scan, which tells cases of one name in several folders apart. The table is written anew
-    after every case, so that a stopped run keeps what it has. Of several processes the first writes: its own cases
-    during the run, all cases at the end of the epoch.
-
-    A mask that is all background is warned of, with the file of its scan.
+    A scan is added to the table only after its other outputs are written. ``image`` is the file of the scan, which
+    distinguishes cases with the same name in several folders. The table is rewritten after every case, so that a
+    stopped run keeps its rows. With several processes the first one writes: its own cases during the run, all cases at
+    the end of the epoch. A mask without foreground is logged as a warning, with the file of its scan.
 
     Args:
-        labels: organ name of each label value; text keys, as in a JSON file, are taken as numbers, and a name for the
-            background 0 is left out.
+        labels: organ name of each label value; text keys, as in a JSON file, are read as numbers, and a name for the
+            background 0 is ignored.
         output_dir: the folder of the table.
-        pred_key: key of the predicted label map, a MetaTensor (1, X, Y, Z) in the geometry of the scan.
-        image_key: key of the image, which gives the case its name.
-        resume: keep the rows of a table that is there already.
+        resume: keep the rows of an existing table.
+        keys: ``pred_key`` and ``image_key`` of `CaseHandler`.
 
     Raises:
         InputError: during the run, if a case has no label map with its geometry.
     """
 
     def __init__(
-        self,
-        labels: Mapping[int | str, str],
-        output_dir: str | Path,
-        pred_key: str = "pred",
-        image_key: str = "image",
-        resume: bool = False,
+        self, labels: Mapping[int | str, str], output_dir: str | Path, *, resume: bool = False, **keys: str
     ) -> None:
+        super().__init__(output_dir, **keys)
         self.labels = organ_names(labels)
-        self.file = Path(output_dir) / TABLE
-        self.pred_key = pred_key
-        self.image_key = image_key
+        self.file = self.output_dir / TABLE
         self.resume = resume
         self.volumes: dict[str, list[dict[str, Any]]] = {}
 
     def attach(self, engine: Engine) -> None:
         """Register the handler at an evaluator."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._clear)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._measure)
+        super().attach(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
 
     def _clear(self, engine: Engine) -> None:
         self.volumes = read_volumes(self.file) if self.resume else {}
 
-    def _measure(self, engine: Engine) -> None:
-        for item in items_of(engine):
-            file = image_file_of(item, self.image_key, self.pred_key)
-            label_map = item.get(self.pred_key)
-            if not isinstance(label_map, MetaTensor) or label_map.ndim != 4 or len(label_map) != 1:
-                found = f"{type(label_map).__name__} of shape {tuple(getattr(label_map, 'shape', ()))}"
-                raise InputError(
-                    f"'{self.pred_key}' of the case {file} must be a label map with its geometry, a MetaTensor of shape "
-                    f"(1, X, Y, Z), but is {found}: check the evaluator's postprocessing."
-                )
-            self.volumes[file] = organ_volumes(label_map, labels=self.labels)
-            if not any(row["voxels"] for row in self.volumes[file]):
-                logger.warning(
-                    "%s: the mask is all background. Does the scan show any of %s, and are the options "
-                    "(--spacing, the intensity window) those of the model's training?",
-                    *(file, ", ".join(self.labels.values())),
-                )
+    def iteration_completed(self, engine: Engine) -> None:
+        """Measure the cases of the iteration and write the table."""
+        super().iteration_completed(engine)
         if rank() == 0:
             self._write(self.volumes)
+
+    def case_completed(self, item: Mapping[str, Any], file: str) -> None:
+        """Measure one case."""
+        self.volumes[file] = organ_volumes(self.label_map(item, self.pred_key, file), labels=self.labels)
+        if not any(row["voxels"] for row in self.volumes[file]):
+            logger.warning(
+                "%s: the mask is all background. Does the scan show any of %s, and are the options "
+                "(--spacing, the intensity window) those of the model's training?",
+                *(file, ", ".join(self.labels.values())),
+            )
 
     def _finish(self, engine: Engine) -> None:
         volumes = dict(gather_lists(list(self.volumes.items())))  # a case that the sampler repeated comes once

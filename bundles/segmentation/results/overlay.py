@@ -10,7 +10,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from ignite.engine import Engine, Events
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb
@@ -18,10 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from monai.data import MetaTensor
 
-from ...common.data.case_names import case_name, case_names, image_file, image_file_of, items_of
 from ...common.errors import InputError
 from ...common.files import atomic_path
 from ..models.label_names import organ_names
+from .case_handler import CaseHandler
 
 # Of each plane the axis that it cuts, and the directions of the patient at the left and at the top of the picture.
 PLANES = {"axial": (2, "R", "A"), "coronal": (1, "R", "S"), "sagittal": (0, "A", "S")}
@@ -142,22 +141,18 @@ def load_ras(path: str | os.PathLike) -> tuple[np.ndarray, tuple[float, float, f
     return voxels, tuple(nib.affines.voxel_sizes(image.affine).tolist())
 
 
-class SaveOverlays:
+class SaveOverlays(CaseHandler):
     """Handler of an evaluator: writes ``<case>_overlay.png`` for each case, in the scan's own geometry and units.
 
-    The evaluator must decollate (MONAI's default), and its postprocessing invert the predicted label map to the scan's
-    geometry. The scan is read anew from its file, as the image in memory is resampled and scaled.
+    The scan is read again from its file, because the image in memory is resampled and scaled.
 
     Args:
-        labels: organ name of each label value; text keys, as in a JSON file, are taken as numbers, and a name for the
-            background 0 is left out.
+        labels: organ name of each label value; text keys, as in a JSON file, are read as numbers, and a name for the
+            background 0 is ignored.
         output_dir: the folder of the pictures.
-        pred_key: key of the predicted label map, a MetaTensor (1, X, Y, Z) in the geometry of the scan.
-        label_key: key of the true label map, a MetaTensor alike; None draws the prediction alone.
-        image_key: key of the image, whose metadata names the file of the scan.
         window: the HU shown black and white; see `overlay_figure`.
-        items: all cases, equal in all processes, as dictionaries with the file of ``image_key``: those of one name in
-            several folders get names of their own (see `case_names`). Without it one picture overwrites the other.
+        options: ``pred_key``, ``image_key``, ``label_key`` (None draws the prediction alone) and ``items`` of
+            `CaseHandler`. Without ``items``, cases with the same file name overwrite each other's picture.
 
     Raises:
         InputError: during the run, if the scan cannot be read or a label map is missing or has another shape.
@@ -167,48 +162,33 @@ class SaveOverlays:
         self,
         labels: Mapping[int | str, str],
         output_dir: str | Path,
-        pred_key: str = "pred",
-        label_key: str | None = None,
-        image_key: str = "image",
+        *,
         window: Sequence[float] | None = ABDOMEN_WINDOW,
-        items: Sequence[Mapping[str, Any]] | None = None,
+        **options: Any,
     ) -> None:
+        super().__init__(output_dir, **options)
         self.labels = organ_names(labels)
-        self.output_dir = Path(output_dir)
-        self.pred_key = pred_key
-        self.label_key = label_key
-        self.image_key = image_key
         self.window = window
-        self.names = case_names(image_file(item[image_key]) for item in items or ())
 
-    def attach(self, engine: Engine) -> None:
-        """Register the handler at an evaluator."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._draw)
-
-    def _draw(self, engine: Engine) -> None:
-        for item in items_of(engine):
-            file = image_file_of(item, self.image_key, self.pred_key)
-            name = self.names.get(file, case_name(file))
-            missing = {self.pred_key, self.label_key} - {None, *item}
-            if missing:
-                raise InputError(
-                    f"The case {file} has no label map {sorted(missing)}, only {sorted(item)}: check the evaluator's "
-                    "postprocessing, or the handler's pred_key and label_key."
-                )
-            image, spacing = load_ras(file)
-            try:
-                figure = overlay_figure(
-                    image,
-                    _to_ras(item[self.pred_key]),
-                    truth=None if self.label_key is None else _to_ras(item[self.label_key]),
-                    spacing=spacing,
-                    labels=self.labels,
-                    window=self.window,
-                    title=name,
-                )
-            except InputError as error:
-                raise InputError(f"No picture of the case {name} ({file}): {error}") from error
-            save_figure(figure, self.output_dir / f"{name}_overlay.png")
+    def case_completed(self, item: Mapping[str, Any], file: str) -> None:
+        """Draw one case."""
+        name = self.name_of(file)
+        prediction = self.label_map(item, self.pred_key, file)
+        truth = None if self.label_key is None else self.label_map(item, self.label_key, file)
+        image, spacing = load_ras(file)
+        try:
+            figure = overlay_figure(
+                image,
+                _to_ras(prediction),
+                truth=None if truth is None else _to_ras(truth),
+                spacing=spacing,
+                labels=self.labels,
+                window=self.window,
+                title=name,
+            )
+        except InputError as error:
+            raise InputError(f"No picture of the case {name} ({file}): {error}") from error
+        save_figure(figure, self.output_dir / f"{name}_overlay.png")
 
 
 def _to_ras(label_map: MetaTensor) -> np.ndarray:

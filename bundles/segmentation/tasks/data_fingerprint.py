@@ -20,7 +20,7 @@ from rich.progress import track
 from ...common.data.data_list import first_file, image_files
 from ...common.errors import InputError, RefusedScan
 from ...common.run.distributed import rank
-from ...common.scans.checks import LISTED, MENDING, check_scans
+from ...common.scans.checks import LISTED, WHAT_TO_DO, check_scans
 from ...common.scans.nifti import check_finite, open_scan, stored_voxels
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def data_fingerprint(
     if problems:
         lines = [f"  {problem}" for problem in problems[:LISTED]]
         lines += [f"  and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
-        raise InputError("\n".join([f"{len(problems)} of {len(items)} scans are bad:", *lines, MENDING]))
+        raise InputError("\n".join([f"{len(problems)} of {len(items)} scans are bad:", *lines, WHAT_TO_DO]))
     return DataFingerprint(tuple(sorted(facts, key=lambda scan: scan.file)), labels)
 
 

@@ -398,7 +398,7 @@ def _yaml(proposal: Proposal, name: str, path: Path, dataset_json: Path) -> str:
         f"#   python -m monai.bundle run --config_file configs/train.yaml {options}",
         "#",
         "# The trained model.pt carries the row: evaluate.yaml and inference.yaml need no --task.",
-        f"{_plain(name)}:",
+        f"{_yaml_text(name)}:",
     ]
     heads = set()
     for key, (value, reason) in proposal.entries.items():
@@ -406,11 +406,11 @@ def _yaml(proposal: Proposal, name: str, path: Path, dataset_json: Path) -> str:
         if preset not in {"", *heads}:
             heads.add(preset)
             lines.append(f"  {preset}:")
-        lines.append(f"{'    ' if preset else '  '}{entry}: {_plain(value)}  # {reason}")
+        lines.append(f"{'    ' if preset else '  '}{entry}: {_yaml_text(value)}  # {reason}")
     return "\n".join([*map(_one_line, lines), ""])
 
 
-def _plain(value: Any) -> str:
+def _yaml_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)  # JSON is YAML, and leaves no doubt what is text
 
 
@@ -421,7 +421,7 @@ def _one_line(text: str) -> str:
 def _print(proposal: Proposal, *, name: str, scans: int) -> None:
     table = Table("entry", "value", "why", title=f"{name}: a row proposed from {scans} scans", show_lines=True)
     for key, (value, reason) in proposal.entries.items():
-        table.add_row(key, _plain(value), reason)
+        table.add_row(key, _yaml_text(value), reason)
     Console(markup=False).print(table)
 
 

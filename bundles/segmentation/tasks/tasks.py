@@ -1,8 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The row of a task: all that changes from one task to the next.
+"""The row of a task: everything that changes from one task to the next.
 
-It stands in ``configs/tasks.yaml``, in a file of the user's in the same form, or is proposed from the user's own data; and it travels with the
-model that was trained by it.
+A row is in ``configs/tasks.yaml``, in a file of the user's in the same form, or is proposed from the user's own data.
+It is saved inside the model that was trained with it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import logging
 import math
-import re
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -22,20 +21,19 @@ from monai.bundle import ConfigParser
 from ...common.data.data_list import parse_data_list
 from ...common.errors import InputError
 from ...common.run.presets import choose
-from ...common.weights.checkpoint_file import load_checkpoint_file
-from ..models.label_names import check_labels
+from ...common.weights.checkpoint_file import checkpoint_facts
+from ..models.label_names import check_labels, plain_name
 from .proposal import proposed_row
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_TASK = "Task09_Spleen"
-#: What each row must say, and what it may say besides.
+#: Required and optional entries of a row.
 REQUIRED = ("modality", "channels", "labels", "spacing", "roi_size", "foreground", "nsd_tolerance")
 OPTIONAL = ("hu_window", "cases")
-#: What a model's file keeps of its row: whatever its masks and their scores depend on.
+#: The entries saved in a model file: those that its masks and their scores depend on.
 KEPT = (*REQUIRED, "hu_window")
 MODALITIES = ("CT", "MR")
-ALIKE = 0.85  # of two spellings of one name, such as tumour and tumor (`difflib`)
+SIMILAR = 0.85  # `difflib` ratio above which two spellings are one name, such as tumour and tumor
 
 
 def choose_task(
@@ -46,22 +44,24 @@ def choose_task(
     checkpoint: str | None = None,
     output_dir: str | None = None,
 ) -> dict[str, Any]:
-    """The row of a task, with what it states for the preset put in place, and the task's ``name``.
+    """Return the row of a task with the preset's changes applied, and the task's ``name``.
 
     Args:
-        task: a name in the table, such as ``Task09_Spleen``; a YAML file that holds one row under its name; or a data set of one's own,
-            ``DIR/dataset.json``, for which a row is proposed. None: the task of the checkpoint, else `DEFAULT_TASK`.
-        file: the table, ``configs/tasks.yaml``. Beside it lies ``presets.yaml``, whose values a row may change.
+        task: a name in the table, such as ``Task09_Spleen``; a YAML file that holds one row under its name; or your
+            own data, ``DIR/dataset.json``, for which a row is proposed. None: the task of the checkpoint, else the
+            only one of the table.
+        file: the table, ``configs/tasks.yaml``. ``presets.yaml`` beside it holds the values that a row may change.
         preset: a row may hold values for it under its name.
-        checkpoint: a ``model.pt``. Where it carries the row that it was trained by, that row is taken, whatever the table or the data say now;
-            what a user's file says otherwise is logged as a warning. A file that does not exist (yet) says nothing.
+        checkpoint: a ``model.pt``. If it records the row that it was trained with, that row is used, whatever the
+            table or the data say now; differing values in a user's file are logged as a warning. If it records
+            labels alone, they replace the row's. A file that does not exist (yet) is ignored.
         output_dir: where a proposed row is written, as ``task.yaml``.
 
     Raises:
-        InputError: a file or task is not there (the nearest names are offered); the model was trained for another task than ``task``; a row
-            lacks something, or names what nobody knows.
+        InputError: a file or task does not exist (similar names are suggested); no task is named and the table has
+            several; the model was trained for another task than ``task``; a row is incomplete or has unknown entries.
     """
-    trained, kept = _trained_by(checkpoint)
+    trained, kept, labels = _trained_by(checkpoint)
     if trained and task and not _is_list(task) and trained not in (task, _name_in(task)):
         raise InputError(
             f"{checkpoint} was trained for {trained}, not for --task {task}. Leave --task out or choose another model."
@@ -71,10 +71,21 @@ def choose_task(
         if task and _is_row_file(task):
             _warn_of_other_values(task, kept, str(checkpoint), presets=presets)
         return {"hu_window": None, **kept, "name": trained}
-    name, row, source = _find(str(task or trained or DEFAULT_TASK), file, output_dir)
+    name, row, source = _find(str(task or trained or _only_task(file)), file, output_dir)
     _check_row(name, row, source, presets=presets)
     of_preset = row.get(preset) or {}
-    return {"hu_window": None, **row, **of_preset, "labels": check_labels(row["labels"]), "name": name}
+    return {"hu_window": None, **row, **of_preset, "labels": check_labels(labels or row["labels"]), "name": name}
+
+
+def _only_task(file: str) -> str:
+    """The name of the only row of a table."""
+    names = list(_load_table(file))
+    if len(names) > 1:
+        raise InputError(
+            f"--task is missing: {file} has the tasks {', '.join(names)}. Add --task NAME, such as --task {names[0]}, "
+            "or --task DIR/dataset.json for your own data. (A --pretrained_model that records its task needs none.)"
+        )
+    return names[0]
 
 
 def task_values(*, preset: str, file: str, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +104,7 @@ def task_values(*, preset: str, file: str, row: Mapping[str, Any]) -> dict[str, 
 
 
 def kept_row(*, row: Mapping[str, Any], **used: Any) -> dict[str, Any]:
-    """What a model's file keeps of its row.
+    """Return the part of a row that a model file records.
 
     Args:
         row: from `choose_task`.
@@ -102,54 +113,68 @@ def kept_row(*, row: Mapping[str, Any], **used: Any) -> dict[str, Any]:
     return {key: row[key] for key in KEPT} | used
 
 
-def dataset_folder(*, task: str, otherwise: str) -> str:
-    """Where the data lie unless ``--dataset_dir`` says it: beside the ``dataset.json`` that is the task, else the bundle's own folder.
+def dataset_folder(*, task: str | None, otherwise: str) -> str:
+    """Return the default of ``--dataset_dir``: the folder of a task that is a ``dataset.json``, else the given folder.
 
-    A list of another name is given itself: a ``dataset.json`` beside it is another data set.
+    A list with another name is returned itself, since a ``dataset.json`` beside it is another data set.
 
     Args:
         task: see `choose_task`.
-        otherwise: that folder.
+        otherwise: the folder for any other task.
     """
-    if not _is_list(task):
+    if task is None or not _is_list(task):
         return otherwise
     return str(Path(task).parent if Path(task).name == "dataset.json" else task)
 
 
-def check_dataset(*, dataset_dir: str, data_list: str | None, row: Mapping[str, Any], file: str | None = None) -> None:
+def check_dataset(
+    *,
+    dataset_dir: str,
+    data_list: str | None,
+    row: Mapping[str, Any],
+    labels: Mapping[str, str] | None = None,
+    file: str | None = None,
+) -> None:
     """Compare the data set's own ``dataset.json`` with the row of the task.
 
-    Other names of labels or channels, and fewer or more cases than the row counts, are worth a warning and no more: a part of a data set, or one of
-    other makers, is used in the same way.
+    Other spellings of labels or channels, and another number of cases than the row has, are logged as warnings: a part
+    of a data set, or one from another source, is used in the same way.
 
     Args:
         dataset_dir: the task's folder, or a data list.
         data_list: another list in that folder.
         row: from `choose_task`.
+        labels: those of this run; None: the row's.
         file: the table, ``configs/tasks.yaml``: labels that are those of another of its tasks are refused.
 
     Raises:
-        InputError: if it declares other label values, the names of labels of another task, another number or order of channels, or CT for MR.
+        InputError: the list declares other label values, a name that this run gives to another value, the labels of
+            another task, another number or order of channels, or CT instead of MR.
     """
     folder = Path(dataset_dir)
     path = folder / data_list if data_list else folder if folder.is_file() else folder / "dataset.json"
     content = parse_data_list(path)
-    task = row["name"]
+    row = {**row, "labels": labels or row["labels"]}
+    task, labels = row["name"], {int(value): str(name) for value, name in row["labels"].items()}
     declared = content.get("labels") or row["labels"]
     if not isinstance(declared, Mapping):
         raise InputError(
             f'{path} declares labels {declared!r}: they must be values with names, such as {{"0": "background", "1": "spleen"}}.'
         )
     try:
-        values = sorted(int(value) for value in declared)
+        theirs = {int(value): str(name) for value, name in declared.items()}
     except ValueError:
         raise InputError(
             f"{path} declares labels {declared}: each must be a whole number with its name, "
             'such as {"0": "background", "1": "spleen"}.'
         ) from None
-    if values != sorted(int(value) for value in row["labels"]):
+    values = {plain_name(name): value for value, name in labels.items()}
+    moved = [value for value, name in theirs.items() if values.get(plain_name(name), value) != value]
+    if sorted(theirs) != sorted(labels) or moved:
+        right = {str(value): name for value, name in sorted(theirs.items())}
         raise InputError(
-            f"{path} declares labels {declared}, but {task} has {row['labels']}. Is this the folder of that task?"
+            f"{path} declares labels {declared}, but {task} has {row['labels']}. Is this the folder of that task? "
+            f'If the list is right, pass --labels "{right}".'
         )
     channels = content.get("modality") or row["channels"]
     if not isinstance(channels, Mapping | list):
@@ -163,20 +188,16 @@ def check_dataset(*, dataset_dir: str, data_list: str | None, row: Mapping[str, 
     _compare_labels(path, declared, row, file)
     _compare_channels(path, channels, row)
     for section, number in (row.get("cases") or {}).items():
-        there = len(content.get(section, []))
-        if there != number:
-            logger.warning("%s: %d cases under %r, %s has %d", path, there, section, task, number)
-
-
-def _plain(name: Any) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", str(name).lower()).strip("_")
+        listed = len(content.get(section, []))
+        if listed != number:
+            logger.warning("%s: %d cases under %r, %s has %d", path, listed, section, task, number)
 
 
 def _alike(ours: Sequence[Any], theirs: Sequence[Any]) -> bool:
     """Whether names are the same, one by one, but for their spelling, their end (``colon cancer primaries``), or being initials (``PZ``)."""
-    pairs = [(_plain(a), _plain(b)) for a, b in zip(ours, theirs, strict=True)]
+    pairs = [(plain_name(a), plain_name(b)) for a, b in zip(ours, theirs, strict=True)]
     return all(
-        difflib.SequenceMatcher(None, a, b).ratio() >= ALIKE
+        difflib.SequenceMatcher(None, a, b).ratio() >= SIMILAR
         or b.startswith(a)
         or b == "".join(word[0] for word in a.split("_") if word)
         for a, b in pairs
@@ -192,7 +213,7 @@ def _compare_labels(path: Path, declared: Mapping[str, Any], row: Mapping[str, A
     theirs, ours = _structures(declared), _structures(row["labels"])
     if _alike(ours, theirs):
         return
-    table = ConfigParser.load_config_file(file) if file else {}
+    table = _load_table(file) if file else {}
     for task, other in table.items():
         names = _structures(other["labels"])
         if len(names) == len(theirs) and _alike(names, theirs):
@@ -205,7 +226,7 @@ def _compare_labels(path: Path, declared: Mapping[str, Any], row: Mapping[str, A
 def _compare_channels(path: Path, declared: Mapping[str, Any] | Sequence[Any], row: Mapping[str, Any]) -> None:
     if isinstance(declared, Mapping):
         declared = [declared[number] for number in sorted(declared, key=lambda number: str(number).zfill(4))]
-    theirs, ours = [_plain(name) for name in declared], [_plain(name) for name in row["channels"]]
+    theirs, ours = [plain_name(name) for name in declared], [plain_name(name) for name in row["channels"]]
     if theirs == ours:
         return
     if sorted(theirs) == sorted(ours) or ("ct" in theirs) != ("ct" in ours):
@@ -215,12 +236,19 @@ def _compare_channels(path: Path, declared: Mapping[str, Any] | Sequence[Any], r
     logger.warning("%s names its channels %s, taken for %s of %s", path, list(declared), row["channels"], row["name"])
 
 
+def _load_table(file: str) -> Mapping[str, Any]:
+    """The bundle's own table."""
+    if not Path(file).is_file():
+        raise InputError(f"{file} not found. Run inside the bundle's folder, or pass that folder as --bundle_root.")
+    return ConfigParser.load_config_file(file)
+
+
 def _load(file: str) -> Any:
     """Content of a user's YAML file."""
     try:
         return ConfigParser.load_config_file(file)
     except yaml.YAMLError as error:
-        raise InputError(f"{file} is no YAML: {error}. Mend it there, or propose the row anew.") from None
+        raise InputError(f"{file} is not valid YAML: {error}. Correct it there, or propose the row again.") from None
 
 
 def _warn_of_other_values(task: str, kept: Mapping[str, Any], checkpoint: str, *, presets: Path) -> None:
@@ -239,12 +267,12 @@ def _warn_of_other_values(task: str, kept: Mapping[str, Any], checkpoint: str, *
             )
 
 
-def _trained_by(checkpoint: str | None) -> tuple[str | None, Mapping[str, Any] | None]:
-    """Task and row of a model, None for what its file does not say."""
+def _trained_by(checkpoint: str | None) -> tuple[str | None, Mapping[str, Any] | None, Mapping[str, str] | None]:
+    """The task, row and labels that a model file records, None where it does not."""
     if checkpoint is None or not Path(checkpoint).exists():
-        return None, None
-    content = load_checkpoint_file(checkpoint)
-    return (content.get("task"), content.get("row")) if isinstance(content, Mapping) else (None, None)
+        return None, None, None
+    content = checkpoint_facts(checkpoint)
+    return content.get("task"), content.get("row"), content.get("labels")
 
 
 def _name_in(task: str) -> str | None:
@@ -268,20 +296,15 @@ def _find(task: str, table_file: str, output_dir: str | None) -> tuple[str, dict
     if _is_list(task):
         name, row = proposed_row(task, output_dir=output_dir)
         return name, row, task
-    file = task if _is_row_file(task) else table_file
-    if not Path(file).is_file():
-        advice = (
-            "A row for data of your own is proposed by --task DIR/dataset.json."
-            if _is_row_file(task)
-            else "Run inside the bundle's folder, or name that folder by --bundle_root."
-        )
-        raise InputError(f"{file} not found. {advice}")
-    table = _load(file)
     if _is_row_file(task):
+        if not Path(task).is_file():
+            raise InputError(f"{task} not found. --task DIR/dataset.json proposes a row for your own data.")
+        table, file = _load(task), task
         if not isinstance(table, Mapping) or len(table) != 1:
             raise InputError(f"--task {task} must hold one row under its name, as configs/tasks.yaml does.")
         ((name, row),) = table.items()
         return str(name), row, file
+    table, file = _load_table(table_file), table_file
     if task not in table:
         near = difflib.get_close_matches(task, table, n=3, cutoff=0.4)
         hint = f"Did you mean {' or '.join(near)}? " if near else ""

@@ -173,7 +173,7 @@ def test_folds_that_the_list_carries_win(tmp_path):
 
 def test_folds_that_only_some_entries_carry_are_refused(tmp_path):
     write_list(tmp_path, training=[entry(f"c{i}", **({"fold": 0} if i else {})) for i in range(6)])
-    with pytest.raises(InputError, match="5 of 6 training and validation entries carry a 'fold'"):
+    with pytest.raises(InputError, match="5 of 6 training and validation entries have a 'fold'"):
         split(tmp_path, fold=0)
 
 
@@ -188,7 +188,7 @@ def test_fold_all_trains_on_everything_and_validates_on_nothing(tmp_path):
     write_list(tmp_path, training=[entry("a"), entry("b")], validation=[entry("c")], test=["imagesTs/t.nii.gz"])
     assert names(segmentation_scans(tmp_path, section="training", fold="all")) == ["a", "b", "c"]
     assert segmentation_scans(tmp_path, section="validation", fold="all", may_be_empty=True) == []
-    with pytest.raises(InputError, match="none is left to validate on. Ask for --section training"):
+    with pytest.raises(InputError, match="none is left for validation. Use --section training"):
         segmentation_scans(tmp_path, section="validation", fold="all")
     assert names(segmentation_scans(tmp_path, section="all")) == ["a", "b", "c"]
 
@@ -255,7 +255,7 @@ def test_only_the_files_that_a_section_needs_must_exist(tmp_path):
 def test_a_scan_that_trains_and_validates_is_reported(tmp_path, caplog):
     write_list(tmp_path, training=[entry("a"), entry("b")], validation=[entry("b")])
     split(tmp_path, fold=None)
-    assert "1 scans train and validate at once" in caplog.text and "b.nii.gz" in caplog.text
+    assert "1 scans are in both training and validation" in caplog.text and "b.nii.gz" in caplog.text
 
 
 # ---- unlabelled_scans ----
@@ -280,7 +280,7 @@ def test_the_held_out_share_is_seeded_and_disjoint_from_training(tmp_path):
     assert both(tmp_path, validation_share=0.1) == (training, validation)
     assert both(tmp_path, validation_share=0.1, seed=1)[1] != validation
     assert len(both(tmp_path, validation_share=0.001)[1]) == 1
-    with pytest.raises(InputError, match="validation_share must lie between 0 and 1, got 5"):
+    with pytest.raises(InputError, match="validation_share must be between 0 and 1, got 5"):
         both(tmp_path, validation_share=5)
 
 
@@ -335,7 +335,7 @@ def test_one_scan_is_too_few_and_all_in_validation_leaves_none_to_train(tmp_path
     with pytest.raises(InputError, match=r"at least 2 scans.*1 found in .*a\.nii"):
         unlabelled_scans(tmp_path / "a.nii", section="training")
     write_list(tmp_path / "v", validation=["a.nii", "b.nii"])
-    with pytest.raises(InputError, match="All 2 scans .* none is left to train on"):
+    with pytest.raises(InputError, match="All 2 scans .* none is left for training"):
         unlabelled_scans(tmp_path / "v", section="training")
 
 
@@ -394,7 +394,7 @@ def test_several_sources_are_predicted_together_and_one_folder_is_trained_on(tmp
     for name in ("a.nii.gz", "b.nii.gz"):
         (tmp_path / name).touch()
     assert len(inference_scans([tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"])) == 2
-    with pytest.raises(InputError, match="must be one folder"):
+    with pytest.raises(InputError, match="must be a single folder"):
         segmentation_scans([str(tmp_path)], section="training")
 
 
@@ -411,7 +411,7 @@ def test_pre_training_never_has_a_patient_on_both_sides(tmp_path):
 def test_scans_of_one_patient_alone_are_split_with_a_warning(tmp_path, caplog):
     write_list(tmp_path, training=[entry(f"c{i}", patient="ANON") for i in range(4)])
     assert len(unlabelled_scans(tmp_path, section="validation")) == 1
-    assert "all 4 scans carry the patient 'ANON'" in caplog.text
+    assert "all 4 scans are of patient 'ANON'" in caplog.text
 
 
 def test_a_store_stands_in_the_order_of_its_scans(tmp_path):

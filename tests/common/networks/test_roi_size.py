@@ -55,7 +55,7 @@ def test_32_cubed_fails_in_the_network_in_both_modes_and_the_proposed_size_works
 
 
 def test_the_plane_that_rotations_turn_must_be_square():
-    with pytest.raises(InputError, match=r"axes 0 and 1 must have one size.*turned by 90 degrees.*\[96, 96, 64\]"):
+    with pytest.raises(InputError, match=r"axes 0 and 1 must have equal sizes.*rotated by 90 degrees.*\[96, 96, 64\]"):
         check_roi_size([96, 64, 64], square_plane=(0, 1))
     with pytest.raises(InputError, match=r"axes 1 and 2 .*\[32, 64, 64\]"):
         check_roi_size([32, 64, 32], square_plane=(1, 2))

@@ -33,7 +33,7 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(file):
 
 
 def test_a_value_that_the_first_preset_does_not_know_is_refused(file):
-    with pytest.raises(InputError, match="preset 'wrong' sets step, which 'full' does not know"):
+    with pytest.raises(InputError, match="preset 'wrong' sets step, which the first preset 'full' lacks"):
         choose(preset="wrong", file=file)
 
 

@@ -77,5 +77,5 @@ def test_a_word_for_what_has_been_resolved_before_is_refused(monkeypatch, tidy, 
     config.write_text("distributed: false\nrun: []\n")
     main = "/x/monai/bundle/__main__.py"
     monkeypatch.setattr(sys, "argv", [main, "run", "--config_file", str(config), "--distributed", "true"])
-    with pytest.raises(InputError, match="--distributed must be written as Python does"):
+    with pytest.raises(InputError, match="--distributed must be written as in Python"):
         start_run(seed=0, resolved={"distributed": "true"})

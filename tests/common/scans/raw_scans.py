@@ -90,7 +90,7 @@ def write_bad(folder: Path) -> dict[str, str]:
         "structures": "RTSTRUCT",
         "scout": "localizer",
         "scan.nrrd": "convert it",
-        "loop.nii.gz": "leads nowhere",
+        "loop.nii.gz": "broken link",
     }
 
 

@@ -116,15 +116,19 @@ def test_an_affine_that_is_not_finite_or_flat_is_found(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "channels", "words"),
     [
-        ((8, 9), 1, "has shape (8, 9), not (X, Y, Z): a single slice; stack"),
-        ((8, 9, 5, 4), 1, "has shape (8, 9, 5, 4), not (X, Y, Z): 4 volumes in one file; if they are channels"),
+        ((8, 9), 1, "has shape (8, 9), not (X, Y, Z): it is a single slice; stack"),
+        ((8, 9, 5, 4), 1, "has shape (8, 9, 5, 4), not (X, Y, Z): it has 4 volumes in one file; if they are channels"),
         ((8, 9, 5, 1, 3), 1, "has shape (8, 9, 5, 1, 3), not (X, Y, Z)"),
-        ((8, 9, 5), 4, "has shape (8, 9, 5), not (X, Y, Z, 4): it holds one channel, but 4 are due; put all 4 along"),
-        ((8, 9, 5, 2), 4, "has shape (8, 9, 5, 2), not (X, Y, Z, 4): it holds 2 channels, but 4 are due"),
+        (
+            (8, 9, 5),
+            4,
+            "has shape (8, 9, 5), not (X, Y, Z, 4): it holds one channel, but 4 are expected; store all 4 along",
+        ),
+        ((8, 9, 5, 2), 4, "has shape (8, 9, 5, 2), not (X, Y, Z, 4): it holds 2 channels, but 4 are expected"),
         (
             (8, 9, 5, 1, 4),
             4,
-            "has shape (8, 9, 5, 1, 4), not (X, Y, Z, 4): it holds 4 channels, but 4 are due; put all",
+            "has shape (8, 9, 5, 1, 4), not (X, Y, Z, 4): it holds 4 channels, but 4 are expected; store all",
         ),
     ],
 )
@@ -144,20 +148,20 @@ def test_a_label_off_the_grid_of_its_image_is_named(tmp_path):
     other = label(tmp_path / "shape.nii", shape=(8, 9, 11))
     assert fault({"image": image, "label": other}).startswith(f"{other}: has shape (8, 9, 11), but its image {image}")
     one_hot = label(tmp_path / "hot.nii", shape=(*SHAPE, 3))
-    assert fault({"image": image, "label": one_hot}).startswith(f"{one_hot}: is a label of shape (8, 9, 10, 3)")
+    assert fault({"image": image, "label": one_hot}).startswith(f"{one_hot}: has shape (8, 9, 10, 3); a label must be")
 
     half, flipped, stretched = AFFINE.copy(), AFFINE.copy(), AFFINE.copy()
     half[0, 3] += 0.4  # half a voxel
     flipped[0] *= -1
     stretched[2, 2] = 3.0
     for name, affine, words in (
-        ("half", half, "differ by up to 0.5 voxels (origin (100.4, 90, -300) against (100, 90, -300)"),
-        ("flipped", flipped, "does not lie where its image"),
-        ("stretched", stretched, "spacing (0.8, 0.8, 3) against (0.8, 0.8, 2.5)"),
+        ("half", half, "differ by up to 0.5 voxels (origin (100.4, 90, -300) versus (100, 90, -300)"),
+        ("flipped", flipped, "is not aligned with its image"),
+        ("stretched", stretched, "spacing (0.8, 0.8, 3) versus (0.8, 0.8, 2.5)"),
     ):
         path = label(tmp_path / f"{name}.nii", affine=affine)
         found = fault({"image": image, "label": path}, voxels=False)
-        assert found.startswith(f"{path}: does not lie where its image") and words in found
+        assert found.startswith(f"{path}: is not aligned with its image") and words in found
 
 
 def test_the_rounding_of_a_qform_passes(tmp_path):
@@ -277,7 +281,7 @@ def test_a_broken_or_foreign_memory_is_ignored_and_replaced(tmp_path, content):
 def test_a_memory_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     check_scans([{"image": write(tmp_path / "a.nii")}], remember=tmp_path / "file" / "r.json")
-    assert "Cannot remember the checked scans" in caplog.text
+    assert "Cannot record the checked scans" in caplog.text
 
 
 def test_scans_that_do_not_look_like_hu_are_named_once_and_let_pass(tmp_path, caplog):

@@ -265,8 +265,8 @@ def test_files_that_are_no_part_of_a_series_are_named_with_the_reason(tmp_path, 
     assert [one.files for one in series] == [tuple(sorted(map(str, files)))]
     words = {
         "empty": "empty (0 bytes)",
-        "notes.txt": "no DICOM file",
-        "scan.nii": "no DICOM file",
+        "notes.txt": "not a DICOM file",
+        "scan.nii": "not a DICOM file",
         "cut.dcm": "truncated",
         "DICOMDIR": "no SeriesInstanceUID",
         "locked": "cannot be opened (Permission denied)",
@@ -378,7 +378,7 @@ def test_slices_at_one_place_that_no_image_type_sorts_out_are_refused(tmp_path, 
     uid = generate_uid()
     write_series(tmp_path / "1", stored_values(), SeriesInstanceUID=uid, ImageType=kinds[0])
     write_series(tmp_path / "2", stored_values((7, 6, slices)), SeriesInstanceUID=uid, ImageType=kinds[1])
-    assert "share a place, image000" in refusal(tmp_path) and f"({slices} such pairs)" in refusal(tmp_path)
+    assert "share a position, image000" in refusal(tmp_path) and f"({slices} such pairs)" in refusal(tmp_path)
 
 
 def test_one_instance_uid_and_place_in_two_acquisitions_is_no_copy(tmp_path):
@@ -464,10 +464,10 @@ def test_dicom_is_told_by_its_content(tmp_path):
         ({"Modality": "MR", "SOPClassUID": MRImageStorage}, ["MR", "only CT"]),
         ({"Modality": "PT"}, ["PT", "only CT"]),
         ({"Modality": "RTSTRUCT"}, ["RTSTRUCT", "only CT"]),
-        ({"Modality": None}, ["not given", "only CT"]),
-        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, ["localizer", "leave it out"]),
+        ({"Modality": None}, ["missing", "only CT"]),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, ["localizer", "exclude it"]),
         ({"SOPClassUID": SecondaryCaptureImageStorage}, ["Secondary Capture", "original series"]),
-        ({"ConversionType": "WSD"}, ["converted picture", "original series"]),
+        ({"ConversionType": "WSD"}, ["converted image", "original series"]),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, ["colour", "PALETTE COLOR"]),
         ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, ["colour", "RGB"]),
         ({"RescaleType": "MGML"}, ["MGML", "not in HU"]),

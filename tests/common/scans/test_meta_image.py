@@ -94,12 +94,12 @@ def test_an_axial_scan_is_lps(tmp_path):
     ("changed", "words"),
     [
         ({"NDims": "4"}, "4 dimensions"),
-        ({"ElementNumberOfChannels": "3"}, "3 channels"),
+        ({"ElementNumberOfChannels": "3"}, "3 channel(s)"),
         ({"ElementType": "MET_LONG_LONG"}, "MET_LONG_LONG"),
         ({"ElementSpacing": "0.7 0 2.5"}, "spacing [0.7, 0.0, 2.5]"),
         ({"ElementSpacing": "0.7 x"}, "ElementSpacing = 0.7 x"),
         ({"ElementSpacing": None}, "ElementSpacing = (missing)"),
-        ({"DimSize": "7 6 6"}, "420 bytes of voxels, and 504 in the header"),
+        ({"DimSize": "7 6 6"}, "420 bytes of voxels, but its header requires 504"),
         ({"ElementDataFile": None}, "no ElementDataFile"),
     ],
 )

@@ -92,7 +92,7 @@ def test_metaimage_is_found_with_its_voxels(tmp_path):
     assert (candidate.name, candidate.kind) == ("raw__1.3.6", "metaimage")
     assert (candidate.series_uid, other.series_uid) == ("", uid)
     assert candidate.files == (str(folder / "1.3.6.mhd"), str(folder / "1.3.6.raw"))
-    assert found.refused == {str(folder / "broken.mhd"): "is no MetaImage: it has no ElementDataFile"}
+    assert found.refused == {str(folder / "broken.mhd"): "is not a MetaImage: it has no ElementDataFile"}
 
 
 # ---- names ---------------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def test_loops_of_links_end(tmp_path):
     (tmp_path / "raw" / "self.nii.gz").symlink_to(tmp_path / "raw" / "self.nii.gz")
     found = find_candidates(tmp_path / "raw")
     assert [candidate.name for candidate in found.candidates] == ["raw__deep__a"]
-    assert found.refused == {str(tmp_path / "raw" / "self.nii.gz"): "is a link that leads nowhere"}
+    assert found.refused == {str(tmp_path / "raw" / "self.nii.gz"): "is a broken link"}
 
 
 # ---- data lists ----------------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def test_label_names_that_contradict_are_not_taken_over(tmp_path):
         (folder / "dataset.json").write_text(json.dumps({"labels": {"1": organ}, "training": ["im/1.nii.gz"]}))
     found = find_candidates([tmp_path / "a", tmp_path / "b"])
     assert found.labels == {}
-    assert "different names to the same labels" in found.notes[0]
+    assert "name the labels differently" in found.notes[0]
 
 
 def test_btcv_layout_without_a_list_gives_labels(tmp_path):
@@ -335,7 +335,7 @@ def test_listed_scans_outside_the_sources_are_refused(tmp_path):
     touch(tmp_path, "raw/a.nii.gz", "other/b.nii.gz", "raw/.hidden/c.nii.gz")
     listing(tmp_path / "raw", training=["a.nii.gz", "../other/b.nii.gz", ".hidden/c.nii.gz"])
     refused = find_candidates(tmp_path / "raw").refused
-    assert "lies outside the sources" in refused[str(tmp_path / "other" / "b.nii.gz")]
+    assert "is outside the sources" in refused[str(tmp_path / "other" / "b.nii.gz")]
     assert "is hidden" in refused[str(tmp_path / "raw" / ".hidden" / "c.nii.gz")]
     assert len(find_candidates([tmp_path / "raw", tmp_path / "other"]).refused) == 1
 

@@ -95,7 +95,7 @@ def test_slices_that_share_a_position_are_refused(tmp_path):
     first = write_series(tmp_path / "1", images(), SeriesInstanceUID=uid, AcquisitionNumber=1)
     write_series(tmp_path / "2", images(), SeriesInstanceUID=uid, AcquisitionNumber=2)
     message = refusal(tmp_path)
-    assert "share a place" in message and "9 such pairs" in message and first[0].name in message
+    assert "share a position" in message and "9 such pairs" in message and first[0].name in message
     assert "(-120.25, -98.5, 310.75)" in message and "several acquisitions" in message
 
 
@@ -113,7 +113,7 @@ def test_a_slice_beside_the_line_of_the_others_is_refused(tmp_path):
 
     files = write_series(tmp_path, images(), edit=push)
     message = refusal(tmp_path)
-    assert f"{files[4].name} at (-117.25, -98.5, 320.75)" in message and "3.00 mm beside" in message
+    assert f"{files[4].name} at (-117.25, -98.5, 320.75)" in message and "3.00 mm off" in message
 
 
 def test_slices_of_different_spacing_are_refused(tmp_path):

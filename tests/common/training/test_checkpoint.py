@@ -16,6 +16,7 @@ from monai.optimizers import WarmupCosineSchedule
 
 from bundles.common.data.seeded_crops import DrawSampler
 from bundles.common.errors import InputError
+from bundles.common.run.options import RunSettings
 from bundles.common.training.checkpoint import TrainingCheckpoint, random_states, restore_random_states
 from bundles.common.training.lr_schedule import StepSchedule
 from bundles.common.training.weight_average import UpdateAverage, WeightAverage
@@ -112,7 +113,10 @@ def train(
         lr_scheduler=lr_scheduler,
         sampler=sampler,
         encoder=record,
-        settings=settings or {"learning_rate": lr, "max_steps": epochs * EPOCH_LENGTH, "roi_size": (96, 96, 96)},
+        settings=RunSettings(
+            settings or {"learning_rate": lr, "max_steps": epochs * EPOCH_LENGTH, "roi_size": (96, 96, 96)},
+            of_the_scores=frozenset({"task_weights", "roi_size"}),
+        ),
         **{"details": {"out_channels": 1}, "trained": {"preset": "cpu"}, "score": "dice", "resume": resume, **options},
         evaluator=evaluator,
         average=average,
@@ -434,6 +438,12 @@ def test_the_best_score_is_forgotten_where_another_thing_is_measured(tmp_path, r
     train(tmp_path, record, scores=scores, settings=settings, resume=True, resume_changes=[changed])
     best = load_checkpoint_file(tmp_path / "model.pt")["trained"]
     assert best["steps"] == (EPOCH_LENGTH if kept else 5 * EPOCH_LENGTH)
+
+
+def test_a_setting_that_an_older_version_did_not_record_is_not_compared(tmp_path, record):
+    settings = {"learning_rate": 0.1}
+    train(tmp_path, record, settings=settings, killed_in_step=5)
+    assert train(tmp_path, record, settings={**settings, "task": "BTCV"}, resume=True).steps[0] == 4
 
 
 @pytest.mark.parametrize("name", ["tasks", "heads", "labels", "task"])

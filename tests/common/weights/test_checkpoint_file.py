@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import stat
+import weakref
 
 import numpy as np
 import pytest
@@ -13,7 +15,14 @@ import torch
 
 from bundles.common.errors import InputError
 from bundles.common.files import atomic_path
-from bundles.common.weights.checkpoint_file import load_checkpoint_file, save_atomically
+from bundles.common.weights.checkpoint_file import (
+    MAX_OPENED,
+    checkpoint_facts,
+    load_checkpoint_file,
+    open_checkpoint,
+    release_checkpoint,
+    save_atomically,
+)
 
 
 class Payload:
@@ -179,3 +188,59 @@ def test_a_forged_kind_of_number_is_refused(tmp_path):
     torch.save({"x": ForgedKind()}, tmp_path / "n.pt")
     with pytest.raises(InputError, match="n.pt was refused"):
         load_checkpoint_file(tmp_path / "n.pt")
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Paths that torch.load is called with."""
+    calls = []
+    load = torch.load
+    monkeypatch.setattr(
+        torch, "load", lambda path, *args, **options: calls.append(path) or load(path, *args, **options)
+    )
+    return calls
+
+
+def test_a_file_is_opened_once_until_it_changes(tmp_path, opened):
+    path = tmp_path / "model.pt"
+    save_atomically({"model": {"weight": torch.ones(2)}, "labels": {"0": "background"}}, path)
+    assert torch.equal(open_checkpoint(path)["model"]["weight"], torch.ones(2))
+    assert open_checkpoint(str(path)) is open_checkpoint(path)
+    assert checkpoint_facts(path) == {"model": ["weight"], "labels": {"0": "background"}}
+    assert len(opened) == 1
+    save_atomically({"model": {"weight": torch.zeros(3)}}, path)
+    assert checkpoint_facts(path) == {"model": ["weight"]}
+    assert torch.equal(open_checkpoint(path)["model"]["weight"], torch.zeros(3))
+    assert len(opened) == 2
+
+
+def test_a_released_file_is_still_known_without_its_tensors(tmp_path, opened):
+    path = tmp_path / "model.pt"
+    save_atomically({"model": {"weight": torch.ones(2)}, "trained": {"steps": 3}}, path)
+    content = weakref.ref(open_checkpoint(path)["model"]["weight"])
+    release_checkpoint(path)
+    gc.collect()
+    assert content() is None  # the memory is free
+    assert checkpoint_facts(path)["trained"] == {"steps": 3}
+    assert len(opened) == 1
+
+
+def test_a_file_that_is_gone_is_an_error_even_if_it_was_open(tmp_path):
+    path = tmp_path / "model.pt"
+    save_atomically({"model": {}}, path)
+    open_checkpoint(path)
+    path.unlink()
+    for read in (open_checkpoint, checkpoint_facts):
+        with pytest.raises(InputError, match="does not exist"):
+            read(path)
+
+
+def test_few_files_are_held_open(tmp_path, opened):
+    paths = [tmp_path / f"{number}.pt" for number in range(MAX_OPENED + 1)]
+    for path in paths:
+        save_atomically({"model": {"weight": torch.ones(1)}}, path)
+        open_checkpoint(path)
+    open_checkpoint(paths[-1])
+    assert len(opened) == len(paths)
+    open_checkpoint(paths[0])
+    assert len(opened) == len(paths) + 1

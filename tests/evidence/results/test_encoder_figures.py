@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The report shows what the pre-trainings learnt, and says where they learnt nothing."""
+"""The report shows what the pre-trainings learned, and names the proxy tasks that they did not learn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from evidence.results.records import read_figures
 
 from ..made_up_study import encoder_file, finished, made_up_figures, planner, whole_plan, write_study
 
-# As a pre-training wrote it whose embeddings had become one.
+# Written by a pre-training whose embeddings had collapsed.
 COLLAPSED = {
     "views": 64,
     "loss": 3.454139530658722,
@@ -48,11 +48,11 @@ def test_figures_name_the_step_of_the_weights_that_are_kept(tmp_path, record):
     assert figures_of(tmp_path, pretraining().settings) == {**COLLAPSED, "steps": 100, "steps_kept": 50}
 
 
-def test_tasks_that_were_not_learnt_are_named():
+def test_tasks_that_were_not_learned_are_named():
     figures = COLLAPSED
     contrast, rotation = doubts_of(figures)
-    assert "contrast was not learnt: its loss 1.9459 is not below 1.9459" in contrast
-    assert "rotation is not above chance: 8 of 64 views right, 16 expected" in rotation
+    assert "contrast was not learned: its loss 1.9459 is not below 1.9459" in contrast
+    assert "rotation is not above chance: 8 of 64 views correct, 16 expected" in rotation
     assert doubts_of(made_up_figures(["contrast", "rotation"], seed=0)) == []
     assert len(doubts_of({**figures, "loss_contrast": 1.942, "rotation_accuracy": 1.0})) == 1
     assert doubts_of({**figures, "loss_contrast": 1.935, "rotation_accuracy": 1.0}) == []
@@ -76,10 +76,10 @@ def test_the_report_shows_the_encoders_of_each_part(tmp_path):
     assert "| pretrained, seed 1 | 100 | 12.3 | 1.3429 | 0.600 | 0.500 |" in curve
     assert "| pretrained, seed 2 | 100 (weights of 50) | 11.9 | 1.9459 | 0.250 | 0.125 |" in curve
     assert "contrast loss 1.9459 (ln of the number of other views in a batch), rotation accuracy 0.25" in curve
-    (doubt,) = [line for line in curve.splitlines() if "not learnt" in line or "not above chance" in line]
-    assert doubt.startswith("- pretrained, seed 2: contrast was not learnt") and "rotation is not above" in doubt
+    (doubt,) = [line for line in curve.splitlines() if "not learned" in line or "not above chance" in line]
+    assert doubt.startswith("- pretrained, seed 2: contrast was not learned") and "rotation is not above" in doubt
     assert "| inpainting-rotation, seed 0 | 100 | 12.0 |  |  | 0.500 |" in ablation
-    assert "seed 1 |" not in ablation and "not learnt" not in ablation  # encoder_per_seed: false
+    assert "seed 1 |" not in ablation and "not learned" not in ablation  # encoder_per_seed: false
 
 
 def test_runs_of_earlier_versions_are_read_from_their_training_or_left_empty(tmp_path):

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The pictures show what the tables say: means, differences, intervals, and each patient."""
+"""The figures show the values of the tables: means, differences, intervals, and each patient."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ SUBSETS += ["inpainting\ncontrast", "inpainting\nrotation", "contrast\nrotation"
 
 @pytest.fixture(params=["curve", "ablation"])
 def drawn(request, tmp_path):
-    """The panels of a study in which one arm is not finished, its rows, and the places of arms on the axis."""
+    """Kind, panels and rows of a study in which one arm is not finished, and its plan."""
     plan = whole_plan()
     left = [run.name for run in plan.runs if run.facts["arm"] == "rotation" or run.facts.get("n") == 4]
-    write_study(tmp_path, plan, gain=0.05, left_out=tuple(left))
+    write_study(tmp_path, plan, gain=0.05, unfinished=tuple(left))
     outline, results = read_outline(tmp_path), read_results(tmp_path)
     draw, rows_of, arms = {
         "curve": (curve_figure, curve_rows, outline["arms"]),
@@ -47,7 +47,7 @@ def test_circles_are_the_means_and_the_differences(drawn):
     against = [row["difference"] for arm, row in means.items() if arm != "scratch"]
     assert list(first_points(difference.lines)) == pytest.approx(list(places)[1:])
     assert list(first_points(difference.lines).values()) == pytest.approx(against, nan_ok=True)
-    assert np.isnan(against).sum() == (1 if kind == "ablation" else 0)  # what is not finished stays empty
+    assert np.isnan(against).sum() == (1 if kind == "ablation" else 0)  # NaN: not finished
     assert [tick.get_text() for tick in dice.get_xticklabels()] == (["2", "4"] if kind == "curve" else SUBSETS)
 
 

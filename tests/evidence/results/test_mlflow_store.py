@@ -1,20 +1,43 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Tables and pictures from MLflow alone are those from the folder, to the byte."""
+"""MLflow has every finished run and the tables of the report; a store that cannot be used is named."""
 
 from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from bundles.common.errors import InputError
 from bundles.common.files import write_text
-from evidence.report import draw, main, write_report
-from evidence.results.mlflow_store import log_missing, log_run, open_store, read_store
+from evidence.report import write_report
+from evidence.results.mlflow_store import log_missing, log_report, log_run, open_store
 from evidence.run import plan_of
 
-from ..made_up_study import CONTENT, REPORT, finished, one_sided, parts, planner, write_study
+from ..made_up_study import CONTENT, REPORT, finished, made_up_scores, parts, planner, write_study
+
+
+def client_of(uri):
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def runs_of(uri, experiment="evidence_made_up"):
+    """The runs of an experiment that are not deleted, by name."""
+    client = client_of(uri)
+    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    named = {run.info.run_name: run for run in runs}
+    assert len(named) == len(runs)
+    return named
+
+
+def mean_dice(run, *, gain=0.05, labels=("liver", "left kidney")):
+    """Mean over labels of the mean over cases, as in the report."""
+    rows = [row for row in made_up_scores(run, gain=gain) if row["dice"] is not None]
+    means = [[row["dice"] for row in rows if row["label"] == label] for label in labels]
+    return sum(sum(values) / len(values) for values in means) / len(labels)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +47,6 @@ def tracked(tmp_path_factory):
     plan = plan_of(planner(curve={**CONTENT["curve"], "seeds": [0, 1]}), ["curve", "ablation"])
     uri = f"sqlite:///{out / 'mlruns.db'}"
     write_study(out, plan, gain=0.05)
-    write_report(out)
     log_run(plan.runs[-1].name, finished(plan.runs[-1], gain=0.4), outline=plan.outline, out=out, uri=uri)
     log = out / "runs/finetune_pretrained_n4_seed1/train/training_log.csv"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -34,57 +56,83 @@ def tracked(tmp_path_factory):
     return out, uri, plan
 
 
-def test_report_from_the_store_equals_that_from_the_folder(tracked, tmp_path, capsys):
-    out, uri, _ = tracked
-    assert main([str(tmp_path), "--tracking_uri", uri, "--study", "made_up"]) == 0
-    for name in REPORT:
-        assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
-    assert "pre-training gains" in capsys.readouterr().out
-
-
-def test_one_experiment_holds_each_run_once_with_its_facts(tracked):
-    from mlflow.tracking import MlflowClient
-
+def test_every_run_is_tracked_once_with_what_it_was_made_by(tracked):
     _, uri, plan = tracked
-    client = MlflowClient(tracking_uri=uri)
-    experiment = client.get_experiment_by_name("evidence_made_up")
-    runs = client.search_runs([experiment.experiment_id])
-    assert sorted(run.info.run_name for run in runs) == sorted(run.name for run in plan.runs)
-    one = next(run for run in runs if run.info.run_name == "finetune_pretrained_n4_seed1")
+    runs = runs_of(uri)
+    assert sorted(runs) == sorted(run.name for run in plan.runs)
+    one = runs["finetune_pretrained_n4_seed1"]
     assert one.data.params["arm"] == "pretrained" and one.data.params["n"] == "4" and one.data.params["seed"] == "1"
-    assert one.data.params["encoder"] == "pretrain_pretrained_seed1"
-    assert "mean_dice" in one.data.metrics and "dice/01 liver/0001 val_00" in one.data.metrics
+    assert one.data.params["encoder"] == "pretrain_pretrained_seed1" and one.data.params["train.max_steps"] == "60"
     curves = {"train/loss": [(20, 1.5), (40, 1.25)], "train/learning_rate": [(20, 0.02), (40, 0.01)]}
     for key, points in curves.items():
-        assert [(each.step, each.value) for each in client.get_metric_history(one.info.run_id, key)] == points
+        history = client_of(uri).get_metric_history(one.info.run_id, key)
+        assert [(each.step, each.value) for each in history] == points
 
 
-def test_an_unknown_study_names_the_experiments(tracked):
-    with pytest.raises(InputError, match="evidence_other.*evidence_made_up"):
-        read_store(tracked[1], study="other")
-
-
-def test_one_sided_scores_are_left_out_of_the_store_too(tmp_path):
-    made = planner(curve={**CONTENT["curve"], "n": [2], "seeds": [0, 1]}, ablation=None)
-    made.absent = {"val_03": ["left kidney"]}
-    plan = plan_of(made, ["curve"])
-    out, uri = tmp_path / "out", f"sqlite:///{tmp_path / 'mlruns.db'}"
-    write_study(out, plan, gain=0.05)
-    done = one_sided(out, plan)
-    write_report(out)
+def test_metrics_are_the_mean_scores_and_the_validation_figures(tracked):
+    _, uri, plan = tracked
+    runs = runs_of(uri)
     for run in plan.runs:
-        log_run(run.name, done[run.name], outline=plan.outline, out=out, uri=uri)
-    assert main([str(tmp_path / "again"), "--tracking_uri", uri, "--study", "made_up"]) == 0
-    for name in ("curve.csv", "curve.md", "curve.png"):
-        assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
+        metrics = runs[run.name].data.metrics
+        assert metrics["seconds"] == 60.0 + len(run.name)
+        if run.kind == "finetuning":
+            assert metrics["mean_dice"] == pytest.approx(mean_dice(run))
+            assert {"mean_nsd", "mean_hd95"} < set(metrics)
+    metrics = runs["pretrain_pretrained_seed1"].data.metrics
+    assert metrics["validation/rotation_accuracy"] == 0.5 and metrics["validation/steps"] == 100
 
 
-def test_a_report_from_a_store_that_is_not_there_makes_none(tmp_path, capsys):
-    for uri in (f"sqlite:///{tmp_path / 'missing.db'}", str(tmp_path / "missing"), f"file://{tmp_path / 'missing'}"):
-        with pytest.raises(SystemExit):
-            main([str(tmp_path / "report"), "--tracking_uri", uri, "--study", "made_up"])
-        assert re.search("Stopped: .*missing.* is not there", capsys.readouterr().err)
-    assert list(tmp_path.iterdir()) == []
+def test_mean_scores_ignore_labels_that_a_case_does_not_have(tmp_path):
+    made = planner(curve={**CONTENT["curve"], "n": [2], "seeds": [0]}, ablation=None)
+    made.absent = {f"val_{i:02d}": ["left kidney"] for i in range(20)}
+    plan = plan_of(made, ["curve"])
+    uri, run = f"sqlite:///{tmp_path / 'mlruns.db'}", plan.runs[0]
+    log_run(run.name, finished(run), outline=plan.outline, out=tmp_path, uri=uri)
+    assert runs_of(uri)[run.name].data.metrics["mean_dice"] == pytest.approx(mean_dice(run, labels=["liver"]))
+
+
+def artifacts(uri, folder, experiment="evidence_made_up"):
+    """Name to content of the artifacts of the run ``report``."""
+    run = runs_of(uri, experiment)["report"]
+    client = client_of(uri)
+    names = [each.path for each in client.list_artifacts(run.info.run_id)]
+    folder.mkdir(exist_ok=True)
+    return {name: Path(client.download_artifacts(run.info.run_id, name, str(folder))).read_bytes() for name in names}
+
+
+def test_report_is_tracked_with_the_files_of_the_folder(tmp_path):
+    out, uri, plan = tmp_path / "out", f"sqlite:///{tmp_path / 'mlruns.db'}", small()
+    write_study(out, plan, gain=0.05)
+    write_report(out)
+    log_report(out, study="made_up", uri=uri, say=pytest.fail)
+    names = {"outline.json", *(name for name in REPORT if "curve" in name)}  # without an ablation and a search
+    assert artifacts(uri, tmp_path / "a") == {name: (out / name).read_bytes() for name in names}
+    first = runs_of(uri)["report"].info.run_id
+    log_report(out, study="made_up", uri=uri, say=pytest.fail)
+    assert runs_of(uri)["report"].info.run_id == first  # nothing has changed
+
+    write_text(out / "curve.md", "other\n")
+    (out / "curve.png").unlink()
+    log_report(out, study="made_up", uri=uri, say=pytest.fail)
+    latest = artifacts(uri, tmp_path / "b")
+    assert latest["curve.md"] == b"other\n" and "curve.png" not in latest
+
+
+def test_a_folder_for_artifacts_that_cannot_be_written_is_named_and_does_not_stop_the_study(tmp_path):
+    """The experiment was made on a machine that has the study's folder at another place."""
+    out, uri, plan = tmp_path / "out", f"sqlite:///{tmp_path / 'mlruns.db'}", small()
+    write_study(out, plan, gain=0.05)
+    write_report(out)
+    (tmp_path / "file").touch()
+    tags = {"evidence.study.study": "made_up", "evidence.folder": "0123"}
+    write_text(out / ".study_id", "0123\n")
+    client_of(uri).create_experiment(
+        "evidence_made_up", artifact_location=(tmp_path / "file/mlartifacts").as_uri(), tags=tags
+    )
+    lines = []
+    log_report(out, study="made_up", uri=uri, say=lines.append)
+    assert len(lines) == 1 and f"{tmp_path}/file" in lines[0] and f"It is in {out}" in lines[0]
+    assert runs_of(uri)["report"].info.status == "FAILED"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +149,7 @@ def test_a_wrong_address_is_named_before_anything_runs(tmp_path, uri):
 def test_a_store_that_fails_later_loses_no_run(tmp_path, tracked):
     _, _, plan = tracked
     (tmp_path / "text.db").write_text("this is no database" * 100)
-    with pytest.raises(InputError, match="text.db could not be written.*the same command logs it"):
+    with pytest.raises(InputError, match="text.db cannot be written.*repeat the command to log it"):
         run = plan.runs[0]
         log_run(run.name, finished(run), outline=plan.outline, out=tmp_path, uri=f"sqlite:///{tmp_path / 'text.db'}")
 
@@ -113,49 +161,24 @@ def small(**changes):
     )
 
 
-def same_from_the_store(out, uri, folder, **options):
-    """Whether the report from MLflow alone has the bytes of that from the folder."""
-    write_report(out)
-    draw(*read_store(uri, study="made_up", **options), folder)
-    return all((folder / name).read_bytes() == (out / name).read_bytes() for name in REPORT if "curve" in name)
-
-
-def test_a_store_follows_the_folder_through_changes_of_the_study(tmp_path):
-    out, uri = tmp_path / "out", f"sqlite:///{tmp_path / 'mlruns.db'}"
-    plan = small()
-    write_study(out, plan, gain=0.05)
-    for run in plan.runs:
-        log_run(run.name, finished(run), outline=plan.outline, out=out, uri=uri)
-    assert same_from_the_store(out, uri, tmp_path / "again")
-    made = planner(curve={**CONTENT["curve"], "n": [2], "seeds": [0]}, ablation=None)
-    made.absent = {"val_01": ["liver"]}
-    changed = made.outline()
-    write_text(out / "outline.json", json.dumps(changed))
-    log_missing(out, outline=changed, uri=uri, say=pytest.fail)  # no run is logged anew
-    assert same_from_the_store(out, uri, tmp_path / "again")
-    assert "1 of 1" in (out / "curve.md").read_text()
-    # a process of the study as it was logs its run: the report stays the folder's
-    log_run(plan.runs[0].name, finished(plan.runs[0]), outline=plan.outline, out=out, uri=uri)
-    assert same_from_the_store(out, uri, tmp_path / "again")
-
-
 def test_another_store_gets_what_was_finished_before(tmp_path):
     out, uri = tmp_path / "out", f"sqlite:///{tmp_path / 'new.db'}"
     plan = small()
     write_study(out, plan, gain=0.05)
-    said = []
-    log_missing(out, outline=plan.outline, uri=uri, say=said.append)
-    assert said == [f"logging {len(plan.runs)} finished runs that {uri} lacks"]
-    assert same_from_the_store(out, uri, tmp_path / "again")
-    one = finished(plan.runs[-1], gain=0.4)  # carried out anew in a folder that was taken away
-    write_text(out / "runs" / plan.runs[-1].name / "done.json", json.dumps(one))
-    log_missing(out, outline=plan.outline, uri=uri, say=said.append)
-    assert said[1] == f"logging 1 finished runs that {uri} lacks"
-    assert same_from_the_store(out, uri, tmp_path / "again")
+    lines = []
+    log_missing(out, outline=plan.outline, uri=uri, say=lines.append)
+    assert lines == [f"logging {len(plan.runs)} finished runs that are missing in {uri}"]
+    assert sorted(runs_of(uri)) == sorted(run.name for run in plan.runs)
+    run = plan.runs[-1]  # repeated after its folder was removed
+    write_text(out / "runs" / run.name / "done.json", json.dumps(finished(run, gain=0.4)))
+    log_missing(out, outline=plan.outline, uri=uri, say=lines.append)
+    assert lines[1] == f"logging 1 finished runs that are missing in {uri}"
+    assert sorted(runs_of(uri)) == sorted(run.name for run in plan.runs)
+    assert runs_of(uri)[run.name].data.metrics["mean_dice"] == pytest.approx(mean_dice(run, gain=0.4))
     log_missing(out, outline=plan.outline, uri=uri, say=pytest.fail)
 
 
-def test_folders_of_one_study_keep_their_runs_apart_in_one_store(tmp_path, capsys):
+def test_folders_of_one_study_keep_their_runs_apart_in_one_store(tmp_path):
     uri = f"sqlite:///{tmp_path / 'server.db'}"
     first, second = small(), planner(curve={**CONTENT["curve"], "n": [2], "seeds": [0]}, ablation=None)
     second.parts = parts(validation=5)  # other data
@@ -165,36 +188,28 @@ def test_folders_of_one_study_keep_their_runs_apart_in_one_store(tmp_path, capsy
         for run in plan.runs:
             done = json.loads((tmp_path / name / "runs" / run.name / "done.json").read_text())
             log_run(run.name, done, outline=plan.outline, out=tmp_path / name, uri=uri)
+        write_report(tmp_path / name)
+        log_report(tmp_path / name, study="made_up", uri=uri, say=pytest.fail)
     own = (tmp_path / "b/.study_id").read_text().strip()
-    names = {"a": "evidence_made_up", "b": f"evidence_made_up-{own}"}
-    for name, experiment in names.items():
-        assert same_from_the_store(tmp_path / name, uri, tmp_path / "again", experiment=experiment)
-    with pytest.raises(SystemExit):
-        main([str(tmp_path / "report"), "--tracking_uri", uri, "--study", "made_up"])
-    error = capsys.readouterr().err
-    for name, patients in (("a", 20), ("b", 5)):
-        assert f"{names[name]} ({patients} scored patients, n = [2])" in error
-    assert "has 2 studies made_up" in error and "--experiment NAME" in error
-    words = [str(tmp_path / "report"), "--tracking_uri", uri, "--study", "made_up", "--experiment", names["b"]]
-    assert main(words) == 0
+    for name, experiment in {"a": "evidence_made_up", "b": f"evidence_made_up-{own}"}.items():
+        assert sorted(runs_of(uri, experiment)) == sorted([*(run.name for run in plans[name].runs), "report"])
+        found = artifacts(uri, tmp_path / f"from_{name}", experiment)
+        assert found["curve.csv"] == (tmp_path / name / "curve.csv").read_bytes()
     (tmp_path / "b").rename(tmp_path / "c")  # the same study at another place
     log_missing(tmp_path / "c", outline=plans["b"].outline, uri=uri, say=pytest.fail)
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_an_experiment_of_an_earlier_version_is_taken_on_in_the_folders_own_store_alone(tmp_path, inside):
-    from mlflow.tracking import MlflowClient
-
+def test_an_experiment_of_an_earlier_version_is_used_further_only_in_the_folders_own_store(tmp_path, inside):
     out, plan = tmp_path / "out", small()
     write_study(out, plan, gain=0.05)
     uri = f"sqlite:///{(out if inside else tmp_path) / 'mlruns.db'}"
-    client = MlflowClient(tracking_uri=uri)
-    tags = {"evidence.outline.0": json.dumps({key: value for key, value in plan.outline.items() if key != "absent"})}
-    old = client.create_experiment("evidence_made_up", tags=tags)
+    client = client_of(uri)
+    old = client.create_experiment("evidence_made_up", tags={"evidence.outline.0": json.dumps(plan.outline)})
     run = client.create_run(old, run_name=plan.runs[0].name, tags={"evidence.run": plan.runs[0].name})
     client.set_terminated(run.info.run_id)
     log_missing(out, outline=plan.outline, uri=uri, say=lambda _: None)
     kept = [each.info.run_id for each in client.search_runs([old])]
     assert (run.info.run_id in kept) != inside and len(kept) == (len(plan.runs) if inside else 1)
-    other = {} if inside else {"experiment": f"evidence_made_up-{(out / '.study_id').read_text().strip()}"}
-    assert same_from_the_store(out, uri, tmp_path / "again", **other)
+    own = "" if inside else f"-{(out / '.study_id').read_text().strip()}"
+    assert sorted(runs_of(uri, f"evidence_made_up{own}")) == sorted(run.name for run in plan.runs)

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The paired bootstrap: equal to a slow formula written apart, exact in small cases, and right about as often as it says."""
+"""The paired bootstrap equals a slow independent calculation, is exact in small cases, and has the stated coverage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from evidence.results.paired_bootstrap import figure_of, paired_difference
 
 
 def slow_figure(pairs):
-    """Mean over organs of each organ's mean over the pairs that are there, in plain loops; pairs[seed][patient][organ]."""
+    """Mean over organs of each organ's mean over existing pairs, in plain loops; pairs[seed][patient][organ]."""
     means = []
     for organ in range(len(pairs[0][0])):
         values = [p[organ] for of_seed in pairs for p in of_seed if not math.isnan(p[organ])]
@@ -24,7 +24,7 @@ def slow_figure(pairs):
 
 
 def slow_interval(pairs, draws=4000, level=0.95):
-    """Seeds and patients drawn one by one, by another generator."""
+    """Draw seeds and patients one by one, with another random generator."""
     generator = np.random.RandomState(123)
     seeds, patients = len(pairs), len(pairs[0])
     figures = []
@@ -74,7 +74,7 @@ def test_two_patients_and_two_seeds_have_the_exact_distribution():
     ]  # 16 equally likely draws
     found = paired_difference(d, np.zeros_like(d), level=0.5, draws=200_000)
     assert found.difference == 5.0
-    # 3/16 of the draws lie at or below 2, 6/16 at or below 3; 11/16 at or below 5, 13/16 at or below 7
+    # 3/16 of the draws are at or below 2, 6/16 at or below 3, 11/16 at or below 5, and 13/16 at or below 7
     assert np.quantile(outcomes, [0.25, 0.75], method="inverted_cdf").tolist() == [3.0, 7.0]
     assert found.interval == (3.0, 7.0)
     assert (found.higher, found.lower, found.equal) == (2, 0, 0)
@@ -97,9 +97,9 @@ def test_exchanged_arms_turn_the_interval_round(scores):
 def test_seeds_that_differ_widen_the_interval():
     generator = np.random.default_rng(1)
     noise = generator.normal(0, 0.01, (3, 30, 1))
-    alike = paired_difference(noise, np.zeros_like(noise))
-    unlike = paired_difference(noise + np.array([-0.1, 0, 0.1])[:, None, None], np.zeros_like(noise))
-    assert np.diff(unlike.interval) > 5 * np.diff(alike.interval)
+    similar = paired_difference(noise, np.zeros_like(noise))
+    different = paired_difference(noise + np.array([-0.1, 0, 0.1])[:, None, None], np.zeros_like(noise))
+    assert np.diff(different.interval) > 5 * np.diff(similar.interval)
 
 
 def test_one_patient_has_no_interval_and_none_no_difference():
@@ -138,7 +138,7 @@ def test_a_null_is_found_to_differ_about_as_rarely_as_the_level_says():
 
 @pytest.mark.parametrize(("seeds", "least", "most"), [(1, 0.30, 0.55), (3, 0.08, 0.22), (10, 0.0, 0.09)])
 def test_where_seeds_differ_a_null_is_found_to_differ_too_often_with_few_of_them(seeds, least, most):
-    """Documents the rate that the module's docstring and the report's words on few seeds speak of; 0.05 would be right."""
+    """Check the rates in the docstring of the module, which the report's warning refers to; 0.05 would be correct."""
     generator = np.random.default_rng(5)
     shown = 0
     for trial in range(200):

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The plan of a study, counted by hand; arms differ in their start and in what the study says, and in nothing else."""
+"""The plan of a study has the runs counted by hand; arms differ only in their start and in what the study changes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_ablation_counts_seven_encoders_and_sixteen_fine_tunings():
 
 
 def test_curve_and_ablation_share_what_is_equal():
-    # of the ablation, scratch of both seeds, all three tasks with seed 0, and its encoder are runs of the curve
+    # Shared: scratch with both seeds, all three tasks with seed 0, and its encoder.
     assert len(whole_plan().runs) == 15 + 23 - 4
 
 
@@ -64,7 +64,7 @@ def test_single_recipes_come_beside_the_grid():
 
 
 def test_a_recipe_inherits_nothing_of_what_the_search_is_about():
-    """The arm's own options hold the winner of an earlier search."""
+    """The arm's own options contain the winner of an earlier search."""
     arms = {
         "scratch": {"encoder": None, "finetuning": {"warmup_steps": 5}},
         "pretrained": {"encoder": {}, "finetuning": {"encoder_lr_decay": 0.75, "drop_path": 0.1}},
@@ -77,7 +77,7 @@ def test_a_recipe_inherits_nothing_of_what_the_search_is_about():
     made = planner(arms=arms, search=search)
     tried = [run.commands[0].options for run in made.search() if run.kind == "finetuning"]
     assert [options["learning_rate"] for options in tried] == [0.01, 0.005, 0.01, 0.01]
-    # of scratch no recipe names warmup_steps: it stays
+    # No recipe of scratch sets warmup_steps, so it stays.
     assert [options.get("warmup_steps") for options in tried] == [5, 5, None, None]
     assert [options.get("encoder_lr_decay") for options in tried] == [None, None, None, 0.75]
     assert [options.get("drop_path") for options in tried] == [None, None, 0.1, 0.1]
@@ -132,7 +132,7 @@ def test_labels_of_the_scored_reach_no_training():
             assert "label" not in json.dumps([content["training"], content["validation"]])
             assert len(content["training"]) == 12 + 1 and len(content["validation"]) == 3
         else:
-            assert run.commands[0].options["fold"] == "all"  # no patient chooses a checkpoint
+            assert run.commands[0].options["fold"] == "all"  # no patient selects a checkpoint
 
 
 def test_pretraining_sees_intensities_as_the_fine_tuning_does():
@@ -203,13 +203,13 @@ def test_the_network_of_the_pretraining_is_that_of_every_fine_tuning():
     for run in [*made.curve(), *made.ablation(), *made.search()]:
         options = run.commands[0].options
         assert {key: options[key] for key in network} == network
-    for run in planner().curve():  # else it is the preset's, and nothing is said
+    for run in planner().curve():  # without one, it is the preset's
         assert not set(network) & set(run.commands[0].options)
 
 
 def test_the_network_of_a_row_is_that_of_the_pretraining_too():
     made = planner()
-    made.row = {**ROW, "feature_size": 24}  # the fine-tuning takes it from the row
+    made.row = {**ROW, "feature_size": 24}  # the fine-tuning reads it from the row
     assert named(made.curve())["pretrain_pretrained_seed0"].commands[0].options["feature_size"] == 24
 
 

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Runs that are compared are computed in one precision: processes on other kinds of GPU are refused by name."""
+"""Compared runs have the same precision: a process on another kind of GPU is refused with both precisions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FIXED = {"amp": False}
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Go to a machine without a GPU, or with an older or a newer one."""
+    """Pretend to be on a machine without a GPU, or with an older or newer one."""
 
     def go(kind):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: kind != "cpu")
@@ -71,7 +71,10 @@ def test_a_run_of_another_kind_of_gpu_is_refused_with_both_precisions_and_what_t
     begin(tmp_path, runs_here()[name])
     check_settings(runs_here()[name], tmp_path)
     machine("old")
-    words = rf"{name} was computed in .*bf16 \(train\); this process would compute in .*fp16 \(train\).*same kind of GPU.*amp: false"
+    words = (
+        rf"{name} was computed in .*bf16 \(train\), but this process would compute in .*fp16 \(train\)"
+        ".*same kind of GPU.*amp: false"
+    )
     with pytest.raises(InputError, match=words):
         check_settings(runs_here()[name], tmp_path)
 
@@ -82,7 +85,7 @@ def test_what_an_encoder_was_trained_in_is_compared_too(machine, tmp_path):
     machine("new")
     begin(tmp_path, runs_here(**fixed)[name])
     machine("cpu")
-    with pytest.raises(InputError, match=re.escape("fp32 (encoder), fp32 (evaluate), fp32 (train). Runs")):
+    with pytest.raises(InputError, match=re.escape("fp32 (encoder), fp32 (evaluate), fp32 (train). Compared runs")):
         check_settings(runs_here(**fixed)[name], tmp_path)
 
 

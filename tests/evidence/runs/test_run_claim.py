@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A run is one process's at a time, and never lost with a dead one."""
+"""Only one process at a time holds a run, and a dead process does not block it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from evidence.runs import run_claim as claims
 from evidence.runs.run_claim import ClaimLost
 
 
-def test_a_held_run_is_nobody_elses_until_it_is_released(tmp_path):
+def test_a_run_is_held_by_one_process_until_it_is_released(tmp_path):
     held = claims.take(tmp_path)
     assert held and claims.take(tmp_path) is None and claims.is_held(tmp_path)
     held.release()
@@ -61,7 +61,7 @@ def take_all(folder, queue, start, stop):
     start.wait()
     got = [i for i in range(40) if claims.take(folder / str(i))]
     queue.put(got)
-    stop.wait()  # alive while the others look
+    stop.wait()  # stay alive while the others look
 
 
 def test_processes_at_once_never_get_the_same_run(tmp_path):

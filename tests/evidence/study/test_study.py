@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Study files: those of the project can be read, and mistakes are named."""
+"""The study files of the project can be read, and mistakes in a study file are named."""
 
 from __future__ import annotations
 
@@ -43,23 +43,26 @@ def test_unknown_study_lists_the_known():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"source": "ours"}, "source is no key of a study"),
+        ({"source": "ours"}, "source is not a key of a study"),
         ({"ablatoin": {}}, "ablatoin.*Did you mean ablation"),
-        ({"curve": {"n": [2], "seed": [0]}}, "curve.seed.*Did you mean curve.seeds"),
-        ({"curve": {"n": [0], "seeds": [0]}}, r"curve.n \[0\]"),
-        ({"curve": {"n": [2, 2], "seeds": [0]}}, "curve.n .*twice"),
+        ({"curve": {"n": [2], "seed": [0]}}, "curve.seed is not a key.*Did you mean seeds"),
+        ({"curve": {"n": [0], "seeds": [0]}}, r"curve.n\[0\] 0 must be greater than or equal to 1"),
+        ({"curve": {"n": [2, 2], "seeds": [0]}}, r"curve.n \[2, 2\] contains a value twice"),
         ({"arms": {"scratch": {"encoder": None}}}, "at least one arm with an encoder"),
         ({"arms": {"scratch": {"encoder": {}}, "pretrained": {"encoder": {}}}}, "arms.scratch.encoder"),
         (
             {"arms": {**CONTENT["arms"], "rotation": {"encoder": {"tasks": ["rotation"]}}}},
             "arm 'rotation' has the name of an ablation row.*such as rotation_only",
         ),
-        ({"arms": {**CONTENT["arms"], "contrast-rotation": {"encoder": {}}}}, "arm 'contrast-rotation' must be of"),
+        (
+            {"arms": {**CONTENT["arms"], "contrast-rotation": {"encoder": {}}}},
+            "arm 'contrast-rotation' must be text of",
+        ),
         ({"evaluation": {"amp": "no"}}, "evaluation.amp 'no' must be true or false"),
         ({"pretraining": {"amp_type": "fp8"}}, "pretraining.amp_type 'fp8' must be auto, bf16 or fp16"),
         (
             {"arms": arms(pretrained={"finetuning": {"amp": False}})},
-            "arms.pretrained.finetuning has amp False.*one precision: set finetuning.amp",
+            "arms.pretrained.finetuning has amp False.*same precision: set finetuning.amp",
         ),
         (
             {"search": {"n": 2, "seeds": [9], "grid": {"amp_type": ["bf16", "fp16"]}}},
@@ -68,7 +71,7 @@ def test_unknown_study_lists_the_known():
         ({"finetuning": {"max_steps": 9}}, "finetuning has max_steps 9.*set 'steps'"),
         (
             {"arms": arms(scratch={"finetuning": {"max_steps": 900}})},
-            "arms.scratch.finetuning has max_steps 900.*equally many steps: set 'steps'",
+            "arms.scratch.finetuning has max_steps 900.*same number of steps: set 'steps'",
         ),
         (
             {"search": {"n": 2, "seeds": [9], "grid": {"max_steps": [10, 20]}}},
@@ -98,13 +101,16 @@ def test_unknown_study_lists_the_known():
         ({"finetuning": {"seed": 3}}, "finetuning.seed is set by the plan"),
         ({"task": "Task09_Spleen"}, "Task09_Spleen and row exclude each other"),
         ({"steps": 0}, "steps"),
-        ({"preset": None}, "lacks preset"),
+        ({"preset": None}, "preset is missing"),
         ({"ablation": {"n": 2, "seeds": [0], "arm": "scratch"}}, "ablation.arm 'scratch'"),
         (
             {"ablation": {"n": 2, "seeds": [0], "arm": "pretrained", "subsets": [["colour"]]}},
-            r"\['colour'\].*inpainting",
+            r"ablation.subsets\[0\]\[0\] 'colour' must be 'inpainting', 'contrast' or 'rotation'",
         ),
-        ({"search": {"n": 2, "seeds": [0], "grid": {"learning_rate": 0.1}}}, "search.grid.learning_rate 0.1"),
+        (
+            {"search": {"n": 2, "seeds": [0], "grid": {"learning_rate": 0.1}}},
+            "search.grid.learning_rate 0.1 must be a list",
+        ),
         (
             {"search": {"n": 2, "seeds": [0], "grid_of": {"scratch": {"warmup_steps": [1, 2, 3]}}}},
             "'scratch': 3, 'pretrained': 0",
@@ -122,15 +128,15 @@ def test_unknown_study_lists_the_known():
         ),
         (
             {"search": {"n": 2, "seeds": [0], "recipes_of": {"scratch": [{"seed": 1}]}}},
-            "search.recipes_of.scratch.seed is set by the plan",
+            r"search.recipes_of.scratch\[0\].seed is set by the plan",
         ),
         (
             {"search": {"n": 2, "seeds": [0], "recipes_of": {"scratch": {"drop_path": 1}}}},
-            "search.recipes_of.scratch .*must be a list of recipes",
+            "search.recipes_of.scratch {'drop_path': 1} must be a list",
         ),
-        ({"tuning": "4"}, r"tuning .*'4'"),
-        ({"arms": arms(pretrained={"encoder": False})}, "arms.pretrained.encoder must be entries.*not False"),
-        ({"arms": arms(pretrained={"encoder": []})}, r"arms.pretrained.encoder must be entries.*not \[\]"),
+        ({"tuning": "4"}, "tuning '4' must be a valid integer"),
+        ({"arms": arms(pretrained={"encoder": False})}, "arms.pretrained.encoder False must be entries"),
+        ({"arms": arms(pretrained={"encoder": []})}, r"arms.pretrained.encoder \[\] must be entries"),
         ({"finetuning": {"roi_size": [64, 64]}}, r"finetuning.roi_size \[64, 64\] must be three whole numbers"),
         ({"pretraining": {"roi_size": 64}}, "pretraining.roi_size 64 must be three"),
         ({"row": {**CONTENT["row"], "roi_size": "64x64x32"}}, "row.roi_size '64x64x32' must be three"),
@@ -139,19 +145,19 @@ def test_unknown_study_lists_the_known():
             {"search": {"n": 2, "seeds": [9], "grid": {"roi_size": [[64, 64], [64, 64, 32]]}}},
             r"search.grid.roi_size \[64, 64\] must be three",
         ),
-        ({"curve": {"n": [2], "seeds": [2**32]}}, "curve.seeds .*must be below 2"),
+        ({"curve": {"n": [2], "seeds": [2**32]}}, r"curve.seeds\[0\] 4294967296 must be less than 4294967296"),
         ({"pretraining": {"tasks": None}}, "pretraining.tasks None must be a list of inpainting"),
         ({"arms": arms(pretrained={"encoder": {"tasks": []}})}, r"arms.pretrained.encoder.tasks \[\] must be a list"),
-        ({"row": {**CONTENT["row"], "cases": 3}}, "row.cases must be entries.*not 3"),
+        ({"row": {**CONTENT["row"], "cases": 3}}, "row.cases 3 must be entries"),
         ({"finetuning": {"labels": {"0": "background"}}}, "finetuning.labels is set by the plan"),
-        ({"tuning": -1}, "tuning .*-1.*0 or more"),
-        ({"row": "abc"}, "row must be entries.*'abc'"),
-        ({"row": None, "task": 9}, "task 9 must be the name"),
+        ({"tuning": -1}, "tuning -1 must be greater than or equal to 0"),
+        ({"row": "abc"}, "row 'abc' must be entries"),
+        ({"row": None, "task": 9}, "task 9 must be the name of a row of tasks.yaml"),
         ({"name": 5}, "name 5 must be"),
-        ({"preset": "few_label"}, "preset 'few_label' is none that both bundles have: official, cpu"),
+        ({"preset": "few_label"}, "preset 'few_label' must be one that both bundles have: official, cpu"),
         ({"preset": "gpu"}, "preset 'gpu'.*official, cpu"),
-        ({"minutes": {"finetuning": "four"}}, "minutes.finetuning 'four' must be a number"),
-        ({"synthetic": {"training": "many"}}, "synthetic.training .*'many'"),
+        ({"minutes": {"finetuning": "four"}}, "minutes.finetuning 'four' must be a valid number"),
+        ({"synthetic": {"training": "many"}}, "synthetic.training 'many' must be a valid integer"),
         (
             {"curve": {"n": [2], "seeds": [0], "encoder_per_seed": "no"}},
             "curve.encoder_per_seed 'no' must be true or false",
@@ -160,16 +166,32 @@ def test_unknown_study_lists_the_known():
             {"ablation": {**CONTENT["ablation"], "encoder_per_seed": "no"}},
             "ablation.encoder_per_seed 'no' must be true or false",
         ),
-        ({"ablation": {**CONTENT["ablation"], "paper": 5}}, "ablation.paper must be a list, not 5"),
-        ({"ablation": {**CONTENT["ablation"], "paper": [5]}}, "ablation.paper must be entries.*not 5"),
-        ({"ablation": {**CONTENT["ablation"], "paper": [{"dice": 1}]}}, r"ablation.paper has \{'dice': 1\}.*tasks:"),
+        ({"ablation": {**CONTENT["ablation"], "paper": 5}}, "ablation.paper 5 must be a list"),
+        ({"ablation": {**CONTENT["ablation"], "paper": [5]}}, r"ablation.paper\[0\] 5 must be entries"),
+        ({"ablation": {**CONTENT["ablation"], "paper": [{"dice": 1}]}}, r"ablation.paper\[0\].tasks is missing"),
         (
             {"ablation": {**CONTENT["ablation"], "paper": [{"tasks": ["contrast"], "dice": "high"}]}},
-            "ablation.paper has .*'high'",
+            r"ablation.paper\[0\].dice 'high' must be a valid number",
         ),
-        ({"ablation": {**CONTENT["ablation"], "subsets": 5}}, "ablation.subsets must be a list, not 5"),
-        ({"ablation": {**CONTENT["ablation"], "subsets": [[["contrast"]]]}}, "ablation.subsets has"),
+        ({"ablation": {**CONTENT["ablation"], "subsets": 5}}, "ablation.subsets 5 must be a list"),
+        (
+            {"ablation": {**CONTENT["ablation"], "subsets": [[["contrast"]]]}},
+            r"ablation.subsets\[0\]\[0\] \['contrast'\] must be 'inpainting'",
+        ),
         ({"search": {"n": 2, "seeds": [0], "grid": {}}}, "the search tries nothing"),
+        ({"search": {"n": 2, "seeds": [0], "grid": {"drop_path": []}}}, r"search.grid.drop_path \[\] must be a list"),
+        (
+            {"search": {"n": 2, "seeds": [0], "grid_of": {"scrach": {"drop_path": [1]}}}},
+            "search.grid_of.scrach is not an arm. Did you mean scratch",
+        ),
+        ({"curve": {"n": [], "seeds": [0]}}, r"curve.n \[\] must be a list of at least one value"),
+        ({"curve": 5}, "curve 5 must be entries"),
+        ({"arms": {**CONTENT["arms"], 3: {"encoder": {}}}}, "arms has the key 3: keys must be text"),
+        ({"steps": {2: 50, 4: 0}}, "steps {2: 50, 4: 0} must be a whole number, 1 or more, or one for each n"),
+        ({"steps": {}}, "steps {} must be a whole number"),
+        ({"tuning": True}, "tuning True must be a valid integer"),
+        ({"minutes": {"pretraining": 0}}, "minutes.pretraining 0 must be greater than 0"),
+        ({"synthetic": {"seed": -1}}, "synthetic.seed -1 must be greater than or equal to 0"),
         (
             {
                 "search": {
@@ -181,7 +203,10 @@ def test_unknown_study_lists_the_known():
             },
             "the search tries {'drop_path': 0.2} and {'drop_path': 0.2} for pretrained",
         ),
-        ({"search": {"n": 2, "seeds": [0], "grid": {"drop_path": [0.1, 0.2, 0.1]}}}, "search.grid.drop_path .*twice"),
+        (
+            {"search": {"n": 2, "seeds": [0], "grid": {"drop_path": [0.1, 0.2, 0.1]}}},
+            r"search.grid.drop_path \[0.1, 0.2, 0.1\] contains a value twice",
+        ),
         (
             {"search": {"n": 2, "seeds": [0], "recipes_of": {arm: [{"drop_path": 1}] * 2 for arm in CONTENT["arms"]}}},
             "the search tries {'drop_path': 1} and {'drop_path': 1} for scratch",
@@ -223,6 +248,25 @@ def test_mistakes_are_named(changes, words):
     assert "own.yaml" in str(caught.value)
 
 
+def test_all_mistakes_of_types_are_named_at_once():
+    with pytest.raises(InputError) as caught:
+        check(tuning=-3, curve={"n": "8", "seeds": [0]}, ablatoin={})
+    assert str(caught.value).startswith("own.yaml: ablatoin is not a key")
+    with pytest.raises(InputError) as caught:
+        check(tuning=-3, curve={"n": "8", "seeds": [0]})
+    assert str(caught.value).splitlines() == [
+        "own.yaml: curve.n '8' must be a list.",
+        "own.yaml: tuning -3 must be greater than or equal to 0.",
+    ]
+
+
+def test_null_stands_for_the_default():
+    study = check(tuning=None, evaluation=None, search=None, minutes={"pretraining": None, "finetuning": 2})
+    assert (study.tuning, study.evaluation, study.search) == (0, {}, None)
+    assert (study.minutes.pretraining, study.minutes.finetuning) == (10, 2)
+    assert check(arms=arms(scratch={"finetuning": None})).arms["scratch"].finetuning == {}
+
+
 def test_an_arm_may_repeat_the_network_of_the_pretraining():
     study = check(pretraining={"depths": [1, 1, 1, 1]}, arms=arms(scratch={"finetuning": {"depths": [1, 1, 1, 1]}}))
     assert study.network == {"depths": [1, 1, 1, 1]}
@@ -231,5 +275,5 @@ def test_an_arm_may_repeat_the_network_of_the_pretraining():
 
 def test_a_file_that_is_no_text_is_named(tmp_path):
     (tmp_path / "own.yaml").write_bytes("name: Schädel".encode("latin-1"))
-    with pytest.raises(InputError, match="own.yaml is no text in UTF-8"):
+    with pytest.raises(InputError, match="own.yaml is not UTF-8 text"):
         read_study(str(tmp_path / "own.yaml"))

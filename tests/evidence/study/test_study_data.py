@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The data of a study are those that its folder was made of, have the labels of its row, and say which organs they lack."""
+"""A study's data are those its folder was made with, have the labels of its row, and name the organs they lack."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..made_up_study import CONTENT, LABELS, ROW, rewrite
 
 
 def write_scan(path, values, *, dtype=np.uint8):
-    """A scan that holds each of the values, of as many voxels as one needs."""
+    """Write a small scan that contains the values."""
     path.parent.mkdir(parents=True, exist_ok=True)
     voxels = np.zeros((4, 4, 4), dtype=dtype)
     voxels.flat[: len(values)] = values
@@ -30,7 +30,7 @@ def write_scan(path, values, *, dtype=np.uint8):
 
 @pytest.fixture
 def data(tmp_path):
-    """Nine training, two validation and one unlabelled case in MSD form; the first validation case has no left kidney."""
+    """Nine training, two validation and one unlabelled case in MSD form; validation case 0 has no left kidney."""
     folder = tmp_path / "data"
     content = {
         "labels": LABELS,
@@ -56,10 +56,10 @@ def made(data, out, **changes):
 
 
 def test_labels_that_a_file_does_not_hold_are_named(tmp_path):
-    held = {"both": [1, 2], "one": [2], "none": [0], "other": [1, 2, 9]}
-    for name, values in held.items():
+    contained = {"both": [1, 2], "one": [2], "none": [0], "other": [1, 2, 9]}
+    for name, values in contained.items():
         write_scan(tmp_path / f"{name}.nii.gz", values, dtype=np.float32 if name == "one" else np.uint8)
-    cases = {name: {"label": str(tmp_path / f"{name}.nii.gz")} for name in held}
+    cases = {name: {"label": str(tmp_path / f"{name}.nii.gz")} for name in contained}
     assert absent_labels(cases, labels=LABELS) == {"one": ["liver"], "none": ["liver", "left kidney"]}
 
 
@@ -68,7 +68,7 @@ def test_a_label_file_is_read_once_unless_its_size_changes(tmp_path):
     write_scan(path, [1])
     cases = {"a": {"label": str(path)}}
     assert absent_labels(cases, labels=LABELS, remember=remember) == {"a": ["left kidney"]}
-    path.write_bytes(b"x" * path.stat().st_size)  # not readable, and not read
+    path.write_bytes(b"x" * path.stat().st_size)  # unreadable, but not read
     assert absent_labels(cases, labels=LABELS, remember=remember) == {"a": ["left kidney"]}
     path.write_bytes(b"x")
     with pytest.raises(InputError, match="cannot be read"):
@@ -109,12 +109,12 @@ def test_a_row_that_is_chosen_by_name_is_compared_too(data, tmp_path):
 
 
 def test_a_list_by_its_own_path_is_compared(data, tmp_path):
-    shutil.move(data / "dataset.json", data / "ours.json")
-    assert len(made(data / "ours.json", tmp_path / "one").parts.validation) == 2
-    content = json.loads((data / "ours.json").read_text()) | {"labels": {"0": "background", "1": "liver"}}
-    (data / "ours.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="ours.json declares labels"):
-        made(data / "ours.json", tmp_path / "two")
+    shutil.move(data / "dataset.json", data / "own.json")
+    assert len(made(data / "own.json", tmp_path / "one").parts.validation) == 2
+    content = json.loads((data / "own.json").read_text()) | {"labels": {"0": "background", "1": "liver"}}
+    (data / "own.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="own.json declares labels"):
+        made(data / "own.json", tmp_path / "two")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,9 @@ def test_a_row_may_be_changed_until_something_was_run_by_it(data, tmp_path):
     assert yaml.safe_load((tmp_path / "out/task.yaml").read_text()) == {"made_up": other}
     (tmp_path / "out/runs/finetune_scratch_n2_seed0").mkdir(parents=True)
     made(data, tmp_path / "out", row=other)
-    with pytest.raises(InputError, match="made_up.yaml: row is not the one that .*finetune_scratch_n2_seed0 was made"):
+    with pytest.raises(
+        InputError, match="made_up.yaml: row is not the one that .*finetune_scratch_n2_seed0 was made with"
+    ):
         made(data, tmp_path / "out")
     assert yaml.safe_load((tmp_path / "out/task.yaml").read_text()) == {"made_up": other}
 
@@ -163,7 +165,7 @@ def test_a_row_that_cannot_be_proposed_names_the_list_of_the_user(data, tmp_path
 def test_the_same_data_elsewhere_are_the_same(data, tmp_path):
     made(data, tmp_path / "out")
     shutil.copytree(data, tmp_path / "moved")
-    made(tmp_path / "moved", tmp_path / "out", tuning=2)  # the study's choice
+    made(tmp_path / "moved", tmp_path / "out", tuning=2)  # a choice of the study
     assert str(tmp_path) not in (tmp_path / "out/.data.json").read_text()
 
 
@@ -190,17 +192,17 @@ def other_scan(data):
 def test_other_data_in_a_folder_are_refused_with_what_to_do(data, tmp_path, change, words):
     made(data, tmp_path / "out")
     change(data)
-    with pytest.raises(InputError, match=f"out was made of other data than .*{words}.*choose another --out"):
+    with pytest.raises(InputError, match=f"out was made with other data than .*{words}.*Pass another --out"):
         made(data, tmp_path / "out")
 
 
 def test_a_stale_row_is_not_used_for_other_data(data, tmp_path):
-    """Without a row in the study one is proposed and kept in OUT: it is that of the data it was proposed for."""
+    """Without a row in the study, one is proposed and kept in OUT: it belongs to the data it was proposed for."""
     content = {"row": None, "task": None}
     made(data, tmp_path / "out", **content)
     assert (tmp_path / "out/task.yaml").exists()
     other_scan(data)
-    with pytest.raises(InputError, match="row of the task and its finished runs are of those data"):
+    with pytest.raises(InputError, match="task row and finished runs belong to the other data"):
         made(data, tmp_path / "out", **content)
 
 
@@ -243,14 +245,14 @@ def test_a_data_list_that_cannot_be_read_is_named(data, tmp_path, change, words,
 @pytest.mark.parametrize("value", [np.nan, 1.5])
 def test_a_label_file_of_values_that_are_no_labels_is_named(tmp_path, value):
     write_scan(tmp_path / "a.nii.gz", [1, value], dtype=np.float32)
-    with pytest.raises(InputError, match=f"a.nii.gz holds {value}, which is no label"):
+    with pytest.raises(InputError, match=f"a.nii.gz contains {value}, but labels must be whole numbers"):
         absent_labels({"a": {"label": str(tmp_path / "a.nii.gz")}}, labels=LABELS)
 
 
 @pytest.mark.parametrize("inside", ["", "sub/folder"])
 def test_a_file_is_no_folder_for_a_study(tmp_path, inside):
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(InputError, match="taken is a file. Choose another --out"):
+    with pytest.raises(InputError, match="taken is a file. Pass another --out"):
         prepare_folder(tmp_path / "taken" / inside, "made_up")
 
 
@@ -258,7 +260,7 @@ def test_a_file_is_no_folder_for_a_study(tmp_path, inside):
 def test_a_torn_file_of_the_folder_is_named(data, tmp_path, name):
     made(data, tmp_path / "out")
     (tmp_path / "out" / name).write_text("")
-    with pytest.raises(InputError, match=f"{name} is no JSON .*0 bytes.*Remove it"):
+    with pytest.raises(InputError, match=f"{name} is not valid JSON .*0 bytes.*Remove it"):
         made(data, tmp_path / "out")
     (tmp_path / "out" / name).unlink()
     made(data, tmp_path / "out")
@@ -271,13 +273,14 @@ def test_the_row_of_synthetic_patients_is_used_for_data_with_its_labels_or_said_
     row = {**CONTENT["row"], "hu_window": [-10.0, 10.0], "labels": labels}
     out = tmp_path / "out"
     planner = made(data, out, row=row, synthetic={"training": 4})
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     if labels == LABELS:
-        assert planner.row["hu_window"] == [-10.0, 10.0] and said == ""
+        assert planner.row["hu_window"] == [-10.0, 10.0] and printed == ""
     else:
         assert planner.row["hu_window"] != [-10.0, 10.0] and planner.row["labels"] == LABELS
         assert (
-            said.startswith("made_up.yaml: row is not used: its labels are") and f"instead: {out / 'task.yaml'}" in said
+            printed.startswith("made_up.yaml: row is not used: its labels are")
+            and f"instead: {out / 'task.yaml'}" in printed
         )
 
 

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Labelled subsets are nested, seeded and apart from whom they must be apart from."""
+"""Labelled subsets are nested and seeded, and never overlap with scored patients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def data(tmp_path):
     return tmp_path
 
 
-def test_parts_never_overlap_and_lose_nobody(data):
+def test_parts_never_overlap_and_have_every_patient(data):
     divided = divide(data, tuning=6)
     training, tuning, validation = map(set, (divided.training, divided.tuning, divided.validation))
     assert (len(training), len(tuning), len(validation)) == (14, 6, 5)
@@ -126,7 +126,7 @@ def test_validation_images_among_the_unlabelled_are_refused(data, section, entry
 
 def test_validation_images_of_a_fold_among_the_unlabelled_are_refused(data):
     rewrite(data, lambda content: content.update(unlabelled=[case["image"] for case in content.pop("validation")]))
-    divide(data, fold=None, tuning=3)  # images without labels are nobody's validation
+    divide(data, fold=None, tuning=3)  # unlabelled images validate nothing
     rewrite(data, lambda content: content.update(unlabelled=[case["image"] for case in content["training"]]))
     with pytest.raises(InputError, match="is in the unlabelled and in the validation section"):
         divide(data, fold=0, folds=4)
@@ -143,7 +143,7 @@ def test_a_file_that_validates_twice_by_a_hard_link_is_refused(data):
     os.link(data / "validation2.nii.gz", data / "other_name.nii.gz")
     again = {"image": "other_name.nii.gz", "label": "label_validation2.nii.gz"}
     rewrite(data, lambda content: content["validation"].append(again))
-    with pytest.raises(InputError, match="validation section holds .*/(other_name|validation2).nii.gz twice"):
+    with pytest.raises(InputError, match="validation section contains .*/(other_name|validation2).nii.gz twice"):
         divide(data)
 
 
@@ -179,5 +179,5 @@ def test_a_file_that_validates_twice_is_refused(data):
     (data / "link.nii.gz").symlink_to(data / "validation2.nii.gz")
     again = {"image": "link.nii.gz", "label": "label_validation2.nii.gz"}
     rewrite(data, lambda content: content["validation"].append(again))
-    with pytest.raises(InputError, match="validation section holds .*validation2.nii.gz twice"):
+    with pytest.raises(InputError, match="validation section contains .*validation2.nii.gz twice"):
         divide(data)

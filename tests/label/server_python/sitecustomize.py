@@ -1,5 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A torchvision that was built for CUDA imports beside a torch without it: MONAI Label needs none of the operations that are then missing."""
+"""Make a torchvision built for CUDA importable with a CPU-only torch.
+
+MONAI Label needs none of the operations that are missing then.
+"""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_counts_are_summed_over_crops_and_steps(caplog):
         engine = count([[(0, 0, 0), (1, 3, 0)], [(0, 0, 0), (0, 0, 0)], [(1, 19, 1), (0, 2, 0)]])
     assert engine.state.crops == {"padded": 2, "redrawn": 24, "airy": 1}
     assert caplog.text.count("smaller than the ROI") == 1
-    lines = [line for line in said(caplog) if "drawn anew" in line]
+    lines = [line for line in said(caplog) if "drawn again" in line]
     assert [line.split()[0] for line in lines] == ["3", "24"]  # nothing new, no line
     assert "1 kept" in lines[1]
 

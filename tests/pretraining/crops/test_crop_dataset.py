@@ -38,10 +38,10 @@ def test_a_store_that_was_prepared_alike_is_read(scan):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({}, r"a\.b2nd was prepared with spacing \[1\.5, 1\.5, 2\.0\], this run has None"),
+        ({}, r"a\.b2nd was prepared with spacing \[1\.5, 1\.5, 2\.0\], but this run has None"),
         (
             {"spacing": [1.5, 1.5, 2.0], "foreground_hu": -400.0},
-            r"prepared with foreground_hu -500\.0, this run has -400",
+            r"prepared with foreground_hu -500\.0, but this run has -400",
         ),
         ({"data": "zarr"}, "--data 'zarr' is not one of nifti, store"),
     ],

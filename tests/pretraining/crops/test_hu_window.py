@@ -40,5 +40,5 @@ def test_a_gpu_gives_the_same_bits(window):
 
 @pytest.mark.parametrize("window", [1000.0, [0.0], [1000.0, -1000.0], [5.0, 5.0], [-1.0, 0.0, 1.0], "wide"])
 def test_what_is_no_window_is_refused(window):
-    with pytest.raises(InputError, match=r"--hu_window .* must be two numbers \[low, high\]"):
+    with pytest.raises(InputError, match=r"--hu_window .* must be two values in HU"):
         check_window(window)

@@ -211,7 +211,7 @@ def test_a_foreign_file_is_named(tmp_path):
     lazy.save(urlpath=str(tmp_path / "lazy.b2nd"))
     for name in ("page", "noise", "array", "chunk", "lazy.b2nd"):
         for access in (lambda scan: scan.affine, lambda scan: scan.read((slice(0, 1),) * 3)):
-            with pytest.raises(InputError, match=f"{name} .*no stored scan: delete it and run prepare again"):
+            with pytest.raises(InputError, match=f"{name} .*not a stored scan: delete it and run prepare again"):
                 access(StoredScan(tmp_path / name))
     with pytest.raises(InputError, match="directory.*run prepare again"):
         StoredScan(tmp_path).shape  # noqa: B018

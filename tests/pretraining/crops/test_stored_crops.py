@@ -247,7 +247,7 @@ def test_a_missing_scan_is_named_before_the_run(stored, tmp_path):
 
 @pytest.mark.parametrize(
     ("window", "words"),
-    [([-1e6, 1000.0], r"--hu_window \[-1000000.0, 1000.0\] begins below -32768 HU"), ([3.0], "two numbers")],
+    [([-1e6, 1000.0], r"--hu_window \[-1000000.0, 1000.0\] starts below -32768 HU"), ([3.0], "two values in HU")],
 )
 def test_windows_that_stored_scans_cannot_have_are_refused(stored, window, words):
     with pytest.raises(InputError, match=words):

@@ -111,9 +111,9 @@ def test_hash_does_not_depend_on_the_orientation_of_the_file(axes):
         (patient() + 1024, {}, "not CT in HU"),
         (patient().clip(-175, 250), {}, "windowed"),
         ((patient().clip(-1000, 1000) / 1000).astype(np.float32), {}, "scaled"),
-        (patient(), {"max_spacing": 3.9}, "too coarse: its voxels are 2 x 3 x 4 mm, and --max_spacing is 3.9"),
-        (patient()[:, :, :7], {}, "too few slices: its shape is 20x24x7, and --min_slices is 8"),
-        (patient(), {"min_body": 1981}, "too little body: 1980 voxels above -500 HU, and --min_body is 1981"),
+        (patient(), {"max_spacing": 3.9}, "too coarse: its voxels are 2 x 3 x 4 mm, but --max_spacing is 3.9"),
+        (patient()[:, :, :7], {}, "too few slices: its shape is 20x24x7, but --min_slices is 8"),
+        (patient(), {"min_body": 1981}, "too little body: 1980 voxels above -500 HU, but --min_body is 1981"),
     ],
 )
 def test_scans_that_are_left_out_say_why(voxels, options, words):

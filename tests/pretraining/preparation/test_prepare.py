@@ -178,7 +178,7 @@ def test_patients_are_read_from_paths_by_a_pattern(tmp_path, good):
         "raw__pacs__a": "A",
         "raw__pacs__b": "B",
     }
-    with pytest.raises(InputError, match="matches no path"):
+    with pytest.raises(InputError, match="matches none of the paths"):
         run(good, tmp_path / "out", patient_pattern="LIDC")
     with pytest.raises(InputError, match="regular expression"):
         run(good, tmp_path / "out", patient_pattern="(")
@@ -458,8 +458,8 @@ def test_luna16_and_lidc_in_one_run(tmp_path, caplog):
         for entry in read_list(tmp_path / "out")[section]
     )
     assert sorted(section for _, section in sections) == ["training", "validation"]
-    assert "lies in 2 sections" in caplog.text
-    assert "LIDC: 4 scans used, the authors' lists hold 450 + 24 (-470)" in caplog.text
+    assert "is in 2 sections" in caplog.text
+    assert "LIDC: 4 scans used, the authors' lists have 450 + 24 (-470)" in caplog.text
     assert "4 of 6 scans used, 2 left out" in caplog.text
 
 
@@ -586,7 +586,7 @@ def test_a_folder_that_cannot_be_read_for_once_loses_nothing(tmp_path, good, rea
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", failing)
         assert run(good, tmp_path / "out").used == 2
-    assert "2 scans prepared before" in caplog.text and "they are kept" in caplog.text
+    assert "2 scans prepared earlier" in caplog.text and "they are kept" in caplog.text
     assert len(entries(tmp_path / "out")) == 2
     read.clear()
     run(good, tmp_path / "out")

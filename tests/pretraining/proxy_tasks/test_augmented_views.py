@@ -98,7 +98,7 @@ def test_the_passes_follow_each_other():
 
 
 def test_sample_is_refused_where_a_step_has_one_crop_whose_other_view_would_tell_the_answer():
-    with pytest.raises(InputError, match="'sample' takes voxels of another crop, but each step has one"):
+    with pytest.raises(InputError, match="'sample' takes voxels of another crop, but each step has only one crop"):
         two_views(mask_fill="sample")(batch(crops=1), "cpu")
 
 
@@ -117,7 +117,7 @@ def test_an_unknown_plane_is_refused_when_the_views_are_made_up():
     ("change", "words"),
     [
         ({"mask_fill": ["black"]}, "--mask_fill 'black' is not one of noise, zero, sample"),
-        ({"mask_fill": []}, r"--mask_fill \[\] hides nothing"),
+        ({"mask_fill": []}, r"--mask_fill \[\] masks nothing"),
         ({"mask_ratio": [0.5, 0.2]}, r"mask_ratio \[0.5, 0.2\] must be"),
         ({"mask_block": [0.0, 0.2]}, r"mask_block \[0.0, 0.2\] must be"),
     ],
@@ -138,19 +138,19 @@ def test_crops_in_hu_give_the_views_of_the_same_crops_in_the_window():
 
 
 def test_a_window_that_is_none_is_refused_when_the_views_are_made_up():
-    with pytest.raises(InputError, match=r"--hu_window \[1000, -1000\] must be two numbers"):
+    with pytest.raises(InputError, match=r"--hu_window \[1000, -1000\] must be two values in HU"):
         two_views(hu_window=[1000, -1000])
 
 
 def test_a_batch_of_one_crop_is_refused_or_warned_of_before_the_run(caplog):
     one = {"crops": 1, "where": "validation"}
     with pytest.raises(
-        InputError, match="'sample' takes voxels of another crop, but a batch of the validation has one"
+        InputError, match="'sample' takes voxels of another crop, but a batch of the validation has only one"
     ):
         check_crops(tasks=["inpainting"], mask_fill=["noise", "sample"], **one)
     check_crops(tasks=["inpainting"], mask_fill=["noise"], **one)
     assert not caplog.records
     check_crops(tasks=["inpainting", "contrast"], mask_fill=["noise"], **one)
-    assert "a batch of the validation has one crop" in caplog.text
+    assert "a batch of the validation has only one crop" in caplog.text
     check_crops(tasks=["inpainting", "contrast"], mask_fill=["sample"], crops=2, where="training")
     assert len(caplog.records) == 1

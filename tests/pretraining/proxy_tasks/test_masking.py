@@ -177,7 +177,7 @@ def test_sample_fills_the_same_voxels_of_the_next_crop(crops, mask):
 
 
 def test_sample_with_a_single_crop_is_refused(crops, mask):
-    with pytest.raises(InputError, match="'sample' takes voxels of another crop, but the batch has one crop"):
+    with pytest.raises(InputError, match="'sample' takes voxels of another crop, but the batch has only one"):
         fill_mask(crops[:1], mask[:1], fill="sample", generator=generator())
     fill_mask(crops[:1], mask[:1], fill="zero", generator=generator())
 

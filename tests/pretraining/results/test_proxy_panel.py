@@ -31,8 +31,8 @@ def test_rotation_says_true_and_predicted_angle_in_green_or_red():
     for turns in (torch.tensor([1, 2]), [1, 2]):
         figure = rotation_figure(torch.rand(2, 1, 4, 4, 4), turns, logits)
         assert [axes.get_title() for axes in figure.axes] == [
-            "turned 90°\nsaid 90° (100%)",
-            "turned 180°\nsaid 270° (100%)",
+            "true 90°\npredicted 90° (100%)",
+            "true 180°\npredicted 270° (100%)",
         ]
         assert [to_rgba(axes.title.get_color()) for axes in figure.axes] == [to_rgba("tab:green"), to_rgba("tab:red")]
 

@@ -54,7 +54,7 @@ def preprocessing() -> Compose:
     """The bundle's own; its window of HU has no part in the geometry."""
     config = ConfigParser()
     config.read_config(BUNDLE / "configs/train.yaml")  # that of inference.yaml passes labels over
-    config["spacing"] = list(SPACING)
+    config["bundle_root"], config["spacing"] = str(BUNDLE), list(SPACING)
     forget_scripts()
     with pytest.MonkeyPatch.context() as patch:  # each bundle has a package ``scripts`` of its own
         patch.syspath_prepend(BUNDLE)

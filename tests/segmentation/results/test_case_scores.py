@@ -382,7 +382,7 @@ def test_orientations_that_differ_are_named_with_the_case(tmp_path):
 def test_a_missing_reference_is_named(tmp_path):
     item = item_of(*[np.zeros((4, 4, 4), np.uint8)] * 2, "d/liver_7.nii.gz")
     del item["reference"]
-    with pytest.raises(InputError, match="'reference' of the case d/liver_7.nii.gz .* but is NoneType"):
+    with pytest.raises(InputError, match="d/liver_7.nii.gz has no label map 'reference', only"):
         run(CaseScores(LABELS, 1.0, tmp_path), [[item]])
 
 

@@ -261,7 +261,9 @@ def evaluate(handler: SaveDicomSegmentations, *items: dict) -> None:
 
 def handler_of(tmp_path: Path, image: Path, volume: DicomVolume) -> SaveDicomSegmentations:
     labels = {str(value): name for value, name in LABELS.items()}  # as JSON has them
-    return SaveDicomSegmentations({str(image): list(volume.files)}, labels, tmp_path / "out", "swin_unetr_btcv", "0.1")
+    metadata = tmp_path / "metadata.json"
+    metadata.write_text('{"name": "swin_unetr_btcv", "version": "0.1"}')
+    return SaveDicomSegmentations({str(image): list(volume.files)}, labels, tmp_path / "out", str(metadata))
 
 
 def prediction(label_map: np.ndarray, affine: np.ndarray, image: Path) -> MetaTensor:

@@ -273,7 +273,7 @@ def test_handler_names_the_case_whose_shape_differs(tmp_path):
 
 def test_handler_names_a_missing_key_and_an_image_without_a_file(tmp_path):
     item = item_of(tmp_path)
-    with pytest.raises(InputError, match=r"ct1.nii.gz has no label map \['label'\]"):
+    with pytest.raises(InputError, match="ct1.nii.gz has no label map 'label', only"):
         run(SaveOverlays(LABELS, tmp_path, label_key="label"), [item])
     with pytest.raises(InputError, match=r"\['image', 'pred'\].*filename_or_obj"):
         run(SaveOverlays(LABELS, tmp_path), [item | {"image": torch.zeros(1, 4, 4, 4)}])

@@ -175,7 +175,7 @@ def test_channels_other_than_declared_are_named(tmp_path):
     item = pair(tmp_path, "two", np.stack([image, image], axis=3), label)
     assert f"{item['image']}: has shape (10, 8, 6, 2), not (X, Y, Z): 2 volumes in one file" in refusal([item])
     flat = pair(tmp_path, "one", image, label)
-    assert f"{flat['image']}: has shape (10, 8, 6), not (X, Y, Z, 2): it holds one channel, but 2 are due" in refusal(
+    assert f"{flat['image']}: has shape (10, 8, 6), not (X, Y, Z, 2): it holds one channel, but 2 are expected" in refusal(
         [flat], channels=2
     )
 

@@ -17,7 +17,7 @@ from monai.bundle import ConfigParser
 
 from bundles.common.errors import InputError
 from bundles.common.networks.roi_size import check_roi_size
-from bundles.common.run.option_checks import check_options
+from bundles.common.run.options import check_option
 from bundles.segmentation.tasks import proposal as module
 from bundles.segmentation.tasks.data_fingerprint import DataFingerprint, ScanFacts
 from bundles.segmentation.tasks.proposal import (
@@ -183,7 +183,8 @@ def test_the_window_is_rounded_outwards_and_never_empty():
     assert window(np.repeat([-35.0, 55.0], 500))["hu_window"] == [-35.0, 55.0]
     assert window([40.0] * 9)["hu_window"] == [40.0, 45.0]
     for values in ([40.0] * 9, np.arange(-1000.0, 1000.0)):
-        check_options(hu_window=window(values)["hu_window"], spacing=window(values)["spacing"])
+        for name in ("hu_window", "spacing"):
+            check_option(name, window(values)[name])
 
 
 def test_the_box_is_that_above_the_lower_end_of_the_window():

@@ -13,9 +13,11 @@ import torch
 import yaml
 
 from bundles.common.errors import InputError
+from bundles.common.run.options import NOT_SETTINGS, option_names
 from bundles.segmentation.tasks.tasks import check_dataset, choose_task, dataset_folder, kept_row, task_values
 
 CONFIGS = Path(__file__).parents[3] / "bundles" / "swin_unetr_msd" / "configs"
+BTCV = Path(__file__).parents[3] / "bundles" / "swin_unetr_btcv_seg" / "configs"
 TABLE, PRESETS = str(CONFIGS / "tasks.yaml"), str(CONFIGS / "presets.yaml")
 # Of the Decathlon's own dataset.json files (Antonelli et al., Nature Communications 2022): training cases, test cases, channels, classes.
 DECATHLON = {
@@ -145,13 +147,13 @@ def test_a_file_must_hold_one_row(tmp_path):
     (tmp_path / "two.yaml").write_text("A: {}\nB: {}\n")
     with pytest.raises(InputError, match="two.yaml must hold one row"):
         choose(str(tmp_path / "two.yaml"))
-    with pytest.raises(InputError, match="none.yaml not found.*proposed by --task DIR/dataset.json"):
+    with pytest.raises(InputError, match="none.yaml not found.*--task DIR/dataset.json proposes a row"):
         choose(str(tmp_path / "none.yaml"))
 
 
 def test_a_file_that_is_no_yaml_is_refused_by_its_name_and_line(tmp_path):
     (tmp_path / "task.yaml").write_text("Own:\n  spacing: [1, 2\n  modality: CT\n")
-    with pytest.raises(InputError, match=r"(?s)task.yaml is no YAML: .*line 2"):
+    with pytest.raises(InputError, match=r"(?s)task.yaml is not valid YAML: .*line 2"):
         choose(str(tmp_path / "task.yaml"))
 
 
@@ -192,7 +194,22 @@ def test_what_a_file_says_otherwise_than_the_model_is_not_passed_over_in_silence
 def test_a_model_that_says_its_task_alone_takes_the_row_of_the_table(tmp_path):
     model = model_file(tmp_path / "model.pt", task="Task03_Liver")
     assert choose(None, checkpoint=model) == choose("Task03_Liver")
-    assert choose(None, checkpoint=str(tmp_path / "none.pt"))["name"] == "Task09_Spleen"
+
+
+def test_without_a_task_the_only_one_of_the_table_is_taken_and_several_are_named(tmp_path):
+    with pytest.raises(InputError, match="--task is missing: .*Task01_BrainTumour, .*Task10_Colon.*--task NAME"):
+        choose(None, checkpoint=str(tmp_path / "none.pt"))
+    btcv = str(BTCV / "tasks.yaml")
+    row = choose_task(task=None, file=btcv, preset="cpu")
+    assert (row["name"], row["spacing"], row["roi_size"]) == ("BTCV", [4.0, 4.0, 5.0], [64, 64, 32])
+    metadata = json.loads((BTCV / "metadata.json").read_text())["network_data_format"]["outputs"]["pred"]
+    assert row["labels"] == metadata["channel_def"]  # where the zoo and MONAI Label look for them
+
+
+def test_a_model_that_records_its_labels_alone_is_of_the_only_task_with_those_labels(tmp_path):
+    model = model_file(tmp_path / "model.pt", labels={"0": "background", "1": "tumour"})
+    row = choose_task(task=None, file=str(BTCV / "tasks.yaml"), preset="official", checkpoint=model)
+    assert (row["name"], row["labels"]) == ("BTCV", {"0": "background", "1": "tumour"})
 
 
 def test_the_data_lie_beside_a_list_that_is_the_task():
@@ -286,10 +303,41 @@ def test_all_that_decides_the_voxels_is_kept_by_the_training_and_compared(config
     train, later = (yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in ("train", config))
     expected = {key: value for key, value in later["expected"].items()}
     assert set(expected) == {"spacing", "hu_window", "roi_size", "foreground"}
-    assert {key: train["settings"][key] for key in expected} == expected
+    facts = {"foreground": train["settings"]["facts"]["foreground"]}
+    recorded = {key: f"@{key}" for key in option_names(train) if key not in NOT_SETTINGS} | facts
+    assert {key: recorded[key] for key in expected} == expected
 
 
 def test_another_number_of_cases_is_worth_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         check_dataset(**write_list(tmp_path, training=[{"image": "a.nii.gz", "label": "b.nii.gz"}] * 3))
     assert "3 cases under 'training', Task09_Spleen has 41" in caplog.text
+
+
+def declare(folder, labels):
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels, "training": ["a.nii.gz"]}))
+    return {"dataset_dir": str(folder), "data_list": None, "row": OWN_ROW}
+
+
+OWN_ROW = {
+    "name": "Own",
+    "labels": {"0": "background", "1": "spleen", "2": "right_kidney", "3": "liver"},
+    "channels": ["CT"],
+}
+
+
+def test_a_list_that_agrees_in_another_spelling_passes(tmp_path, caplog):
+    check_dataset(**declare(tmp_path, {"0": "background", "1": "Spleen", "2": "rkid", "3": "liver"}))
+    assert "rkid" in caplog.text
+
+
+def test_a_list_that_gives_a_name_to_another_value_is_refused_with_the_labels_to_pass(tmp_path):
+    swapped = {"0": "background", "1": "liver", "2": "right kidney", "3": "spleen"}
+    with pytest.raises(InputError, match="--labels .*'1': 'liver'"):
+        check_dataset(**declare(tmp_path, swapped))
+    check_dataset(**declare(tmp_path, swapped), labels=swapped)  # as the message says
+
+
+def test_a_list_with_other_values_is_refused(tmp_path):
+    with pytest.raises(InputError, match="declares labels"):
+        check_dataset(**declare(tmp_path, {"0": "background", "1": "spleen"}))

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Paths of one machine are found in the values of configs, and nothing else is taken for one."""
+"""Machine-specific paths are found in the values of configs, without false positives."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The same files give the same bytes of a zip; a zip that would do harm is not unpacked."""
+"""Equal files give equal zips; a malformed or malicious zip is not unpacked."""
 
 from __future__ import annotations
 
@@ -76,19 +76,19 @@ def zipped(path, *names: str, link: str | None = None):
 
 
 @pytest.mark.parametrize(
-    ("names", "link", "said"),
+    ("names", "link", "message"),
     [
         (["a/LICENSE"], "a/scripts/common", "the link a/scripts/common"),
         (["a/LICENSE", "a/../../x"], None, r"'a/\.\./\.\./x'.*not unpacked"),
-        (["/etc/x"], None, "leads out of the folder"),
-        (["a/x", "b/y"], None, "must hold one folder.*a, b"),
-        (["x"], None, "must hold one folder"),
+        (["/etc/x"], None, "is outside of the folder"),
+        (["a/x", "b/y"], None, "must contain one folder.*a, b"),
+        (["x"], None, "must contain one folder"),
         ([], None, "nothing"),
-        (["./", "a/LICENSE"], None, r"bad\.zip holds the entry '\./', which names no file"),
+        (["./", "a/LICENSE"], None, r"bad\.zip contains the entry '\./', which is no file"),
     ],
 )
-def test_a_zip_of_another_form_is_refused_before_anything_is_written(tmp_path, names, link, said):
-    with pytest.raises(InputError, match=said):
+def test_a_zip_of_another_form_is_refused_before_anything_is_written(tmp_path, names, link, message):
+    with pytest.raises(InputError, match=message):
         extract_archive(zipped(tmp_path / "bad.zip", *names, link=link), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -96,7 +96,7 @@ def test_a_zip_of_another_form_is_refused_before_anything_is_written(tmp_path, n
 def test_an_encrypted_zip_is_refused(tmp_path):
     path = zipped(tmp_path / "bad.zip", "a/LICENSE")
     content = bytearray(path.read_bytes())
-    for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # the zip module reads encrypted entries and writes none
+    for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # zipfile cannot write encrypted entries
         content[content.index(signature) + flags] |= 1
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"bad\.zip is encrypted"):

@@ -1,16 +1,22 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A bundle is copied as real files, and nothing that a run has left comes along."""
+"""A bundle is copied without links and without files that runs left behind."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from bundles.common.errors import InputError
 from zoo.package.bundle_files import BUNDLES, copy_bundle, files_of, find_bundle
 
+PARTS = {
+    "swin_unetr_btcv_seg": ["common", "segmentation"],
+    "swin_unetr_msd": ["common", "segmentation", "decathlon"],
+    "swin_unetr_pretrain": ["common", "pretraining"],
+}
 NAMES = ["swin_unetr_btcv_seg", "swin_unetr_msd", "swin_unetr_pretrain"]
 
 
@@ -20,16 +26,26 @@ def test_the_copy_has_the_bytes_that_git_tracks_and_no_links(tmp_path, name):
     copied = list(files_of(tmp_path / name))
     assert not any((tmp_path / name / path).is_symlink() for path in copied)
     assert all((tmp_path / name / path).read_bytes() == (BUNDLES / name / path).read_bytes() for path in copied)
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", name, "common"], cwd=BUNDLES, capture_output=True, text=True
+    links = {path.relative_to(BUNDLES / name): path.resolve() for path in (BUNDLES / name / "scripts").iterdir()}
+    links = {path: target for path, target in links.items() if (BUNDLES / name / path).is_symlink()}
+    assert set(links) == {Path("scripts", part) for part in PARTS[name]}
+    tracked = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", name, *PARTS[name]],
+        cwd=BUNDLES,
+        capture_output=True,
+        text=True,
     )
-    if listed.returncode:
+    if tracked.returncode:
         pytest.skip("not a git checkout")
-    tracked = {
-        path.replace("common/", f"{name}/scripts/common/", 1) if path.startswith("common/") else path
-        for path in listed.stdout.split()
-    }
-    assert {f"{name}/{path.as_posix()}" for path in copied} == tracked - {f"{name}/scripts/common"}
+    expected = set()
+    for path in map(Path, tracked.stdout.split()):
+        if not (BUNDLES / path).exists():  # moved or removed, not yet committed
+            continue
+        part = path.parts[0]
+        inside = path.relative_to(name) if part == name else Path("scripts", path)
+        if inside not in links:
+            expected.add(inside)
+    assert set(copied) == expected
 
 
 def test_what_runs_and_editors_leave_stays_behind(tmp_path, tree):
@@ -48,7 +64,7 @@ def test_what_runs_and_editors_leave_stays_behind(tmp_path, tree):
         (bundle / name).touch()
     copy_bundle(bundle, tmp_path / "copy")
     copied = {path.as_posix() for path in files_of(tmp_path / "copy")}
-    assert "configs/train.yaml" in copied and "scripts/common/weights.py" in copied
+    assert "configs/train.yaml" in copied and "scripts/common/weights/loading.py" in copied
     assert copied.isdisjoint(left)
 
 
@@ -58,7 +74,7 @@ def test_a_dead_link_to_what_the_bundles_share_is_refused(tmp_path, tree, form):
     common.unlink()
     if form == "dangling":
         common.symlink_to("../../nowhere")
-    elif form == "text":  # git without links, or a zip
+    elif form == "text":  # as from git without symlink support, or a zip
         common.write_text("../../common")
     with pytest.raises(InputError, match=r"scripts/common leads nowhere.*cp -rL"):
         copy_bundle(tree / "swin_unetr_btcv_seg", tmp_path / "copy")

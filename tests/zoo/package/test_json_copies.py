@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""JSON copies of the configs mean what the YAML means."""
+"""JSON copies of the configs have the content of the YAML files."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Weights that are too large for the zoo lie beside the package, with an address and a hash."""
+"""Weights that are too large for the zoo are hosted outside of the package, with URL and hash."""
 
 from __future__ import annotations
 
@@ -67,22 +67,22 @@ def test_monai_fetches_what_the_list_names_and_checks_its_hash(bundle, small_lim
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("large_files: [{path: a, url: b, hash_val: c}]", "lacks hash_type"),
         ("large_files: [{path: a, url: b, hash_val: '', hash_type: md5}]", "lacks hash_val"),
         ("large_files: [{path: a, url: b, hash_val: c, hash_type: crc}]", "'crc'.*sha256"),
-        ("files: []", "must hold a list"),
+        ("files: []", "must contain a list"),
     ],
 )
-def test_a_list_that_clients_could_not_use_is_refused(bundle, text, said):
+def test_a_list_that_clients_could_not_use_is_refused(bundle, text, message):
     (bundle / "large_files.yml").write_text(text)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         read_large_files(bundle)
 
 
 def test_a_package_leaves_them_out_of_the_zip_and_in_the_repository(tmp_path, btcv_models, unbuilt, monkeypatch):
-    for module in ("large_files", "bundle_checks"):
+    for module in ("package.large_files", "checks.file_checks"):
         monkeypatch.setattr(f"zoo.{module}.LARGE", 1_000_000)
     package = pack("swin_unetr_btcv_seg", out=tmp_path, models=btcv_models, large_files_url="https://example.org/files")
     assert package.left_out == ("models/model.pt",)
@@ -101,7 +101,7 @@ def test_a_package_leaves_them_out_of_the_zip_and_in_the_repository(tmp_path, bt
 
 
 def test_without_the_option_they_are_inside_and_the_zoos_limit_is_named(tmp_path, btcv_models, unbuilt, monkeypatch):
-    for module in ("large_files", "bundle_checks"):
+    for module in ("package.large_files", "checks.file_checks"):
         monkeypatch.setattr(f"zoo.{module}.LARGE", 1_000_000)
     package = pack("swin_unetr_btcv_seg", out=tmp_path, models=btcv_models)
     assert package.left_out == ()
@@ -118,13 +118,15 @@ def test_packing_names_what_passes_and_what_does_not(tmp_path, btcv_models, unbu
     words = ["swin_unetr_btcv_seg", "--models", str(btcv_models), "--out"]
     archive, repository = "swin_unetr_btcv_seg_v0.1.0.zip", "huggingface/swin_unetr_btcv_seg"
     assert main([*words, str(tmp_path / "small")]) == 0
-    said = capsys.readouterr().out
-    assert f"zoo.verify {tmp_path / 'small' / archive}\n" in said and "sizes" not in said
+    output = capsys.readouterr().out
+    assert f"zoo.verify {tmp_path / 'small' / archive}\n" in output and "sizes" not in output
     monkeypatch.setattr(large_files, "LARGE", 1_000_000)
     assert main([*words, str(tmp_path / "inside")]) == 0
-    said = capsys.readouterr().out
-    assert f"zoo.verify {tmp_path / 'inside' / archive}\n" in said
-    assert "models/model.pt is over 25 MB" in said and "fails at sizes" in said and "--large_files_url URL" in said
+    output = capsys.readouterr().out
+    assert f"zoo.verify {tmp_path / 'inside' / archive}\n" in output
+    assert (
+        "models/model.pt is over 25 MB" in output and "fails at sizes" in output and "--large_files_url URL" in output
+    )
     assert main([*words, str(tmp_path / "beside"), "--large_files_url", "https://example.org"]) == 0
-    said = capsys.readouterr().out
-    assert f"zoo.verify {tmp_path / 'beside' / repository}\n" in said and "sizes" not in said
+    output = capsys.readouterr().out
+    assert f"zoo.verify {tmp_path / 'beside' / repository}\n" in output and "sizes" not in output

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The form of Hugging Face: files at the root, a card that the hub reads, links that lead somewhere."""
+"""The Hugging Face form: files at the root, a card that the hub can read, and valid links."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_links_of_the_card_lead_to_files_of_the_repository(tmp_path, bundles, na
 def test_all_files_but_the_readme_are_there_once(tmp_path, bundles):
     write_hugging_face(bundles["btcv"], tmp_path / "card")
     bundle, card = ({path.as_posix() for path in files_of(folder)} for folder in (bundles["btcv"], tmp_path / "card"))
-    assert card == bundle - {"docs/README.md"} | {"README.md"}  # docs/README.md would take the card's place when pushed
+    assert card == bundle - {"docs/README.md"} | {"README.md"}  # docs/README.md would replace the card when pushed
 
 
 def test_what_lay_there_is_replaced_and_nothing_is_left_beside_it(tmp_path, bundles):

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Names that clients would misread are refused."""
+"""Names that clients would misinterpret are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_good_names_pass(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("hepatic_vessel", "'_v'"),
         ("organs_v2", "'_v'"),
@@ -27,6 +27,6 @@ def test_good_names_pass(name):
         ("../x", "letters, digits"),
     ],
 )
-def test_others_are_refused_with_the_reason(name, said):
-    with pytest.raises(InputError, match=said):
+def test_others_are_refused_with_the_reason(name, message):
+    with pytest.raises(InputError, match=message):
         check_name(name)

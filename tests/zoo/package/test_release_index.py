@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The list of releases keeps one set of bytes a version."""
+"""The list of releases allows only one set of bytes per version."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def test_other_bytes_of_a_released_version_are_refused(tmp_path):
     before = path.read_bytes()
     with pytest.raises(
         InputError,
-        match=r"a_v0\.1\.0 was released with other bytes.*sha1 11, this package 12.*raise version.*never published, remove its entry from .*model_info\.json",
+        match=r"a_v0\.1\.0 was released with other bytes.*sha1 11, this package 12.*Raise version.*"
+        r"a_v0\.1\.0 was never published, remove its entry from .*model_info\.json",
     ):
         add_to_index(path, package="a_v0.1.0", checksum="12", url_prefix=None)
     assert path.read_bytes() == before
@@ -56,6 +57,6 @@ def test_other_bytes_of_a_released_version_are_refused(tmp_path):
 def test_a_broken_list_is_not_written_over(tmp_path, text):
     path = tmp_path / "model_info.json"
     path.write_text(text)
-    with pytest.raises(InputError, match=r"model_info\.json.*mend it"):
+    with pytest.raises(InputError, match=r"model_info\.json.*Repair the file"):
         add_to_index(path, package="a_v0.1.0", checksum="11", url_prefix=None)
     assert path.read_text() == text

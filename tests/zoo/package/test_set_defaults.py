@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Defaults are changed in the text of a config; everything else in it stays as it was."""
+"""Defaults are changed in the text of a config; everything else in it stays unchanged."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A packed bundle runs with the settings that its weights were trained with."""
+"""A packed bundle uses the settings that its weights were trained with."""
 
 from __future__ import annotations
 
 import pytest
 from monai.bundle import ConfigParser
 
+from bundles.segmentation.tasks.tasks import choose_task
 from zoo.pack import stage
 from zoo.package.bundle_files import BUNDLES
 
@@ -15,7 +16,7 @@ SOURCE = BUNDLES / "swin_unetr_btcv_seg" / "configs"
 
 
 def changed(folder, name: str) -> dict:
-    """Entries of a config that the package has otherwise than the repository."""
+    """Entries of a config that differ between the package and the repository."""
     old, new = (
         ConfigParser.load_config_file(str(configs / f"{name}.yaml")) for configs in (SOURCE, folder / "configs")
     )
@@ -30,23 +31,33 @@ def staged(tmp_path, **trained):
 def test_the_preset_of_the_training_is_the_default_and_the_network_of_the_weights_is_trained_on(tmp_path):
     folder = staged(tmp_path)
     assert changed(folder, "inference") == changed(folder, "evaluate") == {"preset": "cpu"}
-    assert changed(folder, "train") == {"preset": "cpu", "depths": [1, 1, 1, 1]}  # else as the preset
+    assert changed(folder, "train") == {"preset": "cpu", "depths": [1, 1, 1, 1]}  # everything else as in the preset
 
 
-def test_options_of_the_training_are_defaults_too(tmp_path):
+def row_of(folder, preset: str) -> dict:
+    return choose_task(task=None, file=str(folder / "configs" / "tasks.yaml"), preset=preset)
+
+
+def test_options_of_the_training_are_those_of_the_row(tmp_path):
     folder = staged(tmp_path, spacing=[3.0, 3.0, 3.0], hu_window=[-100.0, 200.0])
-    expected = {"preset": "cpu", "spacing": [3.0, 3.0, 3.0], "hu_window": [-100.0, 200.0]}
-    assert changed(folder, "inference") == changed(folder, "evaluate") == expected
-    assert changed(folder, "train") == {**expected, "depths": [1, 1, 1, 1]}
+    before, after = row_of(SOURCE.parent, "cpu"), row_of(folder, "cpu")
+    assert {**after, "cpu": before["cpu"]} == {**before, "spacing": [3.0, 3.0, 3.0], "hu_window": [-100.0, 200.0]}
+    assert changed(folder, "inference") == changed(folder, "evaluate") == {"preset": "cpu"}
+    assert changed(folder, "train") == {"preset": "cpu", "depths": [1, 1, 1, 1]}
+
+
+def test_a_row_as_it_was_trained_stays_with_its_comments(tmp_path):
+    text = (staged(tmp_path) / "configs" / "tasks.yaml").read_text()
+    assert text.endswith((SOURCE / "tasks.yaml").read_text().partition("BTCV:")[2])
 
 
 @pytest.mark.parametrize("preset", [None, "of another version"])
 def test_weights_that_do_not_name_a_preset_state_every_difference_from_the_first(tmp_path, preset):
-    expected = {"spacing": [4.0, 4.0, 5.0], "roi_size": [64, 64, 32]}
-    assert changed(staged(tmp_path, preset=preset), "inference") == expected
+    row = row_of(staged(tmp_path, preset=preset), "official")
+    assert (row["spacing"], row["roi_size"]) == ([4.0, 4.0, 5.0], [64, 64, 32])
 
 
 def test_comments_stay(tmp_path):
-    text = (staged(tmp_path, spacing=[3.0, 3.0, 3.0]) / "configs" / "inference.yaml").read_text()
-    assert "spacing: [3.0, 3.0, 3.0]  # mm\n" in text
+    text = (staged(tmp_path) / "configs" / "inference.yaml").read_text()
+    assert "preset: cpu  # the training's" in text
     assert text.count("#") == (SOURCE / "inference.yaml").read_text().count("#")

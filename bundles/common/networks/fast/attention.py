@@ -1,12 +1,14 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Window attention of Swin that never keeps a table of scores, in training neither: MONAI's weights, names and results.
+"""Swin window attention that does not store the attention scores, with MONAI's weights, names and results.
 
-MONAI's `WindowAttention` writes windows x heads x tokens x tokens numbers several times over and keeps them for the backward. Here
+MONAI's `WindowAttention` writes windows x heads x tokens x tokens scores several times and keeps them for the backward.
+Here
 
-- on a GPU, `scaled_dot_product_attention` takes bias and mask broadcast over the batch, in the dtype of the queries, with gradients;
-- on a CPU, where that call keeps all scores as soon as the bias needs a gradient, `chunked_attention` works through the windows
-  a few at a time and computes the scores once more for the backward;
-- while a network is traced or exported, MONAI's own operations are used.
+- on a GPU, `scaled_dot_product_attention` gets bias and mask broadcast over the batch, in the dtype of the queries, with
+  gradients;
+- on a CPU, that call would keep all scores if the bias needs a gradient. So `chunked_attention` processes a few windows
+  at a time and recomputes the scores in the backward;
+- while a network is traced or exported, MONAI's own operations run.
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ from torch.nn import functional as F
 
 from .windows import WindowPlan
 
-CHUNK = 2**21  # scores held at a time on a CPU: they should stay in its cache
+CHUNK = 2**21  # scores in memory at a time on a CPU: they should fit in its cache
 
 
 def is_exporting() -> bool:
-    """A network is being traced or exported: plain operations only, no caches."""
+    """Return whether a network is being traced or exported, which needs plain operations and no caches."""
     return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting()
 
 
@@ -34,9 +36,9 @@ def _no_autocast() -> torch.autocast:
 
 
 class _ChunkedAttention(torch.autograd.Function):
-    """softmax(scale q k^T + bias + mask) v, a few windows at a time; nothing of windows x heads x tokens x tokens is kept.
+    """softmax(scale q k^T + bias + mask) v, a few windows at a time; the scores of all windows are never stored.
 
-    Scores are computed in float32 at least, whatever the dtype of the queries.
+    Scores are computed in float32 or wider, for any dtype of the queries.
     """
 
     @staticmethod
@@ -57,7 +59,7 @@ class _ChunkedAttention(torch.autograd.Function):
         samples, windows, tokens, _, heads, width = qkv.shape
         wide = torch.promote_types(qkv.dtype, torch.float32)
         bias = bias.to(wide)
-        # few large operations: where cores are shared, each parallel region may wait for a thread that sleeps
+        # few large operations: on shared cores, each parallel region may wait for a sleeping thread
         q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).to(wide).contiguous()  # (B, windows, heads, tokens, width)
         q.mul_(ctx.scale)
         grad = grad.view(samples, windows, tokens, heads, width).transpose(2, 3).to(wide).contiguous()
@@ -89,13 +91,13 @@ class _ChunkedAttention(torch.autograd.Function):
 
 
 def attend_by_kind(qkv: torch.Tensor, folded: torch.Tensor, runs: tuple, scale: float) -> torch.Tensor:
-    """Attention of all windows of one kind at a time: the CPU's flash kernel reads one bias for all of them.
+    """Compute attention for all windows of one kind at a time, so that the CPU's flash kernel reads a single bias.
 
     Args:
         qkv: (B, windows, tokens, 3, heads, width).
-        folded: (kinds, heads, tokens, tokens), bias and mask, without a gradient.
+        folded: (kinds, heads, tokens, tokens), bias plus mask, without a gradient.
         runs: `WindowPlan.runs`.
-        scale: of the scores.
+        scale: factor of the scores.
 
     Returns:
         (B, windows, tokens, heads x width).
@@ -111,18 +113,18 @@ def attend_by_kind(qkv: torch.Tensor, folded: torch.Tensor, runs: tuple, scale: 
     return out.flatten(-2)
 
 
-@torch.compiler.disable  # the loop over windows must not be unrolled: a graph break under torch.compile, on CPUs alone
+@torch.compiler.disable  # do not unroll the loop over windows: a graph break under torch.compile, on CPUs only
 def chunked_attention(
     qkv: torch.Tensor, bias: torch.Tensor, masks: torch.Tensor | None, runs: tuple, scale: float
 ) -> torch.Tensor:
-    """Attention within windows on a CPU, differentiable in ``qkv`` and ``bias``.
+    """Compute attention within windows on a CPU, differentiable in ``qkv`` and ``bias``.
 
     Args:
         qkv: (B, windows, tokens, 3, heads, width).
-        bias: (heads, tokens, tokens), of every window.
+        bias: (heads, tokens, tokens), the same for every window.
         masks: (kinds, tokens, tokens) or None.
         runs: `WindowPlan.runs`.
-        scale: of the scores.
+        scale: factor of the scores.
 
     Returns:
         (B, windows, tokens, heads x width).
@@ -132,15 +134,16 @@ def chunked_attention(
 
 
 def fused_attention(qkv: torch.Tensor, folded: torch.Tensor, kind: torch.Tensor, scale: float) -> torch.Tensor:
-    """The same through one call of `scaled_dot_product_attention`, differentiable in ``qkv`` and ``folded``.
+    """Compute the same with one call of `scaled_dot_product_attention`, differentiable in ``qkv`` and ``folded``.
 
-    Shifted windows lie in the dimension of the heads, so that the masked bias is broadcast over the batch and not repeated for it.
+    Shifted windows are put into the dimension of the heads, so that the masked bias is broadcast over the batch and not
+    repeated for it.
 
     Args:
         qkv: (B, windows, tokens, 3, heads, width).
-        folded: (kinds, heads, tokens, tokens), bias and mask, from `fold`.
+        folded: (kinds, heads, tokens, tokens), bias plus mask, from `fold`.
         kind: (windows,) `WindowPlan.kind`.
-        scale: of the scores.
+        scale: factor of the scores.
 
     Returns:
         (B, windows, tokens, heads x width).
@@ -151,17 +154,17 @@ def fused_attention(qkv: torch.Tensor, folded: torch.Tensor, kind: torch.Tensor,
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=folded, scale=scale)
         return out.transpose(1, 2).reshape(samples, windows, tokens, heads * width)
     q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3)
-    # gathered with its padding, so that the rows stay a multiple of 8 apart
+    # gathered with padding, so that the stride of the rows stays a multiple of 8
     bias = F.pad(folded, (0, -tokens % 8)).index_select(0, kind).flatten(0, 1)[None, ..., :tokens]
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     return out.view(samples, windows, heads, tokens, width).transpose(2, 3).reshape(samples, windows, tokens, -1)
 
 
 class FastWindowAttention(WindowAttention):
-    """MONAI's `WindowAttention` without its tables of scores.
+    """MONAI's `WindowAttention` without stored attention scores.
 
-    ``forward`` also takes a `WindowPlan` in place of the mask: windows then have to stand in the plan's order. With a mask of MONAI's
-    shape, with dropout of the attention, or while exporting, it is MONAI's forward.
+    ``forward`` also accepts a `WindowPlan` instead of the mask; the windows must then be in the plan's order. With a mask
+    of MONAI's shape, with attention dropout, or during export, MONAI's own forward runs.
     """
 
     _kept: tuple | None = None  # (key, folded bias, ...) of the last forward without gradients
@@ -188,17 +191,17 @@ class FastWindowAttention(WindowAttention):
         return self.proj_drop(self.proj(x.view(-1, tokens, channels)))
 
     def position_bias(self, tokens: int) -> torch.Tensor:
-        """The learnt bias of each pair of tokens, (heads, tokens, tokens + padding to a multiple of 8).
+        """Return the learned bias of each pair of tokens, (heads, tokens, tokens + padding to a multiple of 8).
 
-        A window of fewer tokens than the full one reads the corner of the full window's index. That is not its own index, but
-        what every published checkpoint was trained with.
+        A window with fewer tokens than the full one reads the corner of the full window's index. That is not the index of
+        the smaller window, but every published checkpoint was trained this way.
         """
         index = F.pad(self.relative_position_index[:tokens, :tokens], (0, -tokens % 8))
         bias = self.relative_position_bias_table[index.flatten()].view(*index.shape, self.num_heads)
         return bias.permute(2, 0, 1).contiguous()
 
     def _folded_once(self, plan: WindowPlan, tokens: int, dtype: torch.dtype) -> torch.Tensor:
-        """Bias and masks folded anew only when weights, shape or dtype have changed since the last call."""
+        """Fold bias and masks; reuse the last result unless weights, shape or dtype have changed."""
         table = self.relative_position_bias_table
         if torch.compiler.is_compiling() or table.is_inference():
             return fold(self.position_bias(tokens), plan.masks, dtype)
@@ -207,12 +210,13 @@ class FastWindowAttention(WindowAttention):
         if self._kept is None or self._kept[0] != key:
             with torch.inference_mode(False), torch.no_grad():
                 folded = fold(self.position_bias(tokens), plan.masks, dtype)
-            # table and masks are held so that nothing else can come to lie at the same address
+            # keep references to table and masks, so that no other tensor can get the same address
             self._kept = (key, folded, table.detach(), plan.masks)
         return self._kept[1]
 
     def train(self, mode: bool = True) -> FastWindowAttention:
-        # not every write counts as a new version (fused optimisers, `.data`): train() and eval() stand between training and inference
+        # Some writes do not change the tensor's version (fused optimisers, `.data`). A switch between training and
+        # inference calls train() or eval(), which comes here.
         self._kept = None
         return super().train(mode)
 
@@ -221,9 +225,9 @@ class FastWindowAttention(WindowAttention):
 
 
 def fold(bias: torch.Tensor, masks: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    """Position bias and shift masks in one, (kinds, heads, tokens, tokens), rows a multiple of 8 apart, in the dtype of the queries.
+    """Add position bias and shift masks: (kinds, heads, tokens, tokens) in the dtype of the queries.
 
-    Without that multiple the fused kernels of a GPU would copy the bias at every call.
+    The stride of the rows is a multiple of 8. Otherwise the fused kernels of a GPU would copy the bias at every call.
     """
     tokens = bias.shape[1]
     folded = bias[None] if masks is None else bias + F.pad(masks, (0, -tokens % 8))[:, None].to(bias.dtype)

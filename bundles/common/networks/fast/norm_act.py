@@ -1,9 +1,9 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Instance norm, residual and leaky ReLU in one on a CPU: one tensor is kept for the backward where PyTorch keeps two or three.
+"""Fused instance norm, residual and leaky ReLU on a CPU: keeps one tensor for the backward; PyTorch keeps two or three.
 
-Leaky ReLU can be undone: from y = act(n) follow n and its slope, so that the input of the norm need not be kept; and sum(dn n) equals
-sum(dy y). All work is done channels-last, a few rows at a time, in the memory of the convolution's output: fresh memory costs a CPU more
-than arithmetic does.
+Leaky ReLU is invertible: y = act(n) determines n and its slope, so the input of the norm need not be kept, and
+sum(dn n) equals sum(dy y). All work is done channels-last, a few rows at a time, in the memory of the convolution's
+output, because on a CPU allocating memory costs more than arithmetic.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-CHUNK = 2**20  # numbers worked on at a time: they stay in the cache between one operation and the next
+CHUNK = 2**20  # numbers processed at a time: they stay in the cache from one operation to the next
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
-    """(B, C, X, Y, Z), channels-last in memory, as its (B, voxels, C)."""
+    """Return a tensor (B, C, X, Y, Z), channels-last in memory, as a view (B, voxels, C)."""
     return x.detach().movedim(1, -1).flatten(1, -2)
 
 
 def _chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Rows (voxels, C) of one sample, some at a time, of several tensors alike."""
+    """Split the rows (voxels, C) of one sample into chunks, in the same way for several tensors."""
     rows = max(1, CHUNK // tensors[0].shape[-1])
     return zip(*(t.split(rows) for t in tensors), strict=True)
 
@@ -34,7 +34,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _statistics(rows: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and 1 / sqrt(variance + eps) of each channel of one sample, by two passes."""
+    """Return mean and 1 / sqrt(variance + eps) of each channel of one sample, computed in two passes."""
     wide = _wide(rows.dtype)
     total = torch.zeros(rows.shape[1], dtype=wide)
     for (chunk,) in _chunks(rows):
@@ -47,7 +47,7 @@ def _statistics(rows: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Ten
 
 
 def _normalise_(rows: torch.Tensor, eps: float) -> torch.Tensor:
-    """(x - mean) / std in place, channel by channel; returns 1 / std."""
+    """Compute (x - mean) / std in place, per channel; return 1 / std."""
     mean, scale = _statistics(rows, eps)
     shift = -mean * scale
     for (chunk,) in _chunks(rows):
@@ -63,7 +63,7 @@ def _channels_last(x: torch.Tensor) -> torch.Tensor:
 
 
 class _NormAct(torch.autograd.Function):
-    """act(norm(x)), written over x."""
+    """act(norm(x)), written into the memory of x."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, slope: float, eps: float) -> torch.Tensor:
@@ -96,7 +96,7 @@ class _NormAct(torch.autograd.Function):
 
 
 def _slope_of(grad: torch.Tensor, y: torch.Tensor, slope: float, *, out: torch.Tensor) -> torch.Tensor:
-    """Gradient before the activation whose result is y."""
+    """Compute the gradient of the input of the activation whose output is y."""
     return torch.ops.aten.leaky_relu_backward(grad, y, slope, True, grad_input=out)
 
 
@@ -108,7 +108,7 @@ class _ResidualNormAct(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, residual: torch.Tensor, norm_residual: bool, slope: float, eps: float
     ) -> torch.Tensor:
         normed, other = _channels_last(x.detach()), _channels_last(residual.detach())
-        # a residual that is a convolution's output is used up, too; one that comes from elsewhere is not ours
+        # a residual that is to be normalised is a convolution's output, and may be overwritten; any other may not
         y = other if norm_residual else torch.empty_like(normed)
         scales, other_scales = [], []
         for n, r, o in zip(_rows(normed), _rows(other), _rows(y), strict=True):
@@ -126,7 +126,7 @@ class _ResidualNormAct(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
         y, normed, scales, other_scales = ctx.saved_tensors
         grad = _channels_last(grad)
-        before = torch.empty_like(y)  # gradient before the activation, of the residual if that has no norm
+        before = torch.empty_like(y)  # gradient of the activation's input, and of a residual without norm
         out = torch.empty_like(y)
         for sample, scale in enumerate(scales):
             g, a, n, b, o = (_rows(t[sample : sample + 1])[0] for t in (grad, y, normed, before, out))
@@ -147,17 +147,18 @@ class _ResidualNormAct(torch.autograd.Function):
         return out, before, None, None, None
 
 
-@torch.compiler.disable  # loops over rows must not be unrolled: a graph break under torch.compile, on CPUs alone
+@torch.compiler.disable  # do not unroll the loops over rows: a graph break under torch.compile, on CPUs only
 def norm_act(x: torch.Tensor, *, slope: float, eps: float = 1e-5) -> torch.Tensor:
-    """``leaky_relu(instance_norm(x))`` of a convolution's output on a CPU, which is used up.
+    """Compute ``leaky_relu(instance_norm(x))`` of a convolution's output on a CPU, in the memory of ``x``.
 
     Args:
-        x: (B, C, X, Y, Z) that nobody else reads, neither now nor in the backward.
-        slope: of the leaky ReLU below 0, above 0 itself.
-        eps: of the norm, which has neither weights nor running statistics.
+        x: (B, C, X, Y, Z), overwritten. Nothing else may read it, in the backward either.
+        slope: negative slope of the leaky ReLU; must be above 0.
+        eps: epsilon of the norm, which has neither weights nor running statistics.
 
     Returns:
-        The result in the memory of ``x`` (if that is channels-last), dtype unchanged; statistics in float32 at least.
+        The result, in the memory of ``x`` if that is channels-last, in the dtype of ``x``. Statistics are computed in
+        float32 or wider.
     """
     return _NormAct.apply(x, slope, eps)
 
@@ -166,13 +167,13 @@ def norm_act(x: torch.Tensor, *, slope: float, eps: float = 1e-5) -> torch.Tenso
 def residual_norm_act(
     x: torch.Tensor, residual: torch.Tensor, *, norm_residual: bool, slope: float, eps: float = 1e-5
 ) -> torch.Tensor:
-    """``leaky_relu(instance_norm(x) + residual)``, the residual normalised too if wanted; see `norm_act`.
+    """Compute ``leaky_relu(instance_norm(x) + residual)``, optionally with a normalised residual; see `norm_act`.
 
     Args:
-        x: used up, as in `norm_act`.
-        residual: of the shape of ``x``; used up as well with ``norm_residual``.
-        norm_residual: ``residual`` goes through an instance norm of its own.
-        slope: of the leaky ReLU.
-        eps: of the norms.
+        x: overwritten, as in `norm_act`.
+        residual: same shape as ``x``; overwritten if ``norm_residual``.
+        norm_residual: also apply an instance norm to ``residual``.
+        slope: negative slope of the leaky ReLU.
+        eps: epsilon of the norms.
     """
     return _ResidualNormAct.apply(x, residual, norm_residual, slope, eps)

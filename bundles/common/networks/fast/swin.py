@@ -1,9 +1,9 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""MONAI's Swin UNETR, or its encoder alone, on a faster path: the same modules, parameters and results, other forwards.
+"""Make MONAI's Swin UNETR, or its encoder alone, faster: same modules, parameters and results, different forwards.
 
-`make_fast` changes the class of the modules of a stock network, as PyTorch's lazy modules do it, so that constructors, initial weights,
-names, hooks and state dicts stay MONAI's. Tokens stay in channels-last order from the patch embedding to the last stage.
-While a network is traced or exported, every forward is MONAI's.
+`make_fast` changes the class of the modules of a stock network, as PyTorch's lazy modules do. Constructors, initial
+weights, names, hooks and state dicts remain MONAI's. Tokens stay in channels-last order from the patch embedding to the
+last stage. While a network is traced or exported, MONAI's own forwards run.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from .unet_blocks import FastSwinUNETR, FastUnetOutBlock, FastUnetResBlock
 from .windows import WindowPlan, from_windows, to_windows, window_plan
 
 
-@torch.compiler.disable  # a graph break under torch.compile, for a plan that is ready and not traced
+@torch.compiler.disable  # under torch.compile, a graph break: the cached plan is used and not traced
 def _plan(grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], x: torch.Tensor) -> WindowPlan:
-    """The plan for tokens on the device of ``x``; one made of fake tensors (a tool counts operations) is not kept."""
+    """Return the plan for tokens on the device of ``x``; a plan of fake tensors (operation counters) is not cached."""
     plan_of = window_plan if type(x) is torch.Tensor else window_plan.__wrapped__
     return plan_of(grid, window, shift, x.device)
 
 
 class FastSwinTransformerBlock(SwinTransformerBlock):
-    """Attention and MLP with their residuals on tokens (B, D, H, W, C); works out its own masks."""
+    """Attention and MLP with residuals on tokens (B, D, H, W, C). The block computes its own masks."""
 
     def forward_part1(self, x: torch.Tensor, mask_matrix: torch.Tensor | None) -> torch.Tensor:
         if is_exporting():
@@ -47,7 +47,7 @@ class FastSwinTransformerBlock(SwinTransformerBlock):
 
 
 class FastBasicLayer(BasicLayer):
-    """The blocks of a stage and the merging after them: (B, C, D, H, W) in and out, both channels-last in memory."""
+    """The blocks of a stage and its patch merging: (B, C, D, H, W) in and out, both channels-last in memory."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if is_exporting():
@@ -61,7 +61,7 @@ class FastBasicLayer(BasicLayer):
 
 
 class FastSwinTransformer(SwinTransformer):
-    """The whole encoder; `deepest` leaves out what only a decoder needs."""
+    """The whole encoder. `deepest` skips the outputs that only a decoder needs."""
 
     def proj_out(self, x: torch.Tensor, normalize: bool = False) -> torch.Tensor:
         if is_exporting() or not normalize:
@@ -69,8 +69,8 @@ class FastSwinTransformer(SwinTransformer):
         return F.layer_norm(x.movedim(1, -1), [x.shape[1]]).movedim(-1, 1)
 
     def _stages(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Patch embedding and the four stages, not normalised."""
-        x = x.as_subclass(torch.Tensor)  # a MetaTensor would copy its metadata with each of thousands of operations
+        """Return the outputs of the patch embedding and the four stages, not normalised."""
+        x = x.as_subclass(torch.Tensor)  # a MetaTensor would copy its metadata in each of thousands of operations
         x = self.pos_drop(self.patch_embed(x))
         outputs = [x]
         for stage in ("1", "2", "3", "4"):
@@ -86,7 +86,7 @@ class FastSwinTransformer(SwinTransformer):
         return [self.proj_out(output, normalize) for output in self._stages(x)]
 
     def deepest(self, x: torch.Tensor, normalize: bool = True) -> torch.Tensor:
-        """The last of the five outputs of ``forward`` alone, (B, 16 x feature size, X/32, Y/32, Z/32)."""
+        """Return only the last of the five outputs of ``forward``, (B, 16 x feature size, X/32, Y/32, Z/32)."""
         return self.proj_out(self._stages(x)[-1], normalize)
 
 
@@ -102,7 +102,7 @@ FAST = {
 
 
 def make_fast(network: nn.Module) -> nn.Module:
-    """Puts every module of MONAI's Swin UNETR within ``network`` on its fast path, in place; returns the network."""
+    """Give every module of MONAI's Swin UNETR within ``network`` its fast class, in place; return the network."""
     for module in network.modules():
         if type(module) in FAST:
             module.__class__ = FAST[type(module)]

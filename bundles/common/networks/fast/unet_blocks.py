@@ -1,7 +1,7 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""MONAI's convolutional blocks and the whole Swin UNETR on a faster path on a CPU: channels-last, norms and activations in place.
+"""Faster convolutional blocks of MONAI's Swin UNETR on a CPU: channels-last, with norms and activations in place.
 
-On a GPU, and while a network is traced or exported, forwards are MONAI's.
+On a GPU, and while a network is traced or exported, MONAI's own forward runs.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from .norm_act import norm_act, residual_norm_act
 
 
 def pointwise(conv: nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
-    """A 1x1x1 convolution as a product of matrices, channels-last in and out."""
+    """Compute a 1x1x1 convolution as a matrix product, channels-last in and out."""
     return F.linear(x.movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
 
 
 def can_fuse(x: torch.Tensor, norm: nn.Module, act: nn.Module) -> bool:
-    """On a CPU, an instance norm without weights and running statistics, as MONAI builds it, and a leaky ReLU."""
+    """Return whether the fused path applies.
+
+    It does on a CPU, for a leaky ReLU after an instance norm without weights and running statistics, as MONAI builds it.
+    """
     plain = type(norm) is nn.InstanceNorm3d and not norm.affine and not norm.track_running_stats
     return (
         x.device.type == "cpu" and plain and type(act) is nn.LeakyReLU and act.negative_slope > 0 and not is_exporting()
@@ -31,17 +34,17 @@ def can_fuse(x: torch.Tensor, norm: nn.Module, act: nn.Module) -> bool:
 
 
 def conv_norm_act(conv: nn.Module, norm: nn.Module, act: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """``act(norm(conv(x)))``, the output of the convolution being used up."""
+    """Return ``act(norm(conv(x)))``, computed in the memory of the convolution's output."""
     if not can_fuse(x, norm, act):
         return act(norm(conv(x)))
     x = conv(x.contiguous(memory_format=torch.channels_last_3d))
-    if x.shape[2:].numel() == 1:  # as `instance_norm` refuses it, in its words
+    if x.shape[2:].numel() == 1:  # the error and the message of `torch.nn.functional.instance_norm`
         raise ValueError(f"Expected more than 1 spatial element when training, got input size {x.size()}")
     return norm_act(x, slope=act.negative_slope, eps=norm.eps)
 
 
 class FastUnetResBlock(UnetResBlock):
-    """Two convolutions and a residual."""
+    """Two convolutions with a residual connection."""
 
     def forward(self, inp: torch.Tensor) -> torch.Tensor:
         if not can_fuse(inp, self.norm1, self.lrelu):
@@ -57,7 +60,7 @@ class FastUnetResBlock(UnetResBlock):
 
 
 class FastUnetOutBlock(UnetOutBlock):
-    """The last convolution, 1x1x1; its result is contiguous, as losses and metrics read it together with labels."""
+    """The last convolution, 1x1x1. Its result is contiguous, because losses and metrics read it together with labels."""
 
     def forward(self, inp: torch.Tensor) -> torch.Tensor:
         if is_exporting() or inp.device.type != "cpu":
@@ -66,7 +69,7 @@ class FastUnetOutBlock(UnetOutBlock):
 
 
 class FastSwinUNETR(SwinUNETR):
-    """The whole network; a MetaTensor comes out as one, but is none in between."""
+    """The whole network. A MetaTensor is converted to a plain tensor for the forward, and back at the end."""
 
     def forward(self, x_in: torch.Tensor) -> torch.Tensor:
         if is_exporting() or not isinstance(x_in, MetaTensor):

@@ -1,8 +1,9 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Which token lies in which window, and which windows may not look everywhere: worked out once per shape, not once per forward.
+"""Partition tokens into windows, and compute the attention masks of shifted windows, once per shape.
 
-MONAI pads, rolls and cuts with a copy each, and rebuilds a mask for every window in a 27-step loop. Here one gather does the copying, and
-since only the last window along an axis holds a seam, at most 2^3 different masks exist, however many windows there are.
+MONAI pads, rolls and partitions with one copy each, and rebuilds a mask for every window in a 27-step loop. Here a
+single gather replaces the copies. Only the last window along an axis contains a seam, so there are at most 2^3 different
+masks for any number of windows.
 """
 
 from __future__ import annotations
@@ -16,19 +17,20 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-SEAM = -100.0  # what MONAI adds to the score of two tokens that a shift has brought together
+SEAM = -100.0  # added by MONAI to the score of two tokens that only a shift has made neighbours
 
 
 class WindowPlan(NamedTuple):
-    """Windows of one grid of tokens. Windows with equal masks stand together.
+    """Windows of a grid of tokens, sorted so that windows with equal masks are contiguous.
 
     Attributes:
         window: tokens of a window along each axis.
-        take: (windows x tokens,) token of the grid at each place of the windows; 0 where the place is padding.
-        put: (grid tokens,) place in the windows of each token of the grid.
-        padding: places that no token fills; they hold zeros.
-        masks: (kinds, tokens, tokens) to be added to the scores, 0 or `SEAM`; None where nothing was shifted.
-        kind: (windows,) which of the masks a window has.
+        take: (windows x tokens,) index of the grid token at each position of the windows; 0 where the position is
+            padding.
+        put: (grid tokens,) position in the windows of each token of the grid.
+        padding: positions without a token; they are zero.
+        masks: (kinds, tokens, tokens) added to the scores, 0 or `SEAM`; None if the windows are not shifted.
+        kind: (windows,) index of each window's mask.
         runs: (kind, first window, last window + 1), all windows in order.
     """
 
@@ -45,18 +47,17 @@ class WindowPlan(NamedTuple):
         return len(self.kind)
 
     def dense_mask(self) -> torch.Tensor | None:
-        """One mask per window, (windows, tokens, tokens), as MONAI's `WindowAttention` takes it."""
+        """Return one mask per window, (windows, tokens, tokens), as MONAI's `WindowAttention` expects it."""
         return None if self.masks is None else self.masks[self.kind]
 
 
 def _masks(window: Sequence[int], shift: Sequence[int]) -> torch.Tensor:
-    """Masks of the 2^axes kinds of windows; an axis without a shift has no seam."""
+    """Return the masks of the 2^axes kinds of windows; an axis without a shift has no seam."""
     masks = []
     for last in itertools.product((0, 1), repeat=len(window)):
         sides = [(torch.arange(w) >= w - s * end).long() for w, s, end in zip(window, shift, last, strict=True)]
-        side = torch.stack(torch.meshgrid(*sides, indexing="ij")).flatten(
-            1
-        )  # (axes, tokens): this or that side of the seam
+        # (axes, tokens): the side of the seam that a token is on
+        side = torch.stack(torch.meshgrid(*sides, indexing="ij")).flatten(1)
         masks.append((side[:, :, None] != side[:, None, :]).any(dim=0) * SEAM)
     return torch.stack(masks)
 
@@ -65,15 +66,15 @@ def _masks(window: Sequence[int], shift: Sequence[int]) -> torch.Tensor:
 def window_plan(
     grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], device: torch.device
 ) -> WindowPlan:
-    """Windows of a grid that is padded at its far ends to whole windows and, after that, rolled back by ``shift``.
+    """Return the windows of a grid that is first padded at its far ends to whole windows, then rolled by ``-shift``.
 
     Args:
         grid: tokens along each axis.
         window: tokens of a window along each axis, at most those of the grid.
-        shift: of the windows along each axis, 0 for none; 0 along an axis with one window only.
-        device: of the plan's tensors.
+        shift: shift of the windows along each axis; 0 for no shift and along an axis with a single window.
+        device: device of the plan's tensors.
     """
-    # tensors made in inference mode could not be used in training afterwards
+    # tensors created in inference mode could not be used in training later
     with torch.inference_mode(False), torch.no_grad():
         counts = [math.ceil(g / w) for g, w in zip(grid, window, strict=True)]
         padded = [n * w for n, w in zip(counts, window, strict=True)]
@@ -105,7 +106,7 @@ def window_plan(
 
 
 class _Gather(torch.autograd.Function):
-    """Rows by index, with a gather by the inverse index for a backward (autograd's own would add row by row)."""
+    """Gather rows by index; the backward is a gather by the inverse index (autograd's would add row by row)."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, plan: WindowPlan, to_windows: bool) -> torch.Tensor:
@@ -126,12 +127,12 @@ def _gather(x: torch.Tensor, plan: WindowPlan, to_windows: bool) -> torch.Tensor
 
 
 def to_windows(x: torch.Tensor, plan: WindowPlan) -> torch.Tensor:
-    """Tokens (B, *grid, C) as windows (B x windows, tokens, C); padding is zero."""
+    """Rearrange tokens (B, *grid, C) to windows (B x windows, tokens, C); padding is zero."""
     rows = _Gather.apply(x.flatten(1, -2), plan, True)
     return rows.view(-1, math.prod(plan.window), x.shape[-1])
 
 
 def from_windows(windows: torch.Tensor, plan: WindowPlan, grid: Sequence[int]) -> torch.Tensor:
-    """The way back, to (B, *grid, C); what stood in the padding is dropped."""
+    """Rearrange windows back to tokens (B, *grid, C); padding is dropped."""
     rows = _Gather.apply(windows.reshape(-1, plan.windows * windows.shape[1], windows.shape[2]), plan, False)
     return rows.view(-1, *grid, windows.shape[2])

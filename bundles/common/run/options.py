@@ -1,0 +1,256 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""The options of a run: the top-level entries of its config above the entry ``components``.
+
+Everything about an option is derived from here and from the config:
+
+- how it is checked: `RULES` by name; an option without a rule must have the type of its value in the first preset;
+- whether it identifies the run (is kept in checkpoints and compared on resume): every option except `NOT_SETTINGS`;
+- whether a change makes validation scores incomparable: whether the validation refers to it (`RunSettings`).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from ..errors import InputError
+from ..networks.roi_size import check_roi_size
+from .presets import first_preset
+
+#: The config entry that ends the options.
+END = "components"
+
+#: Options that may differ between two runs with the same results: where files are, how fast it runs, what is printed.
+#: The network's shape and start weights are recorded elsewhere (encoder record, ``trained``).
+NOT_SETTINGS = frozenset(
+    {
+        *("bundle_root", "preset", "task", "resume", "resume_changes", "distributed", "device"),
+        *("dataset_dir", "data_list", "data", "validation_share", "output_dir", "check_data"),
+        *("pretrained_encoder", "pretrained_model", "merging", "patch_embed", "allow_partial"),
+        *("in_channels", "feature_size", "depths", "num_heads", "window_size", "reconstruction_head", "pooling"),
+        *("cache_num", "num_workers", "sw_batch_size", "gradient_checkpointing", "fast", "global_batch_size"),
+        *("log_every", "tensorboard", "max_skipped_steps", "amp", "amp_type"),
+    }
+)
+#: Parts of the evaluator that do not decide what a score measures.
+NOT_MEASURED = ("network", "device", "amp", "amp_kwargs")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value must be.
+
+    Attributes:
+        expected: completes "--name value ...".
+        holds: whether a value is one.
+    """
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise `InputError` unless the value is one."""
+        if not self.holds(value):
+            raise InputError(f"--{name} {value!r} {self.expected}.")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; true and false are not."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_list(value: Any, length: int) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == length and all(map(is_number, value))
+
+
+def _shares(value: Any) -> bool:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return all(is_number(share) and 0 <= share < 1 for share in values)
+
+
+def one_of(*choices: str) -> Rule:
+    """The rule of an option with a fixed set of values."""
+    return Rule(f"is not one of {', '.join(choices)}", lambda value: value in choices)
+
+
+COUNT = Rule("must be a whole number, 1 or more", lambda value: _is_whole(value) and value >= 1)
+WHOLE = Rule("must be a whole number, 0 or more", lambda value: _is_whole(value) and value >= 0)
+ABOVE_ZERO = Rule("must be a number above 0", lambda value: is_number(value) and value > 0)
+ZERO_OR_ABOVE = Rule("must be a number, 0 or above", lambda value: is_number(value) and value >= 0)
+NUMBER = Rule("must be a number", is_number)
+SWITCH = Rule("must be true or false", lambda value: isinstance(value, bool))
+MAX_NORM = Rule("must be a number above 0, or '$None' for no clipping", lambda v: v is None or (is_number(v) and v > 0))
+SPACING = Rule(
+    "must be three sizes in mm above 0, such as [1.5,1.5,2.0]",
+    lambda value: value is None or (_is_list(value, 3) and min(value) > 0),
+)
+WINDOW = Rule(
+    "must be two values in HU, the lower one first, such as [-175.0,250.0]",
+    lambda value: value is None or (_is_list(value, 2) and value[0] < value[1]),
+)
+SHARE = Rule("must be a share of the window, 0 or more and below 1", _shares)
+
+#: How options are checked. A new option of a plain type needs no entry: see `check_options`.
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("batch_size", "crops_per_volume", "max_steps", "val_interval", "sw_batch_size"), COUNT),
+    **dict.fromkeys(("learning_rate", "temperature", "max_spacing"), ABOVE_ZERO),
+    **dict.fromkeys(("weight_decay", "warmup_steps", "end_learning_rate", "class_balance"), ZERO_OR_ABOVE),
+    **dict.fromkeys(("background_weight", "num_workers", "cache_num", "min_body", "min_slices"), ZERO_OR_ABOVE),
+    **dict.fromkeys(("resume", "amp", "fast", "gradient_checkpointing", "freeze_encoder", "tensorboard"), SWITCH),
+    **dict.fromkeys(("batch_dice", "background_in_dice", "masked_only", "skip_air"), SWITCH),
+    "foreground_hu": NUMBER,
+    "max_gradient_norm": MAX_NORM,
+    "spacing": SPACING,
+    "hu_window": WINDOW,
+    "sheet_window": WINDOW,
+    "overlap": SHARE,
+    "check_data": one_of("full", "headers", "none"),
+    "crop_sampling": one_of("pos_neg", "classes"),
+    "mask_interpolation": one_of("linear", "nearest"),
+}
+#: The rule of an option without an entry above, by the type of its value in the first preset.
+RULES_OF_TYPES = {bool: SWITCH, int: WHOLE, float: NUMBER}
+
+
+def check_option(name: str, value: Any) -> None:
+    """Check one value by its rule in `RULES`.
+
+    Raises:
+        InputError: names the option, the value and what it must be.
+    """
+    RULES[name].check(name, value)
+
+
+def check_choice(*, name: str, value: object, choices: Sequence[str]) -> None:
+    """Check the value of an option whose choices its user knows.
+
+    Raises:
+        InputError: names the option, the value and the choices.
+    """
+    one_of(*choices).check(name, value)
+
+
+def check_options() -> None:
+    """Check every option of the running config, so that a bad value stops the run at once and not hours later.
+
+    An option without a rule is checked by its type where the first preset has a switch or a number for it.
+
+    Raises:
+        InputError: names the option, the value and what it must be.
+    """
+    parser = running_config()
+    typical = first_preset(str(Path(parser.get_parsed_content("bundle_root")) / "configs" / "presets.yaml"))
+    for name in option_names(parser.config):
+        rule = RULES.get(name)
+        if rule is None and typical.get(name) is not None:
+            rule = RULES_OF_TYPES.get(type(typical[name]))
+        elif rule is None and name != "roi_size":
+            continue
+        value = parser.get_parsed_content(name)
+        if name == "roi_size":
+            check_roi_size(value)
+        elif rule is not None and not (value is None and name not in RULES):
+            rule.check(name, value)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What identifies a run.
+
+    Attributes:
+        values: setting to value.
+        of_the_scores: names of the settings on which validation scores depend; with any of them changed, scores
+            before and after a resume cannot be compared.
+    """
+
+    values: dict[str, Any]
+    of_the_scores: frozenset[str] = frozenset()
+
+
+def run_settings(
+    *, facts: Mapping[str, Any], leave_out: Collection[str] = (), chosen_by: Collection[str] = ()
+) -> RunSettings:
+    """The settings of the running config: all its options except `NOT_SETTINGS`, and facts derived from them.
+
+    Args:
+        facts: further settings, or other values for options (such as those after parsing). Must be the entry
+            ``settings::facts`` of the config.
+        leave_out: options that are no settings in this workflow.
+        chosen_by: options that name the score by which the best weights are chosen.
+    """
+    parser = running_config()
+    names = [name for name in option_names(parser.config) if name not in {*NOT_SETTINGS, *leave_out, *facts}]
+    values = {name: parser.get_parsed_content(name) for name in names} | dict(facts)
+    measured = set(chosen_by)
+    evaluator = parser.config.get("validate", {}).get("evaluator", {})
+    for part, content in evaluator.items():
+        if part not in NOT_MEASURED:
+            measured |= _references(parser, content)
+    of_facts = parser.config["settings"]["facts"]
+    decisive = {name for name in values if name in measured}
+    decisive |= {name for name in facts if measured & _direct_references(parser, of_facts[name])}
+    return RunSettings(values, frozenset(decisive))
+
+
+def plain_lists(value: Any) -> Any:
+    """A value with tuples as lists and text keys, as it comes back from a file."""
+    if isinstance(value, Mapping):
+        return {str(key): plain_lists(part) for key, part in value.items()}
+    return [plain_lists(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def option_names(config: Mapping[str, Any]) -> list[str]:
+    """The options of a config in their order: the entries above ``components``."""
+    names = list(config)
+    if END not in names:
+        raise ValueError(f"The config has no entry {END!r} to end its options; its entries: {', '.join(names)}.")
+    return [name for name in names[: names.index(END)] if name != "imports" and not name.startswith("_")]
+
+
+def running_config() -> ConfigParser:
+    """The MONAI config parser that is resolving the call to this function.
+
+    MONAI does not pass the parser to the components that it builds, so it is looked for in the calls above.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if isinstance(parser := frame.f_locals.get("self"), ConfigParser):
+            return parser
+        frame = frame.f_back
+    raise RuntimeError("This function works only as a component of a MONAI bundle config.")
+
+
+def _direct_references(parser: ConfigParser, content: Any) -> set[str]:
+    """Ids that a part of the config refers to."""
+    resolver, todo, found = parser.ref_resolver, [content], set()
+    while todo:
+        part = todo.pop()
+        if isinstance(part, Mapping):
+            todo += part.values()
+        elif isinstance(part, list):
+            todo += part
+        elif isinstance(part, str):
+            found |= {resolver.normalize_id(name.removeprefix("@")) for name in resolver.match_refs_pattern(part)}
+    return found
+
+
+def _references(parser: ConfigParser, content: Any) -> set[str]:
+    """Ids that a part of the config refers to, directly or through other entries."""
+    todo, found = _direct_references(parser, content), set()
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.add(name)
+            todo |= _direct_references(parser, parser.get(name))
+    return found

@@ -1,0 +1,88 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Files are written whole or not at all, one process at a time works in a locked folder, and changed files are noticed."""
+
+import fcntl
+import os
+import threading
+
+import pytest
+
+from bundles.common.files import atomic_path, file_stamp, folder_lock, write_text
+
+
+def test_a_file_appears_whole(tmp_path):
+    path = tmp_path / "new" / "scan.nii.gz"
+    with atomic_path(path) as temporary:
+        assert temporary.parent == path.parent and temporary.name.startswith(".")
+        assert temporary.name.endswith(".scan.nii.gz")
+        temporary.write_bytes(b"voxels")
+        assert not path.exists()
+    assert path.read_bytes() == b"voxels" and os.listdir(path.parent) == ["scan.nii.gz"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["report.json"]
+
+
+def test_text_is_written_as_it_is(tmp_path):
+    write_text(tmp_path / "a.csv", "ü\r\nß\n")
+    assert (tmp_path / "a.csv").read_bytes() == "ü\r\nß\n".encode()
+
+
+@pytest.mark.parametrize("change", ["size", "time", "none"])
+def test_a_stamp_changes_with_size_and_time(tmp_path, change):
+    path = tmp_path / "scan.nii.gz"
+    path.write_bytes(b"12345")
+    os.utime(path, ns=(0, 1_700_000_000_123_456_789))
+    assert file_stamp(path) == file_stamp(str(path)) == [5, 1_700_000_000_123_456_789]
+    before = file_stamp(path)
+    if change == "size":
+        path.write_bytes(b"123456")
+        os.utime(path, ns=(0, 1_700_000_000_123_456_789))
+    if change == "time":
+        os.utime(path, ns=(0, 1_700_000_000_123_456_790))
+    assert (file_stamp(path) == before) == (change == "none")
+
+
+def test_a_missing_file_has_no_stamp(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        file_stamp(tmp_path / "missing")
+
+
+def test_a_lock_without_waiting_is_refused_while_another_holds_it(tmp_path):
+    path = tmp_path / "study" / ".lock"
+    with folder_lock(path, wait=False):
+        with pytest.raises(BlockingIOError), folder_lock(path, wait=False):
+            pytest.fail("two at once")
+    with folder_lock(path, wait=False):  # free again
+        pass
+
+
+def test_a_lock_is_released_after_an_error(tmp_path):
+    with pytest.raises(RuntimeError), folder_lock(tmp_path / ".lock"):
+        raise RuntimeError
+    with folder_lock(tmp_path / ".lock", wait=False):
+        pass
+
+
+def test_a_lock_waits_until_the_other_is_done(tmp_path):
+    path, order = tmp_path / ".lock", []
+
+    def second():
+        with folder_lock(path):
+            order.append("second")
+
+    with open(path, "a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive() and order == []
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
