@@ -1,7 +1,7 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What the labelled scans of a data set measure: spacings, sizes, volumes of classes, intensities of what is labelled.
+"""The fingerprint of a labelled data set: spacings, sizes, class volumes and intensities of the labelled voxels.
 
-The name and the choice of figures are nnU-Net's (Isensee et al., Nature Methods 2021).
+The name and the choice of properties follow nnU-Net (Isensee et al., Nature Methods 2021).
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from ...common.scans.nifti import check_finite, open_scan, stored_voxels
 
 logger = logging.getLogger(__name__)
 
-SAMPLE = 10_000  # labelled voxels of a channel of a scan whose intensities are kept; drawn where there are more
+SAMPLE = 10_000  # intensities kept per channel of a scan; drawn at random if more voxels are labelled
 SEED = 0
 
 
 @dataclass(frozen=True, eq=False)
 class ScanFacts:
-    """What one scan measures. Axes are those of training: right, anterior, superior.
+    """The measurements of one scan. The axes are those of training: right, anterior, superior.
 
     Attributes:
-        file: the image, its first file where it has several.
+        file: the image; its first file if it has several.
         spacing: mm.
-        profiles: for each axis the greatest intensity (of any channel) in each plane across it: what the box around the
-            voxels above any threshold follows from.
-        class_voxels: int64 (classes,), voxels of each declared label value.
-        intensities: float64, of labelled voxels, all channels together, `SAMPLE` of each at most; or none.
+        profiles: for each axis, the largest intensity (of any channel) in each plane across it. They determine the
+            bounding box of the voxels above any threshold.
+        class_voxels: int64 (classes,), number of voxels of each declared label value.
+        intensities: float64, of labelled voxels, at most `SAMPLE` per channel, all channels together; may be empty.
     """
 
     file: str
@@ -49,7 +49,7 @@ class ScanFacts:
     intensities: np.ndarray
 
     def size_above(self, threshold: float) -> tuple[int, int, int]:
-        """Sides in voxels of the box around the voxels above a threshold; of the whole scan where there are none."""
+        """Size in voxels of the bounding box of the voxels above a threshold; of the whole scan if there are none."""
         above = [np.flatnonzero(profile > threshold) for profile in self.profiles]
         return tuple(
             int(planes[-1] - planes[0] + 1) if len(planes) else len(profile)
@@ -59,11 +59,11 @@ class ScanFacts:
 
 @dataclass(frozen=True, eq=False)
 class DataFingerprint:
-    """What all labelled scans measure, in the order of their files' names.
+    """The measurements of all labelled scans, sorted by file name.
 
     Attributes:
-        scans: one for each scan.
-        labels: the declared label values, in order: the classes.
+        scans: measurements of each scan.
+        labels: the declared label values, sorted: the classes.
     """
 
     scans: tuple[ScanFacts, ...]
@@ -71,11 +71,11 @@ class DataFingerprint:
 
     @property
     def spacings(self) -> np.ndarray:
-        """Millimetres, float64 (scans, 3)."""
+        """Spacings in mm, float64 (scans, 3)."""
         return np.array([scan.spacing for scan in self.scans])
 
     def sizes_above(self, threshold: float) -> np.ndarray:
-        """Boxes around the voxels above a threshold, in voxels, int64 (scans, 3)."""
+        """Sizes in voxels of the bounding boxes of the voxels above a threshold, int64 (scans, 3)."""
         return np.array([scan.size_above(threshold) for scan in self.scans])
 
     @property
@@ -92,26 +92,26 @@ class DataFingerprint:
 def data_fingerprint(
     items: Sequence[dict], *, channels: int, labels: Iterable[int], intensities: bool, workers: int = 4
 ) -> DataFingerprint:
-    """Measure labelled scans, each read once; ``workers`` of them lie in memory at a time.
+    """Measure labelled scans. Each is read once; ``workers`` of them are in memory at a time.
 
-    The same files give the same fingerprint, whatever their order. In a distributed run every process must call it, and
-    measures for itself.
+    The same files give the same fingerprint in any order. In a distributed run every process must call it, and each
+    measures all scans.
 
     Args:
         items: ``{"image": path or list of paths (one for each channel), "label": path}``.
-        channels: number of channels of an image; several in one file are its fourth axis.
-        labels: values that a label may hold, the background 0 among them.
-        intensities: sample the intensities of labelled voxels, which say something in CT alone.
+        channels: number of channels of an image. Several channels in one file are its fourth axis.
+        labels: values that a label may contain, including the background 0.
+        intensities: also sample the intensities of labelled voxels. They are comparable between scans in CT only.
         workers: number of threads.
 
     Raises:
-        InputError: if a scan is unfit: counts these, names the first with what is wrong (see `check_scans`).
+        InputError: some scans are unusable. Gives their number, and the first ones with the reason (see `check_scans`).
     """
     labels = tuple(sorted(labels))
     check_scans(items, channels=channels, labels=labels, voxels=False, workers=workers)
     facts, problems = [], []
     with ThreadPoolExecutor(workers) as pool:
-        measured = pool.map(lambda item: _measure_or_say_why_not(item, labels, intensities), items)
+        measured = pool.map(lambda item: _measure_or_explain(item, labels, intensities), items)
         for result in _with_progress(measured, len(items)):
             (facts if isinstance(result, ScanFacts) else problems).append(result)
     if problems:
@@ -129,9 +129,10 @@ def _with_progress(results: Iterator, count: int) -> Iterable:
     return results
 
 
-def _measure_or_say_why_not(item: dict, labels: tuple[int, ...], intensities: bool) -> ScanFacts | str:
+def _measure_or_explain(item: dict, labels: tuple[int, ...], intensities: bool) -> ScanFacts | str:
+    """Return the measurements of a scan, or why it is unusable."""
     files = image_files(item)
-    file = item["label"]  # the one that is being read, for the message
+    file = item["label"]  # the file being read, for the message
     try:
         label, class_voxels = _read_label(file, labels)
         labelled = _draw_positions(label, seed=SEED) if intensities else np.array([], int)
@@ -143,10 +144,10 @@ def _measure_or_say_why_not(item: dict, labels: tuple[int, ...], intensities: bo
             sampled += of_labelled
     except RefusedScan as error:
         return f"{file}: {error}"
-    except Exception as error:  # nibabel, gzip, zlib and numpy have a dozen ways to say that a file is broken
-        return f"{file}: cannot be read, perhaps damaged or cut short ({type(error).__name__}: {error})"
+    except Exception as error:  # nibabel, gzip, zlib and numpy raise many types of errors for broken files
+        return f"{file}: cannot be read, perhaps damaged or truncated ({type(error).__name__}: {error})"
     spacing = nib.affines.voxel_sizes(scan.affine)
-    axes = np.argsort(nib.io_orientation(scan.affine)[:, 0])  # the file's axis that runs along R, A, S
+    axes = np.argsort(nib.io_orientation(scan.affine)[:, 0])  # the file's axes that run along R, A, S
     return ScanFacts(
         file=first_file(item),
         spacing=tuple(float(spacing[axis]) for axis in axes),
@@ -157,7 +158,7 @@ def _measure_or_say_why_not(item: dict, labels: tuple[int, ...], intensities: bo
 
 
 def _read_label(file: str, labels: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The label map (X, Y, Z) and the number of voxels of each value."""
+    """Return the label map (X, Y, Z) and the number of voxels of each value."""
     raw, slope, inter = stored_voxels(open_scan(file))
     label = (raw if (slope, inter) == (1.0, 0.0) else raw * slope + inter).reshape(raw.shape[:3], order="F")
     counts = np.array([np.count_nonzero(label == value) for value in labels])
@@ -165,21 +166,21 @@ def _read_label(file: str, labels: tuple[int, ...]) -> tuple[np.ndarray, np.ndar
         wrong = np.setdiff1d(label, labels)
         shown = ", ".join(f"{value:g}" for value in wrong[:10]) + (" ..." if len(wrong) > 10 else "")
         whole = "" if np.array_equal(wrong, np.round(wrong)) else "whole numbers, "
-        raise RefusedScan(f"holds label value(s) {shown}; allowed are {whole}the declared {list(labels)}")
+        raise RefusedScan(f"contains label value(s) {shown}; allowed are {whole}the declared {list(labels)}")
     return label, counts
 
 
 def _draw_positions(label: np.ndarray, *, seed: int) -> np.ndarray:
-    """Positions (in Fortran's order, as NIfTI stores) of labelled voxels: all, or `SAMPLE` drawn with replacement."""
+    """Return flat positions of labelled voxels in Fortran order, as in NIfTI: all, or `SAMPLE` with replacement."""
     labelled = np.flatnonzero(label.ravel(order="F"))
     if len(labelled) <= SAMPLE:
         return labelled
-    # RandomState: numpy promises that its stream never changes between versions.
+    # RandomState: numpy guarantees the same stream in all versions.
     return labelled[np.random.RandomState(seed).randint(len(labelled), size=SAMPLE)]
 
 
 def _read_image(scan: nib.spatialimages.SpatialImage, labelled: np.ndarray) -> tuple[list, list]:
-    """Greatest intensity in each plane across each axis of the file; intensities at ``labelled`` of each channel."""
+    """Return the largest intensity in each plane across each axis of the file, and each channel's at ``labelled``."""
     raw, slope, inter = stored_voxels(scan)
     check_finite(raw, slope, inter)
     raw = raw.reshape((*raw.shape[:3], -1), order="F")

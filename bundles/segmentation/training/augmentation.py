@@ -1,8 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Flips, turns, zoom and intensities of training crops, drawn from the seed and the number of the draw, applied on the device.
+"""Random augmentation of training crops on the device, determined by the seed and the number of the draw.
 
-What happens to a crop is drawn on the host (`draw_change`), so that it is the same on every device and nothing waits for one; only the field of
-the noise comes from the device's own generator.
+The parameters are drawn on the host (`draw_change`): they are the same on every device, and drawing them never waits for
+the GPU. Only the noise field comes from the device's own generator.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from ...common.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What happens to one crop, in this order.
+    """The augmentation of one crop. Its steps are applied in the order of the attributes.
 
     Attributes:
-        affine: radians about each axis and a factor along each, as MONAI's ``Affine(rotate_params, scale_params)``; None: nothing.
-        flips: axes that are mirrored.
-        quarter_turns: from the first axis towards the second.
-        noise: standard deviation.
-        gamma: exponent of the intensities between their least and their largest; None: nothing.
+        affine: rotation about each axis in radians, then a scale factor along each axis, as in MONAI's
+            ``Affine(rotate_params, scale_params)``; None: no affine.
+        flips: axes to mirror.
+        quarter_turns: number of 90 degree rotations, from the first axis towards the second.
+        noise: standard deviation of the Gaussian noise.
+        gamma: exponent applied to the intensities, rescaled between their minimum and maximum; None: no change.
         scale: intensities are multiplied by 1 + this.
         shift: added to the intensities.
     """
@@ -45,14 +46,14 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranges:
-    """Bounds of the draws, each uniform within them.
+    """Bounds of the augmentation parameters. Each is drawn uniformly.
 
     Attributes:
-        turn: radians to either side about the x, y and z axis.
-        zoom: around 1, to either side, along each axis for itself.
+        turn: largest rotation about the x, y and z axis in radians, in both directions.
+        zoom: scale factors are drawn between 1 - zoom and 1 + zoom, independently for each axis.
         noise: largest standard deviation.
-        gamma: least and largest.
-        scale, shift: to either side.
+        gamma: smallest and largest exponent.
+        scale, shift: largest absolute value.
     """
 
     turn: tuple[float, float, float]
@@ -70,13 +71,13 @@ def draw_change(
     square: bool,
     generator: np.random.Generator,
 ) -> Change:
-    """Draw what happens to one crop, as MONAI's chain of random transforms does.
+    """Draw the augmentation of one crop, as a chain of MONAI's random transforms would.
 
     Args:
-        probabilities: probability of each kind (`augmentation_probabilities`); ``flip`` is one for each axis.
-        ranges: of what is drawn.
-        square: whether the first two axes are equally long; only half turns fit a crop where they are not.
-        generator: source of the draws.
+        probabilities: probability of each kind (`augmentation_probabilities`); ``flip`` has one for each axis.
+        ranges: bounds of the parameters.
+        square: whether the first two axes have equal length. If not, only half turns keep the shape of the crop.
+        generator: random generator.
     """
 
     def happens(kind: str) -> bool:
@@ -101,30 +102,29 @@ def draw_change(
 
 
 def _affine_grid(affine: Sequence[float], image: torch.Tensor) -> torch.Tensor:
-    """Where each voxel is read, for `grid_sample`: turned and scaled about the middle of the crop."""
+    """Sampling grid for `grid_sample`: rotated and scaled about the centre of the crop."""
     angles, zoom = affine[:3], affine[3:]
     turn = create_rotate(3, angles)
     shape = image.shape[1:]
-    # voxels to the unit cube of grid_sample, whose axes are in the reverse order
+    # From voxels to the unit cube of grid_sample, whose axes are in reverse order.
     theta = [[float(turn[i, j]) * zoom[j] * shape[j] / shape[i] for j in (2, 1, 0)] + [0.0] for i in (2, 1, 0)]
-    theta = torch.tensor(
-        theta, dtype=image.dtype, pin_memory=image.is_cuda
-    )  # a copy from other memory waits for the GPU
+    # Pinned memory: a copy from pageable memory would wait for the GPU.
+    theta = torch.tensor(theta, dtype=image.dtype, pin_memory=image.is_cuda)
     return F.affine_grid(theta[None].to(image.device, non_blocking=True), [1, *image.shape], align_corners=False)
 
 
 def change_crop(
     image: torch.Tensor, label: torch.Tensor, change: Change, *, noise: torch.Generator | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Apply a change to a crop and its label, (C, X, Y, Z) each; they themselves stay as they are.
+    """Return an augmented copy of a crop and its label, (C, X, Y, Z) each. The inputs are not modified.
 
-    Interpolation is linear in the image and nearest in the label; beyond the crop both are 0.
+    Interpolation is linear for the image and nearest for the label. Both are padded with 0.
 
     Args:
         image: intensities.
         label: label values.
         change: from `draw_change`.
-        noise: source of the noise, on the device of the crop; only needed where there is some.
+        noise: generator on the device of the crop; only needed if ``change`` has noise.
     """
     if change.affine is not None:
         grid = _affine_grid(change.affine, image)
@@ -150,11 +150,12 @@ def change_crop(
 
 
 class CropAugmentation:
-    """``prepare_batch`` of a segmentation training: batch of crops to (images, labels) on the device, changed at random.
+    """``prepare_batch`` for segmentation training: turns a batch of crops into augmented (images, labels) on the device.
 
     Args:
-        seed: seed of the run. What happens to a crop depends on it, the number of the draw that the crop carries, and the crop's place among
-            those of the draw, so that a resumed run sees what the unbroken one would have seen, whatever the batch.
+        seed: seed of the run. The augmentation of a crop depends only on the seed, the number of its draw, and its
+            position among the crops of that draw. A resumed run therefore sees the same crops as an uninterrupted one,
+            whatever the batch.
         probabilities: see `draw_change`.
         turn, zoom, noise, gamma, scale, shift: see `Ranges`.
     """
@@ -176,17 +177,17 @@ class CropAugmentation:
         self.ranges = Ranges(turn=tuple(turn), zoom=zoom, noise=noise, gamma=tuple(gamma), scale=scale, shift=shift)
 
     def _generators(self, draws: Sequence[int]) -> list[np.random.Generator]:
-        """One for each crop, by its draw and its place in the draw."""
+        """One generator per crop, seeded by its draw and its position in the draw."""
         return [np.random.default_rng([self.seed, draw, draws[:i].count(draw)]) for i, draw in enumerate(draws)]
 
     def __call__(
         self, batch: Mapping[str, Any], device: torch.device | str, non_blocking: bool = False, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (B, C, X, Y, Z) and labels (B, 1, X, Y, Z)."""
+        """Return images (B, C, X, Y, Z) and labels (B, 1, X, Y, Z)."""
         images, labels = (batch[key].to(device, non_blocking=non_blocking, **kwargs) for key in ("image", "label"))
         square = images.shape[2] == images.shape[3]
         crops = []
-        for i, generator in enumerate(self._generators(batch["draw"].tolist())):  # on the host, as the loader gives it
+        for i, generator in enumerate(self._generators(batch["draw"].tolist())):  # still on the host
             change = draw_change(
                 probabilities=self.probabilities, ranges=self.ranges, square=square, generator=generator
             )
@@ -201,30 +202,30 @@ KINDS = ("flip", "rot90", "affine", "noise", "contrast", "scale_intensity", "shi
 
 
 def augmentation_probabilities(augmentation: Mapping[str, float | Sequence[float]]) -> dict[str, float | list[float]]:
-    """The probability of every kind of augmentation; one that is not named does not happen.
+    """Return the probability of every kind of augmentation; 0 for kinds that are not named.
 
     Args:
-        augmentation: kind (`KINDS`) to probability. ``flip`` is that of each axis; three numbers are those of x, y and z.
+        augmentation: kind (`KINDS`) to probability. ``flip`` is one number for every axis, or three for x, y and z.
 
     Raises:
         InputError: an unknown kind, or a probability outside [0, 1].
     """
     if not isinstance(augmentation, Mapping):
         raise InputError(
-            f"--augmentation {augmentation!r} must name probabilities, such as \"{{'flip': 0.5, 'noise': 0.1}}\"."
+            f"--augmentation {augmentation!r} must map kinds to probabilities, such as \"{{'flip': 0.5, 'noise': 0.1}}\"."
         )
     unknown = sorted(set(augmentation) - set(KINDS))
     if unknown:
-        raise InputError(f"--augmentation names {', '.join(unknown)}; what there is: {', '.join(KINDS)}.")
-    asked = {kind: augmentation.get(kind, 0.0) for kind in KINDS}
-    flips = asked.pop("flip")
+        raise InputError(f"--augmentation names {', '.join(unknown)}; available kinds: {', '.join(KINDS)}.")
+    requested = {kind: augmentation.get(kind, 0.0) for kind in KINDS}
+    flips = requested.pop("flip")
     if not isinstance(flips, Sequence) or isinstance(flips, str):
         flips = [flips] * 3
     if len(flips) != 3:
         raise InputError(f"--augmentation: flip {flips!r} must be one probability, or one for each of the three axes.")
     return {
         "flip": [_probability("flip", flip) for flip in flips],
-        **{kind: _probability(kind, chance) for kind, chance in asked.items()},
+        **{kind: _probability(kind, chance) for kind, chance in requested.items()},
     }
 
 

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Which structures the training labels hold at all: a network never finds what it has never seen."""
+"""Check that every structure occurs in the training labels: a network cannot learn one that does not."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ logger = logging.getLogger(__name__)
 
 
 def label_volumes(scans: Sequence[Mapping[str, str]], *, classes: int) -> np.ndarray:
-    """Volume of each class in each label file, in mm^3.
+    """Return the volume of each class in each label file, in mm^3.
 
     Args:
-        scans: items with ``label`` files, whose values are whole numbers.
-        classes: number of classes, background included; other values are not counted.
+        scans: items with ``label`` files of whole numbers.
+        classes: number of classes, background included. Larger values are not counted.
 
     Returns:
         float64 (scans, classes).
@@ -37,34 +37,34 @@ def label_volumes(scans: Sequence[Mapping[str, str]], *, classes: int) -> np.nda
 
 
 def check_label_presence(*, scans: Sequence[Mapping[str, str]], labels: Mapping[str, str]) -> None:
-    """Warn of structures that no training label holds, on rank 0.
+    """Warn about structures that occur in no training label. Runs on rank 0 only.
 
     Args:
         scans: training items with ``label`` files.
         labels: value to name, of this run.
 
     Raises:
-        InputError: if there is no training item, or the labels hold background alone: there is nothing to learn.
+        InputError: there is no training item, or the labels contain only background.
     """
     if rank() > 0:
         return
     if not scans:
         raise InputError(
-            "there is no labelled training scan: list some under 'training', or store a label first (MONAI Label)."
+            "There is no labelled training scan: list some under 'training', or in MONAI Label store a label first."
         )
     cases = (label_volumes(scans, classes=len(labels)) > 0).sum(axis=0)
     names = {int(value): name for value, name in labels.items()}
     absent = [names[value] for value in range(1, len(labels)) if cases[value] == 0]
     if len(absent) == len(labels) - 1:
         raise InputError(
-            f"the labels of all {len(scans)} training cases are background alone, such as {scans[0]['label']}: there is nothing to learn. "
-            f"Declared are {dict(labels)}."
+            f"The labels of all {len(scans)} training cases contain only background, such as {scans[0]['label']}: "
+            f"there is nothing to learn. Declared labels: {dict(labels)}."
         )
     if absent:
         logger.warning(
-            "no training case holds %s: the network will never find it. Add cases that have it, or leave it out of --labels.",
+            "no training case contains %s, so the network cannot learn it. Add cases that contain it, or remove it from --labels.",
             ", ".join(absent),
         )
     few = [f"{names[value]} ({cases[value]})" for value in range(1, len(labels)) if 0 < cases[value] < len(scans)]
     if few:
-        logger.info("of %d training cases, not all hold %s", len(scans), ", ".join(few))
+        logger.info("not all of the %d training cases contain %s", len(scans), ", ".join(few))

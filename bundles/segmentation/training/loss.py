@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The loss of the segmentation bundles: soft Dice plus cross entropy, whose two parts are logged apart."""
+"""The loss of the segmentation bundles: soft Dice plus cross entropy. The two parts are logged separately."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from .label_presence import label_volumes
 
 
 class SegmentationLoss(torch.nn.Module):
-    """Sum of MONAI's `DiceLoss` and a cross entropy; ``parts`` holds the last values of both.
+    """Sum of MONAI's `DiceLoss` and cross entropy; ``parts`` contains the latest value of each.
 
-    With the defaults it equals the official BTCV code's ``DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True)``, smoothing apart.
+    With the defaults it equals the official BTCV code's ``DiceCELoss(to_onehot_y=True, softmax=True,
+    squared_pred=True)``, except for the smoothing constants.
 
     Args:
-        class_weights: (classes,) weights of the cross entropy, None for equal ones.
-        background_in_dice: whether the Dice term averages over the background too.
-        batch_dice: one Dice per class over the whole batch; otherwise one per crop, where a class that is absent from a crop is pushed to zero.
-        squared_pred: squares in the denominator of the Dice term (official code).
+        class_weights: (classes,) weights of the cross entropy; None for equal weights.
+        background_in_dice: whether the average of the Dice term includes the background.
+        batch_dice: True computes one Dice per class over the whole batch; False one per crop, which pushes the
+            prediction of classes that are absent from a crop to zero.
+        squared_pred: square the terms in the denominator of the Dice loss (official code).
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class SegmentationLoss(torch.nn.Module):
         self.parts: dict[str, torch.Tensor] = {}
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Loss of logits (B, classes, X, Y, Z) against label values (B, 1, X, Y, Z)."""
+        """Return the loss of logits (B, classes, X, Y, Z) against label values (B, 1, X, Y, Z)."""
         logits = logits.float()
         dice = self.dice(logits, label)
         cross_entropy = self.cross_entropy(logits, label[:, 0].long())
@@ -55,16 +57,18 @@ class SegmentationLoss(torch.nn.Module):
 def class_weights(
     scans: Sequence[Mapping[str, str]], *, classes: int, balance: float, background: float
 ) -> torch.Tensor:
-    """Weight ``(volume / largest volume) ** -balance`` per foreground class, volumes summed over the training labels.
+    """Return class weights ``(volume / largest volume) ** -balance`` of the foreground classes.
+
+    Volumes are summed over the training labels.
 
     Args:
         scans: items with ``label`` files.
         classes: number of classes, background included.
-        balance: 0 weighs all foreground classes 1 and reads no file; 1 is the inverse volume.
+        balance: 0 gives every foreground class weight 1 and reads no file; 1 weights by inverse volume.
         background: weight of class 0.
 
     Returns:
-        float32 (classes,). A class that no training label holds keeps weight 1: it has no voxel to be weighed.
+        float32 (classes,). A class that occurs in no training label gets weight 1, which has no effect.
     """
     weights = np.ones(classes)
     if balance > 0:

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""One line in the log per validation."""
+"""Log one line per validation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ logger = logging.getLogger(__name__)
 
 
 class ValidationLine:
-    """Handler for `SupervisedEvaluator`: logs a metric when a validation ends, on rank 0.
+    """Handler for `SupervisedEvaluator`: logs a metric at the end of each validation, on rank 0.
 
     Args:
-        metric: its name in ``engine.state.metrics``.
+        metric: the metric's name in ``engine.state.metrics``.
     """
 
     def __init__(self, *, metric: str) -> None:
