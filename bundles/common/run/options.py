@@ -115,6 +115,7 @@ RULES: dict[str, Rule] = {
     "hu_window": WINDOW,
     "sheet_window": WINDOW,
     "overlap": SHARE,
+    "zoom": Rule("must be a number, 0 or above and below 1", lambda value: is_number(value) and 0 <= value < 1),
     "check_data": one_of("full", "headers", "none"),
     "crop_sampling": one_of("pos_neg", "classes"),
     "mask_interpolation": one_of("linear", "nearest"),

@@ -52,6 +52,7 @@ def test_good_values_pass(name, value):
         ("hu_window", 5, "--hu_window 5 must be two values"),
         ("overlap", 1.0, "--overlap 1.0 must be a share"),
         ("overlap", "x", "--overlap 'x' must be a share"),
+        ("zoom", 1, "--zoom 1 must be a number, 0 or above and below 1"),
         ("max_gradient_norm", 0, "--max_gradient_norm 0 must be a number above 0"),
         ("check_data", "ful", "--check_data 'ful' is not one of full, headers, none"),
     ],
