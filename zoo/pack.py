@@ -1,10 +1,11 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Pack a bundle for the model zoo: a zip, its entry in the list of releases, and the form that Hugging Face has.
+"""Pack a bundle for the model zoo: a zip, its entry in the list of releases, and a folder for Hugging Face.
 
     python -m zoo.pack swin_unetr_btcv_seg --models /runs/btcv/models
     python -m zoo.pack swin_unetr_msd --task Task09_Spleen --models /runs/spleen/models
 
-The same files give the same bytes. Whatever would fail in a client's hands is refused here, before anything is written.
+The same files always give the same bytes. A package that would not work in a client is refused before anything is
+written.
 """
 
 from __future__ import annotations
@@ -40,17 +41,17 @@ OUT = Path(__file__).resolve().parent / "out"
 
 @dataclass(frozen=True)
 class Package:
-    """What `pack` wrote.
+    """Result of `pack`.
 
     Attributes:
-        name: of the bundle.
-        version: its version.
-        archive: the zip.
-        checksum: sha1 of the zip.
-        hugging_face: folder in the form of a Hugging Face repository.
-        released_before: whether the list of releases had this very package already.
+        name: name of the bundle.
+        version: version of the bundle.
+        archive: path of the zip.
+        checksum: SHA-1 of the zip.
+        hugging_face: folder with the layout of a Hugging Face repository.
+        released_before: whether the list of releases already contained this package with the same checksum.
         left_out: large files that are not in the zip.
-        too_large: files in the zip that are larger than the zoo takes.
+        too_large: files in the zip that are over the zoo's size limit.
     """
 
     name: str
@@ -64,19 +65,19 @@ class Package:
 
 
 def stage(bundle: str | Path, *, folder: Path, task: str | None = None, models: Path | None = None) -> Path:
-    """Put together a bundle as it will be packed, and check all that can be checked without building its network.
+    """Assemble a bundle as it will be packed, and check everything that does not require building its network.
 
     Args:
         bundle: name of a bundle of this repository, or a bundle's folder.
-        folder: where the bundle's new folder goes.
-        task: of ``swin_unetr_msd``: a name of its table, or a YAML file that holds one row.
+        folder: parent of the new folder.
+        task: for ``swin_unetr_msd``: a name in its table, or a YAML file with one row.
         models: folder with ``model.pt``; None: the bundle's own ``models``.
 
     Returns:
         The new folder.
 
     Raises:
-        InputError: if the package would not work: see the modules that this one imports.
+        InputError: the package would not work; see the functions called here.
     """
     source = find_bundle(bundle)
     chosen = _choose_task(source, task)
@@ -109,27 +110,30 @@ def pack(
     url_prefix: str | None = None,
     large_files_url: str | None = None,
 ) -> Package:
-    """Pack a bundle; nothing is written unless all went well.
+    """Pack a bundle; nothing is written if a check fails.
 
     Args:
         bundle, task, models: see `stage`.
         out: folder for ``NAME_vVERSION.zip``, ``model_info.json`` and ``huggingface/NAME``.
-        url_prefix: address of the folder where the zip will lie, for ``model_info.json``; None: see `release_index.add_to_index`.
-        large_files_url: leave weights over 25 MB out of the zip; they will be found at this address, followed by ``/models/model.pt``.
+        url_prefix: URL of the folder where the zip will be published, for ``model_info.json``; None: see
+            `release_index.add_to_index`.
+        large_files_url: exclude weights over 25 MB from the zip. Clients download them from this URL plus
+            ``/models/model.pt``.
 
     Raises:
-        InputError: see `stage`; the weights do not fit the network; this version was released with other bytes; ``out`` is a file.
+        InputError: see `stage`; or the weights do not fit the network, this version was released with other bytes, or
+            ``out`` is a file.
     """
-    above = next(path for path in (out, *out.parents) if path.exists())
-    if not above.is_dir():
-        raise InputError(f"--out {out}: {above} is a file. Name a folder.")
+    existing = next(path for path in (out, *out.parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"--out {out}: {existing} is a file. Pass a folder.")
     with tempfile.TemporaryDirectory(prefix="zoo_pack_") as work:
         staged = stage(bundle, folder=Path(work), task=task, models=models)
         for check, failure in run_checks(staged, ["weights fit network_def"]):
             if failure:
                 given = find_bundle(bundle) / "models" if models is None else models
-                said = failure.replace(str(staged / "models"), str(given))
-                raise InputError(f"{check}: no. {said}")
+                message = failure.replace(str(staged / "models"), str(given))
+                raise InputError(f"The check '{check}' failed: {message}")
         left_out = list_large_files(staged, large_files_url)
         too_large = [name for name in large_files(staged) if name not in left_out]
         version = read_metadata(staged)["version"]
@@ -146,40 +150,40 @@ def pack(
 
 
 def _choose_task(source: Path, task: str | None) -> Task | None:
-    """The task to make a bundle of; None for a bundle without tasks."""
+    """Return the task to pack; None for a bundle without tasks."""
     table = source / "configs" / "tasks.yaml"
     names = task_names(table) if table.is_file() else []
     if task is not None and len(names) < 2 and task not in names:
         tasks = f"only the task {names[0]}" if names else "no tasks"
-        raise InputError(f"--task {task}: {source.name} has {tasks}. Leave --task out, or pack {MSD}.")
+        raise InputError(f"--task {task}: {source.name} has {tasks}. Remove --task, or pack {MSD}.")
     if task is None and len(names) > 1:
         raise InputError(
-            f"{source.name} holds many tasks, and clients know one a bundle: name it by --task, such as --task Task09_Spleen, "
-            "or a YAML file with a row of your own."
+            f"{source.name} has many tasks, but clients support one per bundle. Select it with --task, such as --task Task09_Spleen, "
+            "or pass a YAML file with your own row."
         )
     return find_task(task or names[0], table) if names else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Pack from the command line, and return the exit status."""
+    """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m zoo.pack", description="Pack a bundle for the model zoo.")
     add = parser.add_argument
     add("bundle", metavar="NAME", help="bundle of this repository, or a bundle's folder")
     add(
         "--task",
-        help=f"of {MSD}: the task to make a bundle of, such as Task09_Spleen, or a YAML file with a row of your own",
+        help=f"for {MSD}: the task to pack, such as Task09_Spleen, or a YAML file with your own row",
     )
-    add("--models", type=Path, metavar="DIR", help="folder with model.pt (the bundle's own models/)")
-    add("--out", type=Path, default=OUT, metavar="DIR", help="folder for the packages (zoo/out)")
+    add("--models", type=Path, metavar="DIR", help="folder with model.pt (default: the bundle's own models/)")
+    add("--out", type=Path, default=OUT, metavar="DIR", help="folder for the packages (default: zoo/out)")
     add(
         "--url_prefix",
         metavar="URL",
-        help="address of the folder where the zip will lie, for model_info.json (the file's name alone)",
+        help="URL of the folder where the zip will be published, for model_info.json (default: only the file's name)",
     )
     add(
         "--large_files_url",
         metavar="URL",
-        help="leave weights over 25 MB out of the zip; URL/models/model.pt will give them",
+        help="exclude weights over 25 MB from the zip; clients download them from URL/models/model.pt",
     )
     given = parser.parse_args(arguments)
     console = Console(soft_wrap=True, highlight=False)
@@ -188,17 +192,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         console.print(f"Stopped: {error}", markup=False)
         return 1
-    again = "the same bytes as before" if package.released_before else "added"
+    entry = "unchanged, same bytes as before" if package.released_before else "added"
     lines = [
         f"{package.archive}  {package.archive.stat().st_size / 1e6:.1f} MB, sha1 {package.checksum}",
-        f"{package.archive.parent / INDEX}  {package.name}_v{package.version}: {again}",
+        f"{package.archive.parent / INDEX}  {package.name}_v{package.version}: {entry}",
         f"{package.hugging_face}  for Hugging Face, tag {package.version}",
-        *(f"{name} is not in the zip: it must be found at {given.large_files_url}/{name}" for name in package.left_out),
+        *(f"{name} is not in the zip: publish it at {given.large_files_url}/{name}" for name in package.left_out),
         *(
-            f"{name} is over {LARGE / 1e6:.0f} MB, the zoo's limit: zoo.verify fails at sizes. For the zoo, pack with --large_files_url URL"
+            f"{name} is over {LARGE / 1e6:.0f} MB, the zoo's limit, so the check 'sizes' of zoo.verify fails. For the zoo, pack with --large_files_url URL"
             for name in package.too_large
         ),
-        # a zip without its weights is no whole bundle
+        # a zip without its weights is not complete, so it cannot be verified
         f"Verify it: python -m zoo.verify {package.hugging_face if package.left_out else package.archive}",
     ]
     for line in lines:

@@ -270,7 +270,7 @@ class Planner:
             arm: name of the arm.
             n, seed: number of labelled patients, and the seed that draws them.
             encoder_seed: seed of the pre-training.
-            like: the arm of the study whose options hold, if ``arm`` is only a name of the ablation.
+            like: the arm of the study whose options are used, if ``arm`` is only a name of the ablation.
             tasks: proxy tasks of the pre-training, instead of those of the study.
             recipe: options that the search tries; None: not a search.
         """

@@ -128,7 +128,7 @@ Grid = Annotated[
 
 
 class Entries(BaseModel):
-    """Entries of a study file. Unknown keys are refused; null stands for the default."""
+    """Entries of a study file. Unknown keys are refused; null means the default."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -235,8 +235,8 @@ class Study(Entries):
         row: a row of its own.
         split: how the validation patients are chosen.
         tuning: number of training patients set apart: the search scores them, and no run trains on their labels.
-        pretraining: options of swin_unetr_pretrain for every encoder; its network size (`NETWORK`) holds for every
-            fine-tuning, too.
+        pretraining: options of swin_unetr_pretrain for every encoder; its network size (`NETWORK`) also applies
+            to every fine-tuning.
         finetuning: options of swin_unetr_msd for every arm.
         evaluation: options of its ``evaluate.yaml``.
         ablation: the ablation of the proxy tasks.
@@ -416,7 +416,7 @@ def _comparison_problems(study: Study) -> Iterator[str]:
             if key in options and options[key] != study.pretraining.get(key):
                 yield (
                     f"{part} has {key} {options[key]!r}, pretraining {study.pretraining.get(key, 'none')!r}. All arms "
-                    f"have the same network: set pretraining.{key}, which also holds for every fine-tuning, and remove it "
+                    f"have the same network: set pretraining.{key}, which also applies to every fine-tuning, and remove it "
                     "here"
                 )
     for part, options in _finetuning_options(study):

@@ -217,7 +217,7 @@ def choose_row(study: Study, parts: Parts, out: Path, data: Path) -> tuple[str |
 
 @contextmanager
 def _renamed(generated: Path, original: str) -> Iterator[None]:
-    """Make errors about a generated file name the user's file that it was made from."""
+    """Replace a generated file by the user's original in error messages."""
     try:
         yield
     except InputError as error:

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Files are written whole or not at all, one process at a time works in a locked folder, and changed files are noticed."""
+"""Files are written atomically, one process at a time works in a locked folder, and changed files are noticed."""
 
 import fcntl
 import os

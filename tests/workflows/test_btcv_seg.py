@@ -61,13 +61,13 @@ def test_an_ensemble_is_another_model_and_a_second_run_scores_nothing_again(tmp_
     torch.save(content, tmp_path / "fold1" / "model.pt")
     options = {"dataset_dir": btcv, "pretrained_model": f"{tmp_path}/fold*/model.pt", "output_dir": tmp_path / "out"}
     output = succeed(run_bundle("swin_unetr_btcv_seg", "evaluate.yaml", **options, mirror_axes="[1]", **WINDOW))
-    assert "ensemble of 2 models" in output and "0 of 1 cases are scored already" in output
+    assert "ensemble of 2 models" in output and "0 of 1 cases are already scored" in output
     assert "was trained without flips" in output
     scores = (tmp_path / "out" / "scores.csv").read_bytes()
     assert scores != (evaluated[0] / "scores.csv").read_bytes()
     (tmp_path / "out" / "scores.csv").unlink()
     again = run_bundle("swin_unetr_btcv_seg", "evaluate.yaml", **options, mirror_axes="[1]", **WINDOW)
-    assert "1 of 1 cases are scored already" in succeed(again)
+    assert "1 of 1 cases are already scored" in succeed(again)
     assert (tmp_path / "out" / "scores.csv").read_bytes() == scores
 
 
@@ -83,7 +83,7 @@ def test_a_dicom_series_is_segmented_measured_and_written_as_dicom(tmp_path, seg
         "output_dir": tmp_path / "out",
     }
     output = succeed(run_bundle("swin_unetr_btcv_seg", "inference.yaml", **options, mirror_axes="[0]", **WINDOW))
-    assert "scout" in output and "is left out" in output
+    assert "scout" in output and "is skipped" in output
     (mask_file,) = (tmp_path / "out").glob("*_seg.nii.gz")
     name = mask_file.name.removesuffix("_seg.nii.gz")
     mask, made = nib.load(mask_file), nib.load(tmp_path / "out" / "dicom" / f"{name}.nii.gz")
@@ -104,7 +104,7 @@ def test_a_dicom_series_is_segmented_measured_and_written_as_dicom(tmp_path, seg
     assert len(segmentation.SegmentSequence) == np.count_nonzero(counts)
     options["resume"] = True
     again = succeed(run_bundle("swin_unetr_btcv_seg", "inference.yaml", **options, mirror_axes="[0]", **WINDOW))
-    assert "1 scans are segmented already" in again
+    assert "1 scans are already segmented" in again
     other = run_bundle("swin_unetr_btcv_seg", "inference.yaml", **options, **WINDOW)
     assert other.returncode == 1 and "mirror_axes was [0], now []" in other.stderr.splitlines()[-1]
 
@@ -212,7 +212,7 @@ def test_an_encoder_of_another_size_is_refused_with_both_values(tmp_path, pretra
     assert run.returncode == 1
     message = run.stderr.strip().splitlines()[-1]
     assert message.startswith("Stopped:")
-    assert str(encoder) in message and "feature_size is 12 there, 24 asked for" in message
+    assert str(encoder) in message and "feature_size is 12 in the file, 24 requested" in message
 
 
 def test_two_processes_train_and_evaluate_together(tmp_path, btcv):

@@ -148,7 +148,17 @@ def test_a_new_option_costs_its_line_and_its_use_and_is_a_setting(monkeypatch):
 
 
 #: Options that say all by their name, or that the comment of the line above covers.
-SELF_EXPLANATORY = {"bundle_root", "weight_decay", "in_channels", "folds", "seed", "depths", "num_heads", "window_size"}
+SELF_EXPLANATORY = {
+    "bundle_root",
+    "output_dir",
+    "weight_decay",
+    "in_channels",
+    "folds",
+    "seed",
+    "depths",
+    "num_heads",
+    "window_size",
+}
 
 
 def test_every_option_has_a_comment():

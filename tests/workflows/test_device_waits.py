@@ -115,7 +115,7 @@ SEGMENTATION = {"augmentation": dict.fromkeys(("flip", "rot90", "affine", "noise
 OPTIONS = {
     "swin_unetr_pretrain": {"mask_fill": ["noise", "sample", "zero"]},
     "swin_unetr_btcv_seg": {**SEGMENTATION, "class_balance": 0.0, "background_weight": 1.0},
-    "swin_unetr_msd": {**SEGMENTATION, "class_balance": 0.0, "background_weight": 1.0},
+    "swin_unetr_msd": {"task": "Task09_Spleen", **SEGMENTATION, "class_balance": 0.0, "background_weight": 1.0},
 }
 
 

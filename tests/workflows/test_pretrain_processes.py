@@ -28,7 +28,7 @@ def test_a_killed_run_resumes_to_the_weights_of_the_unbroken_one(tmp_path, unlab
     kill_when("swin_unetr_pretrain", "train.yaml", appears=killed / "models" / "last.pt", output_dir=killed, **options)
     assert not (killed / "models" / "model.pt").exists()
     output = succeed(run_bundle("swin_unetr_pretrain", "train.yaml", output_dir=killed, resume=True, **options))
-    assert "the run goes on after step" in output
+    assert "the run continues after step" in output
     whole, resumed = (torch.load(run / "models" / "last.pt", weights_only=True) for run in (tmp_path / "whole", killed))
     assert whole["step"] == resumed["step"] == 6
     assert all(torch.equal(tensor, resumed["network"][name]) for name, tensor in whole["network"].items())
@@ -44,13 +44,13 @@ def test_a_signal_saves_before_the_run_leaves_and_resume_makes_it_the_unbroken_o
     stopped = tmp_path / "stopped"
     status, output = signal_when("swin_unetr_pretrain", configs, number, says="step 1/6", output_dir=stopped, **options)
     assert status != 0
-    assert f"stopped by {number.name} after step" in output and "--resume true goes on" in output
+    assert f"stopped by {number.name} after step" in output and "run the same command with --resume true" in output
     step = torch.load(stopped / "models" / "last.pt", weights_only=True)["step"]
     assert 1 <= step < 6 and not (stopped / "models" / "model.pt").exists()
     if "processes" not in options:
         assert status == 128 + number
     output = succeed(run_bundle("swin_unetr_pretrain", configs, output_dir=stopped, resume=True, **options))
-    assert f"the run goes on after step {step}" in output
+    assert f"the run continues after step {step}" in output
     for name in ("last.pt", "best.pt", "encoder.pt"):
         whole, resumed = (torch.load(run / "models" / name, weights_only=True) for run in (tmp_path / "whole", stopped))
         weights = "state_dict" if name == "encoder.pt" else "model" if name == "best.pt" else "network"

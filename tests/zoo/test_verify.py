@@ -170,13 +170,13 @@ def large_file(**entry):
         (write(".cache/other", ""), "real files alone", ".cache/other"),
         (metadata(network_data_format={}), "metadata", "inputs: image"),
         (pred(num_channels=13), "metadata", "num_channels 13, but channel_def names 14"),
-        (pred(value_range=["0", "1"]), "metadata", "numbers are due"),
-        (pred(value_range=[]), "metadata", "value_range []: numbers are due"),
+        (pred(value_range=["0", "1"]), "metadata", "must be a list of numbers"),
+        (pred(value_range=[]), "metadata", "value_range [], but it must be a list of numbers"),
         (metadata(version="0.2.0"), "version and changelog", "0.2.0 is missing from the changelog"),
         (
             metadata(changelog={"0.1.0": "a", "0.2.0": "b"}),
             "version and changelog",
-            "0.2.0 of the changelog for the latest",
+            "0.2.0 of the changelog as the latest",
         ),
         (packages(einops=">=0.8"), "packages", "not pinned to one version: einops '>=0.8'"),
         (packages(einops="0.1.0"), "packages", "einops 0.1.0 (here "),
@@ -190,11 +190,11 @@ def large_file(**entry):
         (remove("configs/inference.json"), "JSON", "missing: configs/inference.json."),
         (remove("configs/train.json"), "JSON", "missing: configs/train.json."),
         (one_indent, "JSON", "train.json is not indented by 4"),
-        (other_seed, "JSON", "train.json and the YAML of that name say different things"),
+        (other_seed, "JSON", "train.json differs from the YAML file of the same name"),
         (write("configs/extra.yaml", "a: /home/ann\n"), "no paths of one machine", "extra.yaml, a: /home/ann"),
-        (large_file(), "large files", "large_files.yml says 0000"),
-        (large_file(path="models/other.pt"), "large files", "models/other.pt is not here"),
-        (large_file(path="../other.pt"), "large files", "leads out of the bundle"),
+        (large_file(), "large files", "large_files.yml lists 0000"),
+        (large_file(path="models/other.pt"), "large files", "models/other.pt is missing"),
+        (large_file(path="../other.pt"), "large files", "is outside the bundle"),
         (large_file(hash_type=""), "large files", "lacks hash_type"),
         (large, "sizes", "docs/film.mp4 (25 MB)"),
         (remove("models/model.pt"), "weights", "model.pt does not exist"),
@@ -298,7 +298,7 @@ def test_what_builds_wrong_is_told_by_its_check(bundle):
     found = dict(run_checks(bundle))
     assert list(found) == list(CHECKS)
     assert (
-        "1 of another shape" in found["weights fit network_def"]
+        "1 with a different shape" in found["weights fit network_def"]
         and "out.conv.conv.bias" in found["weights fit network_def"]
     )
     assert "`14` doesn't match: `9`" in found["network_def as in the metadata"]
@@ -342,9 +342,9 @@ def test_the_process_sees_the_bundles_scripts_and_nothing_of_this_project(tmp_pa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["swin_unetr_msd"], "holds many tasks"),
+        (["swin_unetr_msd"], "has many tasks"),
         (["none.zip"], "none.zip cannot be read as a zip"),
-        (["nothing"], "nothing is no bundle"),
+        (["nothing"], "nothing is not a bundle"),
         (["swin_unetr_btcv_seg", "--schema", "none.json"], "--schema none.json does not exist"),
         (["swin_unetr_btcv_seg", "--model_info", "none.json"], "--model_info none.json does not exist"),
         ([str(Path(__file__).parent), "--task", "Task09_Spleen"], "--task and --models only apply to a bundle's name"),

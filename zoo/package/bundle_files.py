@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The files that make up a bundle: found by the bundle's name, copied as real files, nothing that a run has left behind."""
+"""Find and copy the files of a bundle: links become real files, leftovers of runs are skipped."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pathlib import Path
 from bundles.common.errors import InputError
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
-#: What a packed bundle is made of, beside its weights.
+#: Contents of a packed bundle, besides its weights.
 FOLDERS = ("configs", "docs", "scripts")
 FILES = ("LICENSE", "large_files.yml")
-#: What runs and editors leave in those folders.
+#: Leftovers of runs and editors in these folders.
 LEFTOVERS = (".*", "__pycache__", "*.pyc", "*.pt", "*.ckpt", "*.tmp", "*.orig", "*.bak", "*~", "mlruns*", "output")
-#: What Hugging Face and git lay beside a bundle's files.
+#: Files that Hugging Face and git add next to a bundle's files.
 OF_HOSTS = (".cache/huggingface", ".gitattributes", ".git")
 
 
 def find_bundle(name: str | os.PathLike) -> Path:
-    """The folder of a bundle of this repository by its name, or any folder.
+    """Return the folder of a bundle of this repository by its name, or any bundle's folder.
 
     Raises:
-        InputError: if there is none, or it holds no ``configs/metadata.json``.
+        InputError: the folder does not exist, or has no ``configs/metadata.json``.
     """
     known = sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/metadata.json"))
     folder = BUNDLES / name if str(name) in known else Path(name)
@@ -34,13 +34,13 @@ def find_bundle(name: str | os.PathLike) -> Path:
         near = difflib.get_close_matches(str(name), known, n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
         raise InputError(
-            f"{name} is no bundle: it has no configs/metadata.json. {hint}Bundles here: {', '.join(known)}."
+            f"{name} is not a bundle: it has no configs/metadata.json. {hint}Bundles here: {', '.join(known)}."
         )
     return folder.resolve()
 
 
 def files_of(folder: Path) -> Iterator[Path]:
-    """All files below a folder, relative to it, in the order of their names; links are listed and not followed."""
+    """Return all files below a folder, relative to it, sorted by name; links are listed and not followed."""
     found = [
         Path(root, name).relative_to(folder)
         for root, folders, files in os.walk(folder)
@@ -50,12 +50,12 @@ def files_of(folder: Path) -> Iterator[Path]:
 
 
 def own_files(folder: Path) -> list[Path]:
-    """`files_of` a bundle without what Hugging Face and git have laid at its top level."""
+    """Return `files_of` a bundle without the files that Hugging Face and git add at its top level."""
     return [name for name in files_of(folder) if not any(name.is_relative_to(other) for other in OF_HOSTS)]
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a part of a relative path is what a run or an editor left."""
+    """Return whether any part of a relative path is a leftover of a run or an editor."""
     return any(fnmatch.fnmatch(part, pattern) for part in path.parts for pattern in LEFTOVERS)
 
 
@@ -67,24 +67,24 @@ def copy_bundle(source: Path, target: Path) -> None:
         target: the new folder; it must not exist.
 
     Raises:
-        InputError: a link leads nowhere, or a part of the bundle is missing.
+        InputError: a link is broken, or a part of the bundle is missing.
     """
     scripts = source / "scripts"
     parts = [path for path in sorted(scripts.glob("*")) if path.suffix != ".py" and not is_leftover(Path(path.name))]
     dead = [path for path in parts if not (path / "__init__.py").is_file()]
     if dead or not (scripts / "common").exists():
         raise InputError(
-            f"{(dead or [scripts / 'common'])[0]} leads nowhere: the folder was copied out of the repository without what it links to, or checked out "
+            f"{(dead or [scripts / 'common'])[0]} is missing or a broken link: the folder was copied out of the repository without the files it links to, or checked out "
             "without links (git config core.symlinks true). Pack inside the repository, or copy with cp -rL."
         )
     for name in (*FOLDERS, *FILES):
         if not (source / name).exists():
-            raise InputError(f"{source / name} is missing: every bundle has {', '.join((*FOLDERS, *FILES))}.")
+            raise InputError(f"{source / name} is missing: every bundle must have {', '.join((*FOLDERS, *FILES))}.")
     for name in FOLDERS:
         for path in files_of(source / name):
             if not is_leftover(path) and not (source / name / path).exists():
                 raise InputError(
-                    f"{source / name / path} is a link that leads nowhere: the folder was copied out of the repository without what it links to. Copy with cp -rL."
+                    f"{source / name / path} is a broken link: the folder was copied out of the repository without the files it links to. Copy with cp -rL."
                 )
         ignored = shutil.ignore_patterns(*LEFTOVERS)
         shutil.copytree(source / name, target / name, ignore=ignored, copy_function=shutil.copyfile)

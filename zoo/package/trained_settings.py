@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Defaults of a packed bundle are those that its weights were trained with, so that it runs right as it lies."""
+"""Set the defaults of a packed bundle to the settings of its training, so that it works without options."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from bundles.common.run.presets import choose
 
 from .packed_weights import Weights
 
-#: What decides the voxels that the network sees: set in every workflow.
+#: Settings that determine the voxels that the network sees: set in every workflow.
 VOXELS = ("spacing", "hu_window", "roi_size", "foreground_hu")
-#: What decides the network, where training goes on from these weights; the other workflows read it off the weights.
+#: Settings of the network: set for training that continues from these weights; other workflows read them from the file.
 NETWORK = ("feature_size", "depths", "num_heads", "window_size", "merging")
 
 
 def set_trained_defaults(configs: Path, weights: Weights) -> None:
-    """Write the preset of the training, and what differed from it, into train, evaluate and inference.
+    """Write the preset of the training, and the settings that differed from it, into train, evaluate and inference.
 
-    What the weights do not say stays as it is.
+    Settings that the weights do not record are not changed.
 
     Args:
-        configs: the folder ``configs`` of the copy.
-        weights: what ``model.pt`` says.
+        configs: folder ``configs`` of the copy.
+        weights: content of ``model.pt``.
     """
     presets = configs / "presets.yaml"
     preset = trained_preset(presets, weights)
@@ -50,19 +50,19 @@ def set_trained_defaults(configs: Path, weights: Weights) -> None:
 
 
 def trained_preset(presets: Path, weights: Weights) -> str:
-    """Name of the preset of the training; the bundle's first one where the weights do not say it."""
+    """Return the name of the training's preset; the bundle's first preset if the weights do not record it."""
     table = yaml.safe_load(presets.read_text(encoding="utf-8"))
-    said = weights.trained.get("preset")
-    return said if said in table else next(iter(table))
+    recorded = weights.trained.get("preset")
+    return recorded if recorded in table else next(iter(table))
 
 
 def _default(entry: Any, values: dict[str, Any], *, otherwise: Any) -> Any:
-    """What a config's entry comes to, where that is plain to see.
+    """Return the value of a config entry, without evaluating the config.
 
     Args:
         entry: a plain value, or an expression such as ``$@values['spacing']``.
-        values: of the preset.
-        otherwise: the answer for any other expression, such as one that asks the weights.
+        values: values of the preset.
+        otherwise: returned for any other expression, such as one that reads the weights.
     """
     if isinstance(entry, str) and entry.startswith("$"):
         found = re.fullmatch(r"\$@values\['(\w+)'\]", entry)
@@ -71,14 +71,14 @@ def _default(entry: Any, values: dict[str, Any], *, otherwise: Any) -> Any:
 
 
 def set_defaults(path: Path, values: Mapping[str, Any]) -> None:
-    """Write other values into the top-level entries of a config, each of which takes one line; comments stay.
+    """Set top-level entries of a config in place, each on a single line, and keep the comments.
 
     Args:
         path: the YAML file.
         values: entry to plain value (numbers, text, lists, None).
 
     Raises:
-        InputError: if an entry is not there, or not on one line.
+        InputError: an entry does not exist, or is not on one line.
     """
     text = path.read_text(encoding="utf-8")
     for key, value in values.items():
@@ -86,13 +86,13 @@ def set_defaults(path: Path, values: Mapping[str, Any]) -> None:
         start, node = entries.get(key, (None, None))
         if start is None or not start.line == node.start_mark.line == node.end_mark.line:
             raise InputError(
-                f"{path.parent.name}/{path.name}: {key} cannot be set: it must be there at the top level, its value on the same line."
+                f"{path.parent.name}/{path.name}: {key} cannot be set: it must be a top-level entry with its value on the same line."
             )
-        text = f"{text[: node.start_mark.index]}{_plain(value)}{text[node.end_mark.index :]}"
+        text = f"{text[: node.start_mark.index]}{_yaml_text(value)}{text[node.end_mark.index :]}"
     path.write_text(text, encoding="utf-8", newline="")
 
 
-def _plain(value: Any) -> str:
-    """A value on one line; JSON is YAML, but a word needs no quotes."""
+def _yaml_text(value: Any) -> str:
+    """Format a value as YAML on one line: as JSON, which is YAML, except that a word needs no quotes."""
     word = isinstance(value, str) and re.fullmatch(r"[A-Za-z]\w*", value) and yaml.safe_load(value) == value
     return value if word else json.dumps(value)

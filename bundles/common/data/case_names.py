@@ -21,7 +21,7 @@ def case_name(image_file: str | PurePath) -> str:
 
 
 def case_names(image_files: Iterable[str]) -> dict[str, str]:
-    """Return a unique name for each image: its `case_name`, after as many of its folders as tell equal names apart.
+    """Return a unique name for each image: its `case_name`, prefixed by as many folders as equal names require.
 
     For example, ``s01/ct.nii.gz`` and ``s02/ct.nii.gz`` become ``s01/ct`` and ``s02/ct``. The names depend only on the
     list, so all processes with the same list get the same names. They are safe as file names: they never lead out of a

@@ -64,7 +64,7 @@ class SeededCrops(Dataset):
     Args:
         data: items of the data list.
         preprocessing: deterministic transforms, whose result is cached.
-        augmentation: random transforms, including the crop; applied anew for each draw.
+        augmentation: random transforms, including the crop; applied again for each draw.
         seed: seed of the run.
         cache_num: number of preprocessed volumes to keep in memory.
         shuffle: False: draw ``i`` reads volume ``i``, for validation on the same crops every time.

@@ -70,7 +70,8 @@ def gather_lists(part: list) -> list:
 class _Gather(torch.autograd.Function):
     """Differentiable all_gather.
 
-    The backward of ``torch.distributed.nn.functional.all_gather`` scrambles transposed gradients over gloo (torch 2.13).
+    The backward of ``torch.distributed.nn.functional.all_gather`` scrambles transposed gradients over gloo (torch
+    2.13).
     """
 
     @staticmethod

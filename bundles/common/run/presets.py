@@ -29,7 +29,9 @@ def choose(*, preset: str, file: str) -> dict[str, Any]:
     base_name, base = next(iter(presets.items()))
     unknown = sorted(set(presets[preset]) - set(base))
     if unknown:
-        raise InputError(f"{file}: preset {preset!r} sets {', '.join(unknown)}, which the first preset {base_name!r} lacks.")
+        raise InputError(
+            f"{file}: preset {preset!r} sets {', '.join(unknown)}, which the first preset {base_name!r} lacks."
+        )
     return {**base, **presets[preset]}
 
 

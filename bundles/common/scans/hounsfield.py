@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Tell from the values alone whether a scan is in Hounsfield units (HU): a NIfTI file does not record its unit."""
+"""Judge by its values whether a scan is in Hounsfield units (HU): a NIfTI file does not record its unit."""
 
 from __future__ import annotations
 

@@ -66,7 +66,8 @@ def read_meta_image(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     expected = int(np.prod(shape)) * dtype.itemsize
     if len(data) != expected:
         raise RefusedScan(
-            f"is cut short, or has a damaged header: it has {len(data)} bytes of voxels, but its header requires {expected}"
+            f"is cut short, or has a damaged header: it has {len(data)} bytes of voxels, but its header requires "
+            f"{expected}"
         )
     voxels = np.frombuffer(data, dtype).reshape(shape, order="F").astype(dtype.newbyteorder("="), copy=False)
     affine = np.eye(4)

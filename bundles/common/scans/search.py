@@ -294,7 +294,7 @@ class _Search:
             folder = os.path.dirname(series.files[0]) if len(series.files) == 1 else os.path.commonpath(series.files)
             here = {os.path.dirname(file) for file in series.files} & broken
             fault = (
-                f"is in a folder with files that cannot be read, perhaps slices of it: copy or remove them ({min(here)})"
+                f"is in a folder with files that cannot be read, perhaps slices of it: fix or remove them ({min(here)})"
                 if here
                 else ""
             )

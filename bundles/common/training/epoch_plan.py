@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Steps are the user's unit; MONAI's trainer counts epochs. An epoch here is the stretch between two validations."""
+"""Convert steps, the user's unit, to epochs of MONAI's trainer. An epoch is the interval between validations."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ def _check_whole(**numbers: object) -> None:
 
 
 def accumulation(*, batch_size: int, accumulation_steps: int, global_batch_size: int | None) -> int:
-    """Iterations per step, so that ``batch_size x processes x iterations`` is the global batch size.
+    """Return the iterations per step for which ``batch_size x processes x iterations`` is the global batch size.
 
     Args:
         batch_size: volumes per iteration and process.
-        accumulation_steps: iterations per step where no global batch size is asked for.
+        accumulation_steps: iterations per step if ``global_batch_size`` is None.
         global_batch_size: volumes per step over all processes, or None.
 
     Raises:
-        InputError: if the processes cannot make up the global batch size.
+        InputError: ``batch_size x processes`` does not divide the global batch size, or ``accumulation_steps`` is set
+            too.
     """
     _check_whole(batch_size=batch_size, accumulation_steps=accumulation_steps)
     if global_batch_size is None:
@@ -35,9 +36,9 @@ def accumulation(*, batch_size: int, accumulation_steps: int, global_batch_size:
     at_once = batch_size * world_size()
     if accumulation_steps != 1 or global_batch_size % at_once:
         reason = (
-            f"--accumulation_steps {accumulation_steps} is given too: leave it out"
+            f"--accumulation_steps {accumulation_steps} is also set: remove it"
             if accumulation_steps != 1
-            else f"{world_size()} processes x --batch_size {batch_size} make {at_once} at once, which does not divide it: "
+            else f"{world_size()} processes x --batch_size {batch_size} make {at_once} volumes per iteration, which does not divide it: "
             f"choose {max(1, global_batch_size // at_once) * at_once} or {(global_batch_size // at_once + 1) * at_once}, or another number of processes"
         )
         raise InputError(f"--global_batch_size {global_batch_size}: {reason}.")
@@ -45,10 +46,10 @@ def accumulation(*, batch_size: int, accumulation_steps: int, global_batch_size:
 
 
 def epochs_of(*, max_steps: int, val_interval: int) -> int:
-    """Number of equal epochs, of at most ``val_interval`` steps each, that ``max_steps`` take.
+    """Return the number of equal epochs of at most ``val_interval`` steps that make up ``max_steps``.
 
     Raises:
-        InputError: if a number is not a whole number from 1.
+        InputError: a value is not a whole number of at least 1.
     """
     _check_whole(max_steps=max_steps, val_interval=val_interval)
     return -(-max_steps // min(val_interval, max_steps))
@@ -64,24 +65,26 @@ def epoch_plan(
     scans: int | None = None,
     batch_size: int = 1,
 ) -> dict[str, int]:
-    """Cut ``max_steps`` into equal epochs of about ``val_interval`` steps, or plan passes over the scans, as MONAI Label counts.
+    """Split ``max_steps`` into equal epochs of about ``val_interval`` steps, or plan one epoch per pass over the scans.
 
-    A warm-up that is as long as the run is logged as a warning: the learning rate would never reach its value.
+    MONAI Label counts passes over the scans. If the warm-up is as long as the run, a warning is logged, because the
+    learning rate would never reach its peak.
 
     Args:
-        max_steps, val_interval: see above; a pass over the scans does not ask them.
-        warmup_steps: of the learning rate; with ``scans``, no more than a tenth of the run is taken.
+        max_steps, val_interval: steps of the run and between validations; not used for the length of a pass over scans.
+        warmup_steps: steps of the learning rate warm-up; with ``scans``, limited to a tenth of the run.
         accumulation_steps: iterations per step.
-        epochs: how many; None: as many as ``max_steps`` take.
-        scans: number of scans, one pass over which is an epoch; None: see above.
-        batch_size: volumes per iteration and process, for ``scans``.
+        epochs: number of epochs; None: as many as ``max_steps`` need.
+        scans: number of scans if an epoch is one pass over them; None: epochs of about ``val_interval`` steps.
+        batch_size: volumes per iteration and process, used with ``scans``.
 
     Returns:
-        ``steps``, which is ``max_steps`` rounded up to a whole number of epochs (250 steps with an interval of 100 are 3 x 84 = 252);
-        ``epochs``; ``warmup_steps``; and in the engine's iterations, ``accumulation_steps`` to a step, ``epoch_length`` and ``iterations``.
+        ``steps``: ``max_steps`` rounded up to a whole number of equal epochs (250 steps with an interval of 100 become
+        3 x 84 = 252); ``epochs``; ``warmup_steps``; and, in iterations of the engine (``accumulation_steps`` per step),
+        ``epoch_length`` and ``iterations``.
 
     Raises:
-        InputError: if a number is not a whole number from 1.
+        InputError: a value is not a whole number of at least 1.
     """
     usual = epochs_of(max_steps=max_steps, val_interval=val_interval)
     epochs = usual if epochs is None else epochs
@@ -89,15 +92,15 @@ def epoch_plan(
     if scans is None:
         length = -(-max_steps // usual)
         if usual * length != max_steps:
-            said = "%d steps become %d: %d stretches of %d between validations"
-            logger.info(said, max_steps, usual * length, usual, length)
+            message = "%d steps are rounded up to %d: %d validations, one every %d steps"
+            logger.info(message, max_steps, usual * length, usual, length)
     else:
         length = max(1, -(-scans // (batch_size * world_size() * accumulation_steps)))
         warmup_steps = min(warmup_steps, epochs * length // 10)
         logger.info("%d epochs of %d steps, each a pass over %d scans", epochs, length, scans)
     if warmup_steps >= min(max_steps, epochs * length):
         logger.warning(
-            "the warm-up of %d steps is as long as the run of %d: the learning rate never reaches its value. Give --warmup_steps, about a tenth of the run",
+            "the warm-up of %d steps is as long as the run of %d: the learning rate never reaches its peak. Set --warmup_steps to about a tenth of the run",
             *(warmup_steps, min(max_steps, epochs * length)),
         )
     return {

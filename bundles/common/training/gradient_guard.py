@@ -1,7 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Between the backward pass and the optimiser: clip the gradient, and leave out a step whose loss or gradient is not finite.
+"""Clip the gradient, and skip steps with a non-finite loss or gradient.
 
-The official loop skips clipping under mixed precision, and never unscales (traps.md 8).
+The released pre-training loop (Tang et al., CVPR 2022) skips gradient clipping under mixed precision, and its scaler
+never unscales the gradient.
 """
 
 from __future__ import annotations
@@ -23,25 +24,28 @@ logger = logging.getLogger(__name__)
 
 
 class GradientGuard:
-    """Handler for `SupervisedTrainer`; leaves the norm of the unscaled, unclipped gradient in ``engine.state.gradient_norm``.
+    """Handler for `SupervisedTrainer` that clips the gradient and skips non-finite steps.
 
-    A step is left out on all ranks or on none. The weights, the moments of the optimiser and the weight decay of such a step are as if it
-    had not been; the learning rate and the data go on.
+    The norm of the unscaled, unclipped gradient is in ``engine.state.gradient_norm``.
 
-    A fused optimiser is told on the device to leave a step out, so that nothing waits for the GPU; what was left out is read, counted and said
-    every few steps, at the end of an epoch and when the engine is terminated. For any other optimiser every step is waited for.
+    A step is skipped on all ranks or on none. A skipped step changes neither the weights (no weight decay) nor the
+    moments of the optimiser. The learning rate schedule and the data advance as usual.
 
-    ``engine.state.skipped_steps`` and ``skipped_in_a_row`` count what was read, and are kept with the state of the engine.
+    A fused optimiser gets the decision on the device, so that nothing waits for the GPU. Skipped steps are then read,
+    counted and logged every few steps, at the end of an epoch, and when the engine is terminated. With any other
+    optimiser, every step waits for the GPU.
+
+    ``engine.state.skipped_steps`` and ``skipped_in_a_row`` are the counts. They are part of the engine's state.
 
     Args:
-        max_norm: upper bound of the 2-norm of the gradient over all parameters; None leaves gradients alone.
-        max_skipped_steps: stop the run when so many steps in a row were left out. The scale of fp16 training halves with each, from
-            65,536, so that a sound run may leave out about a dozen steps at its start.
-        every: steps between two readings. The run may go on for so many steps after the one that is one too many: all that happens in them is
-            that steps which are not finite are left out.
+        max_norm: upper bound of the 2-norm of the gradient over all parameters; None: no clipping.
+        max_skipped_steps: stop the run when this many steps in a row were skipped. The scale of fp16 training starts at
+            65,536 and halves with each skipped step, so a normal run may skip about a dozen steps at its start.
+        every: steps between two readings. The run may continue for up to this many steps after the limit is reached;
+            non-finite steps are still skipped.
 
     Raises:
-        InputError: from the step that is one too many, with what to do.
+        InputError: too many steps in a row were skipped; the message states what to do.
     """
 
     def __init__(self, *, max_norm: float | None, max_skipped_steps: int = 20, every: int = 1) -> None:
@@ -49,12 +53,12 @@ class GradientGuard:
         self.max_skipped_steps = max_skipped_steps
         self.every = max(1, every)
         self.finite: torch.Tensor | None = None
-        self.left_out: torch.Tensor | None = None  # 1 where the optimiser is to leave the step out, else 0
+        self.skip: torch.Tensor | None = None  # 1 if the optimiser must skip the step, else 0
         self.unread: list[tuple[int, torch.Tensor]] = []
         self.hook: RemovableHandle | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Look at each loss, and at the gradient once per step."""
+        """Check each loss, and the gradient once per step."""
         engine.state.skipped_steps = engine.state.skipped_in_a_row = 0
         engine.state_dict_user_keys.extend(["skipped_steps", "skipped_in_a_row"])
         engine.add_event_handler(Events.STARTED, self.started)
@@ -65,23 +69,23 @@ class GradientGuard:
             engine.add_event_handler(event, self.read)
 
     def started(self, engine: Engine) -> None:
-        """Be asked before each step of the optimiser."""
+        """Register a hook that runs before each step of the optimiser."""
         if self.hook is None:
             self.hook = engine.optimizer.register_step_pre_hook(self.before_step)
 
     def before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Tell a fused optimiser, in the way of `torch.amp.GradScaler`, whose own finding is kept."""
-        if self.left_out is not None:
+        """Make a fused optimiser skip the step, as `torch.amp.GradScaler` does; the scaler may also skip it."""
+        if self.skip is not None:
             found = getattr(optimizer, "found_inf", None)
-            optimizer.found_inf = self.left_out if found is None else torch.maximum(found, self.left_out)
+            optimizer.found_inf = self.skip if found is None else torch.maximum(found, self.skip)
 
     def loss_completed(self, engine: Engine) -> None:
-        """Note on the device, without waiting for it, whether the loss is finite."""
+        """Record on the device whether the loss is finite, without waiting for the device."""
         finite = torch.isfinite(engine.state.output["loss"].detach())
         self.finite = finite if self.finite is None else self.finite & finite
 
     def backward_completed(self, engine: Engine) -> None:
-        """Clip; have the step left out if its gradient, or a loss of it, is not finite."""
+        """Clip the gradient; mark the step to be skipped if its gradient or one of its losses is not finite."""
         if not ends_step(engine):
             return
         if engine.scaler is not None:
@@ -97,23 +101,23 @@ class GradientGuard:
         loss = engine.state.output["loss"].detach()
         self.unread.append((steps_done(engine), torch.stack([finite, loss.float(), norm.float()])))
         if all(group.get("fused") for group in engine.optimizer.param_groups):
-            self.left_out = 1 - finite
+            self.skip = 1 - finite
         elif not finite:
             for parameter in parameters:
                 parameter.grad = None
 
     def step_completed(self, engine: Engine) -> None:
-        """Behind the optimiser: read when it is due."""
+        """After the optimiser: read the counts every ``every`` steps."""
         if not ends_step(engine):
             return
-        if self.left_out is None or steps_done(engine) % self.every == 0:
+        if self.skip is None or steps_done(engine) % self.every == 0:
             self.read(engine)
-        self.left_out = None
-        if hasattr(engine.optimizer, "found_inf"):  # a gradient scaler has removed it already
+        self.skip = None
+        if hasattr(engine.optimizer, "found_inf"):  # a gradient scaler would have removed it
             del engine.optimizer.found_inf
 
     def read(self, engine: Engine) -> None:
-        """Count the steps that were left out, and say so: the one place that waits for the GPU."""
+        """Count and log the skipped steps. Only this waits for the GPU."""
         unread, self.unread = self.unread, []
         if not unread:
             return
@@ -126,13 +130,13 @@ class GradientGuard:
             in_a_row = engine.state.skipped_in_a_row
             if rank() == 0:
                 logger.warning(
-                    "step %d left out: loss %.4g, gradient norm %.4g (%d in a row, %d in all)",
+                    "step %d skipped: loss %.4g, gradient norm %.4g (%d in a row, %d in total)",
                     *(step, loss, norm, in_a_row, engine.state.skipped_steps),
                 )
             if in_a_row >= self.max_skipped_steps:
                 raise InputError(
-                    f"{in_a_row} steps in a row up to step {step} had a loss or gradient that is not finite. models/last.pt holds the last "
-                    "validated weights before them, if there were any. Lower --learning_rate or raise --warmup_steps, look for bad "
-                    "voxels with --check_data full, or train without mixed precision (--amp false). To go on from last.pt: "
+                    f"{in_a_row} steps in a row up to step {step} had a non-finite loss or gradient. models/last.pt contains the last "
+                    "validated weights before them, if any. Lower --learning_rate or raise --warmup_steps, look for bad "
+                    "voxels with --check_data full, or train without mixed precision (--amp false). To continue from last.pt: "
                     "--resume true --resume_changes \"['learning_rate']\"."
                 )

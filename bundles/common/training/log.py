@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Where a training run stands: a line on the screen, a row in a table, and a picture of the curves at the end."""
+"""Log of a training run: progress lines, a table with one row per line, and a figure of the loss curves at the end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_log(path: str | Path) -> list[dict[str, float]]:
-    """Rows of a ``training_log.csv``, numbers as float, the step whole; a last line cut off by a kill is left out."""
+    """Read the rows of a ``training_log.csv``: values as float, the step as int. An incomplete last line is skipped."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     rows = [{k: float(v) for k, v in row.items()} for row in rows if all(row.values()) and None not in row]
@@ -29,7 +29,7 @@ def read_log(path: str | Path) -> list[dict[str, float]]:
 
 
 def loss_figure(rows: list[dict[str, float]], title: str) -> Figure:
-    """One panel per loss (the sum first), over steps."""
+    """Plot each loss over the steps, one panel per loss, the sum first."""
     names = [name for name in rows[0] if name == "loss" or name.startswith("loss_")]
     figure = Figure(figsize=(3.6 * len(names), 2.8), layout="constrained")
     for place, name in enumerate(names):
@@ -51,18 +51,20 @@ class LogEvents(EventEnum):
     """Events of a training log."""
 
     ROW = "training_log_row"
-    """A row was written; it stands in ``engine.state.log_row``."""
+    """A row was written; it is in ``engine.state.log_row``."""
 
 
 class TrainingLog:
-    """Handler for `SupervisedTrainer`: every few steps the mean losses, learning rate, crops per second and the time left.
+    """Handler for `SupervisedTrainer`: logs mean losses, learning rate, crops per second and time left every few steps.
 
-    Losses stay on the device between two lines, so that logging does not wait for the GPU at every step. The parts of the
-    loss are read from ``loss_function.parts`` (name to tensor) where the loss has them. Losses that are not finite are left out of the means.
+    Losses stay on the device between two lines, so that logging does not wait for the GPU at every step. The parts of
+    the loss are read from ``loss_function.parts`` (name to tensor) if the loss has them. Non-finite losses are excluded
+    from the means.
 
     Args:
-        output_dir: gets ``training_log.csv`` (step, loss, loss_<part> ..., gradient_norm, learning_rate, crops_per_second of all processes, on a
-            GPU gpu_memory_gib, the most that PyTorch's tensors took so far) and ``loss_curves.png``.
+        output_dir: gets ``training_log.csv`` and ``loss_curves.png``. Columns: step, loss, loss_<part> ...,
+            gradient_norm, learning_rate, crops_per_second (all processes) and, on a GPU, gpu_memory_gib (peak memory of
+            PyTorch's tensors so far).
         total_steps: steps of the whole run.
         every: steps between two lines.
     """
@@ -77,11 +79,11 @@ class TrainingLog:
 
     @property
     def path(self) -> Path:
-        """The table."""
+        """Path of the table."""
         return self.folder / "training_log.csv"
 
     def attach(self, engine: Engine) -> None:
-        """Log on rank 0 only."""
+        """Register the handlers; only rank 0 logs."""
         engine.register_events(*LogEvents)
         if rank() == 0:
             engine.add_event_handler(Events.STARTED, self.started)
@@ -94,7 +96,7 @@ class TrainingLog:
         self.first_step = -1
 
     def _continue_table(self) -> None:
-        """Keep the rows up to the step that the run resumes from, so that a step stands in the table once."""
+        """Keep the rows up to the step from which the run resumes, so that no step is in the table twice."""
         self.folder.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_log(self.path) if row["step"] <= self.first_step] if self.path.exists() else []
         if kept:
@@ -120,9 +122,9 @@ class TrainingLog:
         self.sums[name] = self.sums[name] + sums if name in self.sums else sums
 
     def step_completed(self, engine: Engine) -> None:
-        """Add up; write a line when it is due."""
+        """Accumulate the values; write a line every ``every`` steps."""
         step = steps_done(engine)
-        if self.first_step < 0:  # only now is it sure that a checkpoint to resume from has set the step
+        if self.first_step < 0:  # only now, because a resumed checkpoint sets the step after STARTED
             self.first_step = (engine.state.iteration - 1) // engine.accumulation_steps
             self._continue_table()
         output = engine.state.output
@@ -157,7 +159,7 @@ class TrainingLog:
         engine.fire_event(LogEvents.ROW)
 
     def completed(self, engine: Engine) -> None:
-        """Draw the curves."""
+        """Save the loss curves."""
         rows = read_log(self.path) if self.path.exists() else []
         if rows:
             with atomic_path(self.folder / "loss_curves.png") as temporary:

@@ -1,7 +1,7 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Steps and iterations: a step moves the weights; with gradient accumulation it takes several iterations of the engine.
+"""Steps and iterations: a step is one update of the weights. With gradient accumulation it has several iterations.
 
-Everything that a user counts (``max_steps``, the log, checkpoints, the schedule) is in steps.
+Everything that users see (``max_steps``, log, checkpoints, schedule) counts steps.
 """
 
 from __future__ import annotations
@@ -11,24 +11,26 @@ from monai.engines.utils import IterationEvents
 
 
 def steps_done(engine: Engine) -> int:
-    """Whole steps so far, skipped ones included."""
+    """Return the number of completed steps, including skipped ones."""
     return engine.state.iteration // engine.accumulation_steps
 
 
 def ends_step(engine: Engine) -> bool:
-    """Whether the iteration in progress, or just completed, is the last of a step."""
+    """Return whether the current (or just completed) iteration is the last of a step."""
     return engine.state.iteration % engine.accumulation_steps == 0
 
 
 class StepOutput:
-    """Handler for a `SupervisedTrainer` with ``decollate: false``: its output becomes ``[{"loss": tensor}]`` after each step.
+    """Handler that replaces the output of a `SupervisedTrainer` with ``[{"loss": tensor}]`` after each iteration.
 
-    That is the form in which MONAI's own handlers (``--tracking mlflow``, TensorBoard, statistics) read a loss. Decollating would give it
-    too, but fetches the loss from the GPU in every step. Crops and predictions are let go before the next step is made.
+    For trainers with ``decollate: false``.
+
+    MONAI's own handlers (``--tracking mlflow``, TensorBoard, statistics) read a loss in this form. Decollating would
+    also produce it, but it waits for the GPU in every step. This also frees crops and predictions before the next step.
     """
 
     def attach(self, engine: Engine) -> None:
-        """Replace the output as soon as the step is done."""
+        """Register the handler; it replaces the output as soon as the step is done."""
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Ctrl-C and SIGTERM (a scheduler's notice) end a training between two steps, saved, and in the same step on all ranks."""
+"""End a training on Ctrl-C or SIGTERM (sent by schedulers) between two steps, saved, at the same step on all ranks."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ from .steps import ends_step, steps_done
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-ONE_SIGNAL = 3.0  # seconds in which further signals are the same one: torchrun passes on to its processes what they all have received
+# Further signals within these seconds count as the same one: torchrun forwards a signal to processes that have already
+# received it.
+ONE_SIGNAL = 3.0
 
 
 class StopSignal:
-    """Handler for `SupervisedTrainer`: after a signal the engine terminates without its results, which `TrainingCheckpoint` saves.
+    """Handler for `SupervisedTrainer` that terminates the engine after a signal; `TrainingCheckpoint` saves the state.
 
-    A second signal after a few seconds ends the process at once. ``engine.state.stopped_by`` holds the signal's number for `exit_if_stopped`.
+    A second signal after a few seconds ends the process at once. ``engine.state.stopped_by`` is the signal's number,
+    for `exit_if_stopped`.
 
     Args:
-        evaluator: the validation engine, so that a long validation is left too, or None.
-        every: with several processes, steps from one time that they ask each other to the next: the answer waits for the GPU.
+        evaluator: the validation engine, so that a long validation is interrupted too, or None.
+        every: with several processes, steps between two exchanges of received signals. Each exchange waits for the GPU.
     """
 
     def __init__(self, *, evaluator: Engine | None = None, every: int = 1) -> None:
@@ -42,7 +45,7 @@ class StopSignal:
         self.former: dict[int, Any] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Listen while the engine runs; signals reach a process's main thread alone."""
+        """Register the handlers. Signals are handled while the engine runs, and only in the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
         engine.state.stopped_by = 0
@@ -54,11 +57,11 @@ class StopSignal:
             engine.add_event_handler(event, self.restore_signals)
 
     def take_signals(self, engine: Engine) -> None:
-        """Take over the signals."""
+        """Install the signal handlers."""
         self.former = {number: signal.signal(number, self.receive) for number in SIGNALS}
 
     def restore_signals(self, engine: Engine, error: BaseException | None = None) -> None:
-        """Give the signals back; ignite leaves raising an error to the handlers of its event."""
+        """Restore the former signal handlers, and raise ``error``: ignite leaves that to the handlers of its event."""
         for number, handler in self.former.items():
             signal.signal(number, handler)
         self.former = {}
@@ -66,21 +69,23 @@ class StopSignal:
             raise error
 
     def receive(self, number: int, frame: Any) -> None:
-        """Note the signal; what it interrupted goes on."""
+        """Record the signal; the interrupted code continues."""
         if not self.received:
             self.received, self.received_at = number, time.monotonic()
-            logger.info("%s: the run ends after this step and saves (again: at once)", signal.Signals(number).name)
+            logger.info(
+                "%s: saving and ending after this step (send it again to end at once)", signal.Signals(number).name
+            )
         elif time.monotonic() - self.received_at > ONE_SIGNAL:
             self.restore_signals(None)
             os.kill(os.getpid(), number)
 
     def step_completed(self, engine: Engine) -> None:
-        """Between two steps only: half-accumulated gradients are not saved."""
+        """Stop between two steps only, because partly accumulated gradients are not saved."""
         if ends_step(engine) and not (processes.is_distributed() and steps_done(engine) % self.every):
             self.stop_if_asked(engine, engine)
 
     def stop_if_asked(self, engine: Engine, trainer: Engine) -> None:
-        """Terminate when any rank was asked to."""
+        """Terminate if any rank has received a signal."""
         number = self.received
         if processes.is_distributed():
             asked = torch.tensor([number], device=trainer.state.device)
@@ -93,11 +98,11 @@ class StopSignal:
 
 
 def exit_if_stopped(engine: Engine) -> None:
-    """Behind ``engine.run()``: end the process with the exit status that the signal would have given (128 + its number)."""
+    """After ``engine.run()``: exit with the status of the signal (128 + its number) if one stopped the run."""
     number = getattr(engine.state, "stopped_by", 0)
     if number:
         logger.info(
-            "stopped by %s after step %d; the same command with --resume true goes on",
+            "stopped by %s after step %d; to continue, run the same command with --resume true",
             *(signal.Signals(number).name, steps_done(engine)),
         )
         processes.stop()
@@ -105,10 +110,11 @@ def exit_if_stopped(engine: Engine) -> None:
 
 
 def shield_worker_from_signals(worker: int) -> None:
-    """``worker_init_fn`` of a data loader: a signal to the whole process group leaves its processes at work until the run has saved.
+    """Keep a data loader's worker alive until the run has saved, after a signal to the whole process group.
 
-    PyTorch lets a worker die of any SIGTERM, and the main process of a dead worker. Here the worker obeys its parent alone, who ends it so.
-    Where the system cannot tell who sent a signal (macOS), PyTorch's way stays.
+    Use it as ``worker_init_fn``. By default, a worker dies on any SIGTERM, and the main process fails when a worker
+    dies. Here the worker accepts SIGTERM only from its parent, which ends it this way. On systems that do not report
+    the sender of a signal (macOS), PyTorch's default behaviour remains.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Curves and pictures of a run in TensorBoard, and in the MLflow run that ``--tracking mlflow`` opens."""
+"""Write curves and pictures of a run to TensorBoard, and to MLflow with ``--tracking mlflow``."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from .steps import steps_done
 
 
 def mlflow_handler(engine: Engine) -> MLFlowHandler | None:
-    """The handler that ``--tracking mlflow`` has put on the engine, or None.
+    """Return the handler that ``--tracking mlflow`` has attached to the engine, or None.
 
-    ignite offers no public list of an engine's handlers; MONAI keeps the handler to itself.
+    It is found through a private attribute: ignite has no public list of an engine's handlers, and MONAI does not
+    expose this handler.
     """
     attached = [handler for handlers in engine._event_handlers.values() for handler, *_ in handlers]
     owners = [getattr(handler, "__self__", None) for handler in attached]
@@ -32,16 +33,17 @@ def mlflow_handler(engine: Engine) -> MLFlowHandler | None:
 
 
 class Tracking:
-    """Handler for `SupervisedTrainer`, behind `TrainingLog` and the validation handler; rank 0 alone writes.
+    """Handler for `SupervisedTrainer`; add it after `TrainingLog` and the validation handler. Only rank 0 writes.
 
-    Each row of the training log becomes a point of the curves ``train/...``, each validation one of ``validation/...``, both over steps.
+    Each row of the training log becomes a point of the curves ``train/...``, each validation a point of
+    ``validation/...``, both over steps.
 
     Args:
-        output_dir: event files go to its ``tensorboard/``; pictures are taken from it.
+        output_dir: event files are written to its ``tensorboard/``; pictures are read from it.
         tensorboard: whether to write event files.
         evaluator: validation engine whose metrics are tracked, or None.
-        resume: whether the run goes on from an earlier one, in MLflow too.
-        pictures: names of PNG files in ``output_dir`` to keep of every validation, where they are there.
+        resume: whether the run continues an earlier one, in MLflow too.
+        pictures: names of PNG files in ``output_dir`` to save after every validation, if they exist.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Tracking:
         self.writer: SummaryWriter | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Write after each row and each validation."""
+        """Register the handlers: they write after each row of the log and each validation."""
         if rank() == 0:
             engine.add_event_handler(Events.STARTED, self.name_run)
             engine.add_event_handler(LogEvents.ROW, self.row_written)
@@ -70,7 +72,10 @@ class Tracking:
                 engine.add_event_handler(event, self.close)
 
     def name_run(self, engine: Engine) -> None:
-        """Name the MLflow run before MONAI's handler looks for it: nameless, it goes on in the last run that somebody left unfinished."""
+        """Name the MLflow run before MONAI's handler starts.
+
+        Without a name, MONAI's handler would continue the last unfinished run, of any user.
+        """
         note = self.folder / ".mlflow_run_name"
         trainer, validator = mlflow_handler(engine), self.evaluator and mlflow_handler(self.evaluator)
         if trainer is None or trainer.run_name is not None:
@@ -87,14 +92,14 @@ class Tracking:
     def _handler(self, engine: Engine) -> MLFlowHandler | None:
         handler = mlflow_handler(engine)
         if handler is not None and handler.cur_run is None:
-            handler.start(engine)  # a validation made up for on resume comes before MONAI's handler starts
+            handler.start(engine)  # a validation repeated on resume runs before MONAI's handler starts
         return handler
 
     def _scalars(self, engine: Engine, group: str, values: Mapping[str, float]) -> None:
         step = steps_done(engine)
         values = {f"{group}/{name}": float(value) for name, value in values.items()}
         if self.tensorboard:
-            if self.writer is None:  # purge_step: a resumed run takes the place of what a killed one wrote beyond it
+            if self.writer is None:  # purge_step: a resumed run replaces later points of the run that was killed
                 self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
@@ -105,11 +110,11 @@ class Tracking:
             handler.client.log_batch(handler.cur_run.info.run_id, metrics=metrics)
 
     def row_written(self, engine: Engine) -> None:
-        """A point of the training's curves."""
+        """Write a point of the training curves."""
         self._scalars(engine, "train", {k: v for k, v in engine.state.log_row.items() if k != "step"})
 
     def epoch_completed(self, engine: Engine) -> None:
-        """A point of the validation's curves, and its pictures."""
+        """Write a point of the validation curves, and the pictures."""
         if self.evaluator is None or engine.should_terminate:
             return
         self._scalars(engine, "validation", self.evaluator.state.metrics)

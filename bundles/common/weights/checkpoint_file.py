@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Checkpoint files: written whole or not at all, read without ever running what is inside them."""
+"""Write checkpoint files atomically, and read them without running code that they contain."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ HTML_STARTS = (b"<!doctype html", b"<html", b"<?xml")
 
 
 class _NumberKind:
-    """Stands for ``numpy.dtype`` in a file: numbers alone, and no more of its state than the order of bytes."""
+    """Replacement for ``numpy.dtype`` during unpickling. It accepts number types only, and restores only byte order."""
 
     def __init__(self, kind: str, *_: object) -> None:
         if kind not in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"):
-            raise pickle.UnpicklingError(f"GLOBAL numpy.dtype({kind!r}) is no kind of number")
+            raise pickle.UnpicklingError(f"GLOBAL numpy.dtype({kind!r}) is not a number type")
         self.kind, self.order = kind, "|"
 
     def __setstate__(self, state: tuple) -> None:
         self.order = state[1]
         if self.order not in ("<", ">", "|", "=") or any(part not in (None, -1, 0) for part in state[2:]):
-            raise pickle.UnpicklingError("GLOBAL numpy.dtype with a state that no number has")
+            raise pickle.UnpicklingError("GLOBAL numpy.dtype with a state that number types do not have")
 
 
 def _number(kind: _NumberKind, data: bytes) -> float | int | bool:
-    """Stands for NumPy's maker of scalars."""
+    """Replacement for NumPy's scalar constructor during unpickling."""
     return np.frombuffer(data, dtype=np.dtype(kind.order.replace("|", "=") + kind.kind), count=1)[0].item()
 
 
-# Numbers of NumPy, such as the best score that many training scripts save beside the weights, read without NumPy's own unpickling.
+# NumPy numbers, such as the best score that many training scripts save with the weights. They are read without NumPy's
+# own unpickling.
 NUMPY_NUMBERS = [
     (_NumberKind, "numpy.dtype"),
     (_number, "numpy.core.multiarray.scalar"),
@@ -50,13 +51,14 @@ NUMPY_NUMBERS = [
 
 
 def save_atomically(obj: object, path: str | os.PathLike) -> None:
-    """Write ``obj`` with `torch.save` so that ``path`` is always a whole checkpoint: the old one or the new one.
+    """Write ``obj`` with `torch.save` so that ``path`` is always a complete checkpoint: the old one or the new one.
 
-    The bytes are on the disk (fsync) before the file gets its name. Parent folders are made. The file's permissions
-    follow the umask.
+    The data is on disk (fsync) before the file gets its name. Parent folders are created. The file's permissions follow
+    the umask.
 
     Args:
-        obj: what to save; of tensors, numbers, text and their containers only, to be read by `load_checkpoint_file`.
+        obj: what to save: only tensors, numbers, text and containers of these, so that `load_checkpoint_file` can read
+            it.
         path: the checkpoint file.
     """
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -66,22 +68,22 @@ def save_atomically(obj: object, path: str | os.PathLike) -> None:
 
 
 def load_checkpoint_file(path: str | os.PathLike, map_location: str | torch.device = "cpu"):
-    """Read what `torch.save` wrote, with ``weights_only=True``: a file from elsewhere cannot run code here.
+    """Read a file of `torch.save` with ``weights_only=True``, so that an untrusted file cannot run code.
 
     Args:
-        path: the checkpoint file.
-        map_location: the device that the tensors are put on.
+        path: the checkpoint file, or a ``.safetensors`` file.
+        map_location: device for the tensors.
 
     Returns:
-        The object that was saved.
+        The saved object.
 
     Raises:
-        InputError: if the file is missing, empty, truncated, a git-LFS pointer, a web page, not a file of
-            `torch.save`, or carries Python objects other than tensors and plain containers.
+        InputError: the file is missing, empty, truncated, a git-LFS pointer, a web page, not written by `torch.save`,
+            or contains Python objects other than tensors and plain containers.
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"The checkpoint file {path} does not exist: check the path, or make or download the file.")
+        raise InputError(f"The checkpoint file {path} does not exist: check the path, or create or download the file.")
     try:
         with open(path, "rb") as file:
             head = file.read(512)
@@ -89,13 +91,13 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: str | torch.devi
         raise InputError(f"The checkpoint file {path} cannot be read: {error.strerror}.") from error
 
     if not head:
-        raise InputError(f"The checkpoint file {path} is empty (0 bytes): make it or download it again.")
+        raise InputError(f"The checkpoint file {path} is empty (0 bytes): create it or download it again.")
     if head.startswith(GIT_LFS_POINTER):
         raise InputError(f"{path} is a git-LFS pointer, not the checkpoint itself: fetch the file with 'git lfs pull'.")
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(HTML_STARTS):
         raise InputError(
-            f"{path} is a web page, not a checkpoint: the download gave an error or log-in page. "
-            "Open the address in a browser to see it, and download the file again."
+            f"{path} is a web page, not a checkpoint: the download returned an error or log-in page. "
+            "Open the URL in a browser to see it, and download the file again."
         )
     try:
         if path.suffix == ".safetensors":
@@ -104,8 +106,8 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: str | torch.devi
             return torch.load(path, map_location=map_location, weights_only=True)
     except torch.OutOfMemoryError:
         raise
-    # What torch raises for a broken file depends on where it breaks: a RuntimeError of the zip reader, an OSError of
-    # its memory map, EOFError, or, as it takes any other bytes for an old pickle, KeyError and UnpicklingError.
+    # What torch raises for a broken file depends on the place of the damage: RuntimeError from the zip reader, OSError
+    # from the memory map, EOFError, or KeyError and UnpicklingError, because it reads any other bytes as an old pickle.
     except (
         pickle.UnpicklingError,
         safetensors.SafetensorError,
@@ -123,23 +125,23 @@ def _why_unreadable(path: Path, error: Exception, *, is_zip: bool) -> str:
     message = str(error)
     if "TorchScript" in message:
         return (
-            f"{path} is a TorchScript program, not a checkpoint of weights: it was not run. "
-            "Give the checkpoint (.pt) that it was exported from."
+            f"{path} is a TorchScript program, not a checkpoint of weights, and was not run. "
+            "Pass the checkpoint (.pt) that it was exported from."
         )
-    # A zip archive that torch could open, or an old pickle with a class or function in it.
+    # A zip archive that torch could open, or an old pickle that contains a class or function.
     if isinstance(error, pickle.UnpicklingError) and (is_zip or "GLOBAL" in message):
         name = re.search(r"GLOBAL (\S+)", message)
-        carried = f"'{name[1]}'" if name else "a Python object"
+        content = f"'{name[1]}'" if name else "a Python object"
         return (
-            f"{path} was refused: it carries {carried}, and only tensors, numbers, text and their containers are read "
-            "(weights_only=True), as anything else in a checkpoint can run code. If you trust its maker, ask for, or "
-            "write, a file that holds the state dict alone."
+            f"{path} was refused: it contains {content}. Only tensors, numbers, text and containers of these are read "
+            "(weights_only=True), because anything else in a checkpoint can run code. If you trust its author, ask for "
+            "a file that contains only the state dict, or write one."
         )
     first_line = message.strip().partition("\n")[0]
     detail = f" ({type(error).__name__}: {first_line})" if is_zip and first_line else ""
     return (
         f"{path} cannot be read as a checkpoint{detail}: it is truncated, damaged, or not a file that torch.save wrote "
-        f"({path.stat().st_size} bytes). Make it or download it again, and compare its size or checksum."
+        f"({path.stat().st_size} bytes). Create it or download it again, and compare its size or checksum."
     )
 
 

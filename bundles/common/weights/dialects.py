@@ -1,9 +1,9 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Read Swin UNETR weights of any origin: find the tensors in their wrapping, and give them the names that MONAI's `SwinUNETR` uses.
+"""Read Swin UNETR weights from any source, and rename their tensors to the names of MONAI's `SwinUNETR`.
 
-The dialects in use (traps.md 3) differ in what the state dict is wrapped in, in prefixes (``module.``, ``swin_vit.``, ``encoder.``,
-``student.backbone.`` ...), and in the names of the MLP's layers. All of them hold one tensor per encoder whose name ends in
-``patch_embed.proj.weight``: what stands before is the prefix, whatever it is.
+Published checkpoints differ in the nesting of the state dict, in prefixes (``module.``, ``swin_vit.``, ``encoder.``,
+``student.backbone.`` ...), and in the names of the MLP layers. All have one tensor per encoder whose name ends in
+``patch_embed.proj.weight``: the part before it is the prefix.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .checkpoint_file import open_checkpoint
 
 ENCODER = "swinViT."
 ANCHOR = "patch_embed.proj.weight"
-# Names of the encoder's tensors without a prefix; what else stands beside bare names (heads, decoders) is no encoder's.
+# Names of the encoder's tensors without prefix. If they have no prefix, this tells them from heads and decoders.
 ENCODER_NAMES = re.compile(r"(patch_embed|pos_drop|layers[1-4]c?)\.")
 ENCODER_PREFIXES = ("swinViT.", "swin_vit.", "swinvit.", "backbone.", "encoder.")
 
@@ -31,10 +31,10 @@ class FoundWeights:
 
     Attributes:
         path: the file.
-        encoder: tensors of the Swin encoder, ``swinViT.`` first.
-        rest: all others (decoder, heads), without the prefix that the whole network had.
-        dialect: what was recognised on the way, in words.
-        content: the file's entries beside the weights, such as ``encoder``, ``labels``, ``trained``.
+        encoder: tensors of the Swin encoder; the names begin with ``swinViT.``.
+        rest: all other tensors (decoder, heads), without the prefix of the whole network.
+        dialect: nesting, prefix and layer names that were recognised, as text.
+        content: the other entries of the file, such as ``encoder``, ``labels``, ``trained``.
     """
 
     path: str
@@ -45,7 +45,7 @@ class FoundWeights:
 
 
 def _state_dicts(content: Any, where: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Mapping[str, Any]]]:
-    """Mappings that hold a Swin encoder, with the keys that lead to them."""
+    """Return the mappings that contain a Swin encoder, with the keys that lead to them."""
     if not isinstance(content, Mapping) or len(where) > 3:
         return []
     if any(
@@ -60,16 +60,16 @@ def _is_anchor(name: str) -> bool:
 
 
 def _unwrap(content: Any, path: str) -> tuple[dict[str, torch.Tensor], list[str], dict[str, Any]]:
-    """The state dict, what it was wrapped in, and the entries beside it."""
+    """Return the state dict, a description of its nesting, and the entries beside it."""
     states = _state_dicts(content)
     if not states:
         names, inside = (list(content), content.values()) if isinstance(content, Mapping) else ([], [])
         nested = next((list(value) for value in inside if isinstance(value, Mapping) and value), [])
-        held = ", ".join(map(str, names[:6] + nested[:4])) or type(content).__name__
+        found = ", ".join(map(str, names[:6] + nested[:4])) or type(content).__name__
         raise InputError(
-            f"{path} has no tensor {ANCHOR!r}, under any prefix and in whatever wrapping: it holds no Swin encoder of MONAI's. Found: {held}."
+            f"{path} has no tensor {ANCHOR!r} with any prefix or nesting, so it contains no Swin encoder of MONAI. Found: {found}."
         )
-    if len(states) > 1:  # as one state dict with a prefix for each, for the user to choose from
+    if len(states) > 1:  # merge into one state dict with a prefix for each, so that the user can select one
         return (
             {
                 f"{'.'.join(where)}.{k}": v
@@ -88,7 +88,7 @@ def _unwrap(content: Any, path: str) -> tuple[dict[str, torch.Tensor], list[str]
 
 
 def _prefix(state: Mapping[str, torch.Tensor], path: str, asked: str | None) -> str:
-    """What stands before the encoder's names."""
+    """Return the prefix of the encoder's names."""
     prefixes = sorted(name.removesuffix(ANCHOR) for name in state if _is_anchor(name))
     if asked is not None:
         if asked not in prefixes:
@@ -98,24 +98,26 @@ def _prefix(state: Mapping[str, torch.Tensor], path: str, asked: str | None) -> 
         return asked
     if len(prefixes) > 1:
         raise InputError(
-            f"{path} holds {len(prefixes)} encoders, under {', '.join(map(repr, prefixes))} (a teacher and a student?). Take one out by configs/convert.yaml of swin_unetr_pretrain, with --weights_prefix."
+            f"{path} contains {len(prefixes)} encoders, under {', '.join(map(repr, prefixes))} (teacher and student?). "
+            "Extract one with configs/convert.yaml of swin_unetr_pretrain and --weights_prefix."
         )
     return prefixes[0]
 
 
 def find_weights(path: str, *, prefix: str | None = None) -> FoundWeights:
-    """Open a checkpoint file and name its tensors as MONAI's `SwinUNETR` does.
+    """Open a checkpoint file and rename its tensors to the names of MONAI's `SwinUNETR`.
 
     Args:
         path: ``.pt``, ``.pth`` or ``.safetensors`` file.
-        prefix: of the encoder's names, where the file holds several encoders.
+        prefix: prefix of the encoder's names, to select one of several encoders.
 
     Raises:
-        InputError: if the file cannot be opened safely (see `load_checkpoint_file`), or holds no Swin encoder, or several.
+        InputError: the file cannot be opened safely (see `load_checkpoint_file`), or contains no Swin encoder, or
+            several and no ``prefix`` is given.
     """
     state, dialect, beside = _unwrap(open_checkpoint(path), path)
     prefix = _prefix(state, path, prefix)
-    # module.swinViT. is module. of the network, then its encoder; a bare module. is the encoder's alone
+    # "module.swinViT.": the network's prefix is "module."; a bare "module." is the prefix of an encoder file
     outer = next((prefix.removesuffix(name) for name in ENCODER_PREFIXES if prefix.endswith(name)), prefix)
     if prefix not in ("", ENCODER):
         dialect.append(f"prefix '{prefix}'")
@@ -125,7 +127,7 @@ def find_weights(path: str, *, prefix: str | None = None) -> FoundWeights:
     for name, tensor in state.items():
         bare = name.removeprefix(prefix)
         if name.startswith(prefix) and ENCODER_NAMES.match(bare):
-            # One level more: the weights that MONAI's filter_swinunetr is for.
+            # Weights for MONAI's filter_swinunetr have one more level.
             bare = re.sub(r"^(layers[1-4]c?)\.0\.0\.", r"\1.0.", bare)
             encoder[ENCODER + re.sub(r"\.mlp\.fc([12])\.", r".mlp.linear\1.", bare)] = tensor
         else:
@@ -134,14 +136,15 @@ def find_weights(path: str, *, prefix: str | None = None) -> FoundWeights:
 
 
 def describe_encoder(found: FoundWeights, *, otherwise: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Read the encoder record off names and shapes; only ``merging``, which leaves no trace in them, is missing.
+    """Derive the encoder record from names and shapes of the tensors, except ``merging``, which they do not show.
 
     Args:
         found: the weights.
-        otherwise: ``depths`` and ``num_heads`` of stages that the file has not, where it may lack some; None: it must have all four.
+        otherwise: ``depths`` and ``num_heads`` to use for stages that the file lacks; None: the file must have all
+            four.
 
     Raises:
-        InputError: if tensors that say it are missing.
+        InputError: tensors that are needed for this are missing.
     """
     state = {name.removeprefix(ENCODER): tensor for name, tensor in found.encoder.items()}
     proj = state[ANCHOR]
@@ -155,13 +158,13 @@ def describe_encoder(found: FoundWeights, *, otherwise: Mapping[str, Any] | None
             continue
         if table is None or proj.dim() != 5:
             raise InputError(
-                f"{found.path}: its encoder has no layers{stage}.0.blocks.0.attn.relative_position_bias_table of a 3D Swin: it is incomplete or of another kind."
+                f"{found.path}: its encoder has no layers{stage}.0.blocks.0.attn.relative_position_bias_table of a 3D Swin: the file is incomplete, or the encoder is of another kind."
             )
         depths.append(max(blocks) + 1)
         heads.append(table.shape[1])
         windows.add((round(table.shape[0] ** (1 / 3)) + 1) // 2)
         if (2 * max(windows) - 1) ** 3 != table.shape[0]:
-            raise InputError(f"{found.path}: a bias table of {table.shape[0]} rows belongs to no cubic window.")
+            raise InputError(f"{found.path}: a bias table of {table.shape[0]} rows does not fit any cubic window.")
     return {
         "in_channels": proj.shape[1],
         "feature_size": proj.shape[0],
@@ -174,7 +177,10 @@ def describe_encoder(found: FoundWeights, *, otherwise: Mapping[str, Any] | None
 
 
 def official_layout(encoder: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Names of the released ``model_swinvit.pt``, as ``SwinUNETR.load_from`` reads them: ``module.layers1.0.blocks.0.mlp.fc1.weight``."""
+    """Rename tensors as in the released ``model_swinvit.pt``, which ``SwinUNETR.load_from`` reads.
+
+    Example: ``module.layers1.0.blocks.0.mlp.fc1.weight``.
+    """
     return {
         "module." + re.sub(r"\.mlp\.linear([12])\.", r".mlp.fc\1.", name.removeprefix(ENCODER)): tensor
         for name, tensor in encoder.items()

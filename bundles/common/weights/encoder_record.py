@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The record that describes a Swin encoder and travels with its weights."""
+"""The encoder record: it describes a Swin encoder and is saved with its weights."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from .merging_order import merging_of
 logger = logging.getLogger(__name__)
 
 
-#: Fields of the record, in the order in which they are shown.
+#: Fields of the record, in display order.
 FIELDS = ("in_channels", "feature_size", "depths", "num_heads", "window_size", "patch_size", "merging", "use_v2")
 
 
 def read_record(
     path: str | None, *, merging: str | None = None, otherwise: Mapping[str, Any] | None = None
 ) -> dict[str, Any] | None:
-    """The encoder record of a checkpoint of any origin, or None if there is no path.
+    """Return the encoder record of a checkpoint from any source, or None if ``path`` is None.
 
-    Read off its tensors; the order of patch merging from the file's own record, the table of known files, or the user.
+    It is derived from the tensors. The patch-merging order comes from the file's own record, the table of known files,
+    or the user.
 
     Args:
         path: checkpoint file.
-        merging: what the user says of it, or None.
+        merging: the patch-merging order set by the user, or None.
         otherwise: see `describe_encoder`.
 
     Raises:
-        InputError: if the file is missing, broken, holds no Swin encoder, or nobody knows its merging; or if its own record contradicts its tensors.
+        InputError: the file is missing, broken, or contains no Swin encoder; its patch-merging order is unknown; or its
+            own record contradicts its tensors.
     """
     if path is None:
         return None
@@ -42,15 +44,15 @@ def read_record(
     own = found.content.get("encoder")
     if otherwise is not None and isinstance(own, Mapping):
         otherwise = {**otherwise, **own}
-    order, says = merging_of(found, merging)
+    order, source = merging_of(found, merging)
     record = describe_encoder(found, otherwise=otherwise) | {"merging": order}
     if not isinstance(own, Mapping):
-        logger.info("%s: patch merging %s, says %s", path, order, says)
+        logger.info("%s: patch merging %s, according to %s", path, order, source)
     else:
         for field in FIELDS:
             if field in own and plain_lists(own[field]) != record[field]:
                 raise InputError(
-                    f"{path} contradicts itself: its record says {field} {own[field]}, its tensors {record[field]}. It was put together wrongly: make it again."
+                    f"{path} contradicts itself: {field} is {own[field]} in its record, but {record[field]} by its tensors. Create the file again."
                 )
     return {field: record[field] for field in FIELDS}
 
@@ -64,33 +66,34 @@ def resolve_encoder(
     allow_partial: Sequence[str] = (),
     optional: bool = False,
 ) -> dict[str, Any]:
-    """Decide which encoder to build: what the user asked for, else what the checkpoint holds, else the preset.
+    """Decide which encoder to build: by the user's options, else the checkpoint, else the preset.
 
     Args:
-        asked: values of the config's knobs, None where the user left the choice open.
+        asked: values of the config's options; None for options that the user did not set.
         preset: the preset's values (other keys are ignored).
         checkpoint: file whose weights will be loaded, or None.
-        patch_embed: ``repeat`` lets a 1-channel checkpoint start a network with another number of channels, ``fresh`` any checkpoint (see
-            `weights.load_encoder`); None: the channels must be equal.
-        allow_partial: see `weights.load_encoder`: stages that the file lacks are then built as asked for, else as the preset has them.
-        optional: take the preset where the checkpoint file does not exist (yet), as `verify_net_in_out` needs it.
+        patch_embed: ``repeat`` allows a 1-channel checkpoint for a network with more channels, ``fresh`` any number of
+            channels (see `load_encoder`); None: the numbers of channels must be equal.
+        allow_partial: see `load_encoder`. Stages that the file lacks are built by the user's options, else the preset.
+        optional: use the preset if the checkpoint file does not exist (yet), which `verify_net_in_out` needs.
 
     Returns:
         The record with every field of `FIELDS`.
 
     Raises:
-        InputError: if the user asked for something that the checkpoint's weights do not fit, with both values.
+        InputError: the options do not fit the checkpoint's weights (names both values), or such an encoder cannot be
+            built.
     """
     asked = {field: plain_lists(value) for field, value in asked.items() if value is not None}
     if unknown := sorted(set(asked) - set(FIELDS)):
-        raise InputError(f"unknown encoder fields {', '.join(unknown)}; known are {', '.join(FIELDS)}.")
+        raise InputError(f"unknown encoder fields {', '.join(unknown)}; known fields: {', '.join(FIELDS)}.")
     default = {"in_channels": 1, "patch_size": 2, "merging": "monai", "use_v2": False}
     default |= {field: plain_lists(preset[field]) for field in FIELDS if field in preset}
     absent = optional and checkpoint is not None and not Path(checkpoint).exists()
     record = None
     if absent:
         logger.warning(
-            "%s is not there: the network is built as the preset says, with patch merging %s",
+            "%s does not exist: the network is built from the preset, with patch merging %s",
             checkpoint,
             asked.get("merging", "monai"),
         )
@@ -102,12 +105,14 @@ def resolve_encoder(
             record["in_channels"] = asked.get("in_channels", record["in_channels"])
         different = [field for field in asked if asked[field] != record[field]]
         if different:
-            said = "; ".join(f"{field} is {record[field]} there, {asked[field]} asked for" for field in different)
+            details = "; ".join(
+                f"{field} is {record[field]} in the file, {asked[field]} requested" for field in different
+            )
             raise InputError(
-                f"{checkpoint} does not fit this run: {said}. Leave those options out to build the network of the file, "
+                f"{checkpoint} does not fit this run: {details}. Remove these options to build the network of the file, "
                 "or choose weights that were trained with them."
                 + (
-                    " --patch_embed fresh starts the patch embedding anew."
+                    " --patch_embed fresh initialises a new patch embedding."
                     if patch_embed and "in_channels" in different
                     else ""
                 )
@@ -120,7 +125,7 @@ def resolve_encoder(
         default = record
     resolved = {**default, **asked}
     if missing := [field for field in FIELDS if field not in resolved]:
-        raise InputError(f"neither the preset nor the command line says {', '.join(missing)} of the encoder.")
+        raise InputError(f"neither the preset nor the command line sets {', '.join(missing)} of the encoder.")
     if resolved["merging"] not in MERGING:
         raise InputError(f"merging {resolved['merging']!r} is not one of {', '.join(MERGING)}.")
     for stages in ("depths", "num_heads"):
@@ -134,6 +139,6 @@ def resolve_encoder(
             )
     if resolved["feature_size"] % 12:
         raise InputError(
-            f"feature_size {resolved['feature_size']} must be a multiple of 12 (MONAI's Swin UNETR demands it)."
+            f"feature_size {resolved['feature_size']} must be a multiple of 12 (required by MONAI's Swin UNETR)."
         )
     return resolved

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Put the weights of a file into a network: every tensor of what is loaded, or an error that lists the difference."""
+"""Load the weights of a file into a network: all of them, or an error that lists the differences."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from .dialects import ANCHOR, ENCODER, FoundWeights, find_weights
 logger = logging.getLogger(__name__)
 
 PATCH_EMBED = ENCODER + ANCHOR
-DERIVED = ".attn.relative_position_index"  # a buffer that follows from the window; some files leave it out
+DERIVED = ".attn.relative_position_index"  # a buffer determined by the window size; some files lack it
 
 
 def fit_patch_embedding(weight: torch.Tensor, channels: int) -> torch.Tensor:
-    """Weights of a 1-channel patch embedding (E, 1, p, p, p) for several channels, (E, channels, p, p, p).
+    """Adapt the weights of a 1-channel patch embedding (E, 1, p, p, p) to several channels, (E, channels, p, p, p).
 
-    Repeated and divided by their number, so that equal channels give the response that the one channel gave.
+    The weights are repeated and divided by the number of channels, so that equal channels give the same response as the
+    single channel.
     """
     return weight.repeat(1, channels, 1, 1, 1) / channels
 
@@ -42,7 +43,10 @@ def _load(
     patch_embed: str | None = None,
     allow_partial: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Load ``state`` as far as ``wanted``; returns names that stay as they are, and what became of the patch embedding."""
+    """Load the tensors ``wanted`` from ``state``.
+
+    Returns the number of loaded tensors, the names that keep their values, and how the patch embedding was changed.
+    """
     own = network.state_dict()
     state = dict(state)
     if patch_embed is not None:
@@ -51,13 +55,13 @@ def _load(
     fresh: set[str] = set()
     differs = PATCH_EMBED in wanted and PATCH_EMBED in state and state[PATCH_EMBED].shape != own[PATCH_EMBED].shape
     if PATCH_EMBED in state and (patch_embed == "fresh" or (patch_embed and differs)):
-        theirs, ours = state[PATCH_EMBED].shape[1], own[PATCH_EMBED].shape[1]
-        if patch_embed == "repeat" and theirs == 1 and state[PATCH_EMBED].shape[2:] == own[PATCH_EMBED].shape[2:]:
-            state[PATCH_EMBED] = fit_patch_embedding(state[PATCH_EMBED], ours)
+        in_file, in_network = state[PATCH_EMBED].shape[1], own[PATCH_EMBED].shape[1]
+        if patch_embed == "repeat" and in_file == 1 and state[PATCH_EMBED].shape[2:] == own[PATCH_EMBED].shape[2:]:
+            state[PATCH_EMBED] = fit_patch_embedding(state[PATCH_EMBED], in_network)
         elif patch_embed == "fresh":
             fresh = {PATCH_EMBED, PATCH_EMBED.replace("weight", "bias")}
             state = {name: tensor for name, tensor in state.items() if name not in fresh}
-        report["patch_embed"] = f"{theirs} to {ours} channels: {patch_embed}"
+        report["patch_embed"] = f"{in_file} to {in_network} channels: {patch_embed}"
     derived = {name for name in wanted if name.endswith(DERIVED)}
     absent = sorted(wanted - set(state) - derived - fresh)
     allowed = (
@@ -72,38 +76,44 @@ def _load(
         for name in sorted(wanted & set(state))
         if state[name].shape != own[name].shape
     ]
-    said = [f"{len(missing)} tensors missing ({_first(missing)})"] if missing else []
-    said += [f"{len(surplus)} that the network does not have ({_first(surplus)})"] if surplus else []
-    said += [f"{len(shapes)} of another shape (first: {shapes[0]})"] if shapes else []
-    if not said and any(name in state and not torch.equal(state[name], own[name].to(state[name])) for name in derived):
-        said = ["relative_position_index is that of another window"]
+    faults = [f"{len(missing)} tensors missing ({_first(missing)})"] if missing else []
+    faults += [f"{len(surplus)} that the network does not have ({_first(surplus)})"] if surplus else []
+    faults += [f"{len(shapes)} with a different shape (first: {shapes[0]})"] if shapes else []
+    if not faults and any(
+        name in state and not torch.equal(state[name], own[name].to(state[name])) for name in derived
+    ):
+        faults = ["relative_position_index belongs to another window size"]
     broken = [name for name in sorted(wanted & set(state)) if not torch.isfinite(state[name]).all()]
-    said += [f"{len(broken)} with values that are not finite ({_first(broken)})"] if broken else []
-    if said:
-        raise InputError(f"{path} does not fit the network: {'; '.join(said)}. Nothing was loaded.")
+    faults += [f"{len(broken)} with non-finite values ({_first(broken)})"] if broken else []
+    if faults:
+        raise InputError(f"{path} does not fit the network: {'; '.join(faults)}. Nothing was loaded.")
     for entry in allow_partial:
         if not any(name.removeprefix(ENCODER).startswith(entry) for name in wanted):
             raise InputError(
-                f"--allow_partial {entry!r} is the beginning of no tensor's name, such as layers4.0.blocks.0.norm1.weight."
+                f"--allow_partial {entry!r} does not match the beginning of any tensor name, such as layers4.0.blocks.0.norm1.weight."
             )
-    taken = {name: tensor for name, tensor in state.items() if name in wanted and name not in derived}
-    network.load_state_dict(taken, strict=False)
-    logger.info("%s: loaded %d of %d tensors of the network", path, len(taken), len(own))
-    return {"loaded": len(taken), "missing": allowed + sorted(fresh), **report}
+    loaded = {name: tensor for name, tensor in state.items() if name in wanted and name not in derived}
+    network.load_state_dict(loaded, strict=False)
+    part = "weights" if wanted == set(own) else "encoder weights"
+    if unloaded := allowed + sorted(fresh):
+        logger.info("%s: loaded %d tensors of the %s; %d keep their values", path, len(loaded), part, len(unloaded))
+    else:
+        logger.info("%s: all %s loaded (%d tensors)", path, part, len(loaded))
+    return {"loaded": len(loaded), "missing": unloaded, **report}
 
 
 def _check_merging(network: torch.nn.Module, found: FoundWeights) -> None:
-    """A file that says which merging it wants is not loaded into a network with the other one."""
+    """Raise `InputError` if the file records another patch-merging order than the network was built with."""
     record = found.content.get("encoder")
     wanted = record.get("merging") if isinstance(record, Mapping) else None
     built = type(network.swinViT.layers1[0].downsample)
     if wanted in MERGING and built is not MERGING[wanted]:
         raise InputError(
-            f"{found.path} wants patch merging {wanted}, but the network was built with {built.__name__}. Nothing was loaded."
+            f"{found.path} needs patch merging {wanted}, but the network was built with {built.__name__}. Nothing was loaded."
         )
 
 
-def _say(report: Mapping[str, Any]) -> None:
+def _log_report(report: Mapping[str, Any]) -> None:
     for name in ("dialect", "missing", "left_over", "patch_embed"):
         if report.get(name):
             logger.info("  %s: %s", name.replace("_", " "), report[name])
@@ -112,20 +122,23 @@ def _say(report: Mapping[str, Any]) -> None:
 def load_encoder(
     network: torch.nn.Module, path: str, *, patch_embed: str = "repeat", allow_partial: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Load the encoder of any Swin UNETR checkpoint into ``network.swinViT``; the rest of the network keeps its values.
+    """Load the encoder of any Swin UNETR checkpoint into ``network.swinViT``; the rest of the network is unchanged.
 
     Args:
         network: `SwinUNETR` or the pre-training network.
-        path: a file that `find_weights` reads: an encoder, an encoder with proxy-task heads, or a whole segmentation network.
-        patch_embed: what to do where the file has another number of channels: ``repeat`` 1-channel weights (`fit_patch_embedding`), or leave the
-            patch embedding ``fresh``.
-        allow_partial: beginnings of names that may be missing (without ``swinViT.``), such as ``layers4``.
+        path: a file that `find_weights` reads: an encoder, an encoder with proxy-task heads, or a whole segmentation
+            network.
+        patch_embed: what to do if the file has another number of channels: ``repeat`` 1-channel weights
+            (`fit_patch_embedding`), or keep the initial patch embedding (``fresh``, for any number of channels).
+        allow_partial: beginnings of tensor names (without ``swinViT.``) that may be missing, such as ``layers4``.
 
     Returns:
-        ``file``, ``dialect``, ``loaded`` (number of tensors), ``missing`` and ``left_over`` (names), and ``patch_embed`` where it was changed.
+        ``file``, ``dialect``, ``loaded`` (number of tensors), ``missing`` and ``left_over`` (names), and
+        ``patch_embed`` if it was changed.
 
     Raises:
-        InputError: unless the whole encoder, as far as it was asked for, is in the file with the right shapes; then nothing is loaded.
+        InputError: the file lacks a tensor of the encoder that is not in ``allow_partial``, or shapes differ. Nothing
+            is loaded then.
     """
     found = find_weights(path)
     _check_merging(network, found)
@@ -134,24 +147,24 @@ def load_encoder(
     loaded = _load(network, found.encoder, wanted, path, patch_embed=patch_embed, allow_partial=allow_partial)
     release_checkpoint(path)
     report = {"file": str(path), "dialect": list(found.dialect), **loaded, "left_over": sorted(found.rest)}
-    _say(report)
+    _log_report(report)
     return report
 
 
 def load_model(network: torch.nn.Module, path: str, *, expected: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Load a whole network, ours or any `SwinUNETR`.
+    """Load a whole network, of these bundles or any `SwinUNETR`.
 
     Args:
-        network: the network, bare.
+        network: the network, without ``DistributedDataParallel``.
         path: a file that `find_weights` reads.
-        expected: settings of this run, such as ``spacing``, to compare with those of the training: a difference is logged
-            as a warning, since weights trained on other voxels load without a word.
+        expected: settings of this run, such as ``spacing``, to compare with those of the training. A difference is
+            logged as a warning, because weights trained on other voxels load without any error.
 
     Returns:
-        As `load_encoder`.
+        See `load_encoder`.
 
     Raises:
-        InputError: unless the file has exactly the tensors of the network.
+        InputError: the tensors of the file are not exactly those of the network.
     """
     found = find_weights(path)
     _check_merging(network, found)
@@ -163,10 +176,10 @@ def load_model(network: torch.nn.Module, path: str, *, expected: Mapping[str, An
             logger.warning("%s was trained with %s %s; this run uses %s", path, name, trained[name], value)
     release_checkpoint(path)
     report = {"file": str(path), "dialect": list(found.dialect), **loaded, "left_over": []}
-    _say(report)
+    _log_report(report)
     return report
 
 
 def encoder_state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors of the encoder on the CPU, under the names that `SwinUNETR` uses."""
+    """Return the tensors of the encoder on the CPU, under the names of `SwinUNETR`."""
     return {k: v.detach().cpu() for k, v in network.state_dict().items() if k.startswith(ENCODER)}

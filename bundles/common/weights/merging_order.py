@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Which order of patch merging a file's weights were trained with: the tensors do not tell."""
+"""Find the patch-merging order that a file's weights were trained with; the tensors do not show it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _md5(path: str, size: int, changed: int) -> str:
 
 
 def known_file(path: str) -> tuple[dict[str, Any] | None, bool]:
-    """The file's row in ``known_weights.yaml``, by MD5, else by name; and whether it is certain, which a name is not."""
+    """Return the file's row in ``known_weights.yaml``, by MD5 or else by name, and whether it is certain (by MD5)."""
     rows = ConfigParser.load_config_file(CATALOGUE)
     digest = _md5(str(path), *file_stamp(path))
     by_name = next((row for row in rows if Path(path).name in row["names"]), None)
@@ -39,53 +39,56 @@ def known_file(path: str) -> tuple[dict[str, Any] | None, bool]:
 
 
 def _compare(found: FoundWeights, known: dict[str, Any]) -> None:
-    """A file that is known must have the encoder that it is known for: less is a truncated one."""
+    """Raise `InputError` if the encoder differs from that of the known file, for example in a truncated file."""
     described = describe_encoder(found)
     for field, value in (known.get("encoder") or {}).items():
         if described[field] != value:
             raise InputError(
-                f"{found.path} is not what files of its name are ({known['what']}): its {field} is {described[field]}, not {value}. Is a part of it missing? "
-                "If it is another file of that name, give --merging."
+                f"{found.path} differs from the known file of this name ({known['what']}): its {field} is {described[field]}, not {value}. "
+                "It may be incomplete. If it is another file with the same name, set --merging."
             )
 
 
 def merging_of(found: FoundWeights, asked: str | None) -> tuple[str, str]:
-    """The order of patch merging, and who says so.
+    """Return the patch-merging order, and the source of this information.
 
     Args:
         found: the weights.
-        asked: ``monai``, ``legacy``, or None where the user leaves it open.
+        asked: ``monai`` or ``legacy`` as set by the user, or None.
 
     Raises:
-        InputError: if neither the file nor the catalogue nor the user says it, or the user contradicts them.
+        InputError: neither the file nor the table of known files nor the user states the order, or the user's choice
+            contradicts them.
     """
     if asked is not None and asked not in MERGING:
         raise InputError(f"--merging {asked!r} is not one of {', '.join(MERGING)}.")
-    held = says = None
+    recorded = source = None
     record = found.content.get("encoder")
     if isinstance(record, dict) and "merging" in record:
-        held, says = record["merging"], "its own encoder record"
+        recorded, source = record["merging"], "its own encoder record"
     else:
         known, certain = known_file(found.path)
         if asked is not None and not certain:
             if known is not None and asked != known["merging"]:
                 logger.warning(
-                    "%s: files of this name want merging %s (%s); taken as %s, as you say",
+                    "%s: files of this name need merging %s (%s); using %s, as set by --merging",
                     *(found.path, known["merging"], known["what"], asked),
                 )
             return asked, "--merging"
         if known is not None:
-            held, says = (
+            recorded, source = (
                 known["merging"],
                 f"the table of known files ({known['what']}), by {'MD5' if certain else 'name'}",
             )
             _compare(found, known)
-    if held is None:
+    if recorded is None:
         raise InputError(
-            f"{found.path} does not say which MONAI its weights were trained with, and is not in {CATALOGUE.name}. MONAI 1.5 changed the order "
-            "in which patches are merged, under the same names and shapes: with the wrong one the weights load and compute other features. Give --merging legacy "
-            "for weights trained with MONAI 1.4 or older (most that are published), --merging monai for 1.5 or newer."
+            f"{found.path} does not record which MONAI version its weights were trained with, and is not in {CATALOGUE.name}. MONAI 1.5 changed the order "
+            "in which patches are merged, but not the names and shapes: with the wrong order the weights load, but compute other features. Set --merging legacy "
+            "for weights trained with MONAI 1.4 or older (most published weights), --merging monai for 1.5 or newer."
         )
-    if asked not in (None, held):
-        raise InputError(f"{found.path} wants --merging {held}, as {says} says, not {asked}. Leave --merging out.")
-    return held, says
+    if asked not in (None, recorded):
+        raise InputError(
+            f"{found.path} needs --merging {recorded}, not {asked}, according to {source}. Remove --merging."
+        )
+    return recorded, source

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What a segmentation network starts from: an encoder, a whole network, or nothing."""
+"""Load the start weights of a network: an encoder, a whole network, or none."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ logger = logging.getLogger(__name__)
 
 
 def start_checkpoint(pretrained_encoder: str | None, pretrained_model: str | None) -> str | None:
-    """The file that decides which encoder is built, if there is one.
+    """Return the file that determines which encoder is built, or None.
 
     Raises:
-        InputError: if both are given.
+        InputError: both are set.
     """
     if pretrained_encoder and pretrained_model:
         raise InputError(
             f"--pretrained_encoder {pretrained_encoder} and --pretrained_model {pretrained_model} exclude each other: "
-            "the model has an encoder of its own. Give one of them."
+            "the model contains an encoder. Set only one of them."
         )
     return pretrained_encoder or pretrained_model or None
 
@@ -41,26 +41,26 @@ def load_start_weights(
     merging: str | None = None,
     freeze_encoder: bool = False,
 ) -> dict[str, Any] | None:
-    """Load what was given, completely, or say that the network starts from scratch.
+    """Load the start weights completely, or log that the network is trained from scratch.
 
     Returns:
-        The report of `weights.load_encoder` or `load_model` and the order of patch merging with who says so, to be kept with what is trained;
-        None for a start from scratch.
+        The report of `load_encoder` or `load_model`, plus the patch-merging order and its source, to be saved with the
+        trained weights; None for training from scratch.
 
     Raises:
-        InputError: see `weights.load_encoder` and `weights.load_model`; or random weights were to be frozen (``freeze_encoder``).
+        InputError: see `load_encoder` and `load_model`; or ``freeze_encoder`` is set without weights.
     """
     path = start_checkpoint(pretrained_encoder, pretrained_model)
     if path is None:
         if freeze_encoder:
             raise InputError(
-                "--freeze_encoder true would freeze random weights: give --pretrained_encoder or --pretrained_model, or leave it out."
+                "--freeze_encoder true would freeze random weights. Set --pretrained_encoder or --pretrained_model, or remove --freeze_encoder."
             )
-        logger.info("no --pretrained_encoder and no --pretrained_model: the network starts from scratch")
+        logger.info("no --pretrained_encoder and no --pretrained_model: training from scratch")
         return None
-    order, says = merging_of(find_weights(path), merging)
+    order, source = merging_of(find_weights(path), merging)
     if pretrained_encoder:
         report = load_encoder(network, path, patch_embed=patch_embed, allow_partial=allow_partial)
     else:
         report = load_model(network, path)
-    return {**report, "merging": order, "merging_said_by": says}
+    return {**report, "merging": order, "merging_said_by": source}

@@ -257,7 +257,7 @@ def _details(row: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 
 def _resampled(ras: Volume, spacing: tuple[float, float, float]) -> Volume:
-    """Resample as train.yaml does. Whole HU are rounded to whole HU, which need half the space of fractions."""
+    """Resample as train.yaml does. Integer HU are rounded to integers again, which need half the space of floats."""
     from monai.data import MetaTensor  # takes seconds to import, and most runs do not need it
     from monai.transforms import Spacing
 

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What is to be segmented: NIfTI files, a data list, or DICOM series, which are written as NIfTI first."""
+"""Find the scans to segment: NIfTI files, a data list, or DICOM series, which are converted to NIfTI first."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SegmentationInputs:
 
     Attributes:
         scans: items ``{"image": NIfTI file or list of files}``.
-        series: NIfTI file that was made of a DICOM series, to the files of the series in the order of the slices.
+        series: for each NIfTI file made from a DICOM series, the files of the series in slice order.
     """
 
     scans: list[dict[str, Any]]
@@ -39,20 +39,21 @@ class SegmentationInputs:
 def segmentation_inputs(
     source: StrPath | Sequence[StrPath], *, output_dir: StrPath, resume: bool = False
 ) -> SegmentationInputs:
-    """Find what is to be segmented.
+    """Find the scans to segment.
 
-    A folder that holds NIfTI files or a ``dataset.json`` is taken as `data_list.inference_scans` does. Of any other folder every scan at any depth
-    is taken; CT series of DICOM (and MetaImage) are written to ``output_dir/dicom/NAME.nii.gz`` on their own grid. Series that are no CT volume,
-    or may be incomplete, and files that cannot be read are left out, each with a warning that says why.
+    A folder that contains NIfTI files or a ``dataset.json`` is read by `data_list.inference_scans`. Any other folder is
+    searched for scans at any depth. DICOM CT series (and MetaImage files) are converted on their own grid to
+    ``output_dir/dicom/NAME.nii.gz``. Series that are no CT volume or may be incomplete, and files that cannot be read,
+    are skipped with a warning that gives the reason.
 
     Args:
         source: a NIfTI file, a data list, a folder, or several of them.
-        output_dir: where the masks go.
-        resume: leave out scans that an earlier run into ``output_dir`` has segmented: those in its table of volumes whose mask is there and no
-            older than the scan.
+        output_dir: folder of the masks.
+        resume: skip scans that an earlier run into ``output_dir`` has segmented: those in its table of volumes whose
+            mask exists and is no older than the scan.
 
     Raises:
-        InputError: see `inference_scans`; or every series was left out.
+        InputError: see `inference_scans`; or every series was skipped.
     """
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     folder = Path(output_dir).expanduser().absolute() / "dicom"
@@ -66,7 +67,7 @@ def segmentation_inputs(
             listed.append(one)
             continue
         for file, reason in found.refused.items():
-            logger.warning("%s is left out: %s", file, reason)
+            logger.warning("%s is skipped: %s", file, reason)
         for candidate in found.candidates:
             file = candidate.source if candidate.kind == "nifti" else str(folder / f"{candidate.name}.nii.gz")
             if file in done:
@@ -79,22 +80,24 @@ def segmentation_inputs(
                 listed.append(file)
                 series |= {file: files} if files else {}
     if refused and not listed and not skipped:
-        raise InputError(f"{source}: none of its {refused} series can be segmented; the reasons stand above.")
+        raise InputError(
+            f"{source}: none of its {refused} series can be segmented; see the warnings above for the reasons."
+        )
     scans = inference_scans(listed) if listed else []
     todo = [scan for scan in scans if first_file(scan) not in done]
     if resume:
-        logger.info("%d scans are segmented already (%s)", skipped + len(scans) - len(todo), Path(output_dir) / TABLE)
+        logger.info("%d scans are already segmented (%s)", skipped + len(scans) - len(todo), Path(output_dir) / TABLE)
     return SegmentationInputs(todo, series)
 
 
 def _is_listed(source: StrPath) -> bool:
-    """Whether `inference_scans` finds scans without searching: a file, or a folder with NIfTI files or a data list in it."""
+    """Return whether `inference_scans` accepts it directly: a file, or a folder with NIfTI files or a data list."""
     path = Path(source).expanduser()
     return not path.is_dir() or any(is_scan(name) or name == "dataset.json" for name in os.listdir(path))
 
 
 def _segmented(output_dir: Path) -> set[str]:
-    """Images that an earlier run has segmented: in its table, the mask there and no older than the image."""
+    """Return the images that an earlier run has segmented: in its table, with a mask no older than the image."""
     images = set()
     for image in read_volumes(output_dir / TABLE):
         mask = output_dir / f"{case_name(image)}_seg.nii.gz"
@@ -104,22 +107,22 @@ def _segmented(output_dir: Path) -> set[str]:
 
 
 def _converted(candidate: Candidate, file: str) -> tuple[str, ...] | None:
-    """Write a series, or a scan of another format, as NIfTI.
+    """Convert a series, or a scan in another format, to NIfTI.
 
     Args:
         candidate: the scan.
-        file: the NIfTI file.
+        file: the NIfTI file to write.
 
     Returns:
-        The DICOM files in the order of the slices, () of another format, None where it is refused.
+        The DICOM files in slice order; () for other formats; None if the scan was skipped.
     """
     try:
         if candidate.fault:
             raise RefusedScan(candidate.fault)
         volume = read_series(candidate.series) if candidate.series else read_scan(candidate)
     except RefusedScan as reason:
-        logger.warning("%s (%s) is left out: %s", candidate.source, candidate.name, reason)
+        logger.warning("%s (%s) is skipped: %s", candidate.source, candidate.name, reason)
         return None
     write_nifti(file, voxels=volume.voxels, affine=volume.affine)
-    logger.info("%s: %d slices, as %s", candidate.source, volume.voxels.shape[2], file)
+    logger.info("converted %s (%d slices) to %s", candidate.source, volume.voxels.shape[2], file)
     return volume.files if candidate.series else ()

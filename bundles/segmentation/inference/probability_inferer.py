@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Class probabilities of a whole scan: the mean over networks and mirrored views, in the memory that there is."""
+"""Class probabilities of a whole scan: the mean over networks and mirror images, within the available memory."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .sliding_window import blend_windows
 
 logger = logging.getLogger(__name__)
 
-SLICES = 8  # of the scan at a time between logits and probabilities
+SLICES = 8  # slices converted from logits to probabilities at a time
 
 
 class _Plan(NamedTuple):
-    """Windows per forward, and what is kept off the GPU."""
+    """Windows per forward pass, and what is kept off the GPU."""
 
     windows: int
     volumes_on_cpu: bool = False
@@ -31,30 +31,31 @@ class _Plan(NamedTuple):
 
 
 class ProbabilityInferer(Inferer):
-    """Sliding windows (Gaussian weights, see `blend_windows`), softmax over the classes, mean.
+    """Sliding-window inference (Gaussian weights, see `blend_windows`), softmax over the classes, then the mean.
 
-    The mean goes over all networks and all 2**n mirror images of the scan along the n ``mirror_axes``; each prediction
-    is mirrored back. One network without mirroring gives the softmax of the blended logits, no more. Mirror only along
-    axes along which the training mirrored too: a network that never saw a liver on the left does not know it there.
+    The mean is over all networks and all 2**n mirror images of the scan along the n ``mirror_axes``. Predictions are
+    mirrored back first. One network without mirroring gives the softmax of the blended logits. Mirror only along axes
+    that were flipped in training: a network that never saw a liver on the left does not recognise it there.
 
-    However many networks and mirror images there are, at most two class volumes (K, X, Y, Z) in float32 exist at a
-    time: the sum, and the logits that are being blended.
+    At most two class volumes (K, X, Y, Z) in float32 exist at a time, for any number of networks and mirror images: the
+    sum and the logits that are being blended.
 
-    Where the GPU's memory is too small, the scan is tried again with half as many windows per forward, down to one;
-    then with the class volumes in the computer's memory; then on the CPU altogether. Each step is logged as a warning,
-    and what worked is where the next scan starts.
+    If the GPU's memory is too small, the scan is tried again with half as many windows per forward pass, down to one;
+    then with the class volumes in the computer's memory; then entirely on the CPU. Each step is logged as a warning.
+    The next scan starts with the settings that worked.
 
     Args:
-        roi_size: voxels of a window.
-        sw_batch_size: windows per forward.
-        overlap: of neighbouring windows, as a share of the window, one number or one per axis; in [0, 1).
-        skip_air: leave out windows that hold nothing but exact zeros: what only they cover is background.
-        mirror_axes: spatial axes, of 0, 1, 2, along which the scan is mirrored.
-        others: further networks, besides the one of the call; they are put on the device of the scan. Sizes may differ,
-            classes not.
+        roi_size: window size in voxels.
+        sw_batch_size: windows per forward pass.
+        overlap: overlap of neighbouring windows as a share of the window, one number or one per axis; in [0, 1).
+        skip_air: skip windows in which all voxels are exactly 0. Voxels covered only by such windows are background.
+        mirror_axes: spatial axes (0, 1, 2) along which the scan is mirrored.
+        others: additional networks of the ensemble, moved to the device of the scan. Their sizes may differ, their
+            classes must not.
 
     Raises:
-        InputError: here for unusable arguments; when called, if the scan holds NaN, or did not fit into memory in any way.
+        InputError: here for invalid arguments; when called, if the scan contains NaN or infinite values, or does not
+            fit into memory even on the CPU.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class ProbabilityInferer(Inferer):
     def __call__(self, inputs: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
         """Return the probabilities (B, K, X, Y, Z) of scans (B, C, X, Y, Z), float32, with the metadata of the input.
 
-        They lie on the device of the input, or on the CPU where the GPU is too small.
+        They are on the device of the input, or on the CPU if the GPU's memory is too small.
         """
         images = (inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs).float()
         _check_finite(inputs)
@@ -91,7 +92,7 @@ class ProbabilityInferer(Inferer):
                 probabilities = self._mean(images, network, self._plans[0])
             except torch.OutOfMemoryError as error:
                 reason = ". ".join(str(error).split(". ")[:2])
-            if probabilities is None:  # after the handler, whose traceback holds the volumes of the failed try
+            if probabilities is None:  # not in the except block: its traceback keeps the volumes of the failed attempt
                 torch.cuda.empty_cache()
                 self._fall_back(reason, images.shape[2:])
         if isinstance(inputs, MetaTensor):
@@ -118,9 +119,9 @@ class ProbabilityInferer(Inferer):
                         volume_device=cpu if plan.volumes_on_cpu else home,
                     )
                     total = _add_softmax(total, logits, dims)
-                    del logits  # or it would stay beside the next ones
+                    del logits  # free the memory before the next pass
         finally:
-            if plan.networks_on_cpu:  # the evaluator, and the next scan, expect them where they were
+            if plan.networks_on_cpu:  # the evaluator and the next scan expect them on their original device
                 for member in networks:
                     member.to(home)
         passes = len(networks) * len(self.mirrors)
@@ -130,20 +131,20 @@ class ProbabilityInferer(Inferer):
         tried = f"{_windows(self._plans[0])} of {list(self.roi_size)} voxels at a time, a scan of {list(shape)}"
         if len(self._plans) == 1:
             raise InputError(
-                f"The scan fits neither the GPU's memory nor the computer's ({tried}): {reason}. Give a smaller "
-                "--roi_size or a coarser --spacing, if the model was trained with them, or use a larger machine."
+                f"The scan fits neither into the GPU's memory nor into the computer's ({tried}): {reason}. Set a smaller "
+                "--roi_size or a coarser --spacing, if the model was trained with them, or use a machine with more memory."
             )
         self._plans.pop(0)
         plan = self._plans[0]
         if plan.networks_on_cpu:
-            now = "On the CPU from now on, which is slow; --device cpu avoids the failed tries"
+            now = "On the CPU from now on, which is slow; --device cpu avoids the failed attempts"
         elif plan.volumes_on_cpu:
             now = (
-                "From now on the probabilities are put together in the computer's memory, which is slower; "
-                "--sw_batch_size 1 avoids all failed tries but one"
+                "From now on the probabilities are combined in the computer's memory, which is slower; "
+                "--sw_batch_size 1 avoids all but one of the failed attempts"
             )
         else:
-            now = f"From now on {_windows(plan)} at a time; --sw_batch_size {plan.windows} avoids the failed try"
+            now = f"From now on {_windows(plan)} at a time; --sw_batch_size {plan.windows} avoids the failed attempt"
         logger.warning("The GPU's memory is too small (%s): %s. %s.", tried, reason, now)
 
 
@@ -151,8 +152,8 @@ def _check_finite(inputs: torch.Tensor) -> None:
     if not torch.isfinite(inputs).all():
         file = inputs.meta.get("filename_or_obj", "the scan") if isinstance(inputs, MetaTensor) else "the scan"
         raise InputError(
-            f"{file} has voxels that are not numbers (NaN or infinite), which would spoil the mask far around. Mend or remove it; "
-            "--check_data full finds all such files before the run."
+            f"{file} has voxels that are not numbers (NaN or infinite), which would corrupt the mask in a wide area. "
+            "Repair or remove the file; --check_data full finds all such files before the run."
         )
 
 
@@ -161,7 +162,10 @@ def _windows(plan: _Plan) -> str:
 
 
 def _add_softmax(total: torch.Tensor | None, logits: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
-    """Mirror ``logits`` back along ``dims`` and add their softmax to ``total``; without a total they become it."""
+    """Mirror ``logits`` back along ``dims`` and add their softmax to ``total``.
+
+    If ``total`` is None, the softmax is computed in place and returned as the new total.
+    """
     first = total is None
     total = logits if first else total
     length = logits.shape[2]
@@ -170,7 +174,7 @@ def _add_softmax(total: torch.Tensor | None, logits: torch.Tensor, dims: Sequenc
         part = logits[:, :, length - stop : length - start] if 2 in dims else logits[:, :, start:stop]
         part = (part.flip(dims) if dims else part).softmax(1)
         if first:
-            total[:, :, start:stop] = part  # in place: the first view is never mirrored
+            total[:, :, start:stop] = part  # in place: the first image is never mirrored
         else:
             total[:, :, start:stop] += part
     return total
@@ -180,10 +184,10 @@ def _check_arguments(sw_batch_size: int, overlap: float | Sequence[float], mirro
     if not isinstance(sw_batch_size, int) or sw_batch_size < 1:
         raise InputError(f"--sw_batch_size {sw_batch_size!r} must be a whole number of windows, 1 or more.")
     if not all(isinstance(share, (int, float)) and 0 <= share < 1 for share in ensure_tuple(overlap)):
-        raise InputError(f"--overlap {overlap!r} must be a share of the window, 0 or more and below 1.")
+        raise InputError(f"--overlap {overlap!r} must be a share of the window, at least 0 and below 1.")
     axes = mirror_axes if isinstance(mirror_axes, (list, tuple)) else [mirror_axes]
     if axes is not mirror_axes or any(axis not in (0, 1, 2) or axes.count(axis) > 1 for axis in axes):
         raise InputError(
-            f"--mirror_axes {mirror_axes!r} must be a list of different spatial axes out of 0, 1, 2, such as [0,1]; [] "
-            "for no mirroring."
+            f"--mirror_axes {mirror_axes!r} must be a list of distinct spatial axes (0, 1, 2), such as [0,1]; [] for no "
+            "mirroring."
         )

@@ -19,33 +19,34 @@ FILE = "settings.json"
 def write_or_compare_settings(
     *, output_dir: str, settings: Mapping[str, Any], models: Sequence[str], resume: bool
 ) -> None:
-    """Write ``settings.json`` when a run starts; compare with it when a run is resumed.
+    """Write ``settings.json`` when a run starts; compare the settings with it when a run is resumed.
 
     Args:
         output_dir: folder of the results.
-        settings: everything that decides them, of types that JSON knows.
+        settings: everything that affects the results, of JSON types.
         models: files of the networks, identified by size and modification time.
         resume: whether the run is resumed.
 
     Raises:
-        InputError: a model does not exist; or the run is resumed with other settings or models: names them with both values.
+        InputError: a model does not exist; or the run is resumed with different settings or models. The message lists
+            both values of each.
     """
     path = Path(output_dir) / FILE
     stamps = {}
     for model in models:
-        if not os.path.exists(model):  # before anything is written: with the right path it is another run
+        if not os.path.exists(model):  # before anything is written: a corrected path would look like another model
             raise InputError(
                 f"--pretrained_model {model} does not exist: check the path, or make or download the file."
             )
         stamps[os.path.abspath(model)] = file_stamp(model)
-    ours = json.loads(json.dumps({**settings, "models": stamps}))  # as it comes back from the file
+    current = json.loads(json.dumps({**settings, "models": stamps}))  # the form in which it is read back
     if resume and path.exists():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        names = sorted({*theirs, *ours})
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        names = sorted({*recorded, *current})
         changed = [
-            f"{name} was {theirs.get(name)}, now {ours.get(name)}"
+            f"{name} was {recorded.get(name)}, now {current.get(name)}"
             for name in names
-            if theirs.get(name) != ours.get(name)
+            if recorded.get(name) != current.get(name)
         ]
         if changed:
             raise InputError(
@@ -53,4 +54,4 @@ def write_or_compare_settings(
                 "Use those, or another --output_dir."
             )
     elif rank() == 0:
-        write_text(path, json.dumps(ours, indent=1) + "\n")
+        write_text(path, json.dumps(current, indent=1) + "\n")

@@ -1,8 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What a network says of windows of a scan, blended with Gaussian weights; windows of nothing but air are left out.
+"""Sliding-window prediction with Gaussian weights, which can skip windows that contain only air.
 
 Windows, padding and weights are those of `monai.inferers.sliding_window_inference` (``mode="gaussian"``), which cannot
-leave out a window.
+skip windows.
 """
 
 from __future__ import annotations
@@ -32,36 +32,36 @@ def blend_windows(
 ) -> torch.Tensor:
     """Return the blended logits (B, K, X, Y, Z) of scans (B, C, X, Y, Z), float32.
 
-    Whatever the network computes in, products and sums are float32: n windows over a voxel put it no further from their
-    exact mean than (n + 1) * 2**-23 times their largest absolute logit.
+    Products and sums are float32, whatever precision the network uses. With n windows over a voxel, the result differs
+    from their exact weighted mean by at most (n + 1) * 2**-23 times their largest absolute logit.
 
     Args:
-        images: scans; where one is smaller than a window, zeros are put around it.
+        images: scans. Scans smaller than a window are padded with zeros on all sides.
         network: maps windows (N, C, *roi_size) to logits (N, K, *roi_size).
-        roi_size: voxels of a window.
-        sw_batch_size: windows per forward.
-        overlap: of neighbouring windows, as a share of the window, one number or one per axis.
-        skip_air: leave out windows in which all voxels of all channels are exactly 0, as air is after windowing (CT)
-            and what was not measured after a z-score of the rest (MR). Voxels that only such windows cover are
-            background: logit 0 for class 0, -inf for the others. A scan that is 0 throughout keeps all its windows.
-        network_device: where the network is; None: as ``images``.
-        volume_device: where the windows are put together, and the result lies; None: as ``images``.
+        roi_size: window size in voxels.
+        sw_batch_size: windows per forward pass.
+        overlap: overlap of neighbouring windows as a share of the window, one number or one per axis.
+        skip_air: skip windows in which all voxels of all channels are exactly 0: air in a CT after windowing, or the
+            unmeasured part of an MR scan after z-scoring the rest. Voxels covered only by such windows are background:
+            logit 0 for class 0, -inf for the others. No window of a scan that is 0 everywhere is skipped.
+        network_device: device of the network; None: that of ``images``.
+        volume_device: device on which the windows are combined, and of the result; None: that of ``images``.
     """
     network_device, volume_device = network_device or images.device, volume_device or images.device
     size = images.shape[2:]
-    room = [max(0, window - given) for window, given in zip(roi_size, size, strict=True)]
-    if any(room):
-        images = F.pad(images, [half for gap in reversed(room) for half in (gap // 2, gap - gap // 2)])
+    padding = [max(0, window - side) for window, side in zip(roi_size, size, strict=True)]
+    if any(padding):
+        images = F.pad(images, [half for gap in reversed(padding) for half in (gap // 2, gap - gap // 2)])
     shape = images.shape[2:]
     windows = window_places(shape, roi_size=roi_size, overlap=overlap)
     jobs = [(scan, window) for scan in range(len(images)) for window in windows]
-    wanted = _with_content(images, jobs) if skip_air else jobs
+    kept = _with_content(images, jobs) if skip_air else jobs
 
     importance = importance_map(tuple(roi_size), volume_device)
     weights = torch.zeros((len(images), 1, *shape), device=volume_device)
     logits = None
-    for start in range(0, len(wanted), sw_batch_size):
-        batch = wanted[start : start + sw_batch_size]
+    for start in range(0, len(kept), sw_batch_size):
+        batch = kept[start : start + sw_batch_size]
         outputs = network(
             torch.stack([images[(scan, slice(None), *window)] for scan, window in batch]).to(network_device)
         )
@@ -70,7 +70,7 @@ def blend_windows(
         for (scan, window), output in zip(batch, outputs.to(volume_device), strict=True):
             logits[(scan, slice(None), *window)].addcmul_(output.float(), importance)
             weights[(scan, slice(None), *window)] += importance
-    if len(wanted) < len(jobs):
+    if len(kept) < len(jobs):
         unseen = weights == 0
         weights[unseen] = 1
         logits /= weights
@@ -78,12 +78,12 @@ def blend_windows(
         logits[:, :1].masked_fill_(unseen, 0)
     else:
         logits /= weights
-    begin = [gap // 2 for gap in room]
+    begin = [gap // 2 for gap in padding]
     return logits[(..., *(slice(first, first + length) for first, length in zip(begin, size, strict=True)))]
 
 
 def window_places(shape: Sequence[int], *, roi_size: Sequence[int], overlap: float | Sequence[float]) -> list[Window]:
-    """Where the windows lie on a grid no smaller than one: evenly from the start, the last one flush with the end."""
+    """Return the windows on a grid at least as large as one: evenly spaced from the start, the last one at the end."""
     steps = [
         max(1, int(size * (1 - share))) for size, share in zip(roi_size, ensure_tuple_rep(overlap, 3), strict=True)
     ]
@@ -92,13 +92,13 @@ def window_places(shape: Sequence[int], *, roi_size: Sequence[int], overlap: flo
 
 @lru_cache(maxsize=4)
 def importance_map(roi_size: tuple[int, int, int], device: torch.device) -> torch.Tensor:
-    """Weight of each voxel of a window, float32: a Gaussian of an eighth of its side. Shared: do not write to it."""
+    """Return the weights of a window's voxels, float32: a Gaussian, sigma = side / 8. Cached: do not modify them."""
     return compute_importance_map(roi_size, mode="gaussian", sigma_scale=0.125, device=device, dtype=torch.float32)
 
 
 def _with_content(images: torch.Tensor, jobs: Sequence[tuple[int, Window]]) -> list[tuple[int, Window]]:
-    """Scans and windows without those where all is 0, but for scans that are 0 throughout."""
+    """Return the jobs without windows of zeros only. Scans that are 0 everywhere keep all their windows."""
     flags = [images[(scan, slice(None), *window)].any() for scan, window in jobs]
-    content = torch.stack(flags).tolist()  # one wait for the GPU, not one per window
-    seen = {scan for (scan, _), something in zip(jobs, content, strict=True) if something}
-    return [job for job, something in zip(jobs, content, strict=True) if something or job[0] not in seen]
+    content = torch.stack(flags).tolist()  # one GPU synchronisation, not one per window
+    not_empty = {scan for (scan, _), has_content in zip(jobs, content, strict=True) if has_content}
+    return [job for job, has_content in zip(jobs, content, strict=True) if has_content or job[0] not in not_empty]

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Several trained models as one: the files that a pattern names, and the networks in them."""
+"""Ensembles of trained models: find the files that match a pattern, and load their networks."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from .model_record import model_labels, training_of
 
 logger = logging.getLogger(__name__)
 
-#: Settings of a training that decide what its network was shown.
+#: Training settings that all members of an ensemble must share.
 PREPROCESSING = ("spacing", "hu_window", "foreground")
 
 
 def model_files(pretrained_model: str | Sequence[str], *, optional: bool = False) -> list[str]:
-    """The model files that were meant, each once; the first decides labels and split of the run.
+    """Return the model files without duplicates. The first one decides the labels and the split of the run.
 
     Args:
         pretrained_model: a file, a pattern such as ``runs/fold*/models/model.pt``, or a list of files and patterns.
-        optional: let a single file be missing (see `swin_encoder.resolve_encoder`).
+        optional: allow a single file to be missing (see `resolve_encoder`).
 
     Raises:
-        InputError: if a file does not exist, a pattern fits none, or none is named.
+        InputError: a file does not exist, a pattern matches no file, or the list is empty.
     """
     names = [pretrained_model] if isinstance(pretrained_model, (str, os.PathLike)) else list(pretrained_model)
     files: list[str] = []
@@ -61,36 +61,38 @@ def load_ensemble(
     expected: Mapping[str, Any] | None = None,
     fast: bool = True,
 ) -> list[torch.nn.Module]:
-    """The networks of all models but the first, on the CPU; the first is the one that the config builds itself.
+    """Load the networks of all models except the first, on the CPU. The config builds the first one itself.
 
-    Each is built as its own file says. All see the same preprocessed scan, and so must have been trained on scans preprocessed alike.
+    Each network is built as recorded in its file. All get the same preprocessed scan, so all must have been trained
+    with the same preprocessing.
 
     Args:
-        paths: of all models; see `model_files`.
+        paths: all model files; see `model_files`.
         labels: value to name, of the first model.
-        asked, preset: see `swin_encoder.resolve_encoder`. With ``in_channels`` in ``asked``, that of the first, a model
-            for other channels is refused.
-        expected: see `weights.load_model`.
-        fast: see `swin_encoder.build_swin_unetr`.
+        asked, preset: see `resolve_encoder`. If ``asked`` has the ``in_channels`` of the first model, models for
+            another number of channels are rejected.
+        expected: see `load_model`.
+        fast: see `build_swin_unetr`.
 
     Raises:
-        InputError: if a model has other labels or was trained on scans preprocessed otherwise, or what `resolve_encoder` and `load_model` refuse.
+        InputError: a model has different labels or was trained with different preprocessing; or see `resolve_encoder`
+            and `load_model`.
     """
     first = training_of(paths[0]) or {}
     networks = []
     for path in paths[1:]:
-        theirs = model_labels(path, otherwise=labels)
-        if _by_value(theirs) != _by_value(labels):
+        model_names = model_labels(path, otherwise=labels)
+        if _by_value(model_names) != _by_value(labels):
             raise InputError(
-                f"{path} has the labels {_by_value(theirs)}, {paths[0]} {_by_value(labels)}: an ensemble needs models "
-                "of the same classes. Leave one of them out of --pretrained_model."
+                f"{path} has the labels {_by_value(model_names)}, {paths[0]} {_by_value(labels)}: all models of an "
+                "ensemble must have the same classes. Remove one of them from --pretrained_model."
             )
         trained = training_of(path) or {}
         for name in PREPROCESSING:
             if name in first and name in trained and trained[name] != first[name]:
                 raise InputError(
-                    f"{path} was trained with {name} {trained[name]}, {paths[0]} with {first[name]}: the members of an ensemble see the same "
-                    "preprocessed scan. Leave one of them out of --pretrained_model."
+                    f"{path} was trained with {name} {trained[name]}, {paths[0]} with {first[name]}: all models of an "
+                    "ensemble must have the same preprocessing. Remove one of them from --pretrained_model."
                 )
         record = resolve_encoder(asked=asked, preset=preset, checkpoint=path)
         network = build_swin_unetr(record, out_channels=len(labels), fast=fast)
@@ -100,15 +102,16 @@ def load_ensemble(
 
 
 def warn_of_seen_cases(paths: Sequence[str], *, section: str, scans: Sequence[dict]) -> None:
-    """Log a warning where a model may have been trained on what it is to be scored on.
+    """Warn if a model may have been trained on cases that it is scored on.
 
-    A model's file names the cases that its training held out, by their checksum. With another list, split or ensemble of folds, cases that are scored
-    may be cases of the training. Files of others do not say; `model_split` warns of these.
+    A model file records a checksum of the cases that its training held out. With another data list or split, or an
+    ensemble of folds, the scored cases may include training cases. `model_split` warns about files without such a
+    record.
 
     Args:
-        paths: of all models.
-        section: of the data list, which is scored.
-        scans: what is scored.
+        paths: all model files.
+        section: the section of the data list that is scored.
+        scans: the scored cases.
     """
     if section == "test":
         return
@@ -117,14 +120,14 @@ def warn_of_seen_cases(paths: Sequence[str], *, section: str, scans: Sequence[di
         held_out = (training_of(path) or {}).get("validation_scans")
         if held_out != scored and (held_out or len(paths) > 1):
             logger.warning(
-                "%s held out other cases in its training (%s) than the %d of section '%s' that are scored: it may have been trained on some of them, "
-                "and the scores flatter. A test section scores what no model has seen.",
-                *(path, f"{held_out['number']}" if held_out else "not said", scored["number"], section),
+                "%s held out other cases in its training (%s) than the %d scored ones of section '%s'. It may have been "
+                "trained on some of them, so the scores may be too high. Cases of a test section are new to every model.",
+                *(path, f"{held_out['number']}" if held_out else "not recorded", scored["number"], section),
             )
 
 
 def warn_of_unseen_mirrors(paths: Sequence[str], *, mirror_axes: Sequence[int]) -> None:
-    """Log a warning where scans are to be mirrored that the training never mirrored: sides would be confused."""
+    """Warn about mirroring along axes that were not flipped in training: left and right would be confused."""
     for path in paths if mirror_axes else ():
         augmentation = (training_of(path) or {}).get("augmentation")
         if not isinstance(augmentation, Mapping):
@@ -133,7 +136,7 @@ def warn_of_unseen_mirrors(paths: Sequence[str], *, mirror_axes: Sequence[int]) 
         unseen = [axis for axis in mirror_axes if not (flips[axis] if isinstance(flips, Sequence) else flips)]
         if unseen:
             logger.warning(
-                "%s was trained without flips along the axes %s: --mirror_axes %s shows it scans that it has never seen the like of, and will cost Dice",
+                "%s was trained without flips along the axes %s, so --mirror_axes %s usually lowers its Dice",
                 *(path, unseen, list(mirror_axes)),
             )
 

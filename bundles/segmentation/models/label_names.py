@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Which label value is which structure: said once in a bundle's metadata, and kept inside every trained model."""
+"""Names of the label values, from a bundle's metadata. Every trained model contains them too."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ logger = logging.getLogger(__name__)
 
 
 def read_labels(metadata: str) -> dict[str, str]:
-    """Label names of ``metadata.json``, value (as text, JSON's keys) to name, ``"0"`` being the background.
+    """Return the label names of ``metadata.json``: value (as text, like JSON keys) to name. ``"0"`` is the background.
 
-    They stand at ``network_data_format/outputs/pred/channel_def``, where the zoo and MONAI Label look for them.
+    They are at ``network_data_format/outputs/pred/channel_def``, where the Model Zoo and MONAI Label look for them.
 
     Raises:
-        InputError: if the file is not there.
+        InputError: the file does not exist.
     """
     if not Path(metadata).is_file():
-        raise InputError(f"{metadata} not found. Run inside the bundle's folder, or name that folder by --bundle_root.")
+        raise InputError(f"{metadata} not found. Run inside the bundle's folder, or pass that folder as --bundle_root.")
     content = json.loads(Path(metadata).read_text())
     return dict(content["network_data_format"]["outputs"]["pred"]["channel_def"])
 
 
 def organ_names(labels: Mapping[int | str, str]) -> dict[int, str]:
-    """Name of each structure by its value as a number, text keys (as JSON has them) too; the background, 0, left out."""
+    """Return the name of each structure by its value as a number, without the background 0. Keys may be text (JSON)."""
     return {int(value): str(name) for value, name in labels.items() if int(value) != 0}
 
 
 def plain_name(name: Any) -> str:
-    """A name in lower case, with one underscore for every run of other characters: ``Left Kidney`` is ``left_kidney``."""
+    """Normalise a name to lower case, with one underscore for each run of other characters: ``left_kidney``."""
     return re.sub(r"[^a-z0-9]+", "_", str(name).lower()).strip("_")
 
 
 def check_labels(labels: Mapping[int | str, str]) -> dict[str, str]:
-    """Return the labels in the order of their values if these are 0 (background), 1, 2, ... as a network's channels are.
+    """Return the labels sorted by value, after checking that the values are 0 (background), 1, 2, ... like channels.
 
     Raises:
         InputError: a value is missing.
@@ -48,6 +48,6 @@ def check_labels(labels: Mapping[int | str, str]) -> dict[str, str]:
     values = sorted(int(value) for value in labels)
     if values != list(range(len(values))) or len(values) < 2:
         raise InputError(
-            f"labels {dict(labels)} must be 0 (background), 1, 2, ... without a gap; values found: {values}."
+            f"labels {dict(labels)} must have the values 0 (background), 1, 2, ... without a gap; values found: {values}."
         )
     return {str(value): labels[str(value)] if str(value) in labels else labels[value] for value in values}

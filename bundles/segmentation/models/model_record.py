@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What a trained model's file says of its training, as a few facts that can stand beside its scores."""
+"""What a model file records about its training, as a few facts to report with its scores."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ logger = logging.getLogger(__name__)
 def model_facts(paths: Sequence[str], *, scans: Sequence[dict]) -> list[dict[str, Any]]:
     """Return for each model which weights it started from, and whether the scored cases are those that it held out.
 
-    Nothing is guessed: what a file does not say is None.
+    Nothing is guessed: facts that a file does not record are None.
 
     Args:
-        paths: files ``model.pt``, those of an ensemble or a single one.
-        scans: what the models are scored on, ``{"image": path or list of paths}``.
+        paths: files ``model.pt``, one or those of an ensemble.
+        scans: the scored cases, ``{"image": path or list of paths}``.
 
     Returns:
-        Of each ``{"file", "start", "start_file", "held_out", "preset", "steps"}``. ``start`` is ``scratch``, ``encoder``
-        (a pre-trained encoder), ``model`` (a whole network of whatever history) or None; ``held_out`` whether the scans
-        are exactly those that its training left for validation.
+        For each ``{"file", "start", "start_file", "held_out", "preset", "steps"}``. ``start`` is ``scratch``,
+        ``encoder`` (a pre-trained encoder), ``model`` (a whole network) or None. ``held_out`` states whether the scans
+        are exactly those that its training held out for validation.
 
     Raises:
-        InputError: if a file cannot be read.
+        InputError: a file cannot be read.
     """
     return [_facts(path, fingerprint(scans)) for path in paths]
 
 
 def training_of(path: str) -> dict[str, Any] | None:
-    """What a model's file says of its training, as `TrainingCheckpoint` wrote it; None where it says nothing.
+    """Return what `TrainingCheckpoint` recorded about the training in a model file; None if there is no such record.
 
     Raises:
-        InputError: if the file cannot be read.
+        InputError: the file cannot be read.
     """
     trained = checkpoint_facts(path).get("trained")
     return trained if isinstance(trained, dict) else None
@@ -53,7 +53,7 @@ def _facts(path: str, scored: Mapping[str, Any]) -> dict[str, Any]:
     if "start" in trained:
         start = "scratch"
         if report := trained["start"]:
-            # `weights.load_encoder` takes tensors of the encoder alone, `load_model` all that the network has.
+            # `load_encoder` loads tensors of the encoder only, `load_model` those of the whole network.
             start = "model" if report["loaded"] > of_encoder else "encoder"
             start_file = report["file"]
     held_out = trained.get("validation_scans")
@@ -68,11 +68,11 @@ def _facts(path: str, scored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def model_labels(checkpoint: str, *, otherwise: Mapping[str, str]) -> dict[str, str]:
-    """Label names that a trained model carries; ``otherwise`` where the file does not exist or has none.
+    """Return the label names that a trained model records; ``otherwise`` if the file does not exist or has none.
 
     Args:
         checkpoint: ``model.pt``.
-        otherwise: names of the bundle.
+        otherwise: label names of the bundle.
     """
     if not Path(checkpoint).exists():
         return dict(otherwise)
@@ -83,26 +83,26 @@ DEFAULTS = {"fold": None, "folds": None, "seed": 0}
 
 
 def model_split(checkpoint: str, *, fold: int | str | None, folds: int | None, seed: int | None) -> dict[str, Any]:
-    """What was asked for, else what the model's file says of its training, else the default.
+    """Return fold, folds and seed: the given values, else those recorded in the model file, else the defaults.
 
-    A difference between the first two is logged as a warning: cases of the training would be scored as if they were new.
+    A given value that differs from the recorded one is logged as a warning: training cases may be scored as new ones.
 
     Args:
         checkpoint: ``model.pt``.
-        fold, folds, seed: None to take the model's.
+        fold, folds, seed: None to use the model's.
     """
-    said = training_of(checkpoint)
-    if said is None:
+    record = training_of(checkpoint)
+    if record is None:
         logger.warning(
-            "%s does not say which cases it was trained on: they may be among those that it is scored on", checkpoint
+            "%s does not record which cases it was trained on: the scored cases may include some of them", checkpoint
         )
-        said = {}
-    trained = DEFAULTS | {name: value for name, value in said.items() if name in DEFAULTS}
+        record = {}
+    trained = DEFAULTS | {name: value for name, value in record.items() if name in DEFAULTS}
     asked = {name: value for name, value in (("fold", fold), ("folds", folds), ("seed", seed)) if value is not None}
     for name, value in asked.items():
         if trained[name] != value:
             logger.warning(
-                "%s was trained with %s %s; scored with %s, cases of its training may count as new ones",
+                "%s was trained with %s %s; scored with %s, the cases may include some that it was trained on",
                 *(checkpoint, name, trained[name], value),
             )
     return trained | asked

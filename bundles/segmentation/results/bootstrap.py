@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""How far a mean over few cases can be trusted: percentile bootstrap, the organs of one patient kept together."""
+"""Confidence intervals of mean scores over few cases: percentile bootstrap that resamples whole patients."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ def mean_interval(
 ) -> tuple[float, float] | None:
     """Return the bootstrap interval of the mean of scores over cases.
 
-    Cases are drawn anew with replacement, as many as there are, and the interval reaches from quantile
+    Each draw resamples the cases with replacement, as many as there are. The interval reaches from quantile
     ``(1 - level) / 2`` to ``(1 + level) / 2`` of the means of the draws (Efron's percentile interval). With several
-    organs the score is the mean over organs of each organ's mean over cases. A case is drawn with all of its organs:
-    organs of one patient succeed and fail together, and to draw each by itself would give too narrow an interval. An
-    organ that no case of a draw has is left out of that draw.
+    organs the score is the mean over organs of each organ's mean over cases. A case is drawn with all of its organs,
+    because the scores of one patient's organs are correlated: drawing each organ separately would give too narrow an
+    interval. An organ that no case of a draw has is skipped in that draw.
 
-    Of a handful of cases the interval is too narrow, as a sample holds less spread than what it was drawn from.
+    With only a handful of cases the interval is too narrow, because a small sample underestimates the spread.
 
     Args:
-        scores: of shape (cases,) or (cases, organs); NaN where a case has no score, to be left out.
-        level: the share of the draws inside the interval.
+        scores: shape (cases,) or (cases, organs); NaN where a case has no score.
+        level: share of the draws inside the interval.
         draws: number of draws.
-        seed: of the draws; equal scores with an equal seed have an equal interval.
+        seed: seed of the draws. Equal scores and seeds give equal intervals.
 
     Returns:
-        The lower and the upper end; None with fewer than two cases that have a score.
+        The lower and the upper end; None if fewer than two cases have a score.
     """
     table = _table(scores)
     if len(table) < 2:
@@ -46,24 +46,24 @@ def mean_interval(
 def paired_interval(
     a: ArrayLike, b: ArrayLike, *, level: float = LEVEL, draws: int = DRAWS, seed: int = 0
 ) -> dict[str, Any]:
-    """Return how much higher the scores ``a`` are than ``b`` of the same cases, and the interval of the difference.
+    """Return the mean difference between the scores ``a`` and ``b`` of the same cases, and its bootstrap interval.
 
-    The differences within cases are drawn: that a case is hard for both networks, the pre-trained and the scratch one,
-    spreads the scores of each, but not their difference.
+    The differences within cases are resampled. A case that is hard for both networks (pre-trained and from scratch)
+    increases the spread of each one's scores, but not of their difference.
 
     Args:
         a: scores of shape (cases,) or (cases, organs).
-        b: scores of the same cases and organs in the same order. A pair with a NaN is left out.
-        level: see `mean_interval`, as for ``draws`` and ``seed``.
-        draws: number of draws.
-        seed: of the draws.
+        b: scores of the same cases and organs in the same order. Pairs with a NaN are skipped.
+        level: see `mean_interval`.
+        draws: see `mean_interval`.
+        seed: see `mean_interval`.
 
     Returns:
         ``{"difference": mean of a - b, "interval": (low, high) or None, "n": number of cases that have a pair}``. The
-        difference is NaN without any. Of HD95, where less is better, a negative difference speaks for ``a``.
+        difference is NaN if no case has a pair. For HD95, where lower is better, a negative difference favours ``a``.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: the shapes differ.
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.shape != b.shape:
@@ -77,18 +77,19 @@ def paired_interval(
 
 
 def _table(scores: ArrayLike) -> np.ndarray:
-    """Return the scores as (cases, organs), without the cases that have none."""
+    """Return the scores as (cases, organs), without cases that have no score."""
     table = np.asarray(scores, dtype=float)
     table = table[:, None] if table.ndim == 1 else table
     return table[~np.isnan(table).all(axis=1)]
 
 
 def _means(table: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the mean over organs of the means over cases, with each case as often as the draw has it.
+    """Return the mean over organs of the means over cases, shape (draws,).
 
-    ``table`` is of shape (cases, organs), ``counts`` (draws, cases), the means (draws,).
+    ``table`` has the shape (cases, organs). ``counts``, shape (draws, cases), is how often each draw contains each
+    case.
     """
     present = ~np.isnan(table)
-    with np.errstate(invalid="ignore"):  # 0 / 0 where no drawn case has the organ
+    with np.errstate(invalid="ignore"):  # 0 / 0 if no drawn case has the organ
         of_organs = (counts @ np.where(present, table, 0.0)) / (counts @ present)
     return np.nanmean(of_organs, axis=1)

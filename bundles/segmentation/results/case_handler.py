@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The base of the evaluator handlers that write something for each case."""
+"""Base class of the evaluator handlers that write something for each case."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CaseHandler:
         image_key: key of the image, whose metadata names the file of the scan.
         label_key: key of the true label map, a MetaTensor (1, X, Y, Z); None: the handler needs none.
         items: all cases, the same in all processes: dictionaries with the files of ``image_key``. Cases with the same
-            file name in several folders then get names of their own (see `case_names`).
+            file name in several folders then get unique names (see `case_names`).
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class CaseHandler:
         self.pred_key = pred_key
         self.image_key = image_key
         self.label_key = label_key
-        # By image file and not by case name: two folders may hold files of the same name.
+        # By image file and not by case name: two folders may contain files of the same name.
         self.items = None if items is None else {image_file(item[image_key]): item for item in items}
         self.names = case_names(self.items or ())
 
@@ -59,20 +59,20 @@ class CaseHandler:
         """Write the result of one case.
 
         Args:
-            item: everything that the evaluator has of the case.
+            item: the evaluator's data of the case.
             file: its image file.
         """
         raise NotImplementedError
 
     def name_of(self, file: str) -> str:
-        """The case's name, which is unique among ``items``."""
+        """Return the case's name, which is unique among ``items``."""
         return self.names.get(file, case_name(file))
 
     def label_map(self, item: Mapping[str, Any], key: str, file: str) -> MetaTensor:
         """Return a label map of a case.
 
         Raises:
-            InputError: the item has none, or not with its geometry as (1, X, Y, Z).
+            InputError: the item has no such label map, or it is not a MetaTensor of shape (1, X, Y, Z).
         """
         advice = "check the evaluator's postprocessing, and the keys of its handlers"
         if key not in item:

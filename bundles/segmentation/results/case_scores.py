@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Dice, surface Dice (NSD) and HD95 of label maps in the scan's own geometry, per case and organ, and their table."""
+"""Score label maps in the scan's own geometry, with Dice, surface Dice (NSD) and HD95 per case and organ."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .score_plots import score_figure
 from .score_summary import METRICS, format_summary, summarise
 from .scores_table import write_scores
 
-RECORDS = "cases"  # folder in the output folder of what was scored, a file for each case
+RECORDS = "cases"  # folder in the output folder with the recorded scores, one file per case
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 class CaseScores(CaseHandler):
     """Handler of an evaluator: scores each case in its own geometry, and writes the table when the epoch ends.
 
-    The label file's own voxels are found beside the prediction, in the evaluator's output or in its batch.
+    The evaluator's output or batch must contain the label file's own voxels, as well as the prediction.
 
     At the end of the epoch the rows of all processes are gathered, cases that the distributed sampler repeated are
     dropped, and the first process writes to ``output_dir``
@@ -64,15 +64,15 @@ class CaseScores(CaseHandler):
         label_key: key of the true label map, a MetaTensor (1, X, Y, Z) of the label file's own voxels.
         items: all cases of the evaluation, the same in all processes: dictionaries with the files of ``image_key`` and
             ``label_key``. None: no case is recorded, and none can be resumed.
-        settings: everything else that decides the scores, such as spacing and overlap, of types that JSON knows.
+        settings: everything else that affects the scores, such as spacing and overlap, of JSON types.
         model: file of the network, or files of an ensemble. Path, size and modification time identify the model.
         resume: keep cases that were scored with equal settings and the same model and files.
-        details: what was evaluated, for programs that gather several evaluations: task, split, training of the model.
-            A change does not invalidate scores.
+        details: description of the evaluation, for programs that collect several: task, split, training of the model.
+            Changing it does not invalidate scores.
         keys: ``pred_key`` and ``image_key`` of `CaseHandler`.
 
     Raises:
-        InputError: here if a label or tolerance is unusable or the model's file is missing; during the run if a case's
+        InputError: here if a label or tolerance is invalid or the model's file is missing; during the run if a case's
             prediction and truth differ in shape or orientation, or an item lacks a key.
         ValueError: ``resume`` without ``items``.
     """
@@ -103,7 +103,7 @@ class CaseScores(CaseHandler):
         self.tolerance = {organ: _tolerance_of(organ, tolerance) for organ in self.labels.values()}
         decisive = {"labels": self.labels, "tolerance": self.tolerance, "metrics": METRICS}
         decisive |= {"model": None if model is None else _stamps(ensure_tuple(model))} | dict(settings or {})
-        self.settings = json.loads(json.dumps(decisive, default=str))  # as it comes back from a record
+        self.settings = json.loads(json.dumps(decisive, default=str))  # the form in which a record is read back
         self.resume = resume
         self.details = json.loads(json.dumps(dict(details or {}), default=str))
         self.kept: dict[str, dict[str, dict[str, float]]] = {}
@@ -116,10 +116,10 @@ class CaseScores(CaseHandler):
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
 
     def unscored(self) -> list[Mapping[str, Any]]:
-        """Return the items that are still to be scored, and keep the scores of the others.
+        """Return the items that are not scored yet, and keep the scores of the others.
 
-        In a distributed run every process must call it: the first one decides, as another may have begun to write by
-        the time that a late one looks.
+        In a distributed run every process must call it. The first process decides for all, because a late process might
+        already see records that another one has written.
         """
         if self.resume:
             self.kept = gather_lists([self._recorded()] if rank() == 0 else [])[0]
@@ -128,7 +128,7 @@ class CaseScores(CaseHandler):
 
     def finish(self, engine: Engine) -> None:
         """Gather the scores of all processes, put the means into ``engine.state.metrics`` and write the files."""
-        scores = dict(gather_lists(list(self.scores.items())))  # a file that several processes scored comes once
+        scores = dict(gather_lists(list(self.scores.items())))  # a file that several processes scored appears once
         names = self.names or case_names(scores)
         rows = [
             {"case": names[file], "label": organ, **score}
@@ -161,13 +161,15 @@ class CaseScores(CaseHandler):
 
     def _record(self, file: str) -> None:
         if file not in self.items:
-            raise InputError(f"The case {file} is none of the {len(self.items)} items of the evaluation: give it all.")
+            raise InputError(
+                f"The case {file} is none of the {len(self.items)} items of the evaluation: pass all cases."
+            )
         record = {"files": self._files(file), "settings": self.settings, "scores": _nan_to_none(self.scores[file])}
         _write_json(self._record_path(file), record)
 
     def _recorded(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Return the scores of all cases that were recorded under these settings, from these files."""
-        kept, others = {}, []
+        """Return the recorded scores of all cases whose settings and files are unchanged."""
+        kept, outdated = {}, []
         for file in self.items:
             try:
                 record = json.loads(self._record_path(file).read_text(encoding="utf-8"))
@@ -176,21 +178,21 @@ class CaseScores(CaseHandler):
             if record["settings"] == self.settings and record["files"] == self._files(file):
                 kept[file] = {organ: _none_to_nan(score) for organ, score in record["scores"].items()}
             else:
-                others.append((file, record))
-        logger.info("%d of %d cases are scored already (%s)", len(kept), len(self.items), self.output_dir / RECORDS)
-        if others:
-            file, record = others[0]
+                outdated.append((file, record))
+        logger.info("%d of %d cases are already scored (%s)", len(kept), len(self.items), self.output_dir / RECORDS)
+        if outdated:
+            file, record = outdated[0]
             keys = sorted(record["settings"].keys() | self.settings.keys())
             changed = [key for key in keys if record["settings"].get(key) != self.settings.get(key)]
-            reason = f"with another {', '.join(changed)}" if changed else "before its image or label file changed"
-            logger.info("%d cases are scored again, such as %s: it was scored %s", len(others), file, reason)
+            reason = f"with different {', '.join(changed)}" if changed else "before its image or label file changed"
+            logger.info("%d cases are scored again, such as %s: it was scored %s", len(outdated), file, reason)
         return kept
 
     def _record_path(self, file: str) -> Path:
         return self.output_dir / RECORDS / f"{self.names[file]}.json"
 
     def _files(self, file: str) -> dict[str, list[int]]:
-        """Return what tells whether the case's files are the ones that were scored."""
+        """Return the stamps that identify the case's files, to detect changes since they were scored."""
         item = self.items[file]
         return _stamps(path for key in (self.image_key, self.label_key) for path in ensure_tuple(item.get(key, ())))
 
@@ -205,21 +207,21 @@ def _check_geometry(file: str, prediction: MetaTensor, truth: MetaTensor) -> Non
     if shapes[0] != shapes[1]:
         raise InputError(
             f"The prediction of case {case_name(file)} has the shape {shapes[0]}, its label file {shapes[1]}: both "
-            f"must be the voxels of the scan {file}. Check that the label belongs to the scan, and that the "
+            f"must have the shape of the scan {file}. Check that the label belongs to the scan, and that the "
             "postprocessing inverts the preprocessing."
         )
-    # Equal shapes hide a flipped axis. Only the orientation is compared, as the headers of a scan and its label often
-    # differ a little in origin and rotation.
+    # Shapes do not reveal a flipped axis. Compare only the orientation, as the headers of a scan and its label often
+    # differ slightly in origin and rotation.
     axes = ["".join(nib.aff2axcodes(volume.affine.numpy(force=True))) for volume in (prediction, truth)]
     if axes[0] != axes[1]:
         raise InputError(
-            f"The prediction of case {case_name(file)} lies in {axes[0]} orientation, its label file in {axes[1]}: the "
-            f"voxels do not correspond. Both must be in the orientation of the scan {file}."
+            f"The prediction of case {case_name(file)} has {axes[0]} orientation, its label file {axes[1]}: their voxels "
+            f"do not correspond. Both must have the orientation of the scan {file}."
         )
 
 
 def _stamps(files: Iterable[str | Path]) -> dict[str, list[int]]:
-    """Return the stamp of each file by its path."""
+    """Return the stamp (size and modification time) of each file by its path."""
     try:
         return {os.path.abspath(file): file_stamp(file) for file in files}
     except OSError as error:

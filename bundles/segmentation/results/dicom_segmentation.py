@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Label maps as DICOM segmentations (SEG) beside the CT series that they were made from, for a PACS and its viewers."""
+"""Write label maps as DICOM segmentations (SEG) that refer to their source CT series, for a PACS and its viewers."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from .case_handler import CaseHandler
 from .overlay import organ_colours
 
 logger = logging.getLogger(__name__)
-logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells of every attribute that it copies
+logging.getLogger("highdicom").setLevel(logging.WARNING)  # it logs every attribute that it copies
 
-# SNOMED CT, as pydicom has it from the standard; right and left are modifiers. The joined veins have no code of their
-# own, so theirs says no more than is true.
+# SNOMED CT codes, as listed in pydicom from the standard; right and left are modifiers. There is no single code for the
+# portal and splenic veins together, so they get the general code for a vein.
 ORGANS: dict[str, Code] = {
     "spleen": codes.SCT.Spleen,
     "kidney": codes.SCT.Kidney,
@@ -47,9 +47,9 @@ ORGANS: dict[str, Code] = {
     "adrenal_gland": codes.SCT.AdrenalGland,
 }
 SIDES = {"right": codes.SCT.Right, "left": codes.SCT.Left}
-SERIES_NUMBER = 9000  # beyond those of a scanner's own series; the number need not be unique
-LONGEST_TEXT = 64  # characters of a DICOM long string (LO)
-# What a source image may lack, being stripped of names, and highdicom copies: empty is allowed for all of them.
+SERIES_NUMBER = 9000  # above the numbers of a scanner's own series; it need not be unique
+LONGEST_TEXT = 64  # maximum length of a DICOM long string (LO)
+# Attributes that highdicom copies, but that an anonymised source image may lack. All of them may be empty.
 COPIED = (
     "PatientID",
     "PatientName",
@@ -71,25 +71,25 @@ def write_dicom_segmentation(
     model_name: str,
     model_version: str,
 ) -> None:
-    """Write the organs of a label map as one DICOM SEG, whole or not at all.
+    """Write the organs of a label map as one DICOM SEG. The file is written atomically.
 
-    Each organ that is present is a binary segment, numbered from 1 in the order of the label values, with its name, its
-    SNOMED code and the colour of `overlay.organ_colours`. Patient, study and frame of reference are those of the source
-    images, and every frame refers to its own.
+    Each organ that is present becomes a binary segment with its name, its SNOMED code and the colour of
+    `overlay.organ_colours`. Segments are numbered from 1 in the order of the label values. Patient, study and frame of
+    reference are those of the source images, and every frame refers to its source image.
 
-    A SEG cannot be empty: of a label map without organs none is written, one of an earlier run is removed, and a
-    warning is logged.
+    A SEG cannot be empty. For a label map without organs no file is written, the file of an earlier run is removed, and
+    a warning is logged.
 
     Args:
-        path: the file; parent folders are made.
-        label_map: whole numbers (X, Y, Z) on the grid of the `DicomVolume` that `read_series` made of ``files``.
-        labels: organ name of each label value; 0, the background, is left out.
+        path: the file; parent folders are created.
+        label_map: whole numbers (X, Y, Z) on the grid of the `DicomVolume` that `read_series` returns for ``files``.
+        labels: organ name of each label value; the background 0 is ignored.
         files: the source images in the order of Z, as in `DicomVolume`.
-        model_name: what made the label map.
-        model_version: its version.
+        model_name: name of the model that produced the label map.
+        model_version: version of the model.
 
     Raises:
-        InputError: if the label map is not on the grid of the files, or has a value without a name.
+        InputError: the label map is not on the grid of the files, or has a value without a name.
     """
     names = organ_names(labels)
     headers = read_headers(files)
@@ -97,11 +97,13 @@ def write_dicom_segmentation(
     shape = (*slices[0].shape, len(slices))
     if label_map.shape != shape:
         raise InputError(
-            f"The label map for {path} has the shape {label_map.shape} and its DICOM series {shape}: give it in the "
+            f"The label map for {path} has the shape {label_map.shape}, its DICOM series {shape}: it must be in the "
             "geometry of the series."
         )
     if [one.file for one in slices] != list(files):
-        raise InputError(f"The files for {path} are not in the order of their slices: give those of its DicomVolume.")
+        raise InputError(
+            f"The files for {path} are not in the order of their slices: pass the files of the DicomVolume."
+        )
     segments, present = np.zeros(shape, dtype=np.uint8), []
     for value in sorted(names):
         organ = label_map == value
@@ -110,14 +112,16 @@ def write_dicom_segmentation(
             segments[organ] = len(present)
     if np.count_nonzero(label_map) != np.count_nonzero(segments):
         unknown = sorted(set(np.unique(label_map).tolist()) - {0, *names})
-        raise InputError(f"The label map for {path} has the values {unknown}, of which 'labels' has no name: {names}.")
+        raise InputError(f"The label map for {path} has the values {unknown}, which have no name in 'labels': {names}.")
     if not present:
         Path(path).unlink(missing_ok=True)
-        logger.warning("No DICOM segmentation %s: the label map has no organ in it, and a SEG cannot be empty.", path)
+        logger.warning("No DICOM segmentation %s: the label map has no organ, and a SEG cannot be empty.", path)
         return
 
-    planes = segments.transpose(2, 1, 0)  # (slices, rows, columns), as DICOM has them
-    planes = planes[np.argsort([one.frame for one in slices], kind="stable")]  # a multi-frame image in its own order
+    planes = segments.transpose(2, 1, 0)  # (slices, rows, columns), as in DICOM
+    planes = planes[
+        np.argsort([one.frame for one in slices], kind="stable")
+    ]  # frames of a multi-frame image in their own order
     algorithm = hd.AlgorithmIdentificationSequence(
         name=model_name[:LONGEST_TEXT], version=model_version[:LONGEST_TEXT], family=codes.DCM.ArtificialIntelligence
     )
@@ -146,7 +150,7 @@ def write_dicom_segmentation(
 
 
 def _sources(headers: Mapping[str, Dataset]) -> list[Dataset]:
-    """Return the source images, with an empty or new value for what highdicom needs and an anonymiser took away."""
+    """Return the source images. Attributes that highdicom needs and anonymisation removed get an empty or new value."""
     frame_of_reference = hd.UID()
     for header in headers.values():
         header.FrameOfReferenceUID = header.get("FrameOfReferenceUID") or frame_of_reference
@@ -159,7 +163,7 @@ def _sources(headers: Mapping[str, Dataset]) -> list[Dataset]:
 def _describe(
     number: int, name: str, algorithm: hd.AlgorithmIdentificationSequence, colour: tuple[float, float, float]
 ) -> hd.seg.SegmentDescription:
-    """Return the description of a segment: what it is, in words and in codes."""
+    """Return the description of a segment, with its name and codes."""
     side, organ = re.fullmatch(r"(?:(right|left)_)?(.*)", name.lower().replace(" ", "_")).groups()
     category, kind = codes.SCT.AnatomicalStructure, ORGANS.get(organ, codes.SCT.AnatomicalStructure)
     if re.search("cancer|tumou?r", organ):
@@ -185,15 +189,15 @@ class SaveDicomSegmentations(CaseHandler):
     Other cases are skipped. See `write_dicom_segmentation` for a case without organs.
 
     Args:
-        series: image file of a case, as a path that is absolute or relative to the working folder, to the DICOM files
-            that it was made from, in the order of `DicomVolume`.
+        series: for the image file of each case (absolute, or relative to the working folder), the DICOM files that it
+            was made from, in the order of `DicomVolume`.
         labels: organ name of each label value; text keys, as in a JSON file, are read as numbers.
         output_dir: the folder of the segmentations.
-        metadata: the bundle's ``metadata.json``; its ``name`` and ``version`` are recorded as the maker of the files.
+        metadata: the bundle's ``metadata.json``; its ``name`` and ``version`` are recorded as the model.
         keys: ``pred_key`` and ``image_key`` of `CaseHandler`.
 
     Raises:
-        InputError: during the run, if a label map is missing or does not lie on the DICOM series.
+        InputError: during the run, if a label map is missing or does not match the geometry of the DICOM series.
     """
 
     def __init__(
@@ -232,15 +236,15 @@ class SaveDicomSegmentations(CaseHandler):
 def _on_slices(label_map: MetaTensor, files: Sequence[str]) -> np.ndarray:
     """Return a label map (1, X, Y, Z) on the grid of a DICOM series: axes swapped and flipped, never resampled."""
     affine = grid_affine(sort_slices(read_headers(files)))
-    given = label_map.affine.numpy(force=True).astype(np.float64)
-    turn = nib.orientations.ornt_transform(nib.io_orientation(given), nib.io_orientation(affine))
+    map_affine = label_map.affine.numpy(force=True).astype(np.float64)
+    turn = nib.orientations.ornt_transform(nib.io_orientation(map_affine), nib.io_orientation(affine))
     voxels = nib.apply_orientation(label_map[0].numpy(force=True), turn)
-    turned = given @ nib.orientations.inv_ornt_aff(turn, label_map.shape[1:])
-    far = np.array(np.meshgrid(*[(0, size - 1) for size in voxels.shape], [1])).reshape(4, -1)  # its eight corners
-    shift = np.linalg.norm(((turned - affine) @ far)[:3], axis=0).max()
+    turned = map_affine @ nib.orientations.inv_ornt_aff(turn, label_map.shape[1:])
+    corners = np.array(np.meshgrid(*[(0, size - 1) for size in voxels.shape], [1])).reshape(4, -1)
+    shift = np.linalg.norm(((turned - affine) @ corners)[:3], axis=0).max()
     if shift > MAX_SHIFT:
         raise InputError(
-            f"the label map lies {shift:.1f} mm beside the DICOM series: invert the transforms of the scan, or check "
-            "that the image file was made from this series"
+            f"the label map is displaced by {shift:.1f} mm from the DICOM series: invert the transforms of the scan, or "
+            "check that the image file was made from this series"
         )
     return voxels

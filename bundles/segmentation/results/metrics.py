@@ -17,7 +17,7 @@ from ...common.errors import InputError
 
 DEFAULT_TOLERANCE = 1.0  # mm
 
-OTHERWISE = "otherwise"  # key of the tolerance of organs that are not named
+OTHERWISE = "otherwise"  # key of the tolerance for organs that are not named
 
 
 def score_case(
@@ -30,36 +30,39 @@ def score_case(
 ) -> dict[str, dict[str, float]]:
     """Return Dice, NSD and HD95 of each organ of one case.
 
-    - NSD (Nikolov et al., arXiv 1809.04430) is the share of the surfaces of both masks, by area, that lies within the tolerance of the other. Surface
-      elements sit at the corners of the voxels, as in DeepMind's surface-distance, from which the Medical Segmentation Decathlon (MSD) has its NSD;
-      the two are equal. (MONAI's default counts surface voxels instead; on random blobs that read up to 0.1 lower at a tolerance of a voxel.)
-    - HD95 is the 95th percentile of the distances from one mask to the other or back, whichever is larger, over surface voxels (those with a face to
-      the outside), centre to centre, as `monai.metrics.compute_hausdorff_distance(percentile=95)` has it. MedPy, and so nnU-Net v1, takes one
-      percentile over the distances of both directions, which lies between the two.
+    - NSD (Nikolov et al., arXiv 1809.04430) is the share of both masks' surface area that is within the tolerance of
+      the other surface. Surface elements are at the corners of the voxels, as in DeepMind's surface-distance, which the
+      Medical Segmentation Decathlon (MSD) uses; the results are equal. (MONAI's default counts surface voxels instead.
+      On random blobs its values were up to 0.1 lower at a tolerance of one voxel.)
+    - HD95 is the larger of two 95th percentiles: of the distances from one mask to the other, and back. Distances are
+      between the centres of surface voxels (those with a face to the outside), as in
+      `monai.metrics.compute_hausdorff_distance(percentile=95)`. MedPy, and with it nnU-Net v1, takes one percentile
+      over the distances of both directions, which is between the two.
 
-    Where a mask touches the border of the volume it has a surface.
+    A mask also has a surface where it touches the border of the volume.
 
-    An organ in neither mask has the score NaN, to be left out of every mean. An organ in only one of them has Dice 0
-    and NSD 0, and no HD95 (NaN), since nothing is near: nnU-Net v1 has NaN too, where MONAI and surface-distance have
-    infinity, which no mean survives. `summarise` counts such cases, as a mean of HD95 is flattered by their absence.
-    For NSD that is what MONAI and surface-distance do. MONAI's Dice differs: an organ that only the prediction has is
-    NaN with ``ignore_empty=True``, which forgives false positives, and one in neither is 1 with ``ignore_empty=False``,
-    which rewards absence.
+    An organ in neither mask scores NaN and is not counted in any mean. An organ in only one mask has Dice 0, NSD 0 and
+    no HD95 (NaN). nnU-Net v1 has NaN here too; MONAI and surface-distance have infinity, which makes every mean
+    infinite. `summarise` counts such cases, because without them a mean HD95 looks better than it is. For NSD, MONAI
+    and surface-distance follow the same rules. MONAI's Dice differs: with ``ignore_empty=True`` an organ in the
+    prediction only is NaN, which ignores false positives; with ``ignore_empty=False`` an organ in neither mask is 1,
+    which rewards absent organs.
 
-    Each organ is scored in the bounding box of its two masks, so that memory goes with the organ, not the scan.
+    Each organ is scored in the bounding box of its two masks, so that memory depends on the organ, not on the scan.
 
     Args:
         prediction: label map, integers (or floats that are whole numbers), of shape (X, Y, Z).
         truth: label map of the same shape and geometry.
-        labels: organ name of each label value; other values are ignored. The background, 0, cannot be scored.
+        labels: organ name of each label value; other values are ignored. The background 0 cannot be scored.
         spacing: voxel size along X, Y, Z in mm.
-        tolerance: NSD tolerance in mm, one for all organs or by organ name; what is not named takes that of ``otherwise``, else 1 mm.
+        tolerance: NSD tolerance in mm, one for all organs or by organ name. Organs that are not named get that of
+            ``otherwise``, or 1 mm.
 
     Returns:
         ``{organ: {"dice": float, "nsd": float, "hd95": float}}`` in the order of ``labels``.
 
     Raises:
-        InputError: if the shapes differ, the maps are not 3D label maps, or a label, spacing or tolerance is unusable.
+        InputError: the shapes differ, the maps are not 3D label maps, or a label, spacing or tolerance is invalid.
     """
     prediction, truth = _label_map(prediction, "prediction"), _label_map(truth, "truth")
     if prediction.shape != truth.shape:
@@ -83,7 +86,7 @@ def score_case(
             continue
         joint = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(*boxes, strict=True))
         masks = [array[joint] == value for array in (prediction, truth)]
-        # The margin closes the surface where the box, or the volume, ends.
+        # Padding closes the surface at the border of the box or volume.
         tensors = [torch.from_numpy(np.pad(mask, 1))[None, None] for mask in masks]
         nsd = compute_surface_dice(
             *tensors,
@@ -92,7 +95,7 @@ def score_case(
             spacing=[float(size) for size in spacing],
             use_subvoxels=True,
         )
-        # Not compute_hausdorff_distance: it fails beyond 2^24 surface voxels (torch.quantile).
+        # Not compute_hausdorff_distance: it fails with more than 2^24 surface voxels (torch.quantile).
         edges = get_mask_edges(*masks)
         distances = (get_surface_distance(*pair, spacing=spacing) for pair in (edges, edges[::-1]))
         scores[organ] = {
@@ -113,7 +116,7 @@ def _label_map(array: np.ndarray | torch.Tensor, role: str) -> np.ndarray:
         return array
     whole = array.astype(np.int32)
     if not np.array_equal(whole, array):
-        raise InputError(f"The {role} is no label map: it holds values such as {array[whole != array][0]}.")
+        raise InputError(f"The {role} is no label map: it contains values such as {array[whole != array][0]}.")
     return whole
 
 

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""How large each organ of each predicted mask is, as a table."""
+"""Table of the volume of each organ in each predicted mask."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLUMNS = ("case", "label", "voxels", "ml", "image")
 
 
 def organ_volumes(label_map: MetaTensor, *, labels: Mapping[int, str]) -> list[dict[str, Any]]:
-    """Return the size of each organ, 0 for one that is not there.
+    """Return the size of each organ; 0 for organs that are absent.
 
     Args:
         label_map: (1, X, Y, Z) with the affine of its voxels, in mm.
@@ -43,7 +43,7 @@ def organ_volumes(label_map: MetaTensor, *, labels: Mapping[int, str]) -> list[d
 
 
 def read_volumes(file: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """Return the rows of each image in a table that `OrganVolumes` wrote; none where it does not exist."""
+    """Return the rows of each image in a table that `OrganVolumes` wrote; empty if the file does not exist."""
     if not Path(file).exists():
         return {}
     volumes: dict[str, list[dict[str, Any]]] = {}
@@ -55,12 +55,13 @@ def read_volumes(file: str | Path) -> dict[str, list[dict[str, Any]]]:
 
 
 class OrganVolumes(CaseHandler):
-    """Handler of an evaluator, the last one: writes ``volumes.csv`` with one row ``case,label,voxels,ml,image`` per case and organ.
+    """Handler of an evaluator: writes ``volumes.csv`` with one row ``case,label,voxels,ml,image`` per case and organ.
 
-    A scan is added to the table only after its other outputs are written. ``image`` is the file of the scan, which
-    distinguishes cases with the same name in several folders. The table is rewritten after every case, so that a
-    stopped run keeps its rows. With several processes the first one writes: its own cases during the run, all cases at
-    the end of the epoch. A mask without foreground is logged as a warning, with the file of its scan.
+    List it last, after the handlers that write something else for each case. A scan is then added to the table
+    only after its other outputs are written. ``image`` is the file of the scan, which distinguishes cases with the same
+    name in several folders. The table is rewritten after every case, so that a stopped run keeps its rows. With several
+    processes the first one writes: its own cases during the run, all cases at the end of the epoch. A mask without
+    foreground is logged as a warning, with the file of its scan.
 
     Args:
         labels: organ name of each label value; text keys, as in a JSON file, are read as numbers, and a name for the
@@ -108,7 +109,7 @@ class OrganVolumes(CaseHandler):
             )
 
     def _finish(self, engine: Engine) -> None:
-        volumes = dict(gather_lists(list(self.volumes.items())))  # a case that the sampler repeated comes once
+        volumes = dict(gather_lists(list(self.volumes.items())))  # a case that the sampler repeated appears once
         if rank() == 0:
             self._write(volumes)
             logger.info("wrote %s (%d cases)", self.file, len(volumes))

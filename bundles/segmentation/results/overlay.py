@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Pictures of a label map over its scan: three planes, the prediction above the truth."""
+"""Pictures of a label map over its scan: three planes, with the prediction in the first row and the truth below."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ...common.files import atomic_path
 from ..models.label_names import organ_names
 from .case_handler import CaseHandler
 
-# Of each plane the axis that it cuts, and the directions of the patient at the left and at the top of the picture.
+# For each plane: the axis perpendicular to it, and the anatomical directions at the left and at the top of the picture.
 PLANES = {"axial": (2, "R", "A"), "coronal": (1, "R", "S"), "sagittal": (0, "A", "S")}
 ABDOMEN_WINDOW = (-175.0, 250.0)  # HU, the window of the BTCV and most MSD recipes
 FILL_OPACITY = 0.35
@@ -42,12 +42,12 @@ def overlay_figure(
 ) -> Figure:
     """Draw the axial, coronal and sagittal plane of a scan with its organs filled and outlined.
 
-    The planes go through the centre of mass of the labelled voxels of the truth; where it has none or is not given, of
-    the prediction; where that has none either, through the middle of the scan.
+    The planes go through the centre of mass of the labelled voxels of the truth, if there are any; else of the
+    prediction; else through the centre of the scan.
 
-    Radiological convention: the patient's right is at the left of the axial and coronal plane, as if seen from the feet
+    Radiological convention: the patient's right is at the left of the axial and coronal plane, as seen from the feet
     and from the front; anterior is at the top of the axial and at the left of the sagittal plane; superior is at the
-    top of the coronal and sagittal plane. Lengths are in mm and equal along both sides of a plane.
+    top of the coronal and sagittal plane. Both axes of a plane have the same scale in mm.
 
     Args:
         image: the scan in RAS orientation, shape (X, Y, Z), in HU.
@@ -55,21 +55,21 @@ def overlay_figure(
         truth: the true label map, for a second row of planes below the prediction's.
         spacing: voxel size along X, Y, Z in mm.
         labels: organ name of each label value; other values are not drawn.
-        window: the HU shown black and white; None for the 1st and 99th percentile, for MR, which has no unit.
+        window: the HU shown as black and white; None for the 1st and 99th percentile, for MR, which has no unit.
         title: text above the planes.
 
     Returns:
         The figure, made without pyplot: it needs no display, and is freed with its last reference.
 
     Raises:
-        InputError: if the shapes differ.
+        InputError: the shapes differ.
     """
     rows = {"prediction": prediction} | ({} if truth is None else {"truth": truth})
     for role, label_map in rows.items():
         if image.ndim != 3 or label_map.shape != image.shape:
             raise InputError(
-                f"The {role} has the shape {label_map.shape}, the scan {image.shape}: they must be one and the same "
-                "(X, Y, Z). Check that both lie in the geometry of the scan's file."
+                f"The {role} has the shape {label_map.shape}, the scan {image.shape}: both must have the same shape "
+                "(X, Y, Z). Check that both are in the geometry of the scan's file."
             )
     centre = _centre(reversed(rows.values()), labels)
     low, high = np.percentile(image, (1, 99)) if window is None else window
@@ -101,7 +101,7 @@ def overlay_figure(
 
 
 def organ_colours(labels: Iterable[int]) -> dict[int, Colour]:
-    """Return an RGB colour for each label value: hues at equal steps, neighbours apart in brightness too."""
+    """Return an RGB colour for each label value: evenly spaced hues, with alternating brightness."""
     values = list(labels)
     return {
         value: tuple(hsv_to_rgb((i / len(values), 0.9, 1.0 if i % 2 == 0 else 0.65)).tolist())
@@ -110,7 +110,7 @@ def organ_colours(labels: Iterable[int]) -> dict[int, Colour]:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 100) -> None:
-    """Write a figure as a PNG file, whole or not at all."""
+    """Write a figure as a PNG file, atomically."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi)
 
@@ -119,13 +119,13 @@ def load_ras(path: str | os.PathLike) -> tuple[np.ndarray, tuple[float, float, f
     """Read a NIfTI file in RAS orientation (axes swapped and flipped, never resampled).
 
     Args:
-        path: the file; of a 4D file, such as an MR scan of several sequences, the first volume is taken.
+        path: the file. The first volume of a 4D file is used, such as an MR scan of several sequences.
 
     Returns:
         The voxels (X, Y, Z) in the units of the file, and the voxel size in mm.
 
     Raises:
-        InputError: if the file is missing or no 3D or 4D image.
+        InputError: the file is missing, or is not a 3D or 4D image.
     """
     try:
         image = nib.as_closest_canonical(nib.load(path))
@@ -150,7 +150,7 @@ class SaveOverlays(CaseHandler):
         labels: organ name of each label value; text keys, as in a JSON file, are read as numbers, and a name for the
             background 0 is ignored.
         output_dir: the folder of the pictures.
-        window: the HU shown black and white; see `overlay_figure`.
+        window: the HU shown as black and white; see `overlay_figure`.
         options: ``pred_key``, ``image_key``, ``label_key`` (None draws the prediction alone) and ``items`` of
             `CaseHandler`. Without ``items``, cases with the same file name overwrite each other's picture.
 
@@ -197,7 +197,7 @@ def _to_ras(label_map: MetaTensor) -> np.ndarray:
 
 
 def _centre(label_maps: Iterable[np.ndarray], labels: Iterable[int]) -> tuple[int, int, int]:
-    """Return the voxel in the centre of mass of the first map that has labelled voxels, or else in the middle."""
+    """Return the voxel at the centre of mass of the first map with labelled voxels; without any, at the centre."""
     for label_map in label_maps:
         labelled = np.isin(label_map, list(labels))
         if labelled.any():
@@ -209,20 +209,20 @@ def _centre(label_maps: Iterable[np.ndarray], labels: Iterable[int]) -> tuple[in
 def _plane(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
     """Return the plane at ``index`` of ``axis`` as picture rows, from the top, in the radiological convention.
 
-    The columns are the first of the other two axes and the rows the second; in RAS both grow against the way that
-    pictures are written, so both are reversed.
+    The columns are the first of the other two axes, the rows the second. Both are reversed, because in RAS they run
+    opposite to the columns and rows of a picture.
     """
     return np.take(volume, index, axis=axis).T[::-1, ::-1]
 
 
 def _plane_size(axis: int, shape: Sequence[int], spacing: Sequence[float]) -> tuple[float, float]:
-    """Return width and height of the plane across ``axis`` in mm."""
+    """Return width and height in mm of the plane perpendicular to ``axis``."""
     width, height = (shape[a] * spacing[a] for a in range(3) if a != axis)
     return width, height
 
 
 def _filled(plane: np.ndarray, colours: Mapping[int, Colour]) -> np.ndarray:
-    """Return an RGBA picture (rows, columns, 4): organs translucent, the rest clear."""
+    """Return an RGBA picture (rows, columns, 4): organs translucent, the rest transparent."""
     picture = np.zeros((*plane.shape, 4))
     for value, colour in colours.items():
         picture[plane == value] = (*colour, FILL_OPACITY)
@@ -230,11 +230,11 @@ def _filled(plane: np.ndarray, colours: Mapping[int, Colour]) -> np.ndarray:
 
 
 def _outline(panel: Axes, plane: np.ndarray, colours: Mapping[int, Colour], *, size: tuple[float, float]) -> None:
-    """Draw lines around the organs: unlike outlined pixels they stay whole where a large plane is shown small."""
+    """Draw contour lines around the organs. Unlike coloured pixels they stay complete when the plane is downscaled."""
     rows, columns = plane.shape
     (width, height), (dx, dy) = size, (size[0] / columns, size[1] / rows)
     for value, colour in colours.items():
-        organ = np.pad(plane == value, 1)  # closes the line of an organ that the border of the scan cuts
+        organ = np.pad(plane == value, 1)  # closes the contour of an organ at the border of the scan
         if organ.any():
             outer = (-dx, width + dx, -dy, height + dy)
             panel.contour(organ, [0.5], colors=[colour], linewidths=1, origin="upper", extent=outer)

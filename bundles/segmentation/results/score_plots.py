@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Box plots of the scores of an evaluation: each organ a row, each case a dot."""
+"""Box plots of the scores of an evaluation, with one row per organ and one dot per case."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from matplotlib.ticker import NullLocator
 
 COLOUR = "#0f766e"
 TITLES = {"dice": "Dice", "nsd": "NSD", "hd95": "HD95 (mm, logarithmic beyond 10)"}
-LINEAR_MM = 10.0  # one bad case can lie at 200 mm, and would press all others into a line
+LINEAR_MM = 10.0  # logarithmic above: one bad case at 200 mm would compress all others on a linear axis
 HD95_TICKS = (0, 2, 4, 6, 8, 10, 20, 50, 100, 200, 500)
 LEGEND = "dot: a case    box: quartiles    line: median    diamond: mean"
 
@@ -24,14 +24,14 @@ LEGEND = "dot: a case    box: quartiles    line: median    diamond: mean"
 def score_figure(rows: Iterable[Mapping[str, Any]], *, organs: Iterable[str]) -> Figure:
     """Draw Dice, NSD and HD95 of each organ over the cases.
 
-    The box reaches from the first to the third quartile, with the median as a line, the whiskers to the last case
-    within 1.5 times its length, and the diamond marks the mean; a single case is a dot alone. Every case is a dot, so
-    there are no marks for outliers. Below the organ's name stands the number n of cases in which either mask has it,
-    and beside HD95 how many of them have none, as only one mask has it (see `case_scores.score_case`).
+    The box shows the first and third quartile, the line the median, the diamond the mean. The whiskers reach to the
+    last case within 1.5 times the length of the box. Every case is a dot, so outliers have no extra marks; a single
+    case has no box. Below the organ's name is the number n of cases in which at least one mask has the organ. Beside
+    HD95 is the number of those without a value, because only one mask has the organ (see `metrics.score_case`).
 
     Args:
-        rows: dictionaries with the keys ``label``, ``dice``, ``nsd`` and ``hd95`` (mm), NaN where there is no score.
-        organs: the organ names, from the top.
+        rows: dictionaries with the keys ``label``, ``dice``, ``nsd`` and ``hd95`` (mm); NaN for a missing score.
+        organs: the organ names, from top to bottom.
 
     Returns:
         The figure, made without pyplot: it needs no display, and is freed with its last reference.
@@ -69,7 +69,7 @@ def score_figure(rows: Iterable[Mapping[str, Any]], *, organs: Iterable[str]) ->
 def _boxes(panel: Axes, values: list[list[float]]) -> None:
     """Draw a box and the dots of each organ, the first at the top."""
     places = [place for place, of_organ in enumerate(values) if len(of_organ) > 1]
-    if places:  # boxplot() refuses none
+    if places:  # boxplot() fails for an empty list
         panel.boxplot(
             [values[place] for place in places],
             positions=places,
@@ -92,7 +92,7 @@ def _boxes(panel: Axes, values: list[list[float]]) -> None:
             },
         )
     for place, of_organ in enumerate(values):
-        # Spread over the height of the box, in an order that does not go with the score: the golden ratio's multiples.
+        # Spread the dots over the height of the box, independently of the score: multiples of the golden ratio.
         offsets = (np.arange(1, len(of_organ) + 1) * 0.618034 % 1 - 0.5) * 0.44 if len(of_organ) > 1 else 0.0
         heights = np.full(len(of_organ), float(place)) + offsets
         panel.plot(of_organ, heights, "o", color=COLOUR, markersize=3.5, alpha=0.7, markeredgewidth=0, zorder=3)

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What the scores of many cases come to: mean, spread and bootstrap interval for each organ and over all."""
+"""Summarise the scores of many cases: mean, spread and bootstrap interval for each organ and overall."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ STATISTICS = {"mean": np.mean, "std": np.std, "median": np.median}
 
 
 def summarise(rows: Iterable[Mapping[str, Any]], *, organs: Iterable[str]) -> dict[str, Any]:
-    """Return what the scores of the cases come to for each organ and over all organs, NaN left out.
+    """Summarise the scores of the cases for each organ and over all organs. NaN is ignored.
 
     Args:
-        rows: dictionaries with the keys ``case``, ``label`` and those of `METRICS`, one for each case and organ.
+        rows: dictionaries with the keys ``case``, ``label`` and those of `METRICS`, one per case and organ.
         organs: the organ names.
 
     Returns:
         ``{"labels": {organ: {"dice": {...}, "nsd": {...}, "hd95": {...}}}, "mean_dice", "mean_nsd", "mean_hd95",
-        "intervals": {"mean_dice", "mean_nsd", "mean_hd95"}}``. Of each organ and metric: ``mean``, ``std`` (divisor n),
-        ``median``, ``n``, and ``interval``, the 95% bootstrap interval of the mean; of HD95 also ``missed``, the number
-        of cases left out since only one mask has the organ. The ``mean_...`` are the means over organs of the organs'
-        means, with their intervals (see `mean_interval`). A mean of nothing is NaN, an interval of less than two cases
-        None.
+        "intervals": {"mean_dice", "mean_nsd", "mean_hd95"}}``. For each organ and metric: ``mean``, ``std`` (divisor
+        n), ``median``, ``n``, and ``interval``, the 95% bootstrap interval of the mean. For HD95 also ``missed``, the
+        number of cases without a value because only one mask has the organ. The ``mean_...`` are the means over organs
+        of the organs' means, with their intervals (see `mean_interval`). The mean of no cases is NaN; the interval of
+        fewer than two cases is None.
     """
     rows, organs = list(rows), list(organs)
     places = {case: place for place, case in enumerate(dict.fromkeys(row["case"] for row in rows))}
@@ -54,10 +54,10 @@ def summarise(rows: Iterable[Mapping[str, Any]], *, organs: Iterable[str]) -> di
 
 
 def format_summary(summary: Mapping[str, Any]) -> str:
-    """Return the summary of an evaluation as a table of plain lines, which a log file keeps readable.
+    """Return the summary of an evaluation as a plain-text table for the log.
 
     Args:
-        summary: what `summarise` returns, with ``cases`` and ``tolerance`` (mm for each organ) beside.
+        summary: the result of `summarise`, plus ``cases`` and ``tolerance`` (mm for each organ).
     """
     organs = summary["labels"]
     width = max(len("organ"), *(len(organ) for organ in organs))
@@ -79,8 +79,10 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         f"{'mean':<{width}}  {summary['mean_dice']:6.4f}  {'':6}  {'':4}  {interval}"
         f"  {summary['mean_nsd']:6.4f}  {'':6}  {'':5}  {summary['mean_hd95']:6.2f}"
     )
-    lines.append("An organ that neither mask of a case has is left out of n. One that only one mask has counts with")
-    lines.append("Dice 0 and NSD 0, and has no HD95: as many cases (missed) are left out of that.")
+    lines.append(
+        "A case in which neither mask has the organ is not counted in n. If only one mask has it, the case counts"
+    )
+    lines.append("with Dice 0 and NSD 0, and has no HD95 (missed).")
     return "\n".join(lines)
 
 

@@ -14,10 +14,10 @@ from .score_summary import METRICS
 
 
 def write_scores(rows: Iterable[Mapping[str, Any]], path: str | os.PathLike) -> None:
-    """Write the scores of an evaluation, six decimals each, whole or not at all.
+    """Write the scores of an evaluation with six decimals. The file is written atomically.
 
     Args:
-        rows: ``case``, ``label`` and the `METRICS` of each case and label, NaN where there is no score.
+        rows: ``case``, ``label`` and the `METRICS` of each case and label; NaN for a missing score.
         path: ``scores.csv``.
     """
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
@@ -31,11 +31,11 @@ def read_scores(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Read the scores of an evaluation.
 
     Args:
-        path: ``scores.csv``: ``case,label,dice,nsd,hd95``, one row for each case and label, an empty field where there
-            is no score.
+        path: ``scores.csv``: ``case,label,dice,nsd,hd95``, one row per case and label, an empty field for a missing
+            score.
 
     Returns:
-        One dictionary for each row: ``case`` and ``label`` as text, and the `METRICS` as float, NaN for an empty field.
+        One dictionary per row: ``case`` and ``label`` as text, and the `METRICS` as float, NaN for an empty field.
 
     Raises:
         FileNotFoundError: the file does not exist.

@@ -145,7 +145,7 @@ def _measure_or_explain(item: dict, labels: tuple[int, ...], intensities: bool) 
     except RefusedScan as error:
         return f"{file}: {error}"
     except Exception as error:  # nibabel, gzip, zlib and numpy raise many types of errors for broken files
-        return f"{file}: cannot be read, perhaps damaged or truncated ({type(error).__name__}: {error})"
+        return f"{file}: cannot be read, perhaps damaged or cut short ({type(error).__name__}: {error})"
     spacing = nib.affines.voxel_sizes(scan.affine)
     axes = np.argsort(nib.io_orientation(scan.affine)[:, 0])  # the file's axes that run along R, A, S
     return ScanFacts(
@@ -166,7 +166,7 @@ def _read_label(file: str, labels: tuple[int, ...]) -> tuple[np.ndarray, np.ndar
         wrong = np.setdiff1d(label, labels)
         shown = ", ".join(f"{value:g}" for value in wrong[:10]) + (" ..." if len(wrong) > 10 else "")
         whole = "" if np.array_equal(wrong, np.round(wrong)) else "whole numbers, "
-        raise RefusedScan(f"contains label value(s) {shown}; allowed are {whole}the declared {list(labels)}")
+        raise RefusedScan(f"holds label value(s) {shown}; allowed are {whole}the declared {list(labels)}")
     return label, counts
 
 

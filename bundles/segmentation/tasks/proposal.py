@@ -1,8 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A row of ``tasks.yaml`` for a data set of one's own, proposed from what its scans measure.
+"""Propose a row of ``tasks.yaml`` for the user's own data set, from measurements of its scans.
 
-The rules are nnU-Net's (Isensee et al., Nature Methods 2021) where they fit, else ours; each value is written with its
-figures and its rule, to be edited by whoever knows better.
+The rules are nnU-Net's (Isensee et al., Nature Methods 2021) where they apply, else ours. Each value is written with
+the measurements and the rule that it comes from, so that the user can judge and edit it.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from .data_fingerprint import DataFingerprint, data_fingerprint
 logger = logging.getLogger(__name__)
 
 FILE = "task.yaml"
-ANISOTROPY = 3  # nnU-Net: the coarse axis is so many times as coarse as the next, and has so many times fewer voxels
+ANISOTROPY = 3  # nnU-Net: minimum ratio of the coarse axis to the next coarsest, in spacing and in number of voxels
 WINDOW = (0.5, 99.5)  # nnU-Net: percentiles of the intensities of labelled voxels
 WINDOW_STEP = 5  # HU, ours
-SEEN = 0.25  # of the median volume: nnU-Net makes its low-resolution network so coarse that a patch holds as much
-COARSER = 1.1  # factor of a step towards it, ours
-EVEN = 0.75  # ours: so much of the best share may be given up to cover all axes evenly
-RARE = 0.1  # ours: a class of less of the labelled voxels is at the centre of less than 5% of the crops of pos_neg
+SEEN = 0.25  # nnU-Net: share of the median volume that a patch of its low-resolution network covers
+COARSER = 1.1  # factor between the spacings tried to reach that share, ours
+EVEN = 0.75  # ours: minimum share that an ROI covers, relative to the best ROI; among these the most even one is chosen
+RARE = 0.1  # ours: a class with a smaller share of the labelled voxels is at the centre of under 5% of pos_neg crops
 TOLERANCE_STEP = 0.5  # mm, ours
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much one crop may hold under a preset, and how many volumes the preset takes at once (``presets.yaml``)."""
+    """The largest number of voxels of a crop under a preset, and the preset's batch size (``presets.yaml``)."""
 
     voxels: int
     batch_size: int
@@ -63,14 +63,14 @@ class Proposal:
     """The entries of a row with their reasons.
 
     Attributes:
-        entries: name (those of a preset as ``cpu/spacing``) to value, of plain types, and where it comes from.
+        entries: name to value (of plain types) and reason. Entries of a preset are named like ``cpu/spacing``.
     """
 
     entries: dict[str, tuple[Any, str]]
 
     @property
     def row(self) -> dict[str, Any]:
-        """The row as ``tasks.yaml`` has it: entries of a preset under its name."""
+        """The row in the form of ``tasks.yaml``: entries of a preset are nested under its name."""
         row: dict[str, Any] = {}
         for key, (value, _) in self.entries.items():
             preset, _, entry = key.rpartition("/")
@@ -79,24 +79,24 @@ class Proposal:
 
 
 def proposed_row(dataset_json: str | os.PathLike, *, output_dir: str | os.PathLike | None) -> tuple[str, dict]:
-    """Propose a row for a data set in MSD's form, print it, and write it to ``OUTPUT_DIR/task.yaml``.
+    """Propose a row for a data set in MSD's format, print it, and write it to ``OUTPUT_DIR/task.yaml``.
 
-    Every process of a distributed run must call it: each measures the scans and comes to the same row.
+    Every process of a distributed run must call it: each measures the scans and gets the same row.
 
     Args:
-        dataset_json: the data list; its labelled training scans are measured.
+        dataset_json: the data list. Its labelled training scans are measured.
         output_dir: None writes nothing.
 
     Returns:
         Name of the task and the row.
 
     Raises:
-        InputError: the list is not there, declares no usable labels or modality, or has no labelled scan; a scan is
-            unfit, or is not as the list declares; or ``task.yaml`` holds another row already.
+        InputError: the list does not exist, declares no usable labels or modality, or has no labelled scan; a scan is
+            unusable or does not match the list; or ``task.yaml`` already contains another row.
     """
     path = Path(dataset_json).expanduser().absolute()
     if not path.is_file():
-        raise InputError(f"--task {dataset_json}: there is no such file. It must be the dataset.json of a data set.")
+        raise InputError(f"--task {dataset_json}: file not found. It must be the dataset.json of a data set.")
     content = parse_data_list(path)
     labels, channels = _declared_labels(path), _declared_channels(path, content.get("modality"))
     training = content.get("training", [])
@@ -120,41 +120,43 @@ def proposed_row(dataset_json: str | os.PathLike, *, output_dir: str | os.PathLi
     if rank() == 0:
         _print(proposal, name=name, scans=len(items))
         if absent := _absent(fingerprint, labels):
-            logger.warning("%s: no training label holds %s: the network will never find it", path, ", ".join(absent))
+            logger.warning("%s: no training label contains %s: the network cannot learn it", path, ", ".join(absent))
     if output_dir is not None:
         written = Path(output_dir) / FILE
         write_proposal(proposal, name=name, path=written, dataset_json=path)
         if rank() == 0:
-            logger.info("the proposed row stands in %s: edit it, and use it by --task %s", written, written)
+            logger.info("wrote the proposed row to %s: edit it, then use it with --task %s", written, written)
     return name, proposal.row
 
 
 def propose_row(fingerprint: DataFingerprint, *, channels: Sequence[str], labels: Mapping[str, str]) -> Proposal:
-    """Propose a row. nnU-Net: Isensee et al., Nature Methods 2021, or its code; what is not its own is ours.
+    """Propose a row by the following rules: nnU-Net's (Isensee et al., Nature Methods 2021, or its code) or ours.
 
-    - modality: CT where every channel is called CT; else MR, z-scored. nnU-Net, but here all channels are of one kind.
-    - spacing: see `target_spacing`. nnU-Net.
-    - hu_window of CT: percentiles `WINDOW` of labelled voxels (nnU-Net), outwards to 5 HU (ours). None for MR.
-    - foreground: the lower end of the window (ours); for MR 0, as nnU-Net crops to what is not 0.
-    - roi_size: see `roi_of`. nnU-Net's idea, our budgets.
-    - nsd_tolerance: the coarsest spacing, up to 0.5 mm. Ours, a stand-in for what annotators agree to.
-    - crop_sampling (official): ``classes`` where the rarest class holds less than a tenth of the labelled voxels. Ours.
-    - batch_size, only where an ROI holds the whole median scan: a step sees about as many voxels as the preset's batch
-      with ROIs that fill the budget, but never more scans than there are. Ours.
-    - spacing and roi_size of cpu: see `coarser_spacing`. nnU-Net's low-resolution network, our budget.
+    - modality: CT if every channel is called CT; else MR, z-scored. nnU-Net's, but here one choice for all channels.
+    - spacing: see `target_spacing`. nnU-Net's.
+    - hu_window, CT only: percentiles `WINDOW` of labelled voxels (nnU-Net's), rounded outwards to multiples of 5 HU
+      (ours). None for MR.
+    - foreground: the lower end of the window (ours); 0 for MR, as nnU-Net crops to the non-zero voxels.
+    - roi_size: see `roi_of`. nnU-Net's idea with our budgets.
+    - nsd_tolerance: the coarsest spacing, rounded up to a multiple of 0.5 mm. Ours, in place of the agreement between
+      annotators.
+    - crop_sampling (official): ``classes`` if the rarest class has less than a tenth of the labelled voxels. Ours.
+    - batch_size, only if an ROI covers the whole median scan: a step then has about as many voxels as the preset's
+      batch with ROIs that fill the budget, but at most as many scans as the data set has. Ours.
+    - spacing and roi_size of cpu: see `coarser_spacing`. nnU-Net's low-resolution network with our budget.
 
     Args:
         fingerprint: of the labelled scans.
-        channels: their names.
+        channels: names of the channels.
         labels: value to name, the background first.
 
     Raises:
-        InputError: if no voxel of any scan is labelled.
+        InputError: no voxel of any scan is labelled.
     """
     volumes = fingerprint.class_volumes.sum(axis=0)
     if not volumes[1:].any():
         raise InputError(
-            f"the labels of all {len(fingerprint.scans)} scans are background alone, such as that of "
+            f"the labels of all {len(fingerprint.scans)} scans contain only background, such as that of "
             f"{fingerprint.scans[0].file}: there is nothing to learn."
         )
     ct = _all_ct(channels)
@@ -171,19 +173,22 @@ def propose_row(fingerprint: DataFingerprint, *, channels: Sequence[str], labels
     entries = {
         "modality": ("CT" if ct else "MR", _reason_of_modality(channels)),
         "channels": (list(channels), "the data list"),
-        "labels": (dict(labels), "the data list" + (f"; NO SCAN HOLDS {', '.join(absent)}" if absent else "")),
+        "labels": (dict(labels), "the data list" + (f"; NO SCAN CONTAINS {', '.join(absent)}" if absent else "")),
         "spacing": (spacing, f"mm; {reason_of_spacing}"),
         "roi_size": official.pop("roi_size"),
         "hu_window": (window, reason_of_window),
-        "foreground": (foreground, "the lower end of the window (ours)" if ct else "what is not 0 (nnU-Net)"),
-        "nsd_tolerance": (tolerance, "mm; the coarsest spacing (ours): put in what your annotators agree to"),
+        "foreground": (foreground, "the lower end of the window (ours)" if ct else "non-zero voxels (nnU-Net)"),
+        "nsd_tolerance": (
+            tolerance,
+            "mm; the coarsest spacing (ours): replace it by the agreement between your annotators",
+        ),
         "official/crop_sampling": _crop_sampling(volumes, list(labels.values())),
         **{f"official/{key}": entry for key, entry in official.items()},
         "cpu/spacing": (
             coarser,
             "as above"
             if coarser == spacing
-            else f"coarser, so that the ROI holds {SEEN:.0%} of the median scan (as nnU-Net's low resolution)",
+            else f"coarser, so that the ROI covers {SEEN:.0%} of the median scan (as nnU-Net's low resolution)",
         ),
         **{f"cpu/{key}": entry for key, entry in cpu.items()},
     }
@@ -191,12 +196,11 @@ def propose_row(fingerprint: DataFingerprint, *, channels: Sequence[str], labels
 
 
 def target_spacing(spacings: np.ndarray, sizes: np.ndarray) -> tuple[list[float], str]:
-    """The median along each axis; along the coarse axis of anisotropic scans the 10th percentile.
+    """Return the median spacing along each axis, but the 10th percentile along the coarse axis of anisotropic scans.
 
-    It gets no finer than the other axes.
-
-    Anisotropic: the coarse axis is more than three times as coarse as the next and has less than a third of its voxels.
-    nnU-Net's rule (paper and code), rounded to three digits (ours).
+    The coarse axis does not become finer than the other axes. Scans are anisotropic if the spacing of the coarse axis
+    is more than three times that of the next coarsest, and it has less than a third of the voxels of any other axis.
+    This is nnU-Net's rule (paper and code), rounded to three digits (ours).
 
     Args:
         spacings: mm, (scans, 3).
@@ -212,15 +216,13 @@ def target_spacing(spacings: np.ndarray, sizes: np.ndarray) -> tuple[list[float]
     span = f"between {_times(low)} and {_times(high)} mm" if (low < high).any() else f"all {_times(low)} mm"
     reason = f"median of {len(spacings)} scans, {span} (nnU-Net)"
     if target[coarse] > ANISOTROPY * max(target[others]) and ANISOTROPY * size[coarse] < min(size[others]):
-        reason += (
-            f"; axis {coarse + 1} is far coarser, so there the 10th percentile, not the median of {target[coarse]:.3g}"
-        )
+        reason += f"; axis {coarse + 1} is far coarser: its 10th percentile, not its median of {target[coarse]:.3g}"
         target[coarse] = max(np.percentile(spacings[:, coarse], 10), *target[others])
     return [float(f"{value:.3g}") for value in target], reason
 
 
 def median_size(extents: np.ndarray, spacing: Sequence[float]) -> list[int]:
-    """Median size over the scans in voxels of a spacing.
+    """Return the median size of the scans in voxels of a given spacing.
 
     Args:
         extents: mm, (scans, 3).
@@ -230,16 +232,16 @@ def median_size(extents: np.ndarray, spacing: Sequence[float]) -> list[int]:
 
 
 def roi_of(size: Sequence[int], *, voxels: int) -> list[int]:
-    """The ROI for a median size: it holds much of it (`share_seen`), and covers its axes evenly, as nnU-Net's does.
+    """Return the ROI for a median size: it covers a large share of it, evenly along all axes, as nnU-Net's patch does.
 
-    Of all that hold nearly as much as the best one does (`EVEN`), it is the one whose least covered axis is covered
-    best. Each side is a multiple of 32, no longer than the size, padded to 32, needs. The first two are alike, because
-    training turns crops by 90 degrees in their plane. 32x32x32, which the network cannot take (`check_roi_size`),
-    becomes 32x32x64.
+    Candidates are the ROIs whose share (`share_seen`) is at least `EVEN` times the largest possible one. The result is
+    the candidate whose least covered axis is covered best. Each side is a multiple of 32, at most the size rounded up
+    to a multiple of 32. The first two sides are equal, because training rotates crops by 90 degrees in their plane.
+    32x32x32, which the network does not accept (`check_roi_size`), becomes 32x32x64.
 
     Args:
         size: voxels.
-        voxels: greatest number of voxels of the ROI.
+        voxels: largest number of voxels of the ROI.
     """
     plane, height = (STRIDE * math.ceil(side / STRIDE) for side in (max(size[:2]), size[2]))
     if plane == height == STRIDE:
@@ -254,15 +256,15 @@ def roi_of(size: Sequence[int], *, voxels: int) -> list[int]:
 
 
 def share_seen(roi: Sequence[int], size: Sequence[int]) -> float:
-    """Share of a volume that an ROI holds."""
+    """Return the share of a volume that an ROI covers."""
     return math.prod(min(1.0, side / whole) for side, whole in zip(roi, size, strict=True))
 
 
 def coarser_spacing(spacing: Sequence[float], extents: np.ndarray, *, voxels: int) -> list[float]:
-    """A spacing, no finer along any axis, at which the ROI of a budget holds `SEEN` of the median volume.
+    """Return a spacing, no finer along any axis, at which the ROI of a budget covers `SEEN` of the median volume.
 
-    The finest axes are made coarser first, until all are alike, by steps of a tenth: nnU-Net's low-resolution network,
-    simplified.
+    The finest axes are made coarser in steps of 10% until they reach the next coarsest, then together. This is a
+    simplified form of nnU-Net's low-resolution network.
 
     Args:
         spacing: mm.
@@ -282,18 +284,20 @@ def _hu_window(intensities: np.ndarray) -> tuple[list[float], str]:
     low = math.floor(ends[0] / WINDOW_STEP) * WINDOW_STEP
     high = max(math.ceil(ends[1] / WINDOW_STEP) * WINDOW_STEP, low + WINDOW_STEP)
     measured = f"{WINDOW[0]} and {WINDOW[1]} percentiles of labelled voxels, {ends[0]:.4g} and {ends[1]:.4g} HU"
-    return [float(low), float(high)], f"{measured} (nnU-Net), outwards to {WINDOW_STEP} (ours)"
+    return [float(low), float(high)], f"{measured} (nnU-Net), outwards to multiples of {WINDOW_STEP} (ours)"
 
 
 def _crops(spacing: Sequence[float], extents: np.ndarray, budget: Budget) -> dict[str, tuple[Any, str]]:
-    """The ROI and, where it holds the whole median scan, a batch size that fills the step."""
+    """Return the ROI and, if it covers the whole median scan, a batch size that fills the budget of a step."""
     size = median_size(extents, spacing)
     roi = roi_of(size, voxels=budget.voxels)
-    seen = f"holds {share_seen(roi, size):.0%} of the median scan, {_times(size)} voxels at this spacing"
-    crops: dict[str, tuple[Any, str]] = {"roi_size": (roi, f"{seen} (nnU-Net's idea; at most {budget.voxels}, ours)")}
+    seen = f"covers {share_seen(roi, size):.0%} of the median scan, {_times(size)} voxels at this spacing"
+    crops: dict[str, tuple[Any, str]] = {
+        "roi_size": (roi, f"{seen} (nnU-Net's idea; at most {budget.voxels} voxels, ours)")
+    }
     batch_size = min(budget.batch_size * (budget.voxels // math.prod(roi)), len(extents))
     if all(side >= whole for side, whole in zip(roi, size, strict=True)) and batch_size > budget.batch_size:
-        reason = f"whole scans: about as many voxels a step as {budget.batch_size} x {budget.voxels} (ours)"
+        reason = f"whole scans: about as many voxels per step as {budget.batch_size} x {budget.voxels} (ours)"
         crops["batch_size"] = (batch_size, reason)
     return crops
 
@@ -302,10 +306,10 @@ def _crop_sampling(volumes: np.ndarray, names: Sequence[str]) -> tuple[str, str]
     present = [value for value in range(1, len(volumes)) if volumes[value]]
     rarest = min(present, key=lambda value: volumes[value])
     share = volumes[rarest] / volumes[1:].sum()
-    measured = f"the rarest class, {names[rarest]}, has {share:.1%} of what is labelled"
+    measured = f"the rarest class, {names[rarest]}, has {share:.1%} of the labelled voxels"
     if share < RARE:
         return "classes", f"{measured}, below {RARE:.0%}: draws every class equally often (ours)"
-    return "pos_neg", f"{measured}, not below {RARE:.0%}: draws labelled voxels and background at even odds (ours)"
+    return "pos_neg", f"{measured}, not below {RARE:.0%}: draws labelled voxels and background equally often (ours)"
 
 
 def _absent(fingerprint: DataFingerprint, labels: Mapping[str, str]) -> list[str]:
@@ -322,7 +326,7 @@ def _reason_of_modality(channels: Sequence[str]) -> str:
         return "the data list calls every channel CT: intensities are HU"
     if any(_all_ct([channel]) for channel in channels):
         return "the data list names other channels beside CT: no HU window, all are z-scored"
-    return f"the data list says {', '.join(channels)}, not CT: z-scored, as MR is"
+    return f"the data list names {', '.join(channels)}, not CT: z-scored like MR"
 
 
 # ---- the data list -------------------------------------------------------------------------------------------------
@@ -339,7 +343,7 @@ def _declared_labels(path: Path) -> dict[str, str]:
 
 
 def _declared_channels(path: Path, modality: Any) -> list[str]:
-    """Names of the channels in their order."""
+    """Return the names of the channels in order."""
     if isinstance(modality, Mapping) and modality and set(modality) == set(map(str, range(len(modality)))):
         return [str(modality[str(number)]) for number in range(len(modality))]
     found = "no 'modality'" if modality is None else f"'modality' {modality!r}"
@@ -350,39 +354,39 @@ def _declared_channels(path: Path, modality: Any) -> list[str]:
 
 
 def _name(declared: Any, path: Path) -> str:
-    """The list's own name, else that of its folder, of letters, digits, ``_`` and ``-`` alone."""
+    """Return the list's own name, else its folder's, reduced to letters, digits, ``_`` and ``-``."""
     names = (re.sub(r"[^A-Za-z0-9_-]+", "_", str(name or "")).strip("_-") for name in (declared, path.parent.name))
     return next((name for name in names if name), "own_task")
 
 
-# ---- what is shown and written -------------------------------------------------------------------------------------
+# ---- output --------------------------------------------------------------------------------------------------------
 
 
 def write_proposal(proposal: Proposal, *, name: str, path: str | os.PathLike, dataset_json: str | os.PathLike) -> None:
-    """Write ``{NAME: row}`` as YAML with the reason beside each value, and how to use it at the head.
+    """Write ``{NAME: row}`` as YAML, with instructions at the top and the reason beside each value.
 
-    A file that holds the same row is left as it is.
+    A file that contains the same row is not changed.
 
     Args:
-        proposal: of `propose_row`.
-        name: of the task.
+        proposal: from `propose_row`.
+        name: name of the task.
         path: the file.
-        dataset_json: what it was proposed for.
+        dataset_json: the data list that the row was proposed for.
 
     Raises:
-        InputError: if the file holds something else.
+        InputError: the file contains something else.
     """
     path = Path(path)
     if path.exists():
         try:
-            held = ConfigParser.load_config_file(path)
+            recorded = ConfigParser.load_config_file(path)
         except (yaml.YAMLError, ValueError):
-            held = None
-        if held == {name: proposal.row}:
+            recorded = None
+        if recorded == {name: proposal.row}:
             return
         raise InputError(
-            f"{path} holds another row than is proposed for {dataset_json}: it was edited, or the data have changed. "
-            f"To use it, give --task {path}; for a new proposal, remove it or choose another --output_dir."
+            f"{path} differs from the row proposed for {dataset_json}: it was edited, or the data have changed. "
+            f"To use it, pass --task {path}; for a new proposal, remove it or choose another --output_dir."
         )
     write_text(path, _yaml(proposal, name, path, Path(dataset_json)))
 
@@ -393,11 +397,11 @@ def _yaml(proposal: Proposal, name: str, path: Path, dataset_json: Path) -> str:
         options += f" --data_list {shlex.quote(dataset_json.name)}"
     lines = [
         f"# {name}: a row as in configs/tasks.yaml, proposed from the scans of {dataset_json}.",
-        "# Edit what you know better; then, in the bundle's folder:",
+        "# Check and edit the values; then run in the bundle's folder:",
         "#",
         f"#   python -m monai.bundle run --config_file configs/train.yaml {options}",
         "#",
-        "# The trained model.pt carries the row: evaluate.yaml and inference.yaml need no --task.",
+        "# The row is saved in the trained model.pt: evaluate.yaml and inference.yaml need no --task.",
         f"{_yaml_text(name)}:",
     ]
     heads = set()
@@ -411,7 +415,7 @@ def _yaml(proposal: Proposal, name: str, path: Path, dataset_json: Path) -> str:
 
 
 def _yaml_text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)  # JSON is YAML, and leaves no doubt what is text
+    return json.dumps(value, ensure_ascii=False)  # JSON is valid YAML, and quotes all strings
 
 
 def _one_line(text: str) -> str:

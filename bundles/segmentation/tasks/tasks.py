@@ -1,8 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The row of a task: everything that changes from one task to the next.
+"""The row of a task: the settings that differ between tasks.
 
-A row is in ``configs/tasks.yaml``, in a file of the user's in the same form, or is proposed from the user's own data.
-It is saved inside the model that was trained with it.
+A row comes from ``configs/tasks.yaml``, from a user's file in the same form, or is proposed from the user's own data.
+It is saved in the model that was trained with it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ logger = logging.getLogger(__name__)
 #: Required and optional entries of a row.
 REQUIRED = ("modality", "channels", "labels", "spacing", "roi_size", "foreground", "nsd_tolerance")
 OPTIONAL = ("hu_window", "cases")
-#: The entries saved in a model file: those that its masks and their scores depend on.
+#: The entries saved in a model file: those that affect its masks and their scores.
 KEPT = (*REQUIRED, "hu_window")
 MODALITIES = ("CT", "MR")
-SIMILAR = 0.85  # `difflib` ratio above which two spellings are one name, such as tumour and tumor
+SIMILAR = 0.85  # `difflib` ratio from which two spellings count as one name, such as tumour and tumor
 
 
 def choose_task(
@@ -47,11 +47,11 @@ def choose_task(
     """Return the row of a task with the preset's changes applied, and the task's ``name``.
 
     Args:
-        task: a name in the table, such as ``Task09_Spleen``; a YAML file that holds one row under its name; or your
+        task: a name in the table, such as ``Task09_Spleen``; a YAML file that contains one row under its name; or your
             own data, ``DIR/dataset.json``, for which a row is proposed. None: the task of the checkpoint, else the
             only one of the table.
-        file: the table, ``configs/tasks.yaml``. ``presets.yaml`` beside it holds the values that a row may change.
-        preset: a row may hold values for it under its name.
+        file: the table, ``configs/tasks.yaml``. ``presets.yaml`` beside it contains the values that a row may change.
+        preset: name of the preset. A row may contain values for it under its name.
         checkpoint: a ``model.pt``. If it records the row that it was trained with, that row is used, whatever the
             table or the data say now; differing values in a user's file are logged as a warning. If it records
             labels alone, they replace the row's. A file that does not exist (yet) is ignored.
@@ -78,7 +78,7 @@ def choose_task(
 
 
 def _only_task(file: str) -> str:
-    """The name of the only row of a table."""
+    """Return the name of the only row of a table."""
     names = list(_load_table(file))
     if len(names) > 1:
         raise InputError(
@@ -89,7 +89,7 @@ def _only_task(file: str) -> str:
 
 
 def task_values(*, preset: str, file: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a preset (`common.presets.choose`), with what the task's row changes of them.
+    """Return the values of a preset (`presets.choose`), with the changes of the task's row applied.
 
     Args:
         preset: name of the preset.
@@ -97,7 +97,7 @@ def task_values(*, preset: str, file: str, row: Mapping[str, Any]) -> dict[str, 
         row: from `choose_task` for the same preset.
 
     Raises:
-        InputError: see `common.presets.choose`.
+        InputError: see `presets.choose`.
     """
     values = choose(preset=preset, file=file)
     return {**values, **{key: value for key, value in row.items() if key in values}}
@@ -108,7 +108,7 @@ def kept_row(*, row: Mapping[str, Any], **used: Any) -> dict[str, Any]:
 
     Args:
         row: from `choose_task`.
-        used: values that options changed, such as ``spacing``.
+        used: values in use that options may have changed, such as ``spacing``.
     """
     return {key: row[key] for key in KEPT} | used
 
@@ -137,8 +137,8 @@ def check_dataset(
 ) -> None:
     """Compare the data set's own ``dataset.json`` with the row of the task.
 
-    Other spellings of labels or channels, and another number of cases than the row has, are logged as warnings: a part
-    of a data set, or one from another source, is used in the same way.
+    Different names of labels or channels, and a different number of cases, are logged as warnings only: a subset of the
+    data set, or a copy from another source, can be used in the same way.
 
     Args:
         dataset_dir: the task's folder, or a data list.
@@ -148,8 +148,8 @@ def check_dataset(
         file: the table, ``configs/tasks.yaml``: labels that are those of another of its tasks are refused.
 
     Raises:
-        InputError: the list declares other label values, a name that this run gives to another value, the labels of
-            another task, another number or order of channels, or CT instead of MR.
+        InputError: the list declares different label values, a different value for a label name, the labels of another
+            task, a different number or order of channels, or CT instead of MR or the reverse.
     """
     folder = Path(dataset_dir)
     path = folder / data_list if data_list else folder if folder.is_file() else folder / "dataset.json"
@@ -162,16 +162,16 @@ def check_dataset(
             f'{path} declares labels {declared!r}: they must be values with names, such as {{"0": "background", "1": "spleen"}}.'
         )
     try:
-        theirs = {int(value): str(name) for value, name in declared.items()}
+        declared_names = {int(value): str(name) for value, name in declared.items()}
     except ValueError:
         raise InputError(
             f"{path} declares labels {declared}: each must be a whole number with its name, "
             'such as {"0": "background", "1": "spleen"}.'
         ) from None
     values = {plain_name(name): value for value, name in labels.items()}
-    moved = [value for value, name in theirs.items() if values.get(plain_name(name), value) != value]
-    if sorted(theirs) != sorted(labels) or moved:
-        right = {str(value): name for value, name in sorted(theirs.items())}
+    moved = [value for value, name in declared_names.items() if values.get(plain_name(name), value) != value]
+    if sorted(declared_names) != sorted(labels) or moved:
+        right = {str(value): name for value, name in sorted(declared_names.items())}
         raise InputError(
             f"{path} declares labels {declared}, but {task} has {row['labels']}. Is this the folder of that task? "
             f'If the list is right, pass --labels "{right}".'
@@ -190,12 +190,15 @@ def check_dataset(
     for section, number in (row.get("cases") or {}).items():
         listed = len(content.get(section, []))
         if listed != number:
-            logger.warning("%s: %d cases under %r, %s has %d", path, listed, section, task, number)
+            logger.warning("%s lists %d cases under %r, %s has %d", path, listed, section, task, number)
 
 
-def _alike(ours: Sequence[Any], theirs: Sequence[Any]) -> bool:
-    """Whether names are the same, one by one, but for their spelling, their end (``colon cancer primaries``), or being initials (``PZ``)."""
-    pairs = [(plain_name(a), plain_name(b)) for a, b in zip(ours, theirs, strict=True)]
+def _names_match(names: Sequence[Any], declared: Sequence[Any]) -> bool:
+    """Return whether names match pairwise.
+
+    Spelling variants, longer declared names (``colon cancer primaries``) and initials (``PZ``) also match.
+    """
+    pairs = [(plain_name(a), plain_name(b)) for a, b in zip(names, declared, strict=True)]
     return all(
         difflib.SequenceMatcher(None, a, b).ratio() >= SIMILAR
         or b.startswith(a)
@@ -205,70 +208,75 @@ def _alike(ours: Sequence[Any], theirs: Sequence[Any]) -> bool:
 
 
 def _structures(labels: Mapping[Any, Any]) -> list[Any]:
-    """Names in the order of their values, without the background."""
+    """Return the names in the order of their values, without the background."""
     return [name for value, name in sorted(labels.items(), key=lambda item: int(item[0])) if int(value)]
 
 
 def _compare_labels(path: Path, declared: Mapping[str, Any], row: Mapping[str, Any], file: str | None) -> None:
-    theirs, ours = _structures(declared), _structures(row["labels"])
-    if _alike(ours, theirs):
+    declared_names, row_names = _structures(declared), _structures(row["labels"])
+    if _names_match(row_names, declared_names):
         return
     table = _load_table(file) if file else {}
     for task, other in table.items():
         names = _structures(other["labels"])
-        if len(names) == len(theirs) and _alike(names, theirs):
+        if len(names) == len(declared_names) and _names_match(names, declared_names):
             raise InputError(
-                f"{path} declares the labels {theirs}, which are those of {task}; {row['name']} has {ours}. Is this the folder of that task?"
+                f"{path} declares the labels {declared_names}, which are those of {task}; {row['name']} has {row_names}. "
+                f"Is this the folder of {row['name']}?"
             )
-    logger.warning("%s names its labels %s, taken for %s of %s", path, theirs, ours, row["name"])
+    logger.warning("%s names its labels %s: they are used as %s of %s", path, declared_names, row_names, row["name"])
 
 
 def _compare_channels(path: Path, declared: Mapping[str, Any] | Sequence[Any], row: Mapping[str, Any]) -> None:
     if isinstance(declared, Mapping):
         declared = [declared[number] for number in sorted(declared, key=lambda number: str(number).zfill(4))]
-    theirs, ours = [plain_name(name) for name in declared], [plain_name(name) for name in row["channels"]]
-    if theirs == ours:
+    declared_names, row_names = [[plain_name(name) for name in names] for names in (declared, row["channels"])]
+    if declared_names == row_names:
         return
-    if sorted(theirs) == sorted(ours) or ("ct" in theirs) != ("ct" in ours):
+    if sorted(declared_names) == sorted(row_names) or ("ct" in declared_names) != ("ct" in row_names):
         raise InputError(
-            f"{path} declares the channels {list(declared)}, but {row['name']} has {row['channels']}, in that order. Is this the folder of that task?"
+            f"{path} declares the channels {list(declared)}, but {row['name']} has {row['channels']}, in that order. "
+            f"Is this the folder of {row['name']}?"
         )
-    logger.warning("%s names its channels %s, taken for %s of %s", path, list(declared), row["channels"], row["name"])
+    logger.warning(
+        "%s names its channels %s: they are used as %s of %s", path, list(declared), row["channels"], row["name"]
+    )
 
 
 def _load_table(file: str) -> Mapping[str, Any]:
-    """The bundle's own table."""
+    """Read the bundle's own table."""
     if not Path(file).is_file():
         raise InputError(f"{file} not found. Run inside the bundle's folder, or pass that folder as --bundle_root.")
     return ConfigParser.load_config_file(file)
 
 
 def _load(file: str) -> Any:
-    """Content of a user's YAML file."""
+    """Read a user's YAML file."""
     try:
         return ConfigParser.load_config_file(file)
     except yaml.YAMLError as error:
-        raise InputError(f"{file} is not valid YAML: {error}. Correct it there, or propose the row again.") from None
+        raise InputError(f"{file} is not valid YAML: {error}. Correct the file, or propose the row again.") from None
 
 
 def _warn_of_other_values(task: str, kept: Mapping[str, Any], checkpoint: str, *, presets: Path) -> None:
-    """Say what of a user's file is not used, because the model was trained otherwise."""
+    """Warn about values of a user's file that are ignored because the model was trained with different ones."""
     name, row, source = _find(task, task, None)
     _check_row(name, row, source, presets=presets)
     names = [name for name in ConfigParser.load_config_file(str(presets)) if isinstance(row.get(name), Mapping)]
     for key in (key for key in KEPT if key in row and key in kept):
-        said = [row[key], *(row[name][key] for name in names if key in row[name])]
+        of_file = [row[key], *(row[name][key] for name in names if key in row[name])]
         if key == "labels":
-            said = [check_labels(row[key])]
-        if kept[key] not in said:
+            of_file = [check_labels(row[key])]
+        if kept[key] not in of_file:
             logger.warning(
-                "%s was trained with %s %s, which is used; %s has %s. An option of that name changes it where there is one.",
-                *(checkpoint, key, kept[key], task, said[-1]),
+                "%s was trained with %s %s, which is used; %s has %s, which is ignored. "
+                "If there is an option of that name, it overrides the model's value.",
+                *(checkpoint, key, kept[key], task, of_file[-1]),
             )
 
 
 def _trained_by(checkpoint: str | None) -> tuple[str | None, Mapping[str, Any] | None, Mapping[str, str] | None]:
-    """The task, row and labels that a model file records, None where it does not."""
+    """Return the task, row and labels that a model file records; None for what it does not record."""
     if checkpoint is None or not Path(checkpoint).exists():
         return None, None, None
     content = checkpoint_facts(checkpoint)
@@ -276,7 +284,7 @@ def _trained_by(checkpoint: str | None) -> tuple[str | None, Mapping[str, Any] |
 
 
 def _name_in(task: str) -> str | None:
-    """Name of the one row in a user's file, None for anything else."""
+    """Return the name of the only row in a user's file; None for anything else."""
     if not _is_row_file(task) or not Path(task).is_file():
         return None
     table = _load(task)
@@ -292,16 +300,18 @@ def _is_row_file(task: str) -> bool:
 
 
 def _find(task: str, table_file: str, output_dir: str | None) -> tuple[str, dict[str, Any], str]:
-    """Name, row and the file that it comes from."""
+    """Return the name, the row and the file that it comes from."""
     if _is_list(task):
         name, row = proposed_row(task, output_dir=output_dir)
         return name, row, task
     if _is_row_file(task):
         if not Path(task).is_file():
-            raise InputError(f"{task} not found. --task DIR/dataset.json proposes a row for your own data.")
+            raise InputError(f"--task {task} not found. --task DIR/dataset.json proposes a row for your own data.")
         table, file = _load(task), task
         if not isinstance(table, Mapping) or len(table) != 1:
-            raise InputError(f"--task {task} must hold one row under its name, as configs/tasks.yaml does.")
+            raise InputError(
+                f"--task {task} must contain exactly one row under its name, in the form of configs/tasks.yaml."
+            )
         ((name, row),) = table.items()
         return str(name), row, file
     table, file = _load_table(table_file), table_file
@@ -310,15 +320,15 @@ def _find(task: str, table_file: str, output_dir: str | None) -> tuple[str, dict
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
         raise InputError(
             f"--task {task!r} is not in {file}. {hint}Known tasks: {', '.join(table)}. "
-            "For data of your own: --task DIR/dataset.json."
+            "For your own data: --task DIR/dataset.json."
         )
     return task, table[task], file
 
 
 def _check_row(name: str, row: Any, source: str, *, presets: Path) -> None:
-    """Refuse a row that would fail, or be ignored, deep inside a run."""
+    """Reject a row with entries that would fail late in a run, or be ignored."""
     if not isinstance(row, Mapping):
-        raise InputError(f"{source}: {name} must be entries such as 'spacing: [1.5, 1.5, 1.5]', not {row!r}.")
+        raise InputError(f"{source}: {name} must contain entries such as 'spacing: [1.5, 1.5, 1.5]', but is {row!r}.")
     if missing := [key for key in REQUIRED if key not in row]:
         raise InputError(f"{source}: {name} lacks {', '.join(missing)}.")
     table = ConfigParser.load_config_file(str(presets))
@@ -327,43 +337,43 @@ def _check_row(name: str, row: Any, source: str, *, presets: Path) -> None:
     own = [(f"{name}", row)] + [(f"{name}, {key}", row[key]) for key in table if key in row]
     for where, entries in own:
         if not isinstance(entries, Mapping):
-            raise InputError(f"{source}: {where} must be entries, not {entries!r}.")
+            raise InputError(f"{source}: {where} must contain entries, but is {entries!r}.")
         for key in sorted(set(entries) - (known if entries is row else known - set(table))):
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise InputError(
-                f"{source}: {where} sets {key!r}, which is no entry of a row and no value of a preset.{hint}"
+                f"{source}: {where} sets {key!r}, which is neither an entry of a row nor a value of a preset.{hint}"
             )
     if not isinstance(row["channels"], Sequence) or isinstance(row["channels"], str) or not row["channels"]:
-        raise InputError(f"{source}: {name} has channels {row['channels']!r}; a list of names is due, such as [CT].")
+        raise InputError(f"{source}: {name} has channels {row['channels']!r}; expected a list of names, such as [CT].")
     if row["modality"] not in MODALITIES:
         raise InputError(
-            f"{source}: {name} has modality {row['modality']!r}; it is CT (in HU), or MR for whatever is z-scored."
+            f"{source}: {name} has modality {row['modality']!r}; expected CT (in HU), or MR for all scans to z-score."
         )
     try:
         check_labels(row["labels"])
     except (AttributeError, TypeError, ValueError) as error:
-        said = (
+        fault = (
             error
             if isinstance(error, InputError)
-            else 'a name for each value is due, such as {"0": background, "1": spleen}'
+            else 'expected a name for each value, such as {"0": background, "1": spleen}'
         )
-        raise InputError(f"{source}: {name} has labels {row['labels']!r}: {said}") from None
+        raise InputError(f"{source}: {name} has labels {row['labels']!r}: {fault}") from None
     for where, entries in own:
         _check_numbers(f"{source}: {where}", entries)
 
 
 def _check_numbers(where: str, entries: Mapping[str, Any]) -> None:
-    """What no later check looks at before the training; window, spacing and ROI are options and checked as such."""
+    """Check the numbers that no later check covers. Window, spacing and ROI are options and checked as such."""
     if "foreground" in entries and not _is_number(entries["foreground"]):
         raise InputError(
-            f"{where} has foreground {entries['foreground']!r}; a number is due, in HU or as the scans' intensities."
+            f"{where} has foreground {entries['foreground']!r}; expected a number, in HU or in the scans' intensities."
         )
     tolerance = entries.get("nsd_tolerance", 0.0)
     for value in tolerance.values() if isinstance(tolerance, Mapping) else [tolerance]:
         if not _is_number(value) or value < 0:
             raise InputError(
-                f"{where} has nsd_tolerance {tolerance!r}; mm are due, 0 or above, one or by name of label."
+                f"{where} has nsd_tolerance {tolerance!r}; expected mm, 0 or above: one number, or one per label name."
             )
 
 

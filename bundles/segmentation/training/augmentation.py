@@ -1,8 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
 """Random augmentation of training crops on the device, determined by the seed and the number of the draw.
 
-The parameters are drawn on the host (`draw_change`): they are the same on every device, and drawing them never waits for
-the GPU. Only the noise field comes from the device's own generator.
+The parameters are drawn on the host (`draw_change`): they are the same on every device, and drawing them never waits
+for the GPU. Only the noise field comes from the device's own generator.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def change_crop(
 
 
 class CropAugmentation:
-    """``prepare_batch`` for segmentation training: turns a batch of crops into augmented (images, labels) on the device.
+    """``prepare_batch`` for segmentation training: batch of crops to augmented (images, labels) on the device.
 
     Args:
         seed: seed of the run. The augmentation of a crop depends only on the seed, the number of its draw, and its

@@ -49,8 +49,8 @@ class Spacingd(monai.transforms.Spacingd):
 class ReplaceModel:
     """Handler for `SupervisedTrainer`: replaces the model that the server uses for inference by the trained one.
 
-    List it after `TrainingCheckpoint`. The original model is kept beside it as ``shipped_model.pt``. MONAI Label can load
-    it by that name, and lists it after its next start.
+    List it after `TrainingCheckpoint`. The original model is kept beside it as ``shipped_model.pt``. MONAI Label can
+    load it by that name, and lists it after its next start.
 
     Args:
         result: ``model.pt`` of this training.

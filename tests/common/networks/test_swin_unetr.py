@@ -70,8 +70,8 @@ def test_asking_for_something_else_than_the_checkpoint_holds_is_refused_with_bot
         resolve({"feature_size": 48, "window_size": 4, "depths": [2, 1, 1, 1]}, checkpoint=checkpoint)
     said = str(caught.value)
     assert checkpoint in said
-    assert "feature_size is 12 there, 48 asked for" in said
-    assert "depths is [1, 1, 1, 1] there, [2, 1, 1, 1] asked for" in said
+    assert "feature_size is 12 in the file, 48 requested" in said
+    assert "depths is [1, 1, 1, 1] in the file, [2, 1, 1, 1] requested" in said
     assert "window_size" not in said
 
 
@@ -86,7 +86,7 @@ def test_an_absent_checkpoint_is_refused_unless_it_is_optional(tmp_path, checkpo
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"embed_dim": 48}, "unknown encoder fields embed_dim; known are in_channels, feature_size"),
+        ({"embed_dim": 48}, "unknown encoder fields embed_dim; known fields: in_channels, feature_size"),
         ({"merging": "old"}, "merging 'old' is not one of monai, legacy"),
         ({"depths": [2, 2, 2]}, r"depths \[2, 2, 2\] must have four numbers"),
         ({"num_heads": [3, 6, 12]}, r"num_heads \[3, 6, 12\] must have four numbers"),
@@ -100,7 +100,7 @@ def test_encoders_that_cannot_be_built_are_refused(asked, words):
 
 
 def test_a_field_that_nobody_sets_is_named():
-    with pytest.raises(InputError, match="neither the preset nor the command line says depths, window_size"):
+    with pytest.raises(InputError, match="neither the preset nor the command line sets depths, window_size"):
         resolve(preset={"feature_size": 48, "num_heads": [3, 6, 12, 24]})
 
 

@@ -254,7 +254,7 @@ def test_a_resumed_run_remembers_the_best_score(tmp_path, record):
 def test_no_finite_score_means_no_result_even_beside_an_older_run(tmp_path, record):
     train(tmp_path, record)
     (tmp_path / "model.pt").unlink()
-    with pytest.raises(InputError, match="no validation of this run gave a finite dice"):
+    with pytest.raises(InputError, match="No validation of this run gave a finite dice"):
         train(tmp_path, record, scores=[float("nan")] * EPOCHS)
     assert not (tmp_path / "model.pt").exists()
 
@@ -291,7 +291,10 @@ def test_a_checkpoint_of_another_run_is_refused_with_both_values(tmp_path, recor
 
 
 def test_a_change_that_is_no_setting_is_refused_with_the_settings(tmp_path, record):
-    with pytest.raises(InputError, match="--resume_changes names lr; .*learning_rate, max_steps, processes, roi_size"):
+    with pytest.raises(
+        InputError,
+        match="--resume_changes names lr; the settings of this run are learning_rate, max_steps, processes, roi_size",
+    ):
         train(tmp_path, record, resume_changes=["lr"])
 
 

@@ -72,7 +72,7 @@ def test_processes_that_do_not_divide_the_global_batch_size_are_refused_with_wha
 
 
 def test_two_ways_to_ask_for_accumulation_are_refused():
-    with pytest.raises(InputError, match="--accumulation_steps 2 is given too"):
+    with pytest.raises(InputError, match="--accumulation_steps 2 is also set"):
         accumulation(batch_size=2, accumulation_steps=2, global_batch_size=8)
 
 

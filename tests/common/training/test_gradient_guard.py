@@ -115,7 +115,7 @@ def test_a_step_that_is_not_finite_leaves_weights_and_moments_as_they_were(bad, 
     with caplog.at_level(logging.WARNING):
         trainer, value, moments = state_after([1.0, bad, 2.0])
     assert (trainer.state.skipped_steps, trainer.state.skipped_in_a_row) == (1, 0)
-    assert "step 2 left out" in caplog.text
+    assert "step 2 skipped" in caplog.text
     _, expected, expected_moments = state_after([1.0, 2.0])
     assert value == expected
     assert moments == expected_moments
@@ -164,13 +164,13 @@ def test_a_fused_optimiser_is_read_every_few_steps_and_the_same_is_counted(caplo
         with caplog.at_level(logging.WARNING):
             caplog.clear()
             trainer = run(inputs, network=network, optimizer=sgd(network, fused), max_norm=1.0, every=every)
-        said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+        said = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
         state = trainer.state
         counts[fused, every] = (state.skipped_steps, state.skipped_in_a_row, network.weight.item(), tuple(said))
     assert len(set(counts.values())) == 1
     steps, in_a_row, value, said = counts[True, 100]
     assert (steps, in_a_row) == (5, 2) and value == pytest.approx(-2.0, rel=1e-5)
-    assert said[-1].startswith("step 7 left out: loss nan") and said[-1].endswith("(2 in a row, 5 in all)")
+    assert said[-1].startswith("step 7 skipped: loss nan") and said[-1].endswith("(2 in a row, 5 in total)")
 
 
 @pytest.mark.parametrize("every", [1, 4, 100])

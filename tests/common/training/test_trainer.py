@@ -69,5 +69,5 @@ def test_an_older_monai_trains_without_accumulation(monkeypatch):
 
 def test_an_older_monai_refuses_to_accumulate(monkeypatch):
     monkeypatch.setattr(module, "SupervisedTrainer", Older)
-    with pytest.raises(InputError, match=r"--accumulation_steps 3 .* MONAI .* cannot add up gradients"):
+    with pytest.raises(InputError, match=r"--accumulation_steps 3 .* MONAI .* cannot accumulate gradients"):
         supervised_trainer(accumulation_steps=3, **arguments(linear()))

@@ -173,7 +173,7 @@ def test_numbers_of_numpy_come_back_as_numbers(tmp_path):
 @pytest.mark.parametrize("forged", [np.dtype("O"), np.dtype("i4,i4"), np.array([1.0]), np.datetime64("2020-01-01")])
 def test_other_things_of_numpy_are_refused(tmp_path, forged):
     torch.save({"x": forged}, tmp_path / "n.pt")
-    with pytest.raises(InputError, match="n.pt was refused: it carries"):
+    with pytest.raises(InputError, match="n.pt was refused: it contains"):
         load_checkpoint_file(tmp_path / "n.pt")
 
 

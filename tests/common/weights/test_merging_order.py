@@ -35,7 +35,7 @@ def test_the_files_own_record_comes_first(save, record):
     assert merging_of(found, None) == ("monai", "its own encoder record")
     assert merging_of(found, "monai")[0] == "monai"
     with pytest.raises(
-        InputError, match="model_swinvit.pt wants --merging monai, as its own encoder record says, not legacy"
+        InputError, match="model_swinvit.pt needs --merging monai, not legacy, according to its own encoder record"
     ):
         merging_of(found, "legacy")
 
@@ -45,12 +45,12 @@ def test_published_files_are_known_by_name_which_the_user_may_contradict(save, n
     merging, says = merging_of(save(name), None)
     assert merging == "legacy" and "table of known files" in says and says.endswith("by name")
     assert merging_of(save(name), "monai") == ("monai", "--merging")
-    assert f"{name}: files of this name want merging legacy" in caplog.text
+    assert f"{name}: files of this name need merging legacy" in caplog.text
 
 
 def test_a_known_file_without_its_last_block_is_refused(save):
     with pytest.raises(
-        InputError, match="model_swinvit.pt is not what files of its name are.*feature_size is 12, not 48"
+        InputError, match="model_swinvit.pt differs from the known file of this name.*feature_size is 12, not 48"
     ):
         merging_of(save("model_swinvit.pt"), None)
     assert merging_of(save("model_swinvit.pt"), "legacy")[0] == "legacy"  # another file of that name
@@ -63,7 +63,9 @@ def test_and_by_checksum_under_any_name_which_the_user_may_not_contradict(save, 
     rows = [{"names": ["x.pt"], "md5": md5, "merging": "legacy", "what": "x"}]
     monkeypatch.setattr(ConfigParser, "load_config_file", lambda file: rows)
     assert merging_of(found, None) == ("legacy", "the table of known files (x), by MD5")
-    with pytest.raises(InputError, match="renamed.pt wants --merging legacy, as the table of known files"):
+    with pytest.raises(
+        InputError, match="renamed.pt needs --merging legacy, not monai, according to the table of known files"
+    ):
         merging_of(found, "monai")
 
 
@@ -81,7 +83,7 @@ def test_else_the_user_is_asked_with_the_reason(save):
     found = save("weights.pt")
     with pytest.raises(
         InputError,
-        match="weights.pt does not say.*MONAI 1.5 changed.*other features.*--merging legacy.*--merging monai",
+        match="weights.pt does not record.*MONAI 1.5 changed.*other features.*--merging legacy.*--merging monai",
     ):
         merging_of(found, None)
     assert merging_of(found, "legacy") == ("legacy", "--merging")
@@ -100,7 +102,9 @@ def test_the_network_is_built_as_the_weights_want(save, record):
 
 def test_a_record_that_contradicts_its_tensors_is_refused(save, record):
     found = save("weights.pt", encoder=record | {"window_size": 7})
-    with pytest.raises(InputError, match="weights.pt contradicts itself: its record says window_size 7, its tensors 4"):
+    with pytest.raises(
+        InputError, match="weights.pt contradicts itself: window_size is 7 in its record, but 4 by its tensors"
+    ):
         read_record(found.path)
 
 

@@ -52,7 +52,7 @@ def test_every_ct_series_of_a_study_is_written_on_its_own_grid(tmp_path, caplog)
     np.testing.assert_allclose(first.affine, np.diag([-1, -1, 1, 1]) @ np.diag([*SPACING, 1]) + _column(-x, -y, z))
     assert [Path(file).name for file in inputs.series[inputs.scans[0]["image"]]] == [path.name for path in order]
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert "scout" in warning and "left out" in warning and "localizer" in warning
+    assert "scout" in warning and "is skipped" in warning and "localizer" in warning
 
 
 def _column(*origin: float) -> np.ndarray:
@@ -77,10 +77,10 @@ def test_resuming_leaves_out_what_the_table_names(tmp_path, caplog):
     already_segmented(tmp_path / "out", done, of_series)
     assert (
         segmentation_inputs(sources[1], output_dir=tmp_path / "out", resume=True).scans == []
-    )  # the scout alone is left
+    )  # only the scout is left
     inputs = segmentation_inputs(sources, output_dir=tmp_path / "out", resume=True)
     assert (inputs.scans, inputs.series) == ([{"image": left}], {})
-    assert "2 scans are segmented already" in caplog.text
+    assert "2 scans are already segmented" in caplog.text
     assert len(segmentation_inputs(sources, output_dir=tmp_path / "out").scans) == 3
     already_segmented(tmp_path / "out", done, left, of_series)
     assert segmentation_inputs(sources, output_dir=tmp_path / "out", resume=True).scans == []
@@ -109,13 +109,13 @@ def test_a_mask_that_is_gone_or_older_than_its_scan_is_made_again(tmp_path):
 
 
 def test_a_series_beside_files_that_cannot_be_read_is_left_out(tmp_path, caplog):
-    """Its first or last slices may be among them, which no gap would show."""
+    """The unreadable files may be its first or last slices. Their absence leaves no gap to detect."""
     files = write_series(tmp_path / "study" / "cut", VOXELS)
     files[-1].write_bytes(files[-1].read_bytes()[:200])
     write_series(tmp_path / "study" / "whole", VOXELS)
     inputs = segmentation_inputs(tmp_path / "study", output_dir=tmp_path / "out")
     assert [Path(scan["image"]).name for scan in inputs.scans] == ["study__whole.nii.gz"]
-    assert f"{files[-1]} is left out" in caplog.text and "perhaps slices of it" in caplog.text
+    assert f"{files[-1]} is skipped" in caplog.text and "perhaps slices of it" in caplog.text
 
 
 def test_nifti_below_a_study_is_taken_too(tmp_path):

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Label maps come back to the voxels of the scan's file as MONAI's `Invertd` brings them, without its memory."""
+"""Label maps on the grid of the scan's file equal those of MONAI's `Invertd`, with less memory."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ GEOMETRIES = {
 
 @pytest.fixture(scope="module")
 def preprocessing() -> Compose:
-    """The bundle's own; its window of HU has no part in the geometry."""
+    """The bundle's own preprocessing. Its HU window does not affect the geometry."""
     config = ConfigParser()
-    config.read_config(BUNDLE / "configs/train.yaml")  # that of inference.yaml passes labels over
+    config.read_config(BUNDLE / "configs/train.yaml")  # that of inference.yaml skips labels
     config["bundle_root"], config["spacing"] = str(BUNDLE), list(SPACING)
     forget_scripts()
-    with pytest.MonkeyPatch.context() as patch:  # each bundle has a package ``scripts`` of its own
+    with pytest.MonkeyPatch.context() as patch:  # each bundle has its own package ``scripts``
         patch.syspath_prepend(BUNDLE)
         transforms = config.get_parsed_content("preprocessing")
     forget_scripts()
@@ -69,7 +69,7 @@ def forget_scripts() -> None:
 
 
 def body(shape, seed: int = 0) -> np.ndarray:
-    """Tissue in a box that leaves air at every side, so that the scan is cropped."""
+    """A box of tissue with air on every side, so that the scan is cropped."""
     array = np.full(shape, -1000.0, dtype=np.float32)
     inner = tuple(slice(n // 6, n - n // 5) for n in shape)
     array[inner] = np.random.default_rng(seed).uniform(0, 200, size=array[inner].shape)
@@ -102,7 +102,7 @@ def test_linear_is_the_winner_of_all_class_volumes_inverted(tmp_path, preprocess
     inverted = Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=False)(item)["pred"]
     labels = NativeLabelsd("pred", slab_bytes=2**20)(item)["pred"]
     assert labels.shape == inverted[:1].shape == (1, *shape)
-    # Exactly one voxel outside of the crop MONAI has a probability of 1e-16, by rounding, where there is none.
+    # Exactly one voxel outside of the crop, MONAI gets a probability of 1e-16 instead of 0, by rounding.
     rounding = (inverted.amax(0) < 1e-4).numpy()
     assert not labels[0].numpy()[rounding].any()
     different = (labels[0] != inverted.argmax(0)).numpy() & ~rounding
@@ -119,12 +119,12 @@ def test_nearest_is_the_inverted_winner(tmp_path, preprocessing, geometry):
     inverted = Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=True)(winner)["pred"][0]
     labels = NativeLabelsd("pred", mode="nearest", slab_bytes=2**20)(item)["pred"][0]
     coordinates = model_coordinates(item, shape)
-    # Half-way between two voxels either is nearest; rounding decides in MONAI.
+    # Half-way between two voxels both are nearest; rounding decides in MONAI.
     ties = (np.abs(coordinates - np.floor(coordinates) - 0.5) < 1e-5).any(-1)
     different = labels.numpy() != inverted.numpy()
     assert different[~ties].mean() < 1e-4
     assert 0.1 < (labels > 0).float().mean() < 0.5
-    # What a tie gives is one of the two (or four, or eight) voxels around it.
+    # A tie gives one of the two (or four, or eight) voxels around it.
     winner = np.pad(winner["pred"][0].numpy(), 1)
     neighbours = [
         winner[tuple(np.clip(np.round(coordinates[ties] + shift) + 1, 0, np.array(winner.shape) - 1).astype(int).T)]
@@ -156,7 +156,7 @@ def test_slabs_do_not_show_and_bound_the_memory(tmp_path, preprocessing):
             results.append(labels["pred"])
             peaks.append(live.peak)
         assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
-        winner = 16 * item["image"].numel() if mode == "nearest" else 0  # as argmax gives it, and in float64
+        winner = 16 * item["image"].numel() if mode == "nearest" else 0  # computed with argmax in float64
         assert peaks[1] < results[0].numel() + winner + 2**18 + 2**14 < peaks[2]
 
 
@@ -196,7 +196,7 @@ def test_one_voxel_thick_probabilities_have_a_place():
 
 
 def test_half_way_between_two_voxels_the_inner_one_wins():
-    """Voxels of 1 mm between voxels of 2 mm, each of its own class: every second lies half-way."""
+    """Voxels of 1 mm between voxels of 2 mm, each with its own class: every second one is half-way."""
     voxels = 301
     probabilities = torch.eye(voxels)[:, :, None, None]
     to_model = np.diag([0.5, 1, 1, 1])
@@ -232,7 +232,7 @@ def test_the_saved_mask_lies_on_the_grid_of_the_scan(tmp_path, preprocessing, ge
     assert mask.shape == scan.shape and mask.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(mask.affine, scan.affine)
     np.testing.assert_array_equal(np.asarray(mask.dataobj), item["pred"][0].numpy())
-    assert torch.equal(item["image"].affine, before)  # for whoever comes next
+    assert torch.equal(item["image"].affine, before)  # reset for the next test
 
 
 def test_channels_in_the_file_do_not_matter(tmp_path, preprocessing):
@@ -282,7 +282,7 @@ def test_evaluator_and_monai_label_save_the_same_mask(tmp_path, preprocessing, c
     np.testing.assert_array_equal(labels[0].numpy() > 0, found)
     assert labels.meta["spatial_shape"].tolist() == list(
         shape
-    )  # by which MONAI Label sees that nothing is left to resize
+    )  # MONAI Label checks it to see that no resizing is needed
 
 
 # A label through preprocessing and back
@@ -373,7 +373,7 @@ def test_a_label_no_finer_than_the_grid_comes_back_by_the_nearest_path_whole(tmp
     assert all(dice(back, truth, value) > 0.97 for value in range(1, len(millilitres) + 1))
 
 
-# What cannot be
+# Invalid input
 
 
 def test_unusable_items_are_named(tmp_path, preprocessing):
@@ -383,7 +383,7 @@ def test_unusable_items_are_named(tmp_path, preprocessing):
     with pytest.raises(InputError, match=r"'pred' of .*ct1.nii.gz has the shape \(2, 5, 5, 5\), the image \(1, "):
         NativeLabelsd("pred")({**item, "pred": torch.zeros(2, 5, 5, 5)})
     nowhere = MetaTensor(torch.zeros(1, 4, 4, 4), meta={"filename_or_obj": "in/x.nii.gz"})
-    with pytest.raises(InputError, match="in/x.nii.gz does not know the grid of its file .*LoadImaged"):
+    with pytest.raises(InputError, match="in/x.nii.gz lack the grid of its file .*LoadImaged"):
         NativeLabelsd("pred")({"image": nowhere, "pred": torch.zeros(2, 4, 4, 4)})
     with pytest.raises(KeyError, match="pred"):
         NativeLabelsd("pred")(item)
@@ -391,7 +391,7 @@ def test_unusable_items_are_named(tmp_path, preprocessing):
 
 
 def test_collated_metadata_are_understood(tmp_path, preprocessing):
-    """A loader makes tensors of affine and shape."""
+    """A data loader turns affine and shape into tensors."""
     affine, shape = GEOMETRIES["sagittal slices"]
     item = preprocessed(tmp_path, affine, shape, preprocessing)
     batch = next(iter(DataLoader(Dataset([{"image": str(tmp_path / "ct1.nii.gz")}], preprocessing), batch_size=1)))

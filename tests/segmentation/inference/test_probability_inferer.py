@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Probabilities are the plain mean over networks and mirrored scans, and come out however little memory there is."""
+"""Probabilities are the mean over networks and mirrored scans, and are also computed if memory is short."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_at_most_two_class_volumes_exist_at_a_time(axes, members):
 
 
 class Thresholds(nn.Module):
-    """Finds background in air, as every trained network does, and organs by the brightness around a voxel."""
+    """Predicts background in air, like every trained network, and organs from the brightness around a voxel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ def test_what_only_windows_of_air_cover_is_background_even_if_the_network_says_o
     images = torch.zeros(1, 1, 48, 16, 8)
     images[0, 0, :10] = 1
     result = inferer()(images, Organs()).argmax(1)
-    assert result[0, :, 0, 0].tolist() == [1] * 24 + [0] * 24  # the windows of 0 to 15 and 8 to 23 hold something
+    assert result[0, :, 0, 0].tolist() == [1] * 24 + [0] * 24  # the windows 0 to 15 and 8 to 23 are not empty
     assert inferer(skip_air=False)(images, Organs()).argmax(1).all()
 
 
@@ -196,13 +196,13 @@ def test_the_last_resorts_are_the_computers_memory_and_its_processor(caplog):
     torch.testing.assert_close(result, blended(images, network(1)).softmax(1))
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 3
-    assert "--sw_batch_size 1 avoids the failed try" in messages[0]
+    assert "--sw_batch_size 1 avoids the failed attempt" in messages[0]
     assert "computer's memory" in messages[1] and "--sw_batch_size 1" in messages[1]
     assert "On the CPU" in messages[2] and "--device cpu" in messages[2]
 
 
 class Travelling(nn.Module):
-    """Notes where it is put."""
+    """Records the devices that it is moved to."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ class Travelling(nn.Module):
 
 
 def test_each_step_keeps_more_off_the_gpu(monkeypatch):
-    """The device ``meta``, which computes nothing, stands for the GPU."""
+    """The device ``meta``, which computes nothing, represents the GPU."""
     calls = []
 
     def windows(images, member, *, roi_size, sw_batch_size, overlap, skip_air, network_device, volume_device):
@@ -229,14 +229,14 @@ def test_each_step_keeps_more_off_the_gpu(monkeypatch):
     result = infer(torch.empty((1, 1, 20, 16, 8), device="meta"), first)
     assert calls[:4] == [(2, "meta", "meta"), (1, "meta", "meta"), (1, "meta", "cpu"), (1, "cpu", "cpu")]
     assert result.device.type == "cpu" and torch.all(result == 1 / CLASSES)
-    assert first.places == ["meta", "meta", "meta", "cpu", "meta"]  # and back, for the next scan
+    assert first.places == ["meta", "meta", "meta", "cpu", "meta"]  # and moved back for the next scan
     assert second.places == ["cpu", "meta"]
 
 
 def test_a_scan_that_fits_nowhere_is_said_so():
     infer = inferer(sw_batch_size=2)
     for _ in range(2):  # the second scan goes straight to the last resort
-        with pytest.raises(InputError, match=r"neither the GPU's memory .*\[20, 16, 8\].*2.00 GiB.*--roi_size"):
+        with pytest.raises(InputError, match=r"neither into the GPU's memory .*\[20, 16, 8\].*2.00 GiB.*--roi_size"):
             infer(scan(20, 16, 8), Greedy(most=0))
 
 

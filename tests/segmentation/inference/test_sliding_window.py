@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Windows are blended as MONAI blends them, exactly, and windows of nothing but air are neither computed nor missed."""
+"""Windows are blended exactly as in MONAI, and skipping windows of air does not change the result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLASSES = 4
 
 
 class Network(nn.Module):
-    """Sees its whole surroundings; keeps what windows it was given."""
+    """Has a large receptive field; records the windows that it gets."""
 
     def __init__(self, channels: int = 1, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def blend(images, network, **change) -> torch.Tensor:
 
 
 def slow_blend(images, network, *, overlap, left_out=()) -> np.ndarray:
-    """Window by window, in float64: the network's outputs as they are, weighted by a Gaussian that is written out."""
+    """Window by window, in float64: the network's outputs, weighted by an explicit Gaussian."""
     images = images.numpy()
     gaussian = np.ones(ROI)
     for axis, size in enumerate(ROI):
@@ -103,9 +103,9 @@ def test_sums_keep_float32_whatever_the_network_computes_in(dtype):
     bound = (windows_over_a_voxel + 1) * 2**-23 * largest
     result = blend(
         images, network, overlap=0.75, sw_batch_size=1
-    )  # with more at once the network itself rounds otherwise
+    )  # with larger batches the network itself rounds differently
     assert np.abs(result.numpy() - exact).max() < bound
-    if dtype != torch.float32:  # what sums in half precision would be off by
+    if dtype != torch.float32:  # the error of sums in half precision
         rounded = torch.from_numpy(exact).to(dtype).double().numpy()
         assert np.abs(rounded - exact).max() > 10 * bound
 
@@ -124,7 +124,7 @@ def test_weights_are_computed_once_for_a_size_and_a_device(monkeypatch):
         blend(scan(30, 20, 16), Network())
         blend(scan(30, 20, 16), Network(), roi_size=list(ROI))
     assert len(calls) == 1
-    assert torch.equal(importance_map(ROI, torch.device("cpu")), before)  # nobody wrote to it
+    assert torch.equal(importance_map(ROI, torch.device("cpu")), before)  # it was not modified
     blend(scan(30, 20, 16), Network(), roi_size=(8, 8, 8))
     assert len(calls) == 2
 

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""An ensemble is made of models that fit together, and says so where its scores would flatter."""
+"""Ensembles consist of compatible models; scores that may be too high are warned about."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_models_of_other_preprocessing_are_refused(save, name, value):
     paths = [save("a", trained=shown), save("b", trained=shown | {name: value}), save("c")]
     with pytest.raises(InputError, match=rf"b/models/model\.pt was trained with {name} .*a/models/model\.pt with"):
         others(paths)
-    assert len(others([paths[0], paths[0], paths[2]])) == 2  # files of others do not say
+    assert len(others([paths[0], paths[0], paths[2]])) == 2  # other published files do not record it
 
 
 def touch(folder, *names) -> list[str]:
@@ -75,7 +75,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         model_files(str(tmp_path / "fold*/model.pt"), optional=True)
     with pytest.raises(InputError, match=r"\[\] names no file"):
         model_files([])
-    # A bundle without its weights is still a bundle that can be looked at.
+    # A bundle without weights can still be inspected.
     assert model_files(str(tmp_path / "model.pt"), optional=True) == [str(tmp_path / "model.pt")]
     with pytest.raises(InputError, match="missing.pt does not exist"):
         model_files([a, str(tmp_path / "missing.pt")], optional=True)
@@ -100,14 +100,14 @@ def test_other_labels_are_refused_with_both(save):
         InputError, match=r"b/models/model.pt has the labels .*1: 'spleen'.*a/models/model.pt .*1: 'liver'"
     ):
         others(paths)
-    # Values as numbers or text, and in any order, are the same labels; a file that has none is taken at its word.
+    # Values as numbers or text, and in any order, are the same labels; a file without labels is accepted.
     same = [save("a"), save("c", labels={2: "spleen", 1: "liver", 0: "background"}), save("d", labels=None)]
     assert len(others(same)) == 2
 
 
 def test_another_number_of_channels_is_refused(save):
     paths = [save("a"), save("b", in_channels=4)]
-    with pytest.raises(InputError, match="b/models/model.pt .*in_channels is 4 there, 1 asked for"):
+    with pytest.raises(InputError, match="b/models/model.pt .*in_channels is 4 in the file, 1 requested"):
         others(paths, asked={"in_channels": 1, "feature_size": None})
 
 

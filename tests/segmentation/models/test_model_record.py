@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What a model started from, and whether it has seen the scored cases, is read out of its file or left open."""
+"""What a model started from, and whether it held out the scored cases, is read from its file; else None."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def network(record):
 
 
 def trained_from(network, record, path, **start):
-    """A model.pt as a training leaves it."""
+    """A model.pt as written by a training."""
     report = load_start_weights(network, **{"pretrained_encoder": None, "pretrained_model": None, **start})
     trained = {"start": report, "validation_scans": fingerprint(SCANS), "preset": "cpu", "steps": 5}
     save_atomically({"model": network.state_dict(), "encoder": record, "trained": trained}, path)

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A model is scored on what its training held out."""
+"""A model is scored on the cases that its training held out."""
 
 from __future__ import annotations
 
@@ -30,4 +30,4 @@ def test_a_file_that_does_not_say_its_split_is_warned_of(tmp_path, caplog):
     save_atomically({"state_dict": {}}, tmp_path / "published.pt")
     split = model_split(str(tmp_path / "published.pt"), fold=None, folds=None, seed=None)
     assert split == {"fold": None, "folds": None, "seed": 0}
-    assert "published.pt does not say which cases it was trained on" in caplog.text
+    assert "published.pt does not record which cases it was trained on" in caplog.text

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The interval is that of all draws there are, holds the true mean as often as it says, and keeps patients whole."""
+"""The interval equals that of all possible draws, covers the true mean as often as stated, and keeps patients whole."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def all_draws(table: list) -> np.ndarray:
     """The mean over organs of the organs' means of each of the n^n draws of n cases, one by one."""
     means = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of an organ that no case of the draw has
+        warnings.simplefilter("ignore", RuntimeWarning)  # for an organ that no case of the draw has
         for draw in itertools.product(table, repeat=len(table)):
             means.append(np.nanmean(np.nanmean(np.array(draw, dtype=float).reshape(len(table), -1), axis=0)))
     return np.array(means)
@@ -70,7 +70,7 @@ def test_its_width_is_that_of_the_standard_error():
 
 
 def test_organs_of_one_patient_stay_together():
-    """Ten organs that fail together tell no more than one; ten that fail apart, a tenth of the variance."""
+    """Ten organs that fail together carry no more information than one; ten that fail independently have a tenth of the variance."""
     one = np.random.default_rng(1).normal(size=40)
     width = np.ptp(mean_interval(one))
     together = np.repeat(one[:, None], 10, axis=1)
@@ -101,7 +101,7 @@ def test_a_difference_within_the_cases_shows_although_the_cases_spread():
     result = paired_interval(pretrained, scratch)
     assert result["difference"] == pytest.approx(0.02) and result["n"] == 15
     assert 0.01 < result["interval"][0] < 0.02 < result["interval"][1] < 0.03
-    assert mean_interval(pretrained)[0] < mean_interval(scratch)[1]  # each by itself says nothing
+    assert mean_interval(pretrained)[0] < mean_interval(scratch)[1]  # each one alone is not significant
     reverse = paired_interval(scratch, pretrained)
     assert reverse["difference"] == pytest.approx(-0.02)
     assert reverse["interval"] == pytest.approx((-result["interval"][1], -result["interval"][0]), abs=1e-3)

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Scores of label maps equal a slow formula, and the table of an evaluation says what was scored."""
+"""Scores of label maps equal a slow formula, and the table of an evaluation contains them."""
 
 from __future__ import annotations
 
@@ -375,7 +375,7 @@ def test_shapes_that_differ_are_named_with_the_case(tmp_path):
 def test_orientations_that_differ_are_named_with_the_case(tmp_path):
     item = item_of(*[np.zeros((4, 4, 4), np.uint8)] * 2, "d/liver_7.nii.gz")
     item["pred"].affine = torch.diag(torch.tensor([-0.8, -1.1, 3.0, 1.0]))
-    with pytest.raises(InputError, match="liver_7 lies in LPS orientation, its label file in RAS"):
+    with pytest.raises(InputError, match="liver_7 has LPS orientation, its label file RAS"):
         run(CaseScores(LABELS, 1.0, tmp_path), [[item]])
 
 
@@ -426,7 +426,7 @@ def test_an_evaluator_that_does_not_decollate_is_told_so(tmp_path):
         engine.run([hand_made_batches()[0][0]])
 
 
-# Going on with an evaluation that was stopped
+# Resuming a stopped evaluation
 
 
 MAPS = {  # of each case in its folder: prediction and truth
@@ -438,7 +438,7 @@ SETTINGS = {"spacing": (1.5, 1.5, 2.0), "overlap": 0.5}
 
 
 def items_in(folder) -> list[dict]:
-    """Files of each case, which nobody reads (what is scored stands in `MAPS`), and of the model; made once."""
+    """Files of each case, which are not read (the scored maps are in `MAPS`), and of the model; made once."""
     items = [{"image": str(folder / file), "reference": str((folder / file).with_name("label.nii"))} for file in MAPS]
     for file in [*(Path(file) for item in items for file in item.values()), folder / "model.pt"]:
         if not file.exists():
@@ -456,7 +456,7 @@ def handler_for(folder, **changes) -> CaseScores:
 
 
 def evaluate(handler: CaseScores, stop_after: int | None = None) -> tuple[list[str], Engine]:
-    """Score what is left, as the configs do; return which cases that were, and the engine."""
+    """Score the remaining cases, as the configs do; return these cases and the engine."""
 
     def network(engine: Engine, batch: list[dict]) -> list[dict]:
         if stop_after is not None and engine.state.iteration > stop_after:
@@ -482,7 +482,7 @@ def test_a_stopped_evaluation_goes_on_and_ends_as_an_unbroken_one(tmp_path, capl
     assert sorted(path.name for path in (tmp_path / "eval").iterdir()) == ["cases"]
 
     assert evaluate(handler_for(tmp_path))[0] == ["s2/ct.nii.gz", "s3/other.nii"]
-    assert "1 of 3 cases are scored already" in caplog.text
+    assert "1 of 3 cases are already scored" in caplog.text
     for name in ("scores.csv", "summary.json"):
         assert (tmp_path / "eval" / name).read_text() == (tmp_path / "whole" / name).read_text()
     files = sorted(str(path.relative_to(tmp_path / "eval")) for path in (tmp_path / "eval").rglob("*.*"))
@@ -498,7 +498,7 @@ def test_with_nothing_left_the_table_is_written_again(tmp_path, caplog):
     (tmp_path / "eval" / "scores.csv").unlink()
     caplog.set_level(logging.INFO)
     left, engine = evaluate(handler_for(tmp_path))
-    assert left == [] and "3 of 3 cases are scored already" in caplog.text
+    assert left == [] and "3 of 3 cases are already scored" in caplog.text
     assert (tmp_path / "eval" / "scores.csv").read_text() == table
     np.testing.assert_equal(engine.state.metrics, first.state.metrics)
 
@@ -506,18 +506,18 @@ def test_with_nothing_left_the_table_is_written_again(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"tolerance": 2.0}, "another tolerance"),
-        ({"labels": {1: "liver"}}, "another labels, tolerance"),
-        ({"settings": SETTINGS | {"overlap": 0.7}}, "another overlap"),
-        ({"settings": SETTINGS | {"amp": True}}, "another amp"),
-        ({"model": None}, "another model"),
+        ({"tolerance": 2.0}, "different tolerance"),
+        ({"labels": {1: "liver"}}, "different labels, tolerance"),
+        ({"settings": SETTINGS | {"overlap": 0.7}}, "different overlap"),
+        ({"settings": SETTINGS | {"amp": True}}, "different amp"),
+        ({"model": None}, "different model"),
     ],
 )
 def test_cases_scored_under_other_settings_are_scored_again(tmp_path, caplog, change, reason):
     evaluate(handler_for(tmp_path))
     caplog.set_level(logging.INFO)
     assert evaluate(handler_for(tmp_path, **change))[0] == list(MAPS)
-    assert "0 of 3 cases are scored already" in caplog.text
+    assert "0 of 3 cases are already scored" in caplog.text
     assert f"3 cases are scored again, such as {tmp_path}/s1/ct.nii.gz: it was scored with {reason}\n" in caplog.text
     assert evaluate(handler_for(tmp_path, **change))[0] == []
 
@@ -539,7 +539,7 @@ def test_a_changed_file_is_noticed(tmp_path, caplog, file, left, change):
     os.utime(tmp_path / file, ns=(status.st_atime_ns, status.st_mtime_ns + (change == "time")))
     caplog.set_level(logging.INFO)
     assert evaluate(handler_for(tmp_path))[0] == left
-    assert ("with another model" if file == "model.pt" else "before its image or label file changed") in caplog.text
+    assert ("with different model" if file == "model.pt" else "before its image or label file changed") in caplog.text
 
 
 def test_without_resume_everything_is_scored_again(tmp_path):
@@ -551,7 +551,7 @@ def test_an_evaluation_of_other_cases_keeps_those_that_it_shares(tmp_path):
     items = items_in(tmp_path)
     evaluate(handler_for(tmp_path, items=items[1:]))
     left, engine = evaluate(handler_for(tmp_path, items=items[:1] + items[2:]))
-    assert left == ["s1/ct.nii.gz"]  # the record of the other ct, cases/ct.json, is not taken for it
+    assert left == ["s1/ct.nii.gz"]  # the record of the other ct, cases/ct.json, is not mistaken for it
     assert [row["case"] for row in rows_of(tmp_path / "eval")] == ["ct"] * 3 + ["other"] * 3
     assert engine.state.metrics["dice_liver"] == pytest.approx(2 / 3)
 
@@ -615,7 +615,7 @@ def test_monai_skips_an_empty_evaluation_and_finish_takes_its_place(tmp_path):
 
 
 def start_two_processes(target, *arguments) -> None:
-    # Forked, since importing MONAI anew in each process takes longer than all else in this file.
+    # Forked, since importing MONAI in each process takes longer than everything else in this file.
     processes = torch.multiprocessing.start_processes(target, arguments, nprocs=2, join=False, start_method="fork")
     deadline = time.monotonic() + 60
     while not processes.join(timeout=1):
@@ -651,7 +651,7 @@ def test_two_processes_write_one_table_of_all_cases(tmp_path):
 def go_on_on_one_rank(rank: int, folder: str) -> None:
     join_processes(rank, folder)
     handler = handler_for(Path(folder))
-    # The second process comes late: the first would have written its case by now, if it went ahead alone.
+    # The second process is late: the first would have written its case by now if it did not wait.
     late = time.monotonic() + 0.7
     while rank == 1 and time.monotonic() < late and not Path(folder, "eval", "cases", "s2", "ct.json").exists():
         time.sleep(0.01)

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A DICOM segmentation holds the label map, on the grid of its series, under the names and identity of the patient."""
+"""A DICOM segmentation contains the label map on the grid of its series, with the identity of the patient."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def volume_in(folder: Path) -> DicomVolume:
 
 
 def organs(*values: int) -> np.ndarray:
-    """A label map that is alike in no two directions; the first and last slices are empty."""
+    """A label map without any symmetry; the first and last slices are empty."""
     label_map = np.random.default_rng(1).choice([0, *values], size=SHAPE)
     label_map[:, :, [0, -1]] = 0
     return label_map.astype(np.uint8)
@@ -58,7 +58,7 @@ def save(path: Path, volume: DicomVolume, label_map: np.ndarray, labels=LABELS) 
 
 
 def places_by_segment(segmentation: pydicom.Dataset) -> dict[str, dict[tuple, np.ndarray]]:
-    """Of each segment the non-empty planes (rows, columns) by their position, read element by element."""
+    """The non-empty planes (rows, columns) of each segment by their position, read element by element."""
     labels = {segment.SegmentNumber: segment.SegmentLabel for segment in segmentation.SegmentSequence}
     found: dict[str, dict[tuple, np.ndarray]] = {label: {} for label in labels.values()}
     frames = segmentation.pixel_array.reshape(-1, segmentation.Rows, segmentation.Columns)
@@ -249,7 +249,7 @@ def test_a_label_map_of_another_grid_is_refused(tmp_path, change, words):
 
 
 def evaluate(handler: SaveDicomSegmentations, *items: dict) -> None:
-    """Run an evaluator that puts out these items."""
+    """Run an evaluator that outputs these items."""
 
     def step(engine, batch):
         return list(items)
@@ -260,7 +260,7 @@ def evaluate(handler: SaveDicomSegmentations, *items: dict) -> None:
 
 
 def handler_of(tmp_path: Path, image: Path, volume: DicomVolume) -> SaveDicomSegmentations:
-    labels = {str(value): name for value, name in LABELS.items()}  # as JSON has them
+    labels = {str(value): name for value, name in LABELS.items()}  # as in JSON
     metadata = tmp_path / "metadata.json"
     metadata.write_text('{"name": "swin_unetr_btcv", "version": "0.1"}')
     return SaveDicomSegmentations({str(image): list(volume.files)}, labels, tmp_path / "out", str(metadata))
@@ -272,7 +272,7 @@ def prediction(label_map: np.ndarray, affine: np.ndarray, image: Path) -> MetaTe
 
 @pytest.mark.parametrize("axes", ["LPS", "RAS", "SAL"])
 def test_the_handler_writes_the_prediction_on_the_series(tmp_path, axes):
-    """Whichever way the axes of the image file run, the organs lie where they are in the patient."""
+    """The organs are at the right position in the patient, whatever the orientation of the image file."""
     volume = make_series(tmp_path / "ct", orientation=OBLIQUE)
     image = tmp_path / "ct7.nii.gz"
     label_map = organs(1, 6)
@@ -303,7 +303,7 @@ def test_a_prediction_beside_the_series_is_refused_by_case(tmp_path):
     image = tmp_path / "ct7.nii.gz"
     moved = volume.affine.copy()
     moved[2, 3] += 2.5
-    with pytest.raises(InputError, match=r"ct7 .*lies 2\.5 mm beside the DICOM series"):
+    with pytest.raises(InputError, match=r"ct7 .*displaced by 2\.5 mm from the DICOM series"):
         evaluate(handler_of(tmp_path, image, volume), {"pred": prediction(organs(1), moved, image)})
 
 

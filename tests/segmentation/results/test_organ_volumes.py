@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The table of volumes counts voxels in mm, and is never lost."""
+"""The table of volumes counts voxels in mm, and survives interrupted runs."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_mask_without_geometry_is_named(tmp_path):
 def measure_on_one_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)  # the parent's thread pool does not survive the fork
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    # Unequal shares, of which one case is in both, as the sampler of a distributed run makes them equal.
+    # One case is in both shares, as the sampler of a distributed run repeats cases to make shares equal.
     names = ["a", "b"] if rank == 0 else ["c", "d", "a"]
     batches = [[item_of(f"d/{name}.nii.gz", {1: 10 * ord(name)})] for name in names]
     run(OrganVolumes({1: "liver"}, f"{folder}/rank{rank}"), batches)
@@ -140,7 +140,7 @@ def measure_on_one_rank(rank: int, folder: str) -> None:
 
 
 def test_two_processes_write_one_table_of_all_cases(tmp_path):
-    # Forked, since importing MONAI anew in each process takes longer than all else in this file.
+    # Forked, since importing MONAI in each process takes longer than everything else in this file.
     processes = torch.multiprocessing.start_processes(
         measure_on_one_rank, (str(tmp_path),), nprocs=2, join=False, start_method="fork"
     )

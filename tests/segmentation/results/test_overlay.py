@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The pictures show the right planes, the right way round, in mm."""
+"""The pictures show the right planes in the right orientation, in mm."""
 
 from __future__ import annotations
 
@@ -242,7 +242,7 @@ def test_handler_draws_each_case_from_its_own_file(tmp_path, monkeypatch):
         image, organs = pictures_of(panel)
         np.testing.assert_array_equal(image, expected)  # the HU of the file, not the image in memory
         assert np.count_nonzero(organs[..., 3]) == 1
-    # Prediction and truth are stored in two orientations, and are drawn at the one place.
+    # Prediction and truth are stored in different orientations, but drawn at the same position.
     place = [np.argwhere(pictures_of(panel)[1][..., 3]).tolist() for panel in panels]
     assert place[:3] == place[3:] == [[[11 - 1 - 3, 9 - 1 - 2]], [[13 - 1 - 4, 9 - 1 - 2]], [[13 - 1 - 4, 11 - 1 - 3]]]
 

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Every case is a dot at its score in the row of its organ, and the numbers beside say how many there are."""
+"""Every case is a dot at its score in its organ's row, and the number of cases is shown."""
 
 from __future__ import annotations
 

@@ -29,7 +29,10 @@ def test_summary_of_each_organ_and_of_all():
         "std": pytest.approx(math.sqrt(0.14)),
         "median": 0.6,
         "n": 3,
-        "interval": [pytest.approx(0.0), pytest.approx(0.9)],  # of three cases one draw in 27 has the worst alone
+        "interval": [
+            pytest.approx(0.0),
+            pytest.approx(0.9),
+        ],  # with three cases, one draw in 27 consists of the worst only
     }
     assert a["nsd"]["mean"] == pytest.approx(0.25)
     assert (a["hd95"]["mean"], a["hd95"]["n"], a["hd95"]["missed"]) == (3.0, 2, 1)
@@ -69,5 +72,5 @@ def test_the_table_says_what_became_of_absent_organs():
     assert lines[1].split()[-3:] == ["HD95", "std", "missed"]
     assert lines[2].split()[-3:] == ["2.00", "0.00", "1"]
     assert lines[2].split()[4:6] == ["[0.0000,", "0.9000]"]
-    assert "no HD95" in lines[-1] and "left out of n" in lines[-2]
+    assert "no HD95" in lines[-1] and "not counted in n" in lines[-2]
     assert max(map(len, lines)) <= 140

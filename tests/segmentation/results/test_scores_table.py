@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""``scores.csv`` is read as it was written."""
+"""Reading ``scores.csv`` returns what was written."""
 
 from __future__ import annotations
 

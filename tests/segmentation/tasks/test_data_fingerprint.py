@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The fingerprint is what one measures by hand, along the axes that training sees; unfit scans are named."""
+"""The fingerprint equals measurements by hand, along the axes of training; unusable scans are named."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def pair(folder: Path, name: str, image: np.ndarray, label: np.ndarray, affine: 
 
 
 def patch_header(file: str, **fields) -> None:
-    """Set fields of an uncompressed file as they are, where nibabel would mend them."""
+    """Set fields of an uncompressed file as they are, where nibabel would correct them."""
     content = bytearray(Path(file).read_bytes())
     header = nib.Nifti1Header(bytes(content[:348]), check=False)
     for name, value in fields.items():
@@ -91,7 +91,7 @@ def test_axes_are_those_that_training_sees(tmp_path):
 
 
 def test_random_scans_agree_with_a_slow_formula(tmp_path):
-    """The box of the voxels above each of several thresholds, by looking at every voxel."""
+    """The box of the voxels above several thresholds, found by checking every voxel."""
     rng = np.random.default_rng(1)
     for number in range(5):
         image = np.where(rng.random(SHAPE) < 0.02, rng.normal(0, 100, SHAPE), -1000).astype(np.float32)
@@ -105,7 +105,7 @@ def test_random_scans_agree_with_a_slow_formula(tmp_path):
 
 
 def test_several_channels_in_one_file_or_in_several_are_one_scan(tmp_path):
-    """The box holds what is above the threshold in any channel."""
+    """The box contains all voxels above the threshold in any channel."""
     first, label = ct(0)
     second = np.full(SHAPE, -1000, np.int16)
     second[8, 5, 5] = 7
@@ -173,10 +173,11 @@ def test_labels_that_are_no_whole_numbers_or_not_declared_are_named(tmp_path):
 def test_channels_other_than_declared_are_named(tmp_path):
     image, label = ct(0)
     item = pair(tmp_path, "two", np.stack([image, image], axis=3), label)
-    assert f"{item['image']}: has shape (10, 8, 6, 2), not (X, Y, Z): 2 volumes in one file" in refusal([item])
+    assert f"{item['image']}: has shape (10, 8, 6, 2), not (X, Y, Z): it has 2 volumes in one file" in refusal([item])
     flat = pair(tmp_path, "one", image, label)
-    assert f"{flat['image']}: has shape (10, 8, 6), not (X, Y, Z, 2): it holds one channel, but 2 are expected" in refusal(
-        [flat], channels=2
+    assert (
+        f"{flat['image']}: has shape (10, 8, 6), not (X, Y, Z, 2): it holds one channel, but 2 are expected"
+        in refusal([flat], channels=2)
     )
 
 

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A row is proposed by the rules that are written beside its values, from figures worked out by hand."""
+"""Proposed rows follow the rules written beside their values. Expected values are calculated by hand."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LABELS = {"0": "background", "1": "organ"}
 
 
 def scan(size, spacing, *, voxels=(900_000, 100_000), intensities=(), name="a") -> ScanFacts:
-    """A scan that is bright from edge to edge."""
+    """A scan without air: bright everywhere."""
     profiles = tuple(np.full(side, 1000.0) for side in size)
     return ScanFacts(name, tuple(map(float, spacing)), profiles, np.array(voxels), np.array(intensities, float))
 
@@ -88,7 +88,7 @@ def test_small_mr_as_of_the_hippocampus():
 
 
 def test_mr_of_few_slices_as_of_the_prostate():
-    """z keeps 3.6 mm, all scans being alike.
+    """z keeps 3.6 mm, because all scans are the same.
 
     cpu: 192 x 192 x 72 mm are 137 x 137 x 20 voxels at 0.6 * 1.1^9 = 1.4 mm, of which 64 x 64 x 32 is 22%, and
     120 x 120 x 20 at 1.6 mm: 28%.
@@ -97,7 +97,7 @@ def test_mr_of_few_slices_as_of_the_prostate():
     labels = {"0": "background", "1": "peripheral", "2": "transition"}
     row = propose_row(data(*scans), channels=["T2", "ADC"], labels=labels).row
     assert row["spacing"] == [0.6, 0.6, 3.6] and row["roi_size"] == [160, 160, 32]
-    assert row["nsd_tolerance"] == 4.0  # 3.6, up to 0.5
+    assert row["nsd_tolerance"] == 4.0  # 3.6, rounded up to a multiple of 0.5
     assert row["channels"] == ["T2", "ADC"] and row["hu_window"] is None
     assert row["official"] == {"crop_sampling": "classes"}  # 900 of 10000 is 9%
     assert row["cpu"] == {"spacing": [1.6, 1.6, 3.6], "roi_size": [64, 64, 32]}
@@ -123,16 +123,16 @@ def test_the_coarse_axis_is_treated_apart_only_where_it_has_few_voxels_too():
 
 
 def test_an_roi_is_even_unless_that_shows_much_less():
-    """Each beside what it was chosen over."""
+    """Comments give the rejected alternatives."""
     assert roi_of([400, 400, 400], voxels=96**3) == [96, 96, 96]
     assert roi_of([512, 512, 90], voxels=96**3) == [
         160,
         160,
         32,
-    ]  # 31% and 36%; 96^3 would show 1% more of it, but 19% of x
+    ]  # 31% of x, 36% of z; 96^3 covers 1% more of the volume, but 19% of x
     assert roi_of([320, 320, 20], voxels=96**3) == [160, 160, 32]
-    assert roi_of([76, 76, 83], voxels=64 * 64 * 32) == [64, 64, 32]  # 27%; 32 x 32 x 96 is more even and shows 18%
-    assert roi_of([30, 50, 30], voxels=96**3) == [64, 64, 32]  # x as y
+    assert roi_of([76, 76, 83], voxels=64 * 64 * 32) == [64, 64, 32]  # 27%; 32 x 32 x 96 is more even but covers 18%
+    assert roi_of([30, 50, 30], voxels=96**3) == [64, 64, 32]  # x equals y
     assert roi_of([20, 31, 32], voxels=96**3) == [32, 32, 64]
 
 
@@ -155,11 +155,11 @@ def test_the_coarser_spacing_is_the_first_that_shows_a_quarter_and_keeps_coarse_
     assert share_seen([64, 64, 32], [79, 79, 79]) > 0.25 > share_seen([64, 64, 32], [86, 86, 86])
     assert coarser_spacing([1.0, 1.0, 6.0], extents, voxels=64 * 64 * 32) == [3.1, 3.1, 6.0]
     assert share_seen([64, 64, 32], [97, 97, 50]) > 0.25 > share_seen([64, 64, 32], [103, 103, 50])
-    assert coarser_spacing([1.0, 1.0, 1.0], extents / 5, voxels=64 * 64 * 32) == [1.0, 1.0, 1.0]  # 60^3: sees half
+    assert coarser_spacing([1.0, 1.0, 1.0], extents / 5, voxels=64 * 64 * 32) == [1.0, 1.0, 1.0]  # 60^3: covers half
 
 
 def test_a_batch_of_small_volumes_is_no_larger_than_there_are_scans():
-    """40 x 40 x 20: 64 x 64 x 32 holds it, 884736 / 131072 = 6.75, and 131072 / 131072 = 1 leaves the batch of cpu."""
+    """40 x 40 x 20: 64 x 64 x 32 covers it; 884736 / 131072 = 6.75; 131072 / 131072 = 1 keeps the batch of cpu."""
     for count, batch in ((4, 4), (6, 6), (9, 6)):
         row = propose_row(data(*[scan((40, 40, 20), (1, 1, 1))] * count), channels=["MR"], labels=LABELS).row
         assert row["roi_size"] == [64, 64, 32] and row["official"]["batch_size"] == batch
@@ -188,7 +188,7 @@ def test_the_window_is_rounded_outwards_and_never_empty():
 
 
 def test_the_box_is_that_above_the_lower_end_of_the_window():
-    """200 planes of air (-1000) around 40 of tissue, of which the window begins at -40."""
+    """200 planes of air (-1000) around 40 of tissue, whose window starts at -40."""
     profile = np.r_[np.full(100, -1000.0), np.full(40, 60.0), np.full(100, -1000.0)]
     facts = ScanFacts("a", (1.0,) * 3, (profile,) * 3, np.array([9, 9]), np.arange(-40.0, 60.0))
     proposal = propose_row(data(facts), channels=["CT"], labels=LABELS)
@@ -202,8 +202,8 @@ def test_the_box_is_that_above_the_lower_end_of_the_window():
         (["CT"], "CT", "calls every channel CT"),
         ([" ct ", "Ct"], "CT", "calls every channel CT"),
         (["CT", "PET"], "MR", "other channels beside CT: no HU window, all are z-scored"),
-        (["CTA"], "MR", "says CTA, not CT: z-scored, as MR is"),
-        (["FLAIR", "T1w"], "MR", "says FLAIR, T1w, not CT"),
+        (["CTA"], "MR", "names CTA, not CT: z-scored like MR"),
+        (["FLAIR", "T1w"], "MR", "names FLAIR, T1w, not CT"),
     ],
 )
 def test_only_what_is_called_ct_has_a_window_and_that_is_said(channels, modality, words):
@@ -216,10 +216,10 @@ def test_only_what_is_called_ct_has_a_window_and_that_is_said(channels, modality
 def test_a_class_that_no_scan_holds_is_said_and_labels_without_any_are_refused():
     labels = {"0": "background", "1": "liver", "2": "cancer"}
     proposal = propose_row(data(scan((99, 99, 99), (1, 1, 1), voxels=(9, 5, 0))), channels=["MR"], labels=labels)
-    assert proposal.entries["labels"] == (labels, "the data list; NO SCAN HOLDS cancer")
-    assert proposal.row["official"]["crop_sampling"] == "pos_neg"  # liver alone is all that is labelled
+    assert proposal.entries["labels"] == (labels, "the data list; NO SCAN CONTAINS cancer")
+    assert proposal.row["official"]["crop_sampling"] == "pos_neg"  # only liver is labelled
     with pytest.raises(
-        InputError, match="labels of all 1 scans are background alone, such as that of a: there is nothing"
+        InputError, match="labels of all 1 scans contain only background, such as that of a: there is nothing"
     ):
         propose_row(data(scan((99, 99, 99), (1, 1, 1), voxels=(9, 0, 0))), channels=["MR"], labels=labels)
 
@@ -255,7 +255,7 @@ def test_a_data_set_gets_its_row_printed_and_written_with_reasons(tmp_path, caps
     printed = capsys.readouterr().out
     assert "My_organs_v2: a row proposed from 3 scans" in printed and "[0.0, 400.0]" in printed
     written = tmp_path / "out" / "task.yaml"
-    assert f"the proposed row stands in {written}: edit it, and use it by --task {written}" in caplog.text
+    assert f"wrote the proposed row to {written}: edit it, then use it with --task {written}" in caplog.text
     assert ConfigParser.load_config_file(str(written)) == {name: row}
     text = written.read_text()
     assert f"configs/train.yaml --task {written} --dataset_dir {tmp_path}/data\n" in text
@@ -289,11 +289,9 @@ def test_a_row_that_was_edited_is_never_overwritten(tmp_path):
     assert written.read_text() == text
     for edited in (text.replace("[0.0, 400.0]", "[-5.0, 400.0]"), "no: [row", ""):
         written.write_text(edited)
-        with pytest.raises(
-            InputError, match="task.yaml holds another row than is proposed for .*dataset.json"
-        ) as error:
+        with pytest.raises(InputError, match="task.yaml differs from the row proposed for .*dataset.json") as error:
             proposed_row(path, output_dir=tmp_path)
-        assert f"give --task {written}; for a new proposal, remove it or choose another --output_dir." in str(
+        assert f"pass --task {written}; for a new proposal, remove it or choose another --output_dir." in str(
             error.value
         )
         assert written.read_text() == edited
@@ -301,7 +299,7 @@ def test_a_row_that_was_edited_is_never_overwritten(tmp_path):
 
 
 def test_names_and_labels_of_any_text_come_back_from_the_file(tmp_path):
-    """Signs of YAML and of MONAI's config, a line break, other scripts."""
+    """Special characters of YAML and MONAI configs, a line break, non-Latin scripts."""
     labels = {"0": "background", "1": 'Milz: "größer"\n# 5', "2": "$@脾", "3": "no"}
     facts = data(scan((99, 99, 99), (1, 1, 1), voxels=(9, 9, 9, 0)))
     proposal = propose_row(facts, channels=["null\n"], labels=labels)
@@ -330,12 +328,15 @@ def refusal(path: Path) -> str:
 
 def test_a_list_that_is_not_there_or_lacks_what_a_row_needs_is_refused(tmp_path):
     missing = tmp_path / "none" / "dataset.json"
-    assert refusal(missing) == f"--task {missing}: there is no such file. It must be the dataset.json of a data set."
+    assert refusal(missing) == f"--task {missing}: file not found. It must be the dataset.json of a data set."
     for number, (changes, words) in enumerate(
         [
             ({"labels": None}, 'declares no labels. Add them: "labels": {"0": "background", "1": "spleen"}.'),
             ({"labels": {"background": 0, "organ": 1}}, "'labels' must map label values to names"),
-            ({"labels": {"0": "background", "2": "organ"}}, "must be 0 (background), 1, 2, ... without a gap"),
+            (
+                {"labels": {"0": "background", "2": "organ"}},
+                "must have the values 0 (background), 1, 2, ... without a gap",
+            ),
             (
                 {"modality": None},
                 'declares no \'modality\'. Name each channel by its number from 0: "modality": {"0": "CT"}',
@@ -377,7 +378,7 @@ def test_scans_without_a_label_are_left_out_and_an_absent_class_is_warned_of(tmp
     _, row = proposed_row(path, output_dir=None)
     assert row["labels"]["2"] == "cancer"
     assert "1 of 4 training scans have no label and are not measured" in caplog.text
-    assert f"{path}: no training label holds cancer: the network will never find it" in caplog.text
+    assert f"{path}: no training label contains cancer: the network cannot learn it" in caplog.text
 
 
 @pytest.mark.realdata
@@ -388,4 +389,4 @@ def test_of_the_hippocampus_the_whole_volume_is_seen_at_one_millimetre(tmp_path)
     assert row["spacing"] == row["cpu"]["spacing"] == [1.0, 1.0, 1.0]
     assert row["roi_size"] == [64, 64, 64] and row["cpu"]["roi_size"] == [64, 64, 32]
     assert row["official"] == {"crop_sampling": "pos_neg", "batch_size": 3}
-    assert "holds 100% of the median scan" in (tmp_path / "task.yaml").read_text()
+    assert "covers 100% of the median scan" in (tmp_path / "task.yaml").read_text()

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Rows of the Decathlon's tasks: found by name, by file or with the model; checked; and compared with the data."""
+"""Rows of the Decathlon's tasks are found by name, file or model, checked, and compared with the data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from bundles.segmentation.tasks.tasks import check_dataset, choose_task, dataset
 CONFIGS = Path(__file__).parents[3] / "bundles" / "swin_unetr_msd" / "configs"
 BTCV = Path(__file__).parents[3] / "bundles" / "swin_unetr_btcv_seg" / "configs"
 TABLE, PRESETS = str(CONFIGS / "tasks.yaml"), str(CONFIGS / "presets.yaml")
-# Of the Decathlon's own dataset.json files (Antonelli et al., Nature Communications 2022): training cases, test cases, channels, classes.
+# Training cases, test cases, channels and classes, from the Decathlon's own dataset.json files (Antonelli et al.,
+# Nature Communications 2022).
 DECATHLON = {
     "Task01_BrainTumour": (484, 266, 4, 4),
     "Task02_Heart": (20, 10, 1, 2),
@@ -33,7 +34,7 @@ DECATHLON = {
     "Task10_Colon": (126, 64, 1, 2),
 }
 PRESET_NAMES = ("official", "few_label", "cpu")
-# Channels and structures as the Decathlon's own dataset.json files word them, where that is not as the table does.
+# Channels and structures as named in the Decathlon's own dataset.json files, where they differ from the table.
 WORDS = {
     "Task01_BrainTumour": (
         ("FLAIR", "T1w", "t1gd", "T2w"),
@@ -127,14 +128,14 @@ def test_a_file_with_one_row_is_a_task(tmp_path):
         ({"spacing": ...}, "Own lacks spacing"),
         ({"spacings": [1, 1, 1]}, "sets 'spacings'.*Did you mean spacing"),
         ({"cpu": {"maxsteps": 3}}, "Own, cpu sets 'maxsteps'.*Did you mean max_steps"),
-        ({"cpu": 3}, "Own, cpu must be entries"),
+        ({"cpu": 3}, "Own, cpu must contain entries"),
         ({"channels": "CT"}, "channels 'CT'"),
         ({"modality": "PET"}, "modality 'PET'"),
         ({"labels": {"0": "background", "2": "kidney"}}, "without a gap"),
         ({"labels": ["background", "kidney"]}, "a name for each value"),
-        ({"foreground": None}, "foreground None; a number is due"),
+        ({"foreground": None}, "foreground None; expected a number"),
         ({"cpu": {"foreground": "air"}}, "Own, cpu has foreground 'air'"),
-        ({"nsd_tolerance": {"kidney": -1}}, "nsd_tolerance .*-1.*mm are due"),
+        ({"nsd_tolerance": {"kidney": -1}}, "nsd_tolerance .*-1.*expected mm"),
     ],
 )
 def test_a_faulty_row_is_refused_with_its_file(tmp_path, changes, says):
@@ -145,7 +146,7 @@ def test_a_faulty_row_is_refused_with_its_file(tmp_path, changes, says):
 
 def test_a_file_must_hold_one_row(tmp_path):
     (tmp_path / "two.yaml").write_text("A: {}\nB: {}\n")
-    with pytest.raises(InputError, match="two.yaml must hold one row"):
+    with pytest.raises(InputError, match="two.yaml must contain exactly one row"):
         choose(str(tmp_path / "two.yaml"))
     with pytest.raises(InputError, match="none.yaml not found.*--task DIR/dataset.json proposes a row"):
         choose(str(tmp_path / "none.yaml"))
@@ -175,7 +176,7 @@ def test_a_model_brings_the_row_that_it_was_trained_by(tmp_path):
     assert found == {**row, "spacing": [3.0, 3.0, 3.0], "roi_size": [64, 64, 64]}
     assert choose(str(tmp_path / "task.yaml"), checkpoint=model) == found
     assert choose("Own", checkpoint=model) == found
-    assert choose("/data/own/dataset.json", checkpoint=model) == found  # nothing is proposed anew
+    assert choose("/data/own/dataset.json", checkpoint=model) == found  # no new row is proposed
     with pytest.raises(InputError, match="model.pt was trained for Own, not for --task Task09_Spleen"):
         choose("Task09_Spleen", checkpoint=model)
 
@@ -183,7 +184,7 @@ def test_a_model_brings_the_row_that_it_was_trained_by(tmp_path):
 def test_what_a_file_says_otherwise_than_the_model_is_not_passed_over_in_silence(tmp_path, caplog):
     file = write_row(tmp_path / "task.yaml", cpu={"spacing": [4.0, 4.0, 4.0]})
     model = model_file(tmp_path / "model.pt", task="Own", row=kept_row(row=choose(file, "cpu")))
-    assert choose(file, checkpoint=model)["spacing"] == [4.0, 4.0, 4.0]  # another preset than the training's is none
+    assert choose(file, checkpoint=model)["spacing"] == [4.0, 4.0, 4.0]  # another preset's value is no difference
     assert not caplog.records
     write_row(tmp_path / "task.yaml", cpu={"spacing": [4.0, 4.0, 4.0]}, nsd_tolerance=5.0)
     assert choose(file, checkpoint=model)["nsd_tolerance"] == 2.0
@@ -203,7 +204,7 @@ def test_without_a_task_the_only_one_of_the_table_is_taken_and_several_are_named
     row = choose_task(task=None, file=btcv, preset="cpu")
     assert (row["name"], row["spacing"], row["roi_size"]) == ("BTCV", [4.0, 4.0, 5.0], [64, 64, 32])
     metadata = json.loads((BTCV / "metadata.json").read_text())["network_data_format"]["outputs"]["pred"]
-    assert row["labels"] == metadata["channel_def"]  # where the zoo and MONAI Label look for them
+    assert row["labels"] == metadata["channel_def"]  # where the Model Zoo and MONAI Label look for them
 
 
 def test_a_model_that_records_its_labels_alone_is_of_the_only_task_with_those_labels(tmp_path):
@@ -295,7 +296,7 @@ def test_channels_in_another_order_or_of_another_modality_are_refused(tmp_path, 
 def test_other_makers_names_are_worth_a_warning(tmp_path, caplog):
     listed = write_list(tmp_path, labels={"0": "background", "1": "milt"})
     check_dataset(**listed, file=TABLE)
-    assert "['milt'], taken for ['spleen'] of Task09_Spleen" in caplog.text
+    assert "['milt']: they are used as ['spleen'] of Task09_Spleen" in caplog.text
 
 
 @pytest.mark.parametrize("config", ["evaluate", "inference"])

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What is drawn for a crop follows its draw alone; what is applied is what MONAI's transforms do with the same numbers."""
+"""The augmentation of a crop depends on its draw only, and equals that of MONAI's transforms with the same parameters."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_label_and_image_stay_together():
     for change in drawn(20, ALWAYS | dict.fromkeys(("noise", "contrast", "scale_intensity", "shift_intensity"), 0.0)):
         image, changed = change_crop(label, label.to(torch.uint8), change)
         assert not torch.equal(changed.float(), label)
-        # where the image of the label is beyond doubt, the label is the same
+        # where the interpolated label is unambiguous, the label is equal
         assert (changed[image > 0.9] == 1).all() and (changed[image < 0.1] == 0).all()
         assert ((image > 0.5) != changed.bool()).float().mean() < 0.04
 
@@ -144,7 +144,7 @@ def test_every_kind_happens_as_often_as_asked_for(chance):
     for kind, each in happened.items():
         assert np.mean(each) == pytest.approx(chance, abs=error), kind
     pairs = np.corrcoef([np.array(each, dtype=float) for each in happened.values()])
-    assert np.abs(pairs - np.eye(len(pairs))).max() < 0.08  # each for itself
+    assert np.abs(pairs - np.eye(len(pairs))).max() < 0.08  # each independently
 
 
 def test_an_axis_that_is_not_to_be_flipped_never_is():

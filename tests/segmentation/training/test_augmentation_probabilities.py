@@ -20,13 +20,13 @@ def test_each_axis_may_be_flipped_as_often_as_one_likes():
 @pytest.mark.parametrize(
     ("augmentation", "words"),
     [
-        ({"flips": 0.5}, "names flips; what there is: flip, rot90"),
+        ({"flips": 0.5}, "names flips; available kinds: flip, rot90"),
         ({"flip": 1.5}, r"flip 1\.5 must be a probability"),
         ({"flip": True}, "flip True must be a probability"),
         ({"flip": [0.5, 2, 0]}, "flip 2 must be a probability"),
         ({"flip": [0.5, 0]}, r"flip \[0\.5, 0\] must be one probability, or one for each of the three axes"),
         ({"noise": [0.5, 0, 0]}, r"noise \[0\.5, 0, 0\] must be a probability"),
-        (0.5, r"--augmentation 0\.5 must name probabilities"),
+        (0.5, r"--augmentation 0\.5 must map kinds to probabilities"),
     ],
 )
 def test_what_is_no_probability_is_refused(augmentation, words):

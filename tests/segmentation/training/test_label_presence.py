@@ -50,13 +50,13 @@ def test_an_organ_in_no_training_case_is_named(scans, caplog):
     caplog.set_level("INFO")
     check_label_presence(scans=scans, labels=LABELS)
     warning, remark = caplog.messages
-    assert "no training case holds aorta" in warning
-    assert "of 2 training cases, not all hold spleen (1)" in remark
+    assert "no training case contains aorta" in warning
+    assert "not all of the 2 training cases contain spleen (1)" in remark
 
 
 def test_labels_of_background_alone_are_refused(tmp_path):
     scans = [label_file(tmp_path / "empty.nii.gz")]
-    with pytest.raises(InputError, match=r"background alone, such as .*empty\.nii\.gz"):
+    with pytest.raises(InputError, match=r"contain only background, such as .*empty\.nii\.gz"):
         check_label_presence(scans=scans, labels=LABELS)
 
 

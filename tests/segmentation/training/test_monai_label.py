@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What stands between MONAI Label and the bundles: texts beside the image, who started the training, and where its result goes."""
+"""Support for MONAI Label: strings in the items, detecting that it runs the training, replacing the served model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bundles.segmentation.training.monai_label import ReplaceModel, Spacingd, st
 
 @pytest.fixture
 def item(tmp_path) -> dict:
-    """A scan as MONAI Label loads it: its file stands beside it as a text."""
+    """A scan as MONAI Label loads it: the item also contains the file name as a string."""
     path = str(tmp_path / "scan.nii.gz")
     nib.save(nib.Nifti1Image(np.random.default_rng(0).normal(size=(9, 8, 7)), np.diag([1, 2, 3, 1])), path)
     load = Compose([LoadImaged("image", image_only=False), EnsureChannelFirstd("image")])

@@ -225,9 +225,9 @@ def test_weights_that_say_other_labels_and_no_task_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        (None, "holds many tasks.*--task Task09_Spleen"),
+        (None, "has many tasks.*--task Task09_Spleen"),
         ("Task9_Spleen", "'Task9_Spleen' is not in .*Task09_Spleen"),
-        ("nowhere.yaml", "nowhere.yaml is not there"),
+        ("nowhere.yaml", "nowhere.yaml does not exist"),
     ],
 )
 def test_a_task_that_is_not_there_is_refused(tmp_path, spleen_models, task, message):
@@ -243,10 +243,10 @@ def test_a_task_for_a_bundle_without_tasks_is_refused(tmp_path, btcv_models):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (OWN + "Other: {modality: CT}\n", "must hold one row.*Task501_Kidney, Other"),
+        (OWN + "Other: {modality: CT}\n", "must contain one row.*Task501_Kidney, Other"),
         ("Kidney: {modality: CT}\n", "Kidney lacks channels, labels, spacing, roi_size"),
-        ("- a\n", "must hold rows under their names"),
-        ("1: {modality: CT}\n", "must hold rows under their names"),
+        ("- a\n", "must contain rows under their names"),
+        ("1: {modality: CT}\n", "must contain rows under their names"),
         ("Kidney: {modality: [CT\n", r"task\.yaml cannot be read as YAML"),
         (b"Kidney: \xff\n", r"task\.yaml cannot be read as YAML"),
     ],
@@ -266,7 +266,7 @@ def test_of_two_rows_of_one_name_the_last_counts(tmp_path):
 @pytest.mark.parametrize("name", ["Task901_Spleen", "spleen", "Task09_Spleen"])
 def test_a_task_of_ones_own_that_would_take_the_name_of_one_of_the_ten_is_refused(tmp_path, name):
     (tmp_path / "task.yaml").write_text(OWN.replace("Task501_Kidney", name))
-    message = f"task.yaml: the bundle of {name} would be called swin_unetr_msd_spleen, as that of Task09_Spleen.*Rename the row"
+    message = f"task.yaml: the bundle of {name} would be called swin_unetr_msd_spleen, like that of Task09_Spleen.*Rename the row"
     with pytest.raises(InputError, match=message):
         find_task(str(tmp_path / "task.yaml"), TABLE)
     (tmp_path / "tasks.yaml").write_text(TABLE.read_text() + OWN.replace("Task501_Kidney", name))

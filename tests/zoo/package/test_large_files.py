@@ -93,11 +93,11 @@ def test_a_package_leaves_them_out_of_the_zip_and_in_the_repository(tmp_path, bt
     assert failed == set()
     folder = extract_archive(package.archive, tmp_path / "unpacked")
     reasons = {verdict.check: verdict.reason for verdict in verify(folder, build=False) if verdict.outcome == "FAILED"}
-    assert "models/model.pt is not here" in reasons["large files"] and "download_large_files" in reasons["large files"]
+    assert "models/model.pt is missing" in reasons["large files"] and "download_large_files" in reasons["large files"]
     (folder / "models").mkdir()
     (folder / "models/model.pt").write_bytes((btcv_models / "model.pt").read_bytes()[:-1] + b"?")
     reasons = {verdict.check: verdict.reason for verdict in verify(folder, build=False) if verdict.outcome == "FAILED"}
-    assert "large_files.yml says" in reasons["large files"]
+    assert "large_files.yml lists" in reasons["large files"]
 
 
 def test_without_the_option_they_are_inside_and_the_zoos_limit_is_named(tmp_path, btcv_models, unbuilt, monkeypatch):
@@ -125,7 +125,7 @@ def test_packing_names_what_passes_and_what_does_not(tmp_path, btcv_models, unbu
     output = capsys.readouterr().out
     assert f"zoo.verify {tmp_path / 'inside' / archive}\n" in output
     assert (
-        "models/model.pt is over 25 MB" in output and "fails at sizes" in output and "--large_files_url URL" in output
+        "models/model.pt is over 25 MB" in output and "'sizes' of zoo.verify fails" in output and "--large_files_url URL" in output
     )
     assert main([*words, str(tmp_path / "beside"), "--large_files_url", "https://example.org"]) == 0
     output = capsys.readouterr().out

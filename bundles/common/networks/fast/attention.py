@@ -4,8 +4,8 @@
 MONAI's `WindowAttention` writes windows x heads x tokens x tokens scores several times and keeps them for the backward.
 Here
 
-- on a GPU, `scaled_dot_product_attention` gets bias and mask broadcast over the batch, in the dtype of the queries, with
-  gradients;
+- on a GPU, `scaled_dot_product_attention` gets bias and mask broadcast over the batch, in the dtype of the queries,
+  with gradients;
 - on a CPU, that call would keep all scores if the bias needs a gradient. So `chunked_attention` processes a few windows
   at a time and recomputes the scores in the backward;
 - while a network is traced or exported, MONAI's own operations run.
@@ -163,8 +163,8 @@ def fused_attention(qkv: torch.Tensor, folded: torch.Tensor, kind: torch.Tensor,
 class FastWindowAttention(WindowAttention):
     """MONAI's `WindowAttention` without stored attention scores.
 
-    ``forward`` also accepts a `WindowPlan` instead of the mask; the windows must then be in the plan's order. With a mask
-    of MONAI's shape, with attention dropout, or during export, MONAI's own forward runs.
+    ``forward`` also accepts a `WindowPlan` instead of the mask; the windows must then be in the plan's order. With a
+    mask of MONAI's shape, with attention dropout, or during export, MONAI's own forward runs.
     """
 
     _kept: tuple | None = None  # (key, folded bias, ...) of the last forward without gradients
@@ -193,8 +193,8 @@ class FastWindowAttention(WindowAttention):
     def position_bias(self, tokens: int) -> torch.Tensor:
         """Return the learned bias of each pair of tokens, (heads, tokens, tokens + padding to a multiple of 8).
 
-        A window with fewer tokens than the full one reads the corner of the full window's index. That is not the index of
-        the smaller window, but every published checkpoint was trained this way.
+        A window with fewer tokens than the full one reads the corner of the full window's index. That is not the index
+        of the smaller window, but every published checkpoint was trained this way.
         """
         index = F.pad(self.relative_position_index[:tokens, :tokens], (0, -tokens % 8))
         bias = self.relative_position_bias_table[index.flatten()].view(*index.shape, self.num_heads)

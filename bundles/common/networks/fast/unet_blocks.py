@@ -25,7 +25,8 @@ def pointwise(conv: nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
 def can_fuse(x: torch.Tensor, norm: nn.Module, act: nn.Module) -> bool:
     """Return whether the fused path applies.
 
-    It does on a CPU, for a leaky ReLU after an instance norm without weights and running statistics, as MONAI builds it.
+    It does on a CPU, for a leaky ReLU after an instance norm without weights and running statistics, as MONAI builds
+    it.
     """
     plain = type(norm) is nn.InstanceNorm3d and not norm.affine and not norm.track_running_stats
     return (
@@ -60,7 +61,7 @@ class FastUnetResBlock(UnetResBlock):
 
 
 class FastUnetOutBlock(UnetOutBlock):
-    """The last convolution, 1x1x1. Its result is contiguous, because losses and metrics read it together with labels."""
+    """The last convolution, 1x1x1. Its result is contiguous, because losses and metrics read it with the labels."""
 
     def forward(self, inp: torch.Tensor) -> torch.Tensor:
         if is_exporting() or inp.device.type != "cpu":

@@ -2,8 +2,8 @@
 """Partition tokens into windows, and compute the attention masks of shifted windows, once per shape.
 
 MONAI pads, rolls and partitions with one copy each, and rebuilds a mask for every window in a 27-step loop. Here a
-single gather replaces the copies. Only the last window along an axis contains a seam, so there are at most 2^3 different
-masks for any number of windows.
+single gather replaces the copies. Only the last window along an axis contains a seam, so there are at most 2^3
+different masks for any number of windows.
 """
 
 from __future__ import annotations
