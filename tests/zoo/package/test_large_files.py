@@ -125,7 +125,9 @@ def test_packing_names_what_passes_and_what_does_not(tmp_path, btcv_models, unbu
     output = capsys.readouterr().out
     assert f"zoo.verify {tmp_path / 'inside' / archive}\n" in output
     assert (
-        "models/model.pt is over 25 MB" in output and "'sizes' of zoo.verify fails" in output and "--large_files_url URL" in output
+        "models/model.pt is over 25 MB" in output
+        and "'sizes' of zoo.verify fails" in output
+        and "--large_files_url URL" in output
     )
     assert main([*words, str(tmp_path / "beside"), "--large_files_url", "https://example.org"]) == 0
     output = capsys.readouterr().out
