@@ -149,4 +149,11 @@ def test_bundle_copied_without_what_it_links_to(tmp_path, btcv):
         [*command, "--dataset_dir", str(btcv)], cwd=tmp_path / "copied", capture_output=True, text=True, check=False
     )
     assert run.returncode != 0
-    assert "leads nowhere" in run.stderr and "cp -rL" in run.stderr
+    assert "Cannot find the config file: configs/train.yaml" in run.stderr  # MONAI reads it before any code of ours
+    shutil.rmtree(tmp_path / "copied/configs")
+    shutil.copytree(BUNDLES / "swin_unetr_btcv_seg/configs", tmp_path / "copied/configs")
+    run = subprocess.run(
+        [*command, "--dataset_dir", str(btcv)], cwd=tmp_path / "copied", capture_output=True, text=True, check=False
+    )
+    assert run.returncode != 0
+    assert "scripts/segmentation: dead link" in run.stderr and "cp -rL" in run.stderr

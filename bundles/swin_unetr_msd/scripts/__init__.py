@@ -10,6 +10,6 @@ _DEAD += [path for path in (_BUNDLE / "configs").glob("*") if not path.exists()]
 
 if _DEAD:
     raise ImportError(
-        f"{', '.join(map(str, sorted(_DEAD)))}: dead link. The bundle folder was copied out of the repository without what "
+        f"{', '.join(map(str, sorted(_DEAD)))}: dead link, it leads nowhere. The bundle folder was copied out of the repository without what "
         "it links to. Copy it with the links followed (cp -rL), use a packed bundle, or run it inside the repository."
     )

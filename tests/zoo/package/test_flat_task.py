@@ -129,8 +129,8 @@ def test_without_an_option_each_workflow_takes_the_task_of_the_bundle(staged, ta
 def test_the_table_holds_that_row_alone_with_its_comments(staged):
     text = (staged["Task05_Prostate"] / "configs/tasks.yaml").read_text()
     assert yaml.safe_load(text) == {"Task05_Prostate": ROWS["Task05_Prostate"]}
-    assert "# R; an author named 0.5 mm" in text
-    assert "R = a rival's" in text  # the header that explains R
+    assert "# R; an author stated 0.5 mm" in text
+    assert "R  values published for another method" in text  # the header that explains R
 
 
 def test_comments_and_names_in_configs_are_the_tasks(staged):
@@ -177,7 +177,7 @@ def test_settings_of_the_weights_go_before_the_tables(tmp_path):
         "Task03_Liver", spacing=[3.5, 3.5, 4.0], nsd_tolerance=9.0
     )
     assert ConfigParser.load_config_file(table)["Task03_Liver"]["official"] == ROWS["Task03_Liver"]["official"]
-    assert "differ from the table's" in Path(table).read_text()
+    assert "differ from the table" in Path(table).read_text()
     assert "3.5 x 3.5 x 4 mm" in (folder / "docs/README.md").read_text()
 
 
