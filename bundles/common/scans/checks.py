@@ -174,7 +174,9 @@ def _problem(item: dict, channels: int, labels: list[int] | None, voxels: bool, 
 
 def _check_label_shape(shape: tuple[int, ...]) -> None:
     if len(_without_trailing_ones(shape)) != 3:
-        raise RefusedScan(f"has shape {shape}; a label must be one 3D volume of label values (no one-hot channels)")
+        raise RefusedScan(
+            f"is a label of shape {shape}; it must be one 3D volume of label values (no one-hot channels)"
+        )
 
 
 def _check_grid(scan: nib.spatialimages.SpatialImage, other: nib.spatialimages.SpatialImage, name: str) -> None:

@@ -148,7 +148,9 @@ def test_a_label_off_the_grid_of_its_image_is_named(tmp_path):
     other = label(tmp_path / "shape.nii", shape=(8, 9, 11))
     assert fault({"image": image, "label": other}).startswith(f"{other}: has shape (8, 9, 11), but its image {image}")
     one_hot = label(tmp_path / "hot.nii", shape=(*SHAPE, 3))
-    assert fault({"image": image, "label": one_hot}).startswith(f"{one_hot}: has shape (8, 9, 10, 3); a label must be")
+    assert fault({"image": image, "label": one_hot}).startswith(
+        f"{one_hot}: is a label of shape (8, 9, 10, 3); it must be"
+    )
 
     half, flipped, stretched = AFFINE.copy(), AFFINE.copy(), AFFINE.copy()
     half[0, 3] += 0.4  # half a voxel
