@@ -82,7 +82,7 @@ def test_the_folder_of_another_task_is_refused(tmp_path, spleen):
 
 
 def test_two_processes_train_together(tmp_path, spleen):
-    options = {**SMALL, "batch_size": 1, "dataset_dir": spleen, "output_dir": tmp_path}
+    options = {**SMALL, "batch_size": 1, "task": "Task09_Spleen", "dataset_dir": spleen, "output_dir": tmp_path}
     succeed(run_bundle("swin_unetr_msd", ["train.yaml", "multi_gpu_train.yaml"], processes=2, **options))
     assert (tmp_path / "models" / "model.pt").exists()
 
