@@ -161,7 +161,7 @@ def test_few_label_recipe_in_the_folders_of_the_download(tmp_path, btcv, pretrai
         roi_size="[32,32,64]",
         **options,
     )
-    assert "the run ends here (--early_stopping)" in succeed(run)
+    assert "early stopping: no better mean_dice in the last 1 validations" in succeed(run)
     trained = torch.load(tmp_path / "out" / "models" / "model.pt", weights_only=True)["trained"]
     assert (trained["encoder_lr_decay"], trained["drop_path"], trained["scans"]["number"]) == (0.75, 0.1, 2)
     assert trained["augmentation"]["affine"] == 0.5 and trained["augmentation"]["flip"] == [0.0] * 3

@@ -161,7 +161,7 @@ def test_published_weights_go_through_convert_into_a_fine_tuning_and_its_model(t
     content = torch.load(official, weights_only=True)
     torch.save({"state_dict": content["state_dict"]}, encoder)
     output = succeed(run_bundle("swin_unetr_pretrain", "convert.yaml", source=encoder, target=tmp_path / "e.pt"))
-    assert "mlp.fc1/fc2" in output and "legacy, says the table of known files" in output
+    assert "mlp.fc1/fc2" in output and "legacy, according to the table of known files" in output
     options = {**SMALL, "depths": None, "roi_size": "[64,64,32]", "dataset_dir": btcv, "output_dir": tmp_path / "seg"}
     succeed(run_bundle("swin_unetr_btcv_seg", "train.yaml", pretrained_encoder=encoder, **options))
     model = torch.load(tmp_path / "seg" / "models" / "model.pt", weights_only=True)
@@ -220,4 +220,4 @@ def test_a_store_gives_the_weights_that_the_scans_give(tmp_path, unlabelled):
     assert models["nifti"]["trained"]["score"] == models["store"]["trained"]["score"]
     refused = run_bundle("swin_unetr_pretrain", "train.yaml", **{**options, "foreground_hu": -400.0})
     assert refused.returncode == 1
-    assert "was prepared with foreground_hu -500.0, this run has -400.0" in refused.stderr.splitlines()[-1]
+    assert "was prepared with foreground_hu -500.0, but this run has -400.0" in refused.stderr.splitlines()[-1]
