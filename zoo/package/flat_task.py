@@ -15,6 +15,7 @@ import yaml
 
 from bundles.common.errors import InputError
 from bundles.common.files import write_text
+from bundles.segmentation.models.label_names import names_by_value
 
 from .names import check_name
 from .packed_weights import Weights
@@ -245,16 +246,12 @@ def _trained_row(task: Task, weights: Weights) -> dict[str, Any]:
         )
     trained = dict(weights.row or {key: weights.trained[key] for key in VOXELS if key in weights.trained})
     labels = trained.get("labels", task.row["labels"])
-    if weights.labels is not None and _names_by_value(weights.labels) != _names_by_value(labels):
+    if weights.labels is not None and names_by_value(weights.labels) != names_by_value(labels):
         raise InputError(
             f"{weights.path} was trained for the labels {weights.labels}; {task.name} has {labels}. Choose a task with those labels, "
             f"such as your own row: {MSD} --task FILE.yaml."
         )
     return trained
-
-
-def _names_by_value(labels: Mapping[Any, Any]) -> dict[int, str]:
-    return {int(value): str(name) for value, name in labels.items()}
 
 
 def _row_with(task: Task, trained: Mapping[str, Any], preset: str, presets: Iterable[str]) -> str:

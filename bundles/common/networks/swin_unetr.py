@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +12,6 @@ from monai.networks.nets.swin_unetr import SwinTransformer
 from ..errors import InputError
 from .fast.swin import make_fast
 from .patch_merging import MERGING
-
-logger = logging.getLogger(__name__)
 
 
 def build_encoder(record: Mapping[str, Any], *, use_checkpoint: bool = False, fast: bool = True) -> SwinTransformer:

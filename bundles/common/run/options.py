@@ -153,16 +153,13 @@ def check_options() -> None:
     parser = running_config()
     typical = first_preset(str(Path(parser.get_parsed_content("bundle_root")) / "configs" / "presets.yaml"))
     for name in option_names(parser.config):
-        rule = RULES.get(name)
-        if rule is None and typical.get(name) is not None:
-            rule = RULES_OF_TYPES.get(type(typical[name]))
-        elif rule is None and name != "roi_size":
-            continue
-        value = parser.get_parsed_content(name)
+        rule = RULES.get(name) or RULES_OF_TYPES.get(type(typical.get(name)))
         if name == "roi_size":
-            check_roi_size(value)
-        elif rule is not None and not (value is None and name not in RULES):
-            rule.check(name, value)
+            check_roi_size(parser.get_parsed_content(name))
+        elif rule is not None:
+            value = parser.get_parsed_content(name)
+            if name in RULES or value is not None:
+                rule.check(name, value)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ...common.errors import InputError
 from ...common.networks.swin_unetr import build_swin_unetr
 from ...common.weights.encoder_record import resolve_encoder
 from ...common.weights.loading import load_model
+from .label_names import names_by_value
 from .model_record import model_labels, training_of
 
 logger = logging.getLogger(__name__)
@@ -82,9 +83,9 @@ def load_ensemble(
     networks = []
     for path in paths[1:]:
         model_names = model_labels(path, otherwise=labels)
-        if _by_value(model_names) != _by_value(labels):
+        if names_by_value(model_names) != names_by_value(labels):
             raise InputError(
-                f"{path} has the labels {_by_value(model_names)}, {paths[0]} {_by_value(labels)}: all models of an "
+                f"{path} has the labels {names_by_value(model_names)}, {paths[0]} {names_by_value(labels)}: all models of an "
                 "ensemble must have the same classes. Remove one of them from --pretrained_model."
             )
         trained = training_of(path) or {}
@@ -139,7 +140,3 @@ def warn_of_unseen_mirrors(paths: Sequence[str], *, mirror_axes: Sequence[int]) 
                 "%s was trained without flips along the axes %s, so --mirror_axes %s usually lowers its Dice",
                 *(path, unseen, list(mirror_axes)),
             )
-
-
-def _by_value(labels: Mapping[str, str]) -> dict[int, str]:
-    return {value: name for value, name in sorted((int(value), name) for value, name in labels.items())}

@@ -34,6 +34,11 @@ def organ_names(labels: Mapping[int | str, str]) -> dict[int, str]:
     return {int(value): str(name) for value, name in labels.items() if int(value) != 0}
 
 
+def names_by_value(labels: Mapping[int | str, str]) -> dict[int, str]:
+    """The name of each label by its value as a number, background included, in the order of the values."""
+    return {value: name for value, name in sorted((int(value), str(name)) for value, name in labels.items())}
+
+
 def plain_name(name: Any) -> str:
     """Normalise a name to lower case, with one underscore for each run of other characters: ``left_kidney``."""
     return re.sub(r"[^a-z0-9]+", "_", str(name).lower()).strip("_")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ...common.data.case_names import case_name, case_names, image_file, image_f
 from ...common.errors import InputError
 
 
-class CaseHandler:
+class CaseHandler(ABC):
     """Handler of an evaluator: calls `case_completed` for each case.
 
     The evaluator must decollate (MONAI's default), and its postprocessing must invert the predicted label map to the
@@ -55,6 +56,7 @@ class CaseHandler:
         for item in items_of(engine):
             self.case_completed(item, image_file_of(item, self.image_key, self.pred_key, self.label_key))
 
+    @abstractmethod
     def case_completed(self, item: Mapping[str, Any], file: str) -> None:
         """Write the result of one case.
 
@@ -62,7 +64,6 @@ class CaseHandler:
             item: the evaluator's data of the case.
             file: its image file.
         """
-        raise NotImplementedError
 
     def name_of(self, file: str) -> str:
         """Return the case's name, which is unique among ``items``."""
