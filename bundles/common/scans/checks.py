@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -25,6 +25,7 @@ from rich.progress import track
 from ..errors import InputError, RefusedScan
 from ..files import file_stamp, write_text
 from ..run.distributed import gather_lists, rank, world_size
+from .decode_once import voxels_once
 from .hounsfield import doubt_of_hounsfield
 from .nifti import _without_trailing_ones, check_finite, check_image_shape, open_scan, stored_voxels
 
@@ -38,6 +39,7 @@ MAX_ORIGIN_SHIFT = 0.1
 MAX_CORNER_SHIFT = 0.5
 WHAT_TO_DO = "Fix these files, or remove their entries from the data list, and start again."
 
+ReadVoxels = Callable[[nib.spatialimages.SpatialImage, str], tuple[np.ndarray, float, float]]
 
 SAMPLE = 1_000_000  # voxels used to estimate the percentiles of a scan
 AT_ONCE = 32  # scans that each rank checks before the ranks exchange results
@@ -52,6 +54,7 @@ def check_scans(
     hounsfield: bool = False,
     workers: int = 8,
     remember: str | os.PathLike | None = None,
+    keep: bool = False,
 ) -> None:
     """Open every image and label, and raise an error if any of them is unfit for training.
 
@@ -70,6 +73,7 @@ def check_scans(
         workers: number of threads.
         remember: JSON file that records the scans that passed, with file sizes and times, so that the next run skips
             them.
+        keep: keep voxels in memory for those who read the scans next (see `decode_once`), as far as there is room.
 
     Raises:
         InputError: some scans are bad. The message counts them, names the first `LISTED` with what is wrong, and says
@@ -77,6 +81,7 @@ def check_scans(
     """
     labels = None if labels is None else sorted(int(value) for value in labels)
     items = list(items)
+    read = voxels_once if keep else lambda scan, file: stored_voxels(scan)
     passed = _read_passed(remember)
     keys = [_key(item, channels, labels, voxels) for item in items]
     todo = [i for i, key in enumerate(keys) if key not in passed or passed[key] != _stamps(items[i])]
@@ -89,7 +94,12 @@ def check_scans(
     def check(i: int) -> tuple[int, Any, str | None, list[str]]:
         stamp = _stamps(items[i])  # before reading: a file that changes while it is read is checked again next time
         doubts: list[str] = []
-        return i, stamp, _problem(items[i], channels, labels, voxels, doubts if hounsfield else None), doubts
+        return (
+            i,
+            stamp,
+            _problem(items[i], channels, labels, read if voxels else None, doubts if hounsfield else None),
+            doubts,
+        )
 
     problems: dict[int, str | None] = {}
     doubtful: list[str] = []
@@ -134,10 +144,13 @@ def _files(item: dict) -> list[str]:
     return [os.fspath(file) for file in images + ([item["label"]] if "label" in item else [])]
 
 
-def _problem(item: dict, channels: int, labels: list[int] | None, voxels: bool, doubts: list[str] | None) -> str | None:
+def _problem(
+    item: dict, channels: int, labels: list[int] | None, read: ReadVoxels | None, doubts: list[str] | None
+) -> str | None:
     """Return "file: what is wrong" for the first fault of a scan, None for a good one.
 
-    Reasons why its values may not be HU are appended to ``doubts``.
+    ``read`` reads the voxels; without it, only the headers are checked. Reasons why the values may not be HU are
+    appended to ``doubts``.
     """
     files = _files(item)
     image_files = files[:-1] if "label" in item else files
@@ -154,8 +167,8 @@ def _problem(item: dict, channels: int, labels: list[int] | None, voxels: bool, 
                 check_image_shape(scan.shape, channels if len(image_files) == 1 else 1)
                 if first is not None:
                     _check_grid(scan, first, f"first channel {image_files[0]}")
-                if voxels:
-                    raw, slope, inter = stored_voxels(scan)
+                if read:
+                    raw, slope, inter = read(scan, file)
                     low, high = check_finite(raw, slope, inter)
                     if doubts is not None and (doubt := _doubt(raw, slope, inter, low, high)):
                         doubts.append(f"{file}: {doubt}")
@@ -163,8 +176,8 @@ def _problem(item: dict, channels: int, labels: list[int] | None, voxels: bool, 
             else:
                 _check_label_shape(scan.shape)
                 _check_grid(scan, first, f"image {image_files[0]}")
-                if voxels:
-                    _check_label_values(scan, labels)
+                if read:
+                    _check_label_values(*read(scan, file), labels)
         except RefusedScan as error:
             return f"{file}: {error}"
         except Exception as error:  # nibabel, gzip, zlib and numpy raise many kinds of errors for broken files
@@ -206,8 +219,7 @@ def _numbers(values: np.ndarray) -> str:
     return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
 
 
-def _check_label_values(scan: nib.spatialimages.SpatialImage, labels: list[int] | None) -> None:
-    raw, slope, inter = stored_voxels(scan)
+def _check_label_values(raw: np.ndarray, slope: float, inter: float, labels: list[int] | None) -> None:
     wrong = set()
     for plane in np.moveaxis(raw, 2, 0):  # a plane has few values: sorting each is faster than sorting all
         values = [value * slope + inter for value in np.unique(plane).tolist()]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from pydicom.uid import (
 )
 
 from ..errors import RefusedScan
+from .dicom_headers import THREADS, first_line, read_header, read_headers
 from .int16_voxels import int16_or_float32
 from .slice_grid import MAX_SHIFT, SAME_PLACE, Slice, frame_element, frame_numbers, grid_affine, sort_slices
 
@@ -43,7 +44,6 @@ HU_TYPES = ("", "HU", "HU_MOD", "US")  # accepted RescaleType; many scanners wri
 # Largest difference of direction cosines within a stack: 0.6 degrees. Slices that differ by less stay together, and
 # `read_series` judges them: if the last decimals split a stack, every second slice could form a volume of its own.
 STACK_TOLERANCE = 0.01
-THREADS = 8  # for reading headers: on network drives, most of the time is spent waiting
 
 _GROUPING_TAGS = [
     "SpecificCharacterSet",
@@ -62,8 +62,6 @@ _GROUPING_TAGS = [
 ]
 # Compared as they are stored: some scanners write values that pydicom refuses to convert.
 _UNCONVERTED_TAGS = ["AcquisitionNumber", "InstanceNumber"]
-# A file without the preamble starts with an element of group 2 or 8.
-_BARE_STARTS = (b"\x02\x00", b"\x08\x00")
 
 
 @dataclass(frozen=True)
@@ -100,17 +98,6 @@ class DicomVolume:
     voxels: np.ndarray
     affine: np.ndarray
     files: tuple[str, ...]
-
-
-def is_dicom(path: str | os.PathLike) -> bool:
-    """Tell from its content whether a file is DICOM, with or without the preamble. False if it cannot be read."""
-    try:
-        with open(path, "rb") as stream:
-            if stream.read(132)[128:] == b"DICM":
-                return True
-        return "SOPClassUID" in _read_header(path, tags=["SOPClassUID"])
-    except (OSError, RefusedScan):
-        return False
 
 
 def find_series(files: Iterable[str | os.PathLike]) -> tuple[list[Series], dict[str, str]]:
@@ -168,7 +155,7 @@ class _Found(NamedTuple):
 def _find(file: str) -> _Found | str:
     """Return the properties that `find_series` groups a file by, or the reason why it belongs to no series."""
     try:
-        header = _read_header(file, tags=_GROUPING_TAGS, unconverted=_UNCONVERTED_TAGS)
+        header = read_header(file, convert=_GROUPING_TAGS)
     except RefusedScan as reason:
         return str(reason)
     if "SeriesInstanceUID" not in header:
@@ -178,7 +165,7 @@ def _find(file: str) -> _Found | str:
     series, study, patient, modality, _ = texts
     # Some anonymisers write one SOPInstanceUID into all files: a copy must agree in everything else as well.
     rest = [_text(header, keyword) for keyword in ("SOPInstanceUID", "ImageType", "ImagePositionPatient")]
-    rest += [header.get_item(keyword).value if keyword in header else None for keyword in _UNCONVERTED_TAGS]
+    rest += [_stored_text(header, keyword) for keyword in _UNCONVERTED_TAGS]
     return _Found(
         file=file,
         texts=texts,
@@ -253,44 +240,15 @@ def _numbers(header: Dataset, keyword: str, count: int) -> np.ndarray | None:
     return found if found.shape == (count,) and np.isfinite(found).all() else None
 
 
+def _stored_text(header: Dataset, keyword: str) -> str:
+    """Return a value as it is stored, whether or not pydicom can convert it, or has; "" if it is missing."""
+    value = header.get_item(keyword).value if keyword in header else ""
+    return value.decode("latin-1").strip("\0 ") if isinstance(value, bytes) else str(value)
+
+
 def _text(dataset: Dataset, keyword: str) -> str:
     value = dataset.get(keyword)
     return "" if value is None else str(value)
-
-
-def _read_header(
-    file: str | os.PathLike, tags: Sequence[str] | None = None, unconverted: Sequence[str] = ()
-) -> Dataset:
-    """Read a DICOM header, with or without the preamble: all elements before the pixels, or only ``tags``.
-
-    The elements ``unconverted`` are read along with ``tags``, but may have values that pydicom cannot convert.
-
-    Raises:
-        RefusedScan: the file cannot be opened or is not a DICOM file.
-    """
-    try:
-        with open(file, "rb") as stream:
-            start = stream.read(132)
-        if not start:
-            raise RefusedScan("it is empty (0 bytes)")
-        bare = start[128:] != b"DICM"
-        if bare and start[:2] not in _BARE_STARTS:
-            raise RefusedScan("it is not a DICOM file")
-        wanted = None if tags is None else [*tags, *unconverted]
-        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=wanted, force=bare)
-        for keyword in tags or ():
-            dataset.get(keyword)  # converts the value, which can fail
-        return dataset
-    except (RefusedScan, MemoryError):
-        raise
-    except OSError as error:
-        raise RefusedScan(f"it cannot be opened ({error.strerror or error})") from error
-    except Exception as error:  # pydicom raises different errors depending on where a file is broken
-        raise RefusedScan(f"it cannot be read as DICOM: truncated or damaged ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].rstrip(".:") or type(error).__name__
 
 
 def read_series(series: Series) -> DicomVolume:
@@ -323,24 +281,6 @@ def read_series(series: Series) -> DicomVolume:
             opened = {one.file: _decode(one, headers[one.file])}
         planes.append(int16_or_float32(opened[one.file][one.frame].astype(np.float64) * slope + intercept))
     return DicomVolume(np.stack(planes).T, affine, tuple(one.file for one in slices))
-
-
-def read_headers(files: Iterable[str]) -> dict[str, Dataset]:
-    """Read the header of each file, without the pixels; files named twice are read once.
-
-    Raises:
-        RefusedScan: a file cannot be read; the message names it.
-    """
-
-    def header(file: str) -> Dataset:
-        try:
-            return _read_header(file)
-        except RefusedScan as reason:
-            raise RefusedScan(f"{Path(file).name}: {reason}") from reason
-
-    names = list(dict.fromkeys(files))
-    with ThreadPoolExecutor(THREADS) as pool:
-        return dict(zip(names, pool.map(header, names), strict=True))
 
 
 def _check_kind(name: str, header: Dataset) -> None:
@@ -387,5 +327,5 @@ def _decode(one: Slice, header: Dataset) -> np.ndarray:
         raise
     except Exception as error:  # each decoder raises its own errors for broken data
         raise RefusedScan(
-            f"the pixels of {name} cannot be decoded: truncated or damaged ({_first_line(error)}). Copy the file again"
+            f"the pixels of {name} cannot be decoded: truncated or damaged ({first_line(error)}). Copy the file again"
         ) from error

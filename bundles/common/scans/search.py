@@ -16,7 +16,8 @@ from ..data.btcv_folder import find_layout
 from ..data.data_list import SECTIONS, image_files, parse_data_list
 from ..data.nifti_files import MASK_FOLDERS, is_nifti, is_scan
 from ..errors import InputError, RefusedScan
-from .dicom_series import Series, find_series, is_dicom
+from .dicom_headers import is_dicom
+from .dicom_series import Series, find_series
 from .meta_image import SUFFIXES as METAIMAGE
 from .meta_image import data_file
 

@@ -22,7 +22,7 @@ from pydicom.sr.coding import Code
 from ...common.data.case_names import case_name
 from ...common.errors import InputError
 from ...common.files import atomic_path
-from ...common.scans.dicom_series import read_headers
+from ...common.scans.dicom_headers import read_headers
 from ...common.scans.slice_grid import MAX_SHIFT, grid_affine, sort_slices
 from ..models.label_names import organ_names
 from .case_handler import CaseHandler
@@ -150,7 +150,10 @@ def write_dicom_segmentation(
 
 
 def _sources(headers: Mapping[str, Dataset]) -> list[Dataset]:
-    """Return the source images. Attributes that highdicom needs and anonymisation removed get an empty or new value."""
+    """Return the headers with an empty or new value for what highdicom needs and anonymisation removed.
+
+    The values are added to the headers themselves, in memory: another SEG of the series has the same frame of reference.
+    """
     frame_of_reference = hd.UID()
     for header in headers.values():
         header.FrameOfReferenceUID = header.get("FrameOfReferenceUID") or frame_of_reference

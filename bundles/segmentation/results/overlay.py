@@ -19,6 +19,7 @@ from monai.data import MetaTensor
 
 from ...common.errors import InputError
 from ...common.files import atomic_path
+from ...common.scans.decode_once import forget_voxels, with_kept_voxels
 from ..models.label_names import organ_names
 from .case_handler import CaseHandler
 
@@ -128,7 +129,7 @@ def load_ras(path: str | os.PathLike) -> tuple[np.ndarray, tuple[float, float, f
         InputError: the file is missing, or is not a 3D or 4D image.
     """
     try:
-        image = nib.as_closest_canonical(nib.load(path))
+        image = nib.as_closest_canonical(with_kept_voxels(nib.load(path), path))
     except FileNotFoundError as error:
         raise InputError(f"The image {path} does not exist: check the path in the data list.") from error
     except nib.filebasedimages.ImageFileError as error:
@@ -144,7 +145,7 @@ def load_ras(path: str | os.PathLike) -> tuple[np.ndarray, tuple[float, float, f
 class SaveOverlays(CaseHandler):
     """Handler of an evaluator: writes ``<case>_overlay.png`` for each case, in the scan's own geometry and units.
 
-    The scan is read again from its file, because the image in memory is resampled and scaled.
+    The scan is read again, because the image in the item is resampled and scaled; `decode_once` may have kept its voxels.
 
     Args:
         labels: organ name of each label value; text keys, as in a JSON file, are read as numbers, and a name for the
@@ -189,6 +190,7 @@ class SaveOverlays(CaseHandler):
         except InputError as error:
             raise InputError(f"No picture of the case {name} ({file}): {error}") from error
         save_figure(figure, self.output_dir / f"{name}_overlay.png")
+        forget_voxels(file)
 
 
 def _to_ras(label_map: MetaTensor) -> np.ndarray:

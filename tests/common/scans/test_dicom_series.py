@@ -27,7 +27,8 @@ from pydicom.uid import (
 )
 
 from bundles.common.errors import RefusedScan
-from bundles.common.scans.dicom_series import DicomVolume, find_series, is_dicom, read_series
+from bundles.common.scans.dicom_headers import is_dicom
+from bundles.common.scans.dicom_series import DicomVolume, find_series, read_series
 
 from .dicom_files import AXIAL, POSITION, SPACING, set_or_remove, write_enhanced, write_series
 
@@ -260,7 +261,7 @@ def test_files_that_are_no_part_of_a_series_are_named_with_the_reason(tmp_path, 
             raise PermissionError(13, "Permission denied", str(file))
         return open(file, *args)
 
-    monkeypatch.setattr("bundles.common.scans.dicom_series.open", open_or_deny, raising=False)
+    monkeypatch.setattr("bundles.common.scans.dicom_headers.open", open_or_deny, raising=False)
     series, reasons = find_series([*files, *bad.values()])
     assert [one.files for one in series] == [tuple(sorted(map(str, files)))]
     words = {

@@ -12,7 +12,7 @@ import pytest
 from pydicom.uid import generate_uid
 
 from bundles.common.errors import RefusedScan
-from bundles.common.scans.dicom_series import read_headers
+from bundles.common.scans.dicom_headers import read_headers
 from bundles.common.scans.slice_grid import grid_affine, sort_slices
 
 from .dicom_files import write_enhanced, write_series

@@ -1,0 +1,141 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Decode a NIfTI file once in a run, although a check, the network and a picture need its voxels.
+
+Decoding (gunzip) takes seconds for a CT. The stored voxels are kept in memory, up to `KEPT_BYTES`, until the last user
+forgets them or others need the room.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from monai.config import PathLike
+from monai.data import NibabelReader
+from monai.transforms import LoadImaged
+from monai.utils import ensure_tuple
+from nibabel.spatialimages import SpatialImage
+from nibabel.volumeutils import apply_read_scaling
+
+from ..files import file_stamp
+from .nifti import stored_voxels
+
+KEPT_BYTES = 2**29  # 4 CT scans of 512 x 512 x 250 voxels of int16
+
+_kept: OrderedDict[str, tuple[list[int], np.ndarray]] = OrderedDict()  # by file; the last one was used last
+_lock = threading.Lock()
+
+
+def voxels_once(
+    scan: SpatialImage, file: str | os.PathLike, *, make_room: bool = False
+) -> tuple[np.ndarray, float, float]:
+    """Read the voxels like `nifti.stored_voxels`, and keep them for the next call with the same, unchanged file.
+
+    Files that are mapped into memory (``.nii``) are not kept, since they need no decoding.
+
+    Args:
+        scan: the opened image.
+        file: its file.
+        make_room: forget the scans that were used longest ago if there is too little room for this one; False: do not
+            keep this one then. A scan above `KEPT_BYTES` is never kept.
+
+    Returns:
+        The voxels as stored (read-only), their slope and their intercept.
+
+    Raises:
+        RefusedScan: the voxels are not plain numbers.
+    """
+    file = os.path.abspath(file)
+    raw = _find(file)
+    if raw is not None:
+        return raw, float(scan.dataobj.slope), float(scan.dataobj.inter)
+    stamp = file_stamp(file)  # before reading: a file that changes meanwhile is read again
+    raw, slope, inter = stored_voxels(scan)
+    if isinstance(raw, np.memmap) or not hasattr(scan.dataobj, "get_unscaled"):
+        return raw, slope, inter
+    raw.flags.writeable = False
+    with _lock:
+        if make_room:
+            while _kept and _kept_bytes() + raw.nbytes > KEPT_BYTES:
+                _kept.popitem(last=False)
+        if _kept_bytes() + raw.nbytes <= KEPT_BYTES:
+            _kept[file] = (stamp, raw)
+    return raw, slope, inter
+
+
+def with_kept_voxels(scan: SpatialImage, file: str | os.PathLike) -> SpatialImage:
+    """Return the image with its voxels in memory if `voxels_once` has kept them, else ``scan`` itself.
+
+    The new image has the affine, the header and the scaled voxels that nibabel reads from the file; its array is its
+    own.
+    """
+    raw = _find(os.path.abspath(file))
+    if raw is None:
+        return scan
+    scaled = apply_read_scaling(raw, np.asanyarray(scan.dataobj.slope), np.asanyarray(scan.dataobj.inter))
+    return type(scan)(scaled.copy(order="K") if scaled is raw else scaled, scan.affine, scan.header)
+
+
+def forget_voxels(file: str | os.PathLike) -> None:
+    """Free the memory of a file's voxels, if they were kept."""
+    with _lock:
+        _kept.pop(os.path.abspath(file), None)
+
+
+def _find(file: str) -> np.ndarray | None:
+    with _lock:
+        if file not in _kept:
+            return None
+        stamp, raw = _kept[file]
+        if stamp != file_stamp(file):
+            del _kept[file]
+            return None
+        _kept.move_to_end(file)
+        return raw
+
+
+def _kept_bytes() -> int:
+    return sum(raw.nbytes for _, raw in _kept.values())
+
+
+class DecodeOnceReader(NibabelReader):
+    """MONAI's reader of NIfTI files; it reads through `voxels_once`.
+
+    Args:
+        used_again: keep the voxels after reading, for a picture; whoever reads them last calls `forget_voxels`.
+    """
+
+    def __init__(self, *, used_again: bool = False) -> None:
+        super().__init__()
+        self.used_again = used_again
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> SpatialImage | list[SpatialImage]:
+        """Open a file, or several for the channels of one image.
+
+        Raises:
+            RefusedScan: the voxels are not plain numbers.
+        """
+        images = []
+        for file, image in zip(ensure_tuple(data), ensure_tuple(super().read(data, **kwargs)), strict=True):
+            voxels_once(image, file, make_room=True)
+            images.append(with_kept_voxels(image, file))
+            if not self.used_again:
+                forget_voxels(file)
+        return images if len(images) > 1 else images[0]
+
+
+class LoadScand(LoadImaged):
+    """`LoadImaged` that decodes a NIfTI file once (see `voxels_once`). Other formats are read by MONAI's readers.
+
+    Args:
+        arguments, options: those of `LoadImaged`, except for ``reader``.
+        used_again: see `DecodeOnceReader`.
+    """
+
+    def __init__(self, *arguments: Any, used_again: bool = False, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register(DecodeOnceReader(used_again=used_again))

@@ -1,0 +1,108 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Read DICOM headers, each once in a run: grouping, reading and writing a segmentation need the same ones."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pydicom
+from pydicom.dataset import Dataset
+
+from ..errors import RefusedScan
+from ..files import file_stamp
+
+THREADS = 8  # for headers: over a network, one after the other takes minutes for a few thousand files
+KEPT_HEADERS = 2000  # of CT slices, about 45 KB each
+# A file without the preamble starts with an element of group 2 or 8.
+_BARE_STARTS = (b"\x02\x00", b"\x08\x00")
+
+_kept: OrderedDict[str, tuple[list[int], Dataset]] = OrderedDict()  # by file; the last one was used last
+_lock = threading.Lock()
+
+
+def is_dicom(path: str | os.PathLike) -> bool:
+    """Tell from its content whether a file is DICOM, with or without the preamble. False if it cannot be read."""
+    try:
+        with open(path, "rb") as stream:
+            if stream.read(132)[128:] == b"DICM":
+                return True
+        return "SOPClassUID" in read_header(path, convert=["SOPClassUID"])
+    except (OSError, RefusedScan):
+        return False
+
+
+def read_header(file: str | os.PathLike, *, convert: Sequence[str] = ()) -> Dataset:
+    """Read a DICOM header, with or without the preamble: all elements before the pixels.
+
+    The last `KEPT_HEADERS` headers stay in memory; an unchanged file is not read again.
+
+    Args:
+        file: the file.
+        convert: keywords of elements whose values must be valid. Others may have values that pydicom cannot convert.
+
+    Returns:
+        The header. All callers share it: add what is missing, but change no value.
+
+    Raises:
+        RefusedScan: the file cannot be opened or is not a DICOM file.
+    """
+    try:
+        header = _read(os.path.abspath(file))
+        for keyword in convert:
+            header.get(keyword)  # converts the value, which can fail
+        return header
+    except (RefusedScan, MemoryError):
+        raise
+    except OSError as error:
+        raise RefusedScan(f"it cannot be opened ({error.strerror or error})") from error
+    except Exception as error:  # pydicom raises different errors depending on where a file is broken
+        raise RefusedScan(f"it cannot be read as DICOM: truncated or damaged ({first_line(error)})") from error
+
+
+def read_headers(files: Iterable[str]) -> dict[str, Dataset]:
+    """Read the header of each file, without the pixels; see `read_header`. Files named twice are read once.
+
+    Raises:
+        RefusedScan: a file cannot be read; the message names it.
+    """
+
+    def header(file: str) -> Dataset:
+        try:
+            return read_header(file)
+        except RefusedScan as reason:
+            raise RefusedScan(f"{Path(file).name}: {reason}") from reason
+
+    names = list(dict.fromkeys(files))
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(zip(names, pool.map(header, names), strict=True))
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return str(error).partition("\n")[0].rstrip(".:") or type(error).__name__
+
+
+def _read(file: str) -> Dataset:
+    stamp = file_stamp(file)
+    with _lock:
+        if file in _kept and _kept[file][0] == stamp:
+            _kept.move_to_end(file)
+            return _kept[file][1]
+    with open(file, "rb") as stream:
+        start = stream.read(132)
+    if not start:
+        raise RefusedScan("it is empty (0 bytes)")
+    bare = start[128:] != b"DICM"
+    if bare and start[:2] not in _BARE_STARTS:
+        raise RefusedScan("it is not a DICOM file")
+    header = pydicom.dcmread(file, stop_before_pixels=True, force=bare)
+    with _lock:
+        _kept[file] = (stamp, header)
+        while len(_kept) > KEPT_HEADERS:
+            _kept.popitem(last=False)
+    return header
