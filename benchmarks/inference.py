@@ -11,7 +11,7 @@ Sides (they take turns, each in its own process; see `benchmarks.side_by_side`):
   `SwinUNETR`; `SlidingWindowInferer` over the whole scan, 4 windows at once, equal weights; softmax; `Invertd` of all
   class volumes; argmax. The network is built without ``img_size``, which MONAI 1.5 removed.
 - *ours*: swin_unetr_btcv_seg: the same preprocessing plus a crop to the body; the fast network; `ProbabilityInferer`
-  that skips windows of air; `NativeLabelsd`.
+  that skips windows of air; `MaskOnScanGridd`.
 - *plain*: ours with ``--fast false --skip_air false``. Its masks must equal those of *ours*.
 
 The scan is generated. It covers 410 x 410 x 200 mm for any ``--size`` in voxels, so the number of windows is that of an
@@ -75,7 +75,7 @@ from bundles.common.errors import InputError
 from bundles.common.networks.swin_unetr import build_swin_unetr
 from bundles.common.run.presets import choose
 from bundles.common.weights.encoder_record import FIELDS
-from bundles.segmentation.inference.native_labels import NativeLabelsd
+from bundles.segmentation.inference.mask_on_scan_grid import MaskOnScanGridd
 from bundles.segmentation.inference.probability_inferer import ProbabilityInferer
 from bundles.segmentation.tasks.tasks import choose_task
 
@@ -190,7 +190,7 @@ def _steps_of_ours(job: Job, *, skip_air: bool) -> tuple[Compose, Callable, Comp
     inferer = ProbabilityInferer(
         roi_size=job.roi_size, sw_batch_size=WINDOWS_AT_ONCE, overlap=job.overlap, skip_air=skip_air
     )
-    return Compose([*_to_the_grid(job), crop]), inferer, Compose([NativeLabelsd("pred")])
+    return Compose([*_to_the_grid(job), crop]), inferer, Compose([MaskOnScanGridd("pred")])
 
 
 def prepare(side: str, job: Job) -> Callable[[], dict[str, Any]]:

@@ -9,7 +9,7 @@ Its probabilities are smooth random fields. The ways:
 - *class volumes, Invertd*: invert all class volumes (``nearest_interp=False``), then argmax. This is the reference that
   the results of the others are compared with.
 - *label map, Invertd*: argmax, then invert (``nearest_interp=True``).
-- *NativeLabelsd, linear* and *nearest*: `segmentation.inference.native_labels`, equivalent to the first and the second.
+- *MaskOnScanGridd, linear* and *nearest*: `segmentation.inference.mask_on_scan_grid`, equivalent to the first and the second.
 
 Each way runs in its own process. *peak* is the peak memory of the process (`resource.getrusage`). *above* is the part
 of it in excess of PyTorch, MONAI and the probabilities. Dice is over all classes but the first (the organs). All files
@@ -43,11 +43,11 @@ from torch.nn import functional as F
 
 from bundles.common.errors import InputError
 from bundles.common.files import write_text
-from bundles.segmentation.inference.native_labels import NativeLabelsd
+from bundles.segmentation.inference.mask_on_scan_grid import MaskOnScanGridd
 
 GIB = 2**30
 REFERENCE = "class volumes, Invertd"
-WAYS = (REFERENCE, "label map, Invertd", "NativeLabelsd, linear", "NativeLabelsd, nearest")
+WAYS = (REFERENCE, "label map, Invertd", "MaskOnScanGridd, linear", "MaskOnScanGridd, nearest")
 BLOB = 12  # voxels between the random values that the probabilities are interpolated from
 
 
@@ -91,8 +91,8 @@ def run_way(
     steps = {
         "class volumes, Invertd": [Invertd(**invert, nearest_interp=False), winner],
         "label map, Invertd": [winner, Invertd(**invert, nearest_interp=True)],
-        "NativeLabelsd, linear": [NativeLabelsd("pred", mode="linear")],
-        "NativeLabelsd, nearest": [NativeLabelsd("pred", mode="nearest")],
+        "MaskOnScanGridd, linear": [MaskOnScanGridd("pred", mode="linear")],
+        "MaskOnScanGridd, nearest": [MaskOnScanGridd("pred", mode="nearest")],
     }[way]
     before, begin = _resident_bytes(), time.perf_counter()
     labels = Compose(steps)(item)["pred"]

@@ -130,7 +130,7 @@ def read_model(checkpoint: str) -> dict[str, Any]:
 
 
 # Values for files that do not record them: the defaults of train.yaml.
-UNTOLD = {
+ASSUMED_IF_NOT_RECORDED = {
     "foreground_hu": -500.0,
     "hu_window": [-1000.0, 1000.0],
     "crops_per_volume": 2,
@@ -149,7 +149,7 @@ def values_of_training(*, trained: Mapping[str, Any], preset: Mapping[str, Any])
         trained: result of `read_model`.
         preset: values of the preset.
     """
-    return {**UNTOLD, **preset, **trained["trained"]}
+    return {**ASSUMED_IF_NOT_RECORDED, **preset, **trained["trained"]}
 
 
 class SwinPretrainer(nn.Module):

@@ -40,15 +40,15 @@ def test_command_prints_a_row_per_way_and_writes_the_numbers(here, tmp_path, cap
     assert results["model_shape"] == [22, 20, 12] and list(results["ways"]) == list(WAYS)
     ways = results["ways"]
     assert ways[REFERENCE]["dice_mean"] == 1 and ways[REFERENCE]["different"] == 0
-    assert ways["NativeLabelsd, linear"]["dice_min"] > 0.999
-    assert 0 < ways["NativeLabelsd, nearest"]["different"] < 0.2
+    assert ways["MaskOnScanGridd, linear"]["dice_min"] > 0.999
+    assert 0 < ways["MaskOnScanGridd, nearest"]["different"] < 0.2
     assert all(way["peak"] > 2**26 and way["seconds"] > 0 for way in ways.values())
 
 
 def test_without_the_reference_there_are_no_ratios(here, capsys):
-    assert main([*TINY, "--ways", "NativeLabelsd, linear"]) == 0
+    assert main([*TINY, "--ways", "MaskOnScanGridd, linear"]) == 0
     table = capsys.readouterr().out
-    assert "NativeLabelsd, linear" in table and "ratio" not in table and "Dice" not in table
+    assert "MaskOnScanGridd, linear" in table and "ratio" not in table and "Dice" not in table
 
 
 def test_a_way_that_runs_out_of_memory_leaves_the_others_their_rows(monkeypatch, capsys):
@@ -85,9 +85,9 @@ def test_a_row_states_its_numbers_in_the_units_of_its_headings():
         "different": 0.0,
     }
     other = {"seconds": 5.0, "peak": 2 * GIB, "above": GIB, "dice_mean": 0.99, "dice_min": 0.9, "different": 0.01}
-    row = _rows({REFERENCE: reference, "NativeLabelsd, linear": other})[1]
+    row = _rows({REFERENCE: reference, "MaskOnScanGridd, linear": other})[1]
     assert {heading.replace("\n", " "): cell for heading, cell in row.items()} == {
-        "way": "NativeLabelsd, linear",
+        "way": "MaskOnScanGridd, linear",
         "peak GiB": "2.00",
         "above GiB": "1.00",
         "above ratio": "0.100",

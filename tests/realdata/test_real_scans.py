@@ -20,7 +20,7 @@ from monai.bundle import ConfigParser
 from scipy.stats import binomtest
 
 from bundles.common.training.log import read_log
-from bundles.segmentation.inference.native_labels import NativeLabelsd
+from bundles.segmentation.inference.mask_on_scan_grid import MaskOnScanGridd
 
 from ..workflows.command_line import BUNDLES, ROOT, run_bundle, succeed
 
@@ -143,7 +143,7 @@ def test_a_real_label_goes_through_the_preprocessing_and_back(monkeypatch):
     indicator = torch.nn.functional.one_hot(item["label"][0].as_tensor().long(), 14).movedim(-1, 0).float()
     truth = np.asarray(nib.load(files["label"]).dataobj)
     for mode in ("nearest", "linear"):
-        back = NativeLabelsd("pred", mode=mode)({**item, "pred": indicator})["pred"][0].numpy()
+        back = MaskOnScanGridd("pred", mode=mode)({**item, "pred": indicator})["pred"][0].numpy()
         for value in set(np.unique(truth)) - {0}:
             both, one, other = (
                 np.count_nonzero(a) for a in ((back == value) & (truth == value), back == value, truth == value)

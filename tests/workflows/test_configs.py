@@ -8,7 +8,7 @@ import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from bundles.common.run.options import option_names
-from bundles.pretraining.network import UNTOLD
+from bundles.pretraining.network import ASSUMED_IF_NOT_RECORDED
 
 from .command_line import BUNDLES
 
@@ -94,7 +94,7 @@ def test_presets_of_the_pre_training_build_what_they_stand_for(
 
 def test_what_an_evaluation_takes_for_untold_is_what_train_yaml_has():
     train = config("swin_unetr_pretrain", "train")
-    for name, value in UNTOLD.items():
+    for name, value in ASSUMED_IF_NOT_RECORDED.items():
         if name == "task_weights":
             assert value == {} and set(train[name].values()) == {1.0}  # tasks that are not named have weight 1
         else:
@@ -116,7 +116,7 @@ def test_preprocessing_is_equal_in_train_evaluate_and_inference(bundle):
     inference["preprocessing"]["transforms"][0].pop("used_again", None)
     assert on_image_alone(inference["preprocessing"]) == on_image_alone(train["preprocessing"])
     # the evaluation of a pre-training takes the HU window recorded in the model file, which is that of its training
-    evaluated = evaluate["hu_window"] if bundle != "swin_unetr_pretrain" else UNTOLD["hu_window"]
+    evaluated = evaluate["hu_window"] if bundle != "swin_unetr_pretrain" else ASSUMED_IF_NOT_RECORDED["hu_window"]
     assert bundle != "swin_unetr_pretrain" or evaluate["hu_window"] == "$@values['hu_window']"
     assert train["hu_window"] == evaluated == inference["hu_window"]
 

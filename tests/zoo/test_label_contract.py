@@ -120,4 +120,4 @@ def test_preprocessing_and_postprocessing_ask_for_the_image_alone(bundles):
         assert [step["_target_"] for step in steps if "Spacingd" in step["_target_"]] == [
             "scripts.segmentation.training.monai_label.Spacingd"
         ]
-        assert config["postprocessing"]["transforms"][0]["_target_"].endswith("NativeLabelsd")
+        assert config["postprocessing"]["transforms"][0]["_target_"].endswith("MaskOnScanGridd")

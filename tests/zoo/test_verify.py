@@ -159,15 +159,15 @@ def large_file(**entry):
     [
         (remove("LICENSE"), "licence", "LICENSE is missing"),
         (remove("docs/README.md"), "readme", "docs/README.md is missing"),
-        (as_link, "real files alone", "scripts/common"),
-        (write("scripts/__pycache__/a.pyc", ""), "real files alone", "scripts/__pycache__/a.pyc"),
-        (write("configs/.train.yaml.swp", ""), "real files alone", ".train.yaml.swp"),
+        (as_link, "only regular files", "scripts/common"),
+        (write("scripts/__pycache__/a.pyc", ""), "only regular files", "scripts/__pycache__/a.pyc"),
+        (write("configs/.train.yaml.swp", ""), "only regular files", ".train.yaml.swp"),
         (
             write("configs/.git/config", ""),
-            "real files alone",
+            "only regular files",
             "configs/.git/config",
         ),  # .git is only allowed at the top
-        (write(".cache/other", ""), "real files alone", ".cache/other"),
+        (write(".cache/other", ""), "only regular files", ".cache/other"),
         (metadata(network_data_format={}), "metadata", "inputs: image"),
         (pred(num_channels=13), "metadata", "num_channels 13, but channel_def names 14"),
         (pred(value_range=["0", "1"]), "metadata", "must be a list of numbers"),

@@ -241,7 +241,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "licence": check_licence,
     "readme": check_readme,
     "name": check_folder_name,
-    "real files alone": check_real_files,
+    "only regular files": check_real_files,
     "metadata": check_metadata,
     "version and changelog": check_version,
     "packages": check_packages,

@@ -35,26 +35,6 @@ SECTIONS = ("training", "validation", "test", *UNLABELLED_SECTIONS)
 StrPath = str | os.PathLike
 
 
-def read_data_list(path: StrPath) -> dict:
-    """Read a data list, make its paths absolute and check that all its files exist.
-
-    Args:
-        path: the JSON file, in MSD format (see the module).
-
-    Returns:
-        The content of the file. Each entry of its sections is a dict with ``image`` (an absolute path or a list of
-        them), ``label`` (an absolute path) if it has one, and its other keys.
-
-    Raises:
-        InputError: the list does not exist, is not JSON, has no entries, or names files that do not exist.
-    """
-    path = Path(path).expanduser().absolute()
-    content = parse_data_list(path)
-    for section in SECTIONS:
-        _check_files(content.get(section, []), section, path, keys=("image", "label"))
-    return content
-
-
 def segmentation_scans(
     dataset_dir: StrPath,
     *,
@@ -63,7 +43,6 @@ def segmentation_scans(
     fold: int | str | None = 0,
     folds: int | None = None,
     seed: int = 0,
-    label: str = "required",
     may_be_empty: bool = False,
 ) -> list[dict]:
     """List the scans of one section for fine-tuning or evaluation.
@@ -84,18 +63,15 @@ def segmentation_scans(
         fold: see above.
         folds: number of folds for rule 4; None: `FOLDS`, or one per patient if there are fewer patients.
         seed: seed of the split of rule 4.
-        label: ``required`` or ``optional``.
         may_be_empty: with ``fold="all"``, return an empty validation instead of raising an error.
 
     Returns:
         Entries ``{"image": path or list of paths, "label": path, ...}``.
 
     Raises:
-        InputError: see `read_data_list` (only the files of the returned entries must exist); a label is missing; there
-            are fewer patients than folds; the fold does not exist; the section is empty.
+        InputError: see `parse_data_list`; files of these scans do not exist; a label is missing; there are fewer
+            patients than folds; the fold does not exist; the section is empty.
     """
-    if label not in ("required", "optional"):
-        raise ValueError(f"label must be 'required' or 'optional', got {label!r}")
     check_choice(name="section", value=section, choices=("training", "validation", "test", "all"))
     if not isinstance(dataset_dir, (str, os.PathLike)):
         raise InputError(
@@ -127,7 +103,7 @@ def segmentation_scans(
     if not scans:
         raise InputError(f"{path} has no scans for section '{section}'. {_sections_of(content)}")
     unlabelled = [scan for scan in scans if "label" not in scan]
-    if unlabelled and label == "required":
+    if unlabelled:
         raise InputError(
             f"{path}: {len(unlabelled)} of {len(scans)} scans of section '{section}' have no 'label', e.g. "
             f"{unlabelled[0]['image']}. Add their labels to the list, or remove these entries from it."
@@ -286,7 +262,7 @@ def data_list_labels(dataset_dir: StrPath, data_list: StrPath | None = None) -> 
     """Return the ``labels`` of the data list, e.g. ``{0: "background", 1: "spleen"}``; empty if it has none.
 
     Raises:
-        InputError: see `read_data_list`; or ``labels`` does not map whole numbers to names.
+        InputError: see `parse_data_list`; or ``labels`` does not map whole numbers to names.
     """
     path = _list_path(dataset_dir, data_list)
     labels = parse_data_list(path).get("labels") or {}

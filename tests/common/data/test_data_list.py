@@ -14,7 +14,7 @@ import pytest
 from bundles.common.data.data_list import (
     data_list_labels,
     inference_scans,
-    read_data_list,
+    parse_data_list,
     segmentation_scans,
     unlabelled_scans,
 )
@@ -55,7 +55,7 @@ def split(folder: Path, **options) -> tuple[list[str], list[str]]:
     )
 
 
-# ---- read_data_list ----
+# ---- parse_data_list ----
 
 
 def test_the_msd_form_is_read_with_absolute_paths_and_the_keys_of_an_entry_are_kept(tmp_path):
@@ -67,7 +67,7 @@ def test_the_msd_form_is_read_with_absolute_paths_and_the_keys_of_an_entry_are_k
         training=[entry("x", fold=3, patient="p1"), {"image": ["a.nii.gz", "b.nii.gz"]}],
         test=["./imagesTs/t.nii.gz"],
     )
-    content = read_data_list(path)
+    content = parse_data_list(path)
     assert content["training"][0] == {
         "image": str(tmp_path / "imagesTr/x.nii.gz"),
         "label": str(tmp_path / "labelsTr/x.nii.gz"),
@@ -83,39 +83,39 @@ def test_the_msd_form_is_read_with_absolute_paths_and_the_keys_of_an_entry_are_k
 def test_a_missing_list_is_named_and_its_folder_is_listed(tmp_path):
     touch(tmp_path, "dataset_0.json", "scan.nii.gz")
     with pytest.raises(InputError, match=r"dataset\.json not found.*dataset_0\.json, scan\.nii\.gz"):
-        read_data_list(tmp_path / "dataset.json")
+        parse_data_list(tmp_path / "dataset.json")
     with pytest.raises(InputError, match=r"folder .*nowhere does not exist"):
-        read_data_list(tmp_path / "nowhere" / "dataset.json")
+        parse_data_list(tmp_path / "nowhere" / "dataset.json")
 
 
 def test_broken_json_is_named_with_line_and_column(tmp_path):
     (tmp_path / "dataset.json").write_text('{"training": [\n  {"image" "a"}]}')
     with pytest.raises(InputError, match=r"dataset\.json is not valid JSON: line 2, column 12"):
-        read_data_list(tmp_path / "dataset.json")
+        parse_data_list(tmp_path / "dataset.json")
     (tmp_path / "dataset.json").write_bytes(b"\x1f\x8b\x08\xff")
     with pytest.raises(InputError, match="not UTF-8 text"):
-        read_data_list(tmp_path / "dataset.json")
+        parse_data_list(tmp_path / "dataset.json")
 
 
 @pytest.mark.parametrize("content", [{"train": [{"image": "a"}]}, {"training": []}, [1, 2]])
 def test_a_list_without_scans_says_which_sections_it_looked_for(tmp_path, content):
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"has no scans: none of its sections training, validation"):
-        read_data_list(tmp_path / "dataset.json")
+        parse_data_list(tmp_path / "dataset.json")
 
 
 @pytest.mark.parametrize("bad", [{"label": "l.nii.gz"}, {"image": ""}, {"image": []}, {"image": ["a", 3]}, 7])
 def test_an_entry_without_image_is_shown_with_its_place(tmp_path, bad):
     (tmp_path / "dataset.json").write_text(json.dumps({"training": ["a.nii.gz", bad]}))
     with pytest.raises(InputError, match=r"training\[1\] has no usable 'image'"):
-        read_data_list(tmp_path / "dataset.json")
+        parse_data_list(tmp_path / "dataset.json")
 
 
 def test_files_that_do_not_exist_are_counted_and_the_first_are_named(tmp_path):
-    path = write_list(tmp_path, training=[entry(f"c{i}") for i in range(6)])
+    write_list(tmp_path, training=[entry(f"c{i}") for i in range(6)])
     shutil.rmtree(tmp_path / "labelsTr")
     with pytest.raises(InputError) as error:
-        read_data_list(path)
+        segmentation_scans(tmp_path, section="training", fold="all")
     message = str(error.value)
     assert "6 of 12 files of section 'training' do not exist" in message
     assert str(tmp_path / "labelsTr/c0.nii.gz") in message and "and 3 more" in message
@@ -220,10 +220,8 @@ def test_a_fold_that_does_not_exist_is_refused_with_those_that_do(tmp_path, fold
         split(tmp_path, fold=fold)
 
 
-def test_a_missing_label_is_refused_only_where_labels_are_required(tmp_path):
+def test_a_missing_label_is_refused(tmp_path):
     write_list(tmp_path, training=[entry("a")], test=["imagesTs/t.nii.gz", {"image": "imagesTs/u.nii.gz", "label": ""}])
-    scans = segmentation_scans(tmp_path, section="test", label="optional")
-    assert scans == [{"image": str(tmp_path / "imagesTs/t.nii.gz")}, {"image": str(tmp_path / "imagesTs/u.nii.gz")}]
     with pytest.raises(InputError, match=r"2 of 2 scans of section 'test' have no 'label', e.g. .*t\.nii\.gz"):
         segmentation_scans(tmp_path, section="test")
 
@@ -245,11 +243,11 @@ def test_another_list_is_found_and_its_paths_are_relative_to_its_own_folder(tmp_
 
 
 def test_only_the_files_that_a_section_needs_must_exist(tmp_path):
-    write_list(tmp_path, training=[entry("a")], validation=[entry("b")], test=["imagesTs/t.nii.gz"])
-    shutil.rmtree(tmp_path / "imagesTs")
+    write_list(tmp_path, training=[entry("a")], validation=[entry("b")], test=[entry("t")])
+    (tmp_path / "imagesTr/t.nii.gz").unlink()
     assert split(tmp_path, fold=None) == (["a"], ["b"])
-    with pytest.raises(InputError, match="1 of 1 files of section 'test' do not exist"):
-        segmentation_scans(tmp_path, section="test", label="optional")
+    with pytest.raises(InputError, match="1 of 2 files of section 'test' do not exist"):
+        segmentation_scans(tmp_path, section="test")
 
 
 def test_a_scan_that_trains_and_validates_is_reported(tmp_path, caplog):

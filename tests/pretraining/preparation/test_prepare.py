@@ -119,8 +119,7 @@ def test_the_data_list_feeds_the_bundles(tmp_path, good):
     training = unlabelled_scans(tmp_path / "out", section="training")
     validation = unlabelled_scans(tmp_path / "out", section="validation")
     assert (len(training), len(validation)) == (3, 1)
-    listed = segmentation_scans(tmp_path / "out", section="all", fold=2, label="optional")
-    assert {entry["fold"] for entry in listed} == {0, 1, 2, 3}
+    assert {entry["fold"] for entry in entries(tmp_path / "out")} == {0, 1, 2, 3}
     assert read_list(tmp_path / "out")["modality"] == {"0": "CT"}
 
 

@@ -94,7 +94,7 @@ def _grid(to_grid: np.ndarray, box: Sequence[tuple[int, int]], *, like: torch.Te
     return grid
 
 
-class NativeLabelsd(MapTransform):
+class MaskOnScanGridd(MapTransform):
     """Replace the probabilities of the preprocessed scan by the label map on the voxel grid of the scan's file.
 
     Use it instead of ``AsDiscreted(argmax=True)`` and ``Invertd`` after preprocessing that keeps the image's affine
@@ -148,7 +148,7 @@ class NativeLabelsd(MapTransform):
             if item[key].shape[1:] != image.shape[1:]:
                 raise InputError(
                     f"'{key}' of {file} has the shape {tuple(item[key].shape)}, the image {tuple(image.shape)}: both "
-                    "must be on the preprocessed grid. Make NativeLabelsd the first step of the postprocessing."
+                    "must be on the preprocessed grid. Make MaskOnScanGridd the first step of the postprocessing."
                 )
             probabilities = item[key].as_tensor() if isinstance(item[key], MetaTensor) else item[key]
             labels = resample_labels(

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from bundles.common.errors import InputError
-from bundles.segmentation.inference.resume_settings import write_or_compare_settings
+from bundles.segmentation.inference.resume import write_or_compare_settings
 
 
 def test_a_run_that_goes_on_must_be_the_same(tmp_path):

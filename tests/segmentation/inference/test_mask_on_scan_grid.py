@@ -19,8 +19,8 @@ from scipy.spatial.transform import Rotation
 
 from benchmarks.pretrain_cost import LiveBytes
 from bundles.common.errors import InputError
-from bundles.segmentation.inference import native_labels
-from bundles.segmentation.inference.native_labels import NativeLabelsd, resample_labels
+from bundles.segmentation.inference import mask_on_scan_grid
+from bundles.segmentation.inference.mask_on_scan_grid import MaskOnScanGridd, resample_labels
 from bundles.segmentation.inference.probability_inferer import ProbabilityInferer
 
 BUNDLE = Path(__file__).parents[3] / "bundles/swin_unetr_btcv_seg"
@@ -100,7 +100,7 @@ def test_linear_is_the_winner_of_all_class_volumes_inverted(tmp_path, preprocess
     item = preprocessed(tmp_path, affine, shape, preprocessing)
     item["pred"] = MetaTensor(smooth_probabilities(item["image"].shape[1:]))
     inverted = Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=False)(item)["pred"]
-    labels = NativeLabelsd("pred", slab_bytes=2**20)(item)["pred"]
+    labels = MaskOnScanGridd("pred", slab_bytes=2**20)(item)["pred"]
     assert labels.shape == inverted[:1].shape == (1, *shape)
     # Exactly one voxel outside of the crop, MONAI gets a probability of 1e-16 instead of 0, by rounding.
     rounding = (inverted.amax(0) < 1e-4).numpy()
@@ -117,7 +117,7 @@ def test_nearest_is_the_inverted_winner(tmp_path, preprocessing, geometry):
     item["pred"] = MetaTensor(smooth_probabilities(item["image"].shape[1:]))
     winner = AsDiscreted("pred", argmax=True)(item)
     inverted = Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=True)(winner)["pred"][0]
-    labels = NativeLabelsd("pred", mode="nearest", slab_bytes=2**20)(item)["pred"][0]
+    labels = MaskOnScanGridd("pred", mode="nearest", slab_bytes=2**20)(item)["pred"][0]
     coordinates = model_coordinates(item, shape)
     # Half-way between two voxels both are nearest; rounding decides in MONAI.
     ties = (np.abs(coordinates - np.floor(coordinates) - 0.5) < 1e-5).any(-1)
@@ -141,7 +141,7 @@ def test_the_whole_scan_without_air_is_covered_to_its_outer_voxels(tmp_path, pre
     item["pred"] = torch.zeros(2, 10, 18, 10)
     item["pred"][1] = 1
     for mode in ("linear", "nearest"):
-        assert NativeLabelsd("pred", mode=mode)(item)["pred"].all()
+        assert MaskOnScanGridd("pred", mode=mode)(item)["pred"].all()
 
 
 def test_slabs_do_not_show_and_bound_the_memory(tmp_path, preprocessing):
@@ -152,7 +152,7 @@ def test_slabs_do_not_show_and_bound_the_memory(tmp_path, preprocessing):
         results, peaks = [], []
         for slab_bytes in (1, 2**18, 2**40):
             with LiveBytes([probabilities, item["image"]]) as live:
-                labels = NativeLabelsd("pred", mode=mode, slab_bytes=slab_bytes)({**item, "pred": probabilities})
+                labels = MaskOnScanGridd("pred", mode=mode, slab_bytes=slab_bytes)({**item, "pred": probabilities})
             results.append(labels["pred"])
             peaks.append(live.peak)
         assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
@@ -172,7 +172,7 @@ def test_sampling_the_box_of_the_labels_alone_misses_none(monkeypatch, mode, box
     grid = {"to_model": to_model, "shape": (36, 30, 17), "mode": mode}
     labels = resample_labels(probabilities, **grid)
     assert labels.any()
-    monkeypatch.setattr(native_labels, "_box_of_labels", lambda _: [(0, 12), (0, 10), (0, 9)])
+    monkeypatch.setattr(mask_on_scan_grid, "_box_of_labels", lambda _: [(0, 12), (0, 10), (0, 9)])
     assert torch.equal(labels, resample_labels(probabilities, **grid))
 
 
@@ -227,7 +227,7 @@ def test_the_saved_mask_lies_on_the_grid_of_the_scan(tmp_path, preprocessing, ge
     item = preprocessed(tmp_path, affine, shape, preprocessing)
     item["pred"] = smooth_probabilities(item["image"].shape[1:])
     before = item["image"].affine.clone()
-    item = NativeLabelsd("pred", mode="nearest")(item)
+    item = MaskOnScanGridd("pred", mode="nearest")(item)
     mask, scan = save(tmp_path, item), nib.load(tmp_path / "ct1.nii.gz")
     assert mask.shape == scan.shape and mask.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(mask.affine, scan.affine)
@@ -242,7 +242,7 @@ def test_channels_in_the_file_do_not_matter(tmp_path, preprocessing):
     four = preprocessed(tmp_path, affine, shape, preprocessing, np.stack([body(shape)] * 4, axis=-1))
     assert four["image"].shape == (4, *one["image"].shape[1:])
     pred = smooth_probabilities(one["image"].shape[1:])
-    results = [NativeLabelsd("pred")({**item, "pred": pred})["pred"] for item in (one, four)]
+    results = [MaskOnScanGridd("pred")({**item, "pred": pred})["pred"] for item in (one, four)]
     assert torch.equal(*results) and save(tmp_path, {"pred": results[1]}).shape == shape
 
 
@@ -269,7 +269,7 @@ def test_evaluator_and_monai_label_save_the_same_mask(tmp_path, preprocessing, c
         network=BrightIsLiver(),
         prepare_batch=lambda batch, device, non_blocking, **_: (batch["image"].to(device), None),
         inferer=inferer,
-        postprocessing=Compose([NativeLabelsd("pred"), saver]),
+        postprocessing=Compose([MaskOnScanGridd("pred"), saver]),
     ).run()
     mask = nib.load(tmp_path / "a/ct1_seg.nii.gz")
     found = np.asarray(mask.dataobj) > 0
@@ -278,7 +278,7 @@ def test_evaluator_and_monai_label_save_the_same_mask(tmp_path, preprocessing, c
 
     item = preprocessing({"image": str(tmp_path / "ct1.nii.gz")})
     item["pred"] = inferer(item["image"][None], BrightIsLiver())[0]
-    labels = Compose([NativeLabelsd("pred")])(item)["pred"]
+    labels = Compose([MaskOnScanGridd("pred")])(item)["pred"]
     np.testing.assert_array_equal(labels[0].numpy() > 0, found)
     assert labels.meta["spatial_shape"].tolist() == list(
         shape
@@ -334,14 +334,14 @@ def test_a_label_comes_back_to_itself(tmp_path, preprocessing, geometry):
     nib.save(nib.Nifti1Image(shares, affine), tmp_path / "shares.nii.gz")
     item = preprocessing({"image": str(tmp_path / "ct1.nii.gz"), "label": str(tmp_path / "label.nii.gz")})
     indicator = torch.nn.functional.one_hot(item["label"][0].as_tensor().long()).movedim(-1, 0)
-    back = NativeLabelsd("pred", mode="nearest")({**item, "pred": indicator.float()})["pred"][0].numpy()
+    back = MaskOnScanGridd("pred", mode="nearest")({**item, "pred": indicator.float()})["pred"][0].numpy()
     inverted = Invertd("pred", transform=preprocessing, orig_keys="image")({**item, "pred": item["label"]})["pred"][0]
 
     geometric = Compose([t for t in preprocessing.transforms[:4]])  # loading to spacing; this scan has no air to crop
     assert isinstance(geometric.transforms[0], LoadImaged) and isinstance(geometric.transforms[3], Spacingd)
     of_shares = geometric({"image": str(tmp_path / "shares.nii.gz")})["image"]
     assert of_shares.shape[1:] == item["image"].shape[1:]
-    soft = NativeLabelsd("pred")({**item, "pred": of_shares})["pred"][0].numpy()
+    soft = MaskOnScanGridd("pred")({**item, "pred": of_shares})["pred"][0].numpy()
 
     for value, volume in enumerate(MILLILITRES, start=1):
         assert dice(soft, truth, value) > (0.97 if volume >= 4 else 0.95)
@@ -369,7 +369,7 @@ def test_a_label_no_finer_than_the_grid_comes_back_by_the_nearest_path_whole(tmp
     nib.save(nib.Nifti1Image(truth, affine), tmp_path / "label.nii.gz")
     item = preprocessing({"image": str(tmp_path / "ct1.nii.gz"), "label": str(tmp_path / "label.nii.gz")})
     indicator = torch.nn.functional.one_hot(item["label"][0].as_tensor().long()).movedim(-1, 0).float()
-    back = NativeLabelsd("pred", mode="nearest")({**item, "pred": indicator})["pred"][0].numpy()
+    back = MaskOnScanGridd("pred", mode="nearest")({**item, "pred": indicator})["pred"][0].numpy()
     assert all(dice(back, truth, value) > 0.97 for value in range(1, len(millilitres) + 1))
 
 
@@ -379,15 +379,15 @@ def test_a_label_no_finer_than_the_grid_comes_back_by_the_nearest_path_whole(tmp
 def test_unusable_items_are_named(tmp_path, preprocessing):
     item = preprocessed(tmp_path, *GEOMETRIES["RAS"], preprocessing)
     with pytest.raises(InputError, match="'cubic' is not one of linear, nearest"):
-        NativeLabelsd("pred", mode="cubic")
+        MaskOnScanGridd("pred", mode="cubic")
     with pytest.raises(InputError, match=r"'pred' of .*ct1.nii.gz has the shape \(2, 5, 5, 5\), the image \(1, "):
-        NativeLabelsd("pred")({**item, "pred": torch.zeros(2, 5, 5, 5)})
+        MaskOnScanGridd("pred")({**item, "pred": torch.zeros(2, 5, 5, 5)})
     nowhere = MetaTensor(torch.zeros(1, 4, 4, 4), meta={"filename_or_obj": "in/x.nii.gz"})
     with pytest.raises(InputError, match="in/x.nii.gz lack the grid of its file .*LoadImaged"):
-        NativeLabelsd("pred")({"image": nowhere, "pred": torch.zeros(2, 4, 4, 4)})
+        MaskOnScanGridd("pred")({"image": nowhere, "pred": torch.zeros(2, 4, 4, 4)})
     with pytest.raises(KeyError, match="pred"):
-        NativeLabelsd("pred")(item)
-    assert "pred" not in NativeLabelsd("pred", allow_missing_keys=True)(item)
+        MaskOnScanGridd("pred")(item)
+    assert "pred" not in MaskOnScanGridd("pred", allow_missing_keys=True)(item)
 
 
 def test_collated_metadata_are_understood(tmp_path, preprocessing):
@@ -398,5 +398,5 @@ def test_collated_metadata_are_understood(tmp_path, preprocessing):
     collated = decollate_batch(batch)[0]
     assert isinstance(collated["image"].meta["original_affine"], torch.Tensor)
     pred = smooth_probabilities(item["image"].shape[1:])
-    results = [NativeLabelsd("pred")({**each, "pred": pred})["pred"] for each in (item, collated)]
+    results = [MaskOnScanGridd("pred")({**each, "pred": pred})["pred"] for each in (item, collated)]
     assert torch.equal(*results) and torch.equal(results[0].affine, results[1].affine)
