@@ -63,6 +63,7 @@ def packages(tmp_path_factory, data) -> list[Path]:
     made = []
     for bundle, task, cases in ((BTCV, None, "btcv"), ("swin_unetr_msd", "Task09_Spleen", "Task09_Spleen")):
         options = TRAINING | {"dataset_dir": data / cases, "output_dir": folder / bundle}
+        options |= {"task": task} if task else {}
         succeed(run_bundle(bundle, "train.yaml", **options))
         made.append(pack(bundle, task=task, models=folder / bundle / "models", out=folder).archive)
     return made
