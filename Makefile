@@ -3,6 +3,7 @@
 # make check   formatting, lint and all tests
 # make test-legacy   weights of the real MONAI 1.4.0 compute the same here (an environment of its own, .venv-legacy)
 # make test-label    packed bundles in a real MONAI Label server (an environment of its own, .venv-label-1.6.1, 3.7 GB); LABEL_MONAI=1.5.2: with that MONAI
+# make gpu-kit       what a GPU machine without a network needs to check everything: gpu-kit/ (docs/explanation/gpu.md)
 # Each sets up its own virtual environment first; PYTHON=python3.12 chooses the interpreter (3.11 or newer).
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ LABEL_MONAI ?= 1.6.1
 LABEL_VENV ?= .venv-label-$(LABEL_MONAI)
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test test-legacy test-label check lint clean
+.PHONY: demo test test-legacy test-label check lint clean gpu-kit
 .DEFAULT_GOAL := demo
 
 $(INSTALLED): setup.cfg pyproject.toml
@@ -50,8 +51,11 @@ lint: $(INSTALLED)
 
 check: lint test
 
+gpu-kit: $(INSTALLED)
+	$(VENV)/bin/python -m benchmarks.gpu_check.kit --out gpu-kit
+
 clean:
-	rm -rf $(VENV) $(LEGACY_VENV) .venv-label-* demo/out *.egg-info .pytest_cache .ruff_cache
+	rm -rf gpu-kit $(VENV) $(LEGACY_VENV) .venv-label-* demo/out *.egg-info .pytest_cache .ruff_cache
 
 # Evidence: what pre-training gains. STUDY=openkbp DATA=DIR OUT=DIR choose another study, its data and its folder (docs/how-to/measure-the-gain.md).
 # make few-label-curve   Dice over the number of labelled patients, from an encoder and from scratch

@@ -11,7 +11,6 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 from ignite.engine import Engine, Events
-from mlflow.entities import Metric
 from monai.handlers import MLFlowHandler
 from torch.utils.tensorboard import SummaryWriter
 
@@ -105,6 +104,10 @@ class Tracking:
                 self.writer.add_scalar(name, value, step)
         handler = self._handler(engine)
         if handler is not None:
+            from mlflow.entities import (
+                Metric,  # only now: a run without MLflow needs neither the package nor its second
+            )
+
             now = int(1000 * time.time())
             metrics = [Metric(name, value, now, step) for name, value in values.items()]
             handler.client.log_batch(handler.cur_run.info.run_id, metrics=metrics)

@@ -1,0 +1,111 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Write the results as a page of the documentation. Standard library only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HEAD = """# On a GPU
+
+`benchmarks/gpu_check` runs what needs a GPU in one command of under five minutes: parity of the fast path, the bundles
+with mixed precision, time and memory of a step, its dearest kernels.
+
+```bash
+make gpu-kit                                        # once, where packages can be downloaded: writes gpu-kit/
+python3 gpu-kit/check.py --out results              # on the machine with the GPU; it needs PyTorch 2.11 to 2.15, no network
+.venv/bin/python -m benchmarks.gpu_check --out results --report docs/explanation/gpu.md   # writes this page
+```
+"""
+NOT_RUN = """
+**Not run yet.** No session with a GPU has run it so far. What a CPU can show is tested: all parts at tiny size
+(`python -m benchmarks.gpu_check --dry_run`).
+"""
+
+
+def write_page(results: Path, page: Path) -> None:
+    """Write the page from the JSON, and keep the JSON beside it; the page of a dry run says "not run yet".
+
+    Raises:
+        FileNotFoundError: there are no results.
+    """
+    content = json.loads(results.read_text(encoding="utf-8"))
+    page.write_text(page_text(content), encoding="utf-8")
+    if not content["dry_run"]:
+        page.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def page_text(results: Mapping[str, Any] | None) -> str:
+    """Return the Markdown of the page."""
+    if results is None or results["dry_run"]:
+        return HEAD + NOT_RUN
+    lines = [HEAD, f"Results of {results['date']}. Each line is printed by the check itself.", ""]
+    for name, part in results["parts"].items():
+        lines += [f"## {part['title']}", ""]
+        if part["status"] != "done":
+            lines += [f"**{part['status'].capitalize()}**: {part['why']}.", ""]
+        table = TABLES.get(name, _list)
+        lines += [*table(part["checks"]), ""] if part["checks"] else []
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _list(checks: list[Mapping[str, Any]]) -> list[str]:
+    return [f"- {_mark(check)}{check['text']}" for check in checks]
+
+
+def _mark(check: Mapping[str, Any]) -> str:
+    return "**failed**: " if check["ok"] is False else ""
+
+
+def _parity(checks: list[Mapping[str, Any]]) -> list[str]:
+    rows = ["| | output | input gradient | weight gradient |", "|---|---|---|---|"]
+    rest = []
+    for check in checks:
+        if "ours" not in check:
+            rest.append(check)
+            continue
+        cells = [
+            f"{check['ours'][part]:.1e} ({check['stock'][part]:.1e})"
+            for part in ("output", "input gradient", "weight gradient")
+        ]
+        rows.append(f"| {_mark(check)}{check['check']} | {' | '.join(cells)} |")
+    text = [
+        "Relative error against stock MONAI in float64, in parentheses that of stock MONAI at the same precision.",
+        "",
+    ]
+    return [*text, *rows, *(["", *_list(rest)] if rest else [])]
+
+
+def _steps(checks: list[Mapping[str, Any]]) -> list[str]:
+    rows = ["| | s a step, ours | stock | ratio | peak GiB, ours | stock | ratio |", "|---|---|---|---|---|---|---|"]
+    rest = []
+    for check in checks:
+        if "seconds" not in check:
+            rest.append(check)
+            continue
+        ours, stock = (sorted(check["seconds"][side]) for side in ("ours", "stock"))
+        ours, stock = ours[len(ours) // 2], stock[len(stock) // 2]
+        memory = [check["peak"][side] / 2**30 for side in ("ours", "stock")]
+        rows.append(
+            f"| {check['check']}: {check['crops']} | {ours:.3f} | {stock:.3f} | {stock / ours:.2f} | {memory[0]:.1f} | "
+            f"{memory[1]:.1f} | {memory[0] / memory[1]:.2f} |"
+        )
+    return [*rows, *(["", *_list(rest)] if rest else [])]
+
+
+def _kernels(checks: list[Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for check in checks:
+        lines += ["", f"### {check['check']}", ""] if "rows" in check else ["", *_list([check])]
+        if "rows" in check:
+            lines += ["| kernel | calls | ms | share |", "|---|---|---|---|"]
+            lines += [
+                f"| `{row['kernel'][:90]}` | {row['calls']} | {row['ms']:.2f} | {row['ms'] / check['total_ms']:.0%} |"
+                for row in check["rows"]
+            ]
+    return lines[1:]
+
+
+TABLES = {"parity": _parity, "steps": _steps, "kernels": _kernels}

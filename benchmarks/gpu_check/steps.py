@@ -1,0 +1,87 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Part 4: seconds a step and peak memory of the bundles' own training steps, fast against ``--fast false``."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from benchmarks import pretrain_step, segmentation_step
+
+from .parts import Settings, attempt, tell
+
+BENCHMARKS = {"pre-training": pretrain_step, "segmentation": segmentation_step}
+STEPS = {"bf16": 3, "fp32": 2}  # of a timed run
+ROUNDS = {"bf16": 2, "fp32": 1}  # of ours, stock; then stock, ours
+
+
+def job_of(module: object, *, precision: str, settings: Settings, steps: int) -> object:
+    """Return the job of a benchmark: feature size 48, four crops of 96^3; tiny in a dry run."""
+    size = (
+        {"feature_size": 12, "roi": (64, 64, 64), "batch": 1}
+        if settings.dry_run
+        else {"feature_size": 48, "roi": (96, 96, 96), "batch": 4}
+    )
+    return module.Job(**size, steps=steps, device=settings.device, precision=precision)
+
+
+def run(settings: Settings) -> None:
+    """Time the steps in turns."""
+    for name, module in BENCHMARKS.items():
+        for precision in ("fp32",) if settings.dry_run else ("bf16", "fp32"):
+            job = job_of(
+                module, precision=precision, settings=settings, steps=1 if settings.dry_run else STEPS[precision]
+            )
+            label = f"{name}, {precision}"
+            attempt(label, lambda label=label, module=module, job=job: compare(label, module, job))
+
+
+def compare(label: str, module: object, job: object) -> None:
+    """Tell seconds a step and peak memory of both sides; each is built anew in each turn, so that none sees the other's
+    memory."""
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    peaks: dict[bool, list[int]] = {True: [], False: []}
+    rounds = 1 if job.device == "cpu" else ROUNDS[job.precision]
+    for number in range(rounds):
+        for fast in (True, False) if number % 2 == 0 else (False, True):
+            run_steps = module.bundle_side(job, fast=fast)
+            run_steps()  # warm-up: cuDNN chooses its algorithms
+            taken, peak = timed(run_steps, job.device)
+            seconds[fast].append(taken / job.steps)
+            peaks[fast].append(peak)
+            del run_steps
+            gc.collect()
+            if job.device == "cuda":
+                torch.cuda.empty_cache()
+    ours, stock = (statistics.median(seconds[fast]) for fast in (True, False))
+    memory, stock_memory = (max(peaks[fast]) for fast in (True, False))
+    crops = f"{job.batch} crops of {' x '.join(map(str, job.roi))}, feature size {job.feature_size}"
+    text = f"{label}: {ours:.3f} s a step, stock {stock:.3f} ({stock / ours:.2f}x)"
+    if job.device == "cuda":
+        text += f"; peak {memory / 2**30:.1f} GiB, stock {stock_memory / 2**30:.1f} ({memory / stock_memory:.2f})"
+    tell(
+        label,
+        ok=None,
+        text=f"{text}; {crops}",
+        seconds={"ours": seconds[True], "stock": seconds[False]},
+        peak={"ours": memory, "stock": stock_memory} if job.device == "cuda" else None,
+        crops=crops,
+    )
+
+
+def timed(function: Callable[[], object], device: str) -> tuple[float, int]:
+    """Return the seconds of a call, and the peak of the GPU's memory in bytes (0 on a CPU)."""
+    if device == "cpu":
+        begin = time.perf_counter()
+        function()
+        return time.perf_counter() - begin, 0
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    begin = time.perf_counter()
+    function()
+    torch.cuda.synchronize()
+    return time.perf_counter() - begin, torch.cuda.max_memory_allocated()

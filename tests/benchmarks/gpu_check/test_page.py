@@ -1,0 +1,65 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""The page shows each figure and each failure of the results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks.gpu_check.__main__ import main
+from benchmarks.gpu_check.page import page_text
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "explanation" / "gpu.md"
+RESULTS = PAGE.with_suffix(".json")
+
+
+def done(title: str, *checks: dict, **rest) -> dict:
+    return {"title": title, "status": "done", "checks": list(checks), **rest}
+
+
+def check(name: str, ok: bool | None = None, **values) -> dict:
+    return {"check": name, "ok": ok, "text": f"text of {name}", **values}
+
+
+ERRORS = {"inference": 1e-7, "output": 1.5e-7, "input gradient": 2e-7, "weight gradient": 3e-7}
+
+
+def test_every_part_has_its_table():
+    peak = {"ours": 8 * 2**30, "stock": 20 * 2**30}
+    step = check("pre-training, bf16", crops="4 crops", seconds={"ours": [0.3, 0.2], "stock": [0.8, 0.6]}, peak=peak)
+    kernel = {"kernel": "gemm", "calls": 7, "ms": 12.5}
+    text = page_text(
+        {
+            "dry_run": False,
+            "date": "2026-11-28",
+            "parts": {
+                "machine": done("Card", check("GPU", True)),
+                "parity": done("Parity", check("stage, fp32", True, ours=ERRORS, stock=ERRORS), check("lost", False)),
+                "steps": done("Steps", step, check("segmentation, fp32", False)),
+                "kernels": done("Kernels", check("pre-training, bf16", True, rows=[kernel], total_ms=50.0)),
+                "workflows": {"title": "Runs", "status": "out of time", "why": "not finished within 9 s", "checks": []},
+            },
+        }
+    )
+    assert "Not run yet" not in text and "Results of 2026-11-28" in text
+    assert "- text of GPU" in text and "- **failed**: text of lost" in text
+    assert "| stage, fp32 | 1.5e-07 (1.5e-07) | 2.0e-07 (2.0e-07) | 3.0e-07 (3.0e-07) |" in text
+    assert "| pre-training, bf16: 4 crops | 0.300 | 0.800 | 2.67 | 8.0 | 20.0 | 0.40 |" in text
+    assert "- **failed**: text of segmentation, fp32" in text
+    assert "| `gemm` | 7 | 12.50 | 25% |" in text
+    assert "**Out of time**: not finished within 9 s." in text
+
+
+def test_the_results_are_kept_beside_the_page(tmp_path, capsys):
+    assert main(["--out", str(tmp_path), "--report", str(tmp_path / "gpu.md")]) == 1
+    assert "gpu_check.json does not exist: run the check first" in capsys.readouterr().err
+    results = {"dry_run": False, "date": "2026-11-28", "parts": {"machine": done("Card", check("GPU", True))}}
+    (tmp_path / "gpu_check.json").write_text(json.dumps(results))
+    assert main(["--out", str(tmp_path), "--report", str(tmp_path / "gpu.md")]) == 0
+    assert "- text of GPU" in (tmp_path / "gpu.md").read_text()
+    assert json.loads((tmp_path / "gpu.json").read_text()) == results
+
+
+def test_the_page_in_the_documentation_is_that_of_the_kept_results():
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else None
+    assert PAGE.read_text() == page_text(kept)
