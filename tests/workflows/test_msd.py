@@ -38,6 +38,21 @@ def test_the_model_knows_its_task(spleen_model):
     assert model["labels"] == {"0": "background", "1": "spleen"}
 
 
+def test_a_training_takes_a_whole_network_with_other_classes(tmp_path, segmenter, spleen):
+    """All of the BTCV network but its output layer; model.pt, log and MLflow keep what came from the file."""
+    options = {**SMALL, "depths": None, "roi_size": "[64,64,32]", "pretrained_model": segmenter / "models" / "model.pt"}
+    options |= {"task": "Task09_Spleen", "dataset_dir": spleen, "output_dir": tmp_path / "run", "max_steps": 2}
+    options |= {"tracking": "mlflow", "tracking_uri": f"sqlite:///{tmp_path}/mlruns.db"}
+    output = succeed(run_bundle("swin_unetr_msd", "train.yaml", **options))
+    assert "classes: 14 in the file, 2 here: the output layer starts anew" in output
+    start = torch.load(tmp_path / "run" / "models" / "model.pt", weights_only=True)["trained"]["start"]
+    assert start["missing"] == ["out.conv.conv.bias", "out.conv.conv.weight"]
+    table = start["modules"]
+    assert table["decoder1"]["per_cent"] == table["swinViT"]["per_cent"] == 100.0 and table["out"]["from_file"] == 0
+    (kept,) = (tmp_path / "run").parent.rglob("artifacts/start_weights.txt")
+    assert f"all  {table['all']['from_file']:,}".split() == kept.read_text().splitlines()[-1].split()[:2]
+
+
 def test_evaluation_scores_the_fold_that_training_held_out(tmp_path, spleen_model, spleen):
     succeed(
         run_bundle(

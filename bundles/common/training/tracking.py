@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -16,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ..files import atomic_path
 from ..run.distributed import rank
+from ..weights.module_table import table_text
 from .log import LogEvents
 from .steps import steps_done
 
@@ -43,6 +45,7 @@ class Tracking:
         evaluator: validation engine whose metrics are tracked, or None.
         resume: whether the run continues an earlier one, in MLflow too.
         pictures: names of PNG files in ``output_dir`` to save after every validation, if they exist.
+        start: report of the start weights (`load_start_weights`); its table is saved as ``start_weights.txt``.
     """
 
     def __init__(
@@ -53,12 +56,14 @@ class Tracking:
         evaluator: Engine | None = None,
         resume: bool = False,
         pictures: Sequence[str] = (),
+        start: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = Path(output_dir)
         self.tensorboard = tensorboard
         self.evaluator = evaluator
         self.resume = resume
         self.pictures = list(pictures)
+        self.start = start
         self.writer: SummaryWriter | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -109,8 +114,14 @@ class Tracking:
             )
 
             now = int(1000 * time.time())
+            if self.start is not None:
+                handler.client.log_text(handler.cur_run.info.run_id, self._start_text(), "start_weights.txt")
+                self.start = None
             metrics = [Metric(name, value, now, step) for name, value in values.items()]
             handler.client.log_batch(handler.cur_run.info.run_id, metrics=metrics)
+
+    def _start_text(self) -> str:
+        return f"{self.start['file']}\n{table_text(self.start['modules'])}\n"
 
     def row_written(self, engine: Engine) -> None:
         """Write a point of the training curves."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,10 +15,13 @@ from ..networks.patch_merging import MERGING
 from ..run.options import check_choice
 from .checkpoint_file import release_checkpoint
 from .dialects import ANCHOR, ENCODER, FoundWeights, find_weights
+from .module_table import module_table, table_text
 
 logger = logging.getLogger(__name__)
 
+DECODER = re.compile(r"(encoder\d+|decoder\d+)\.")
 PATCH_EMBED = ENCODER + ANCHOR
+NAMES = {"missing": "starts anew", "left_over": "left aside", "patch_embed": "input"}
 DERIVED = ".attn.relative_position_index"  # a buffer determined by the window size; some files lack it
 
 
@@ -30,8 +34,28 @@ def fit_patch_embedding(weight: torch.Tensor, channels: int) -> torch.Tensor:
     return weight.repeat(1, channels, 1, 1, 1) / channels
 
 
-def _first(names: Sequence[str]) -> str:
+def short_list(names: Sequence[str]) -> str:
+    """Return the only name, or the first and the last."""
     return f"{names[0]}" if len(names) == 1 else f"{names[0]} ... {names[-1]}"
+
+
+def check_numbers(tensors: Mapping[str, torch.Tensor], path: str) -> None:
+    """Raise `InputError` unless all tensors are floating-point numbers and finite; log if they have half precision."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise InputError(
+                f"{path} does not fit the network: {name} has the type {tensor.dtype}, not floating-point numbers (a "
+                "quantised network?). Nothing was loaded. Use the file that was written before the quantisation."
+            )
+    broken = sorted(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all())
+    if broken:
+        raise InputError(
+            f"{path} does not fit the network: {len(broken)} with non-finite values ({short_list(broken)}). Nothing was "
+            "loaded. Use an earlier checkpoint."
+        )
+    types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()} - {"float32"})
+    if types:
+        logger.info("%s: weights of type %s are converted to float32", path, ", ".join(types))
 
 
 def _load(
@@ -76,15 +100,13 @@ def _load(
         for name in sorted(wanted & set(state))
         if state[name].shape != own[name].shape
     ]
-    faults = [f"{len(missing)} tensors missing ({_first(missing)})"] if missing else []
-    faults += [f"{len(surplus)} that the network does not have ({_first(surplus)})"] if surplus else []
+    faults = [f"{len(missing)} tensors missing ({short_list(missing)})"] if missing else []
+    faults += [f"{len(surplus)} that the network does not have ({short_list(surplus)})"] if surplus else []
     faults += [f"{len(shapes)} with a different shape (first: {shapes[0]})"] if shapes else []
     if not faults and any(
         name in state and not torch.equal(state[name], own[name].to(state[name])) for name in derived
     ):
         faults = ["relative_position_index belongs to another window size"]
-    broken = [name for name in sorted(wanted & set(state)) if not torch.isfinite(state[name]).all()]
-    faults += [f"{len(broken)} with non-finite values ({_first(broken)})"] if broken else []
     if faults:
         raise InputError(f"{path} does not fit the network: {'; '.join(faults)}. Nothing was loaded.")
     for entry in allow_partial:
@@ -93,16 +115,17 @@ def _load(
                 f"--allow_partial {entry!r} does not match the beginning of any tensor name, such as layers4.0.blocks.0.norm1.weight."
             )
     loaded = {name: tensor for name, tensor in state.items() if name in wanted and name not in derived}
+    check_numbers(loaded, path)
     network.load_state_dict(loaded, strict=False)
     part = "weights" if wanted == set(own) else "encoder weights"
     if unloaded := allowed + sorted(fresh):
         logger.info("%s: loaded %d tensors of the %s; %d keep their values", path, len(loaded), part, len(unloaded))
     else:
         logger.info("%s: all %s loaded (%d tensors)", path, part, len(loaded))
-    return {"loaded": len(loaded), "missing": unloaded, **report}
+    return {"loaded": len(loaded), "missing": unloaded, **report, "modules": module_table(network, loaded)}
 
 
-def _check_merging(network: torch.nn.Module, found: FoundWeights) -> None:
+def check_merging(network: torch.nn.Module, found: FoundWeights) -> None:
     """Raise `InputError` if the file records another patch-merging order than the network was built with."""
     record = found.content.get("encoder")
     wanted = record.get("merging") if isinstance(record, Mapping) else None
@@ -113,10 +136,16 @@ def _check_merging(network: torch.nn.Module, found: FoundWeights) -> None:
         )
 
 
-def _log_report(report: Mapping[str, Any]) -> None:
-    for name in ("dialect", "missing", "left_over", "patch_embed"):
+def log_report(report: Mapping[str, Any], *, table: bool = True) -> None:
+    """Log what was recognised, what starts anew, what was left aside, and the table by module."""
+    for name in ("dialect", "classes", "patch_embed", "missing", "left_over"):
         if report.get(name):
-            logger.info("  %s: %s", name.replace("_", " "), report[name])
+            value = report[name]
+            if name in ("missing", "left_over"):
+                value = f"{len(value)} tensors ({short_list(value)})"
+            logger.info("  %s: %s", NAMES.get(name, name), value)
+    if table:
+        logger.info("weights by module:\n%s", table_text(report["modules"]))
 
 
 def load_encoder(
@@ -133,7 +162,8 @@ def load_encoder(
         allow_partial: beginnings of tensor names (without ``swinViT.``) that may be missing, such as ``layers4``.
 
     Returns:
-        ``file``, ``dialect``, ``loaded`` (number of tensors), ``missing`` and ``left_over`` (names), and
+        ``file``, ``dialect``, ``loaded`` (number of tensors), ``missing`` and ``left_over`` (names), ``modules``
+        (`module_table`), and
         ``patch_embed`` if it was changed.
 
     Raises:
@@ -141,14 +171,26 @@ def load_encoder(
             is loaded then.
     """
     found = find_weights(path)
-    _check_merging(network, found)
+    check_merging(network, found)
     wanted = {name for name in network.state_dict() if name.startswith(ENCODER)}
     allow_partial = [allow_partial] if isinstance(allow_partial, str) else list(allow_partial)
     loaded = _load(network, found.encoder, wanted, path, patch_embed=patch_embed, allow_partial=allow_partial)
     release_checkpoint(path)
     report = {"file": str(path), "dialect": list(found.dialect), **loaded, "left_over": sorted(found.rest)}
-    _log_report(report)
+    log_report(report)
+    _log_decoder(found)
     return report
+
+
+def _log_decoder(found: FoundWeights) -> None:
+    """Log how much of the file is a decoder that `load_whole_network` would take as well."""
+    decoder = sum(tensor.numel() for name, tensor in found.rest.items() if DECODER.match(name))
+    total = sum(tensor.numel() for tensor in (*found.encoder.values(), *found.rest.values()))
+    if decoder:
+        logger.info(
+            "%s holds a whole Swin UNETR: %.0f%% of it, the decoder, is left aside; --pretrained_model takes it, too",
+            *(found.path, 100 * decoder / total),
+        )
 
 
 def load_model(network: torch.nn.Module, path: str, *, expected: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -167,7 +209,7 @@ def load_model(network: torch.nn.Module, path: str, *, expected: Mapping[str, An
         InputError: the tensors of the file are not exactly those of the network.
     """
     found = find_weights(path)
-    _check_merging(network, found)
+    check_merging(network, found)
     loaded = _load(network, {**found.encoder, **found.rest}, set(network.state_dict()), path)
     trained = found.content.get("trained") or {}
     for name, value in (expected or {}).items():
@@ -176,7 +218,7 @@ def load_model(network: torch.nn.Module, path: str, *, expected: Mapping[str, An
             logger.warning("%s was trained with %s %s; this run uses %s", path, name, trained[name], value)
     release_checkpoint(path)
     report = {"file": str(path), "dialect": list(found.dialect), **loaded, "left_over": []}
-    _log_report(report)
+    log_report(report, table=False)
     return report
 
 

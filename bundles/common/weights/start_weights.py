@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from monai.networks.nets import SwinUNETR
 
 from ..errors import InputError
 from .dialects import find_weights
 from .loading import load_encoder, load_model
 from .merging_order import merging_of
+from .whole_network import load_whole_network
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +46,11 @@ def load_start_weights(
     """Load the start weights completely, or log that the network is trained from scratch.
 
     Returns:
-        The report of `load_encoder` or `load_model`, plus the patch-merging order and its source, to be saved with the
+        The report of `load_encoder`, `load_whole_network` or `load_model`, plus the patch-merging order and its source, to be saved with the
         trained weights; None for training from scratch.
 
     Raises:
-        InputError: see `load_encoder` and `load_model`; or ``freeze_encoder`` is set without weights.
+        InputError: see `load_encoder`, `load_whole_network` and `load_model`; or ``freeze_encoder`` is set without weights.
     """
     path = start_checkpoint(pretrained_encoder, pretrained_model)
     if path is None:
@@ -61,6 +63,8 @@ def load_start_weights(
     order, source = merging_of(find_weights(path), merging)
     if pretrained_encoder:
         report = load_encoder(network, path, patch_embed=patch_embed, allow_partial=allow_partial)
-    else:
+    elif isinstance(network, SwinUNETR):
+        report = load_whole_network(network, path, patch_embed=patch_embed, allow_partial=allow_partial)
+    else:  # the network of a pre-training, with its heads
         report = load_model(network, path)
     return {**report, "merging": order, "merging_said_by": source}

@@ -44,6 +44,7 @@ def test_all_tensors_of_a_model_are_loaded(path, build):
     report = load_model(target, path)
     assert equal(target.state_dict(), source.state_dict())
     buffers = [name for name in source.state_dict() if name.endswith("relative_position_index")]
+    assert report.pop("modules")["all"]["per_cent"] == 100.0
     assert report == {
         **{"file": path, "dialect": ["in 'model'"], "missing": [], "left_over": []},
         "loaded": len(source.state_dict()) - len(buffers),

@@ -1,0 +1,247 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""A whole network of any source starts a training: all that fits is taken, and the rest is named."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import pytest
+import torch
+
+from bundles.common.errors import InputError
+from bundles.common.networks.swin_unetr import build_swin_unetr
+from bundles.common.weights.encoder_record import resolve_encoder
+from bundles.common.weights.loading import load_encoder
+from bundles.common.weights.start_weights import load_start_weights
+from bundles.common.weights.whole_network import OUTPUT, load_whole_network
+
+X = torch.rand(1, 1, 64, 64, 32, generator=torch.Generator().manual_seed(3))
+PRESET = {"feature_size": 12, "depths": [2, 2, 2, 2], "num_heads": [3, 6, 12, 24], "window_size": 7}
+
+
+def source(record, *, seed=1, classes=32, **change):
+    torch.manual_seed(seed)
+    return build_swin_unetr(record | change, out_channels=classes).eval()
+
+
+def prefixed(prefix):
+    return lambda state: {prefix + name: tensor for name, tensor in state.items()}
+
+
+def ssl(state):
+    """MONAI's ssl_pretrained_weights.pth: one more level in the stages, mask token and norm, bare decoder names."""
+    named = {}
+    for name, tensor in state.items():
+        bare = re.sub(r"^(layers\d)\.0\.", r"\1.0.0.", name.removeprefix("swinViT."))
+        named[f"encoder.{bare}" if name.startswith("swinViT.") else name] = tensor
+    extra = {"encoder.mask_token": torch.zeros(1, 1, 12), "encoder.norm.weight": torch.ones(192)}
+    return {"model": named | extra | {"encoder.norm.bias": torch.zeros(192)}}
+
+
+def suprem(state):
+    return {"net": prefixed("module.")(state), "optimizer": {"param_groups": []}, "epoch": 2100}
+
+
+def voco_head(state):
+    heads = {f"{who}.linear.weight": torch.zeros(4, 4) for who in ("student", "teacher")}
+    return {"state_dict": prefixed("backbone.")({k: v for k, v in state.items() if k not in OUTPUT}) | heads}
+
+
+# Name of the file (the table of known files says its merging), classes, and what is done to the state dict.
+LAYOUTS = {
+    "ours": ("ours.pt", 5, lambda s: {"model": s}),
+    "SuPreM": ("supervised_suprem_swinunetr_2100.pth", 32, suprem),
+    "VoComni": ("VoComni_B.pt", 21, lambda s: {"state_dict": s}),
+    "VoCo": ("VoCo_B_SSL_head.pt", 1, voco_head),
+    "MONAI's self-supervised weights": ("ssl_pretrained_weights.pth", 2, ssl),
+    "BTCV of the authors": ("swin_unetr.tiny_5000ep_f12_lr2e-4_pretrained.pt", 14, lambda s: {"state_dict": s}),
+    "the zoo's model": ("model_swin_unetr_btcv_segmentation_v1.pt", 14, lambda s: s),
+    "DDP": ("ddp.pt", 7, lambda s: {"state_dict": prefixed("module.")(s)}),
+}
+
+
+@pytest.fixture
+def published(record):
+    """The record of the published networks (depths, heads, window), at feature size 12."""
+    return record | PRESET
+
+
+def features(network):
+    with torch.inference_mode():
+        return network.swinViT(X, normalize=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_all_that_fits_is_taken_from_every_layout(tmp_path, published, layout):
+    name, classes, lay_out = LAYOUTS[layout]
+    merging = "legacy" if layout not in ("ours", "DDP") else "monai"
+    network = source(published, classes=classes, merging=merging)
+    state = {k: v for k, v in network.state_dict().items()}
+    torch.save(lay_out(state), tmp_path / name)
+    asked = {"merging": merging} if layout in ("ours", "DDP") else {}
+    resolved = resolve_encoder(asked=asked, preset={}, checkpoint=str(tmp_path / name))
+    assert resolved == published | {"merging": merging}
+    torch.manual_seed(7)
+    target = build_swin_unetr(resolved, out_channels=4).eval()
+    before = {k: target.state_dict()[k].clone() for k in OUTPUT}
+    report = load_whole_network(target, str(tmp_path / name))
+
+    assert report["missing"] == sorted(OUTPUT) and ("classes" in report)
+    table = report["modules"]
+    assert list(table) == [
+        "swinViT",
+        *(f"encoder{i}" for i in (1, 2, 3, 4, 10)),
+        *(f"decoder{i}" for i in (5, 4, 3, 2, 1)),
+        "out",
+        "all",
+    ]
+    assert all(table[module]["per_cent"] == 100.0 for module in table if module not in ("out", "all"))
+    assert table["out"]["from_file"] == 0 and table["all"]["per_cent"] > 99.0
+    assert table["all"]["parameters"] == sum(p.numel() for p in target.parameters())
+    for mine, theirs in zip(features(target), features(network), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+    assert all(torch.equal(target.state_dict()[k], before[k]) for k in OUTPUT)
+    target.out = network.out
+    with torch.inference_mode():
+        torch.testing.assert_close(target(X), network(X), atol=1e-5, rtol=0)
+
+
+def test_with_the_same_classes_everything_is_taken(tmp_path, record):
+    network, target = source(record, classes=3), source(record, seed=2, classes=3)
+    torch.save({"model": network.state_dict()}, tmp_path / "w.pt")
+    report = load_whole_network(target, str(tmp_path / "w.pt"))
+    assert report["missing"] == [] and "classes" not in report and report["modules"]["all"]["per_cent"] == 100.0
+    assert all(torch.equal(v, network.state_dict()[k]) for k, v in target.state_dict().items())
+
+
+def test_one_channel_into_several_keeps_the_response_to_equal_channels(tmp_path, record):
+    network = source(record, classes=3)
+    torch.save({"model": network.state_dict()}, tmp_path / "w.pt")
+    target = source(record, seed=2, classes=3, in_channels=4)
+    report = load_whole_network(target, str(tmp_path / "w.pt"), patch_embed="repeat")
+    assert report["patch_embed"] == "1 to 4 channels: repeat" and report["missing"] == []
+    with torch.inference_mode():
+        torch.testing.assert_close(target(X.expand(-1, 4, -1, -1, -1)), network(X), atol=1e-5, rtol=1e-5)
+    fresh = source(record, seed=2, classes=3, in_channels=4)
+    report = load_whole_network(fresh, str(tmp_path / "w.pt"), patch_embed="fresh")
+    assert [name.split(".")[0] for name in report["missing"]] == ["encoder1", "encoder1", "swinViT"]
+    with pytest.raises(InputError, match=r"swinViT\.patch_embed\.proj\.weight is \(12, 4, 2, 2, 2\) in the file"):
+        torch.save({"model": fresh.state_dict()}, tmp_path / "four.pt")
+        load_whole_network(target := source(record, classes=3, in_channels=2), str(tmp_path / "four.pt"))
+
+
+def unknown_tensor(state):
+    state["adapter.weight"] = torch.zeros(2)
+
+
+def no_decoder_block(state):
+    for name in [name for name in state if name.startswith("decoder5.")]:
+        del state[name]
+
+
+def other_shape(state):
+    state["decoder1.conv_block.conv1.conv.weight"] = torch.zeros(1, 2, 3, 3, 3)
+
+
+def encoder_alone(state):
+    for name in [name for name in state if not name.startswith("swinViT.")]:
+        del state[name]
+
+
+def nan(state):
+    state["decoder2.conv_block.conv1.conv.weight"] = torch.full_like(
+        state["decoder2.conv_block.conv1.conv.weight"], float("nan")
+    )
+
+
+def quantised(state):
+    name = "decoder2.conv_block.conv1.conv.weight"
+    state[name] = state[name].to(torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (
+            unknown_tensor,
+            r"1 tensors without a place in Swin UNETR \(adapter\.weight\).*--allow_partial \"\['adapter\.'\]\"",
+        ),
+        (
+            no_decoder_block,
+            r"fills 7\d\.\d% of the network, less than 99%.*lacks \d+ tensors of decoder5 .*--allow_partial",
+        ),
+        (other_shape, r"decoder1\.conv_block\.conv1\.conv\.weight is \(1, 2, 3, 3, 3\) in the file"),
+        (encoder_alone, r"holds an encoder, but no decoder: \d+% of the network. Use it as --pretrained_encoder"),
+        (nan, r"1 with non-finite values \(decoder2\.conv_block\.conv1\.conv\.weight\)"),
+        (quantised, r"decoder2\.conv_block\.conv1\.conv\.weight has the type torch\.int8"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name_and_nothing_is_loaded(tmp_path, record, spoil, words):
+    state = source(record, classes=3).state_dict()
+    spoil(state)
+    torch.save({"model": state}, tmp_path / "w.pt")
+    target = source(record, seed=2, classes=3)
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    with pytest.raises(InputError, match=words):
+        load_whole_network(target, str(tmp_path / "w.pt"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "entry", "modules"),
+    [
+        (unknown_tensor, "adapter.", set()),
+        (no_decoder_block, "decoder5.", {"decoder5"}),
+        (other_shape, "decoder1.", {"decoder1"}),
+    ],
+)
+def test_what_is_named_may_start_anew_or_be_left_aside(tmp_path, record, spoil, entry, modules):
+    state = source(record, classes=3).state_dict()
+    spoil(state)
+    torch.save({"model": state}, tmp_path / "w.pt")
+    target = source(record, seed=2, classes=3)
+    report = load_whole_network(target, str(tmp_path / "w.pt"), allow_partial=[entry])
+    assert {name.split(".")[0] for name in report["missing"]} == modules
+    assert report["left_over"] == (["adapter.weight"] if spoil is unknown_tensor else [])
+    with pytest.raises(InputError, match=r"--allow_partial 'nothing' does not match"):
+        load_whole_network(target, str(tmp_path / "w.pt"), allow_partial=[entry, "nothing"])
+
+
+def test_half_precision_is_converted_and_said(tmp_path, record, caplog):
+    state = {k: v.half() if v.is_floating_point() else v for k, v in source(record, classes=3).state_dict().items()}
+    torch.save({"model": state}, tmp_path / "w.pt")
+    target = source(record, seed=2, classes=3)
+    with caplog.at_level(logging.INFO):
+        load_whole_network(target, str(tmp_path / "w.pt"))
+    assert "weights of type float16 are converted to float32" in caplog.text
+    assert torch.equal(target.state_dict()[OUTPUT[0]], state[OUTPUT[0]].float())
+
+
+def test_an_encoder_says_what_it_leaves_aside_and_which_option_takes_it(tmp_path, record, caplog):
+    torch.save({"model": source(record).state_dict()}, tmp_path / "w.pt")
+    with caplog.at_level(logging.INFO):
+        report = load_encoder(source(record, seed=2, classes=3), str(tmp_path / "w.pt"))
+    assert re.search(
+        r"holds a whole Swin UNETR: 9\d% of it, the decoder, is left aside; --pretrained_model takes it", caplog.text
+    )
+    assert report["modules"]["swinViT"]["per_cent"] == 100.0 and report["modules"]["decoder5"]["from_file"] == 0
+    assert re.search(r"\nmodule +from the file +new +parameters +%\nswinViT ", caplog.text)
+
+
+@pytest.mark.parametrize("change", [{"window_size": 3}, {"depths": [1, 1, 1, 2]}, {"feature_size": 24}])
+def test_another_network_than_the_files_is_refused_with_both_values(tmp_path, record, change):
+    """Tables of relative positions are not interpolated: another window is another network."""
+    torch.save({"model": source(record).state_dict(), "encoder": record}, tmp_path / "w.pt")
+    (field, value), text = next(iter(change.items())), str(tmp_path / "w.pt")
+    with pytest.raises(InputError, match=re.escape(f"{field} is {record[field]} in the file, {value} requested")):
+        resolve_encoder(asked=change, preset={}, checkpoint=text, patch_embed="repeat")
+
+
+def test_a_training_starts_from_a_network_with_other_classes(tmp_path, record, caplog):
+    torch.save({"model": source(record).state_dict(), "encoder": record}, tmp_path / "w.pt")
+    target = source(record, seed=2, classes=3)
+    with caplog.at_level(logging.INFO):
+        report = load_start_weights(target, pretrained_encoder=None, pretrained_model=str(tmp_path / "w.pt"))
+    assert report["classes"] == "32 in the file, 3 here: the output layer starts anew" and report["merging"] == "monai"
+    assert "classes: 32 in the file, 3 here: the output layer starts anew" in caplog.text
