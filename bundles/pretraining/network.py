@@ -103,15 +103,21 @@ def resolve_heads(
     return {name: str({**preset, **saved, **asked}[name]) for name in OFFICIAL_HEADS}
 
 
-def read_model(checkpoint: str) -> dict[str, Any]:
+def read_model(checkpoint: str, *, optional: bool = False) -> dict[str, Any]:
     """Read ``heads``, ``tasks`` and ``trained`` from the file of a complete pre-training network, for an evaluation.
 
     For an official checkpoint with heads they follow from the names of its tensors: all tasks, pooling ``token``, and
     one of three reconstruction heads.
 
+    Args:
+        checkpoint: the file.
+        optional: a file that does not exist (yet) records nothing, as needed for ``verify_net_in_out``.
+
     Raises:
         InputError: the file is something else, such as an ``encoder.pt``, which has no heads.
     """
+    if optional and not Path(checkpoint).exists():
+        return {"heads": dict(OFFICIAL_HEADS), "tasks": list(TASKS), "trained": {}}
     found = find_weights(checkpoint)
     if {"heads", "tasks"} <= set(found.content):
         return {"trained": {}, **found.content}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 
 import nibabel as nib
 import numpy as np
@@ -107,6 +108,26 @@ def test_a_dicom_series_is_segmented_measured_and_written_as_dicom(tmp_path, seg
     assert "1 scans are already segmented" in again
     other = run_bundle("swin_unetr_btcv_seg", "inference.yaml", **options, **WINDOW)
     assert other.returncode == 1 and "mirror_axes was [0], now []" in other.stderr.splitlines()[-1]
+
+
+def test_what_the_model_says_is_what_runs(tmp_path, segmenter, btcv):
+    """Without options, spacing, window, ROI and overlap are the model's; another value is used, with a warning."""
+    options = {
+        "dataset_dir": btcv / "imagesTr" / "img0000.nii.gz",
+        "pretrained_model": segmenter / "models" / "model.pt",
+    }
+    masks = {}
+    for name, given in {"none": {}, "all": WINDOW, "other": {"spacing": "[5.0,5.0,5.0]", "overlap": 0.5}}.items():
+        output = succeed(
+            run_bundle("swin_unetr_btcv_seg", "inference.yaml", **options, **given, output_dir=tmp_path / name)
+        )
+        (mask,) = (tmp_path / name).glob("*_seg.nii.gz")
+        masks[name] = np.asarray(nib.load(mask).dataobj)
+        warned = re.findall(r"was trained with (\w+) (.+?); this run uses (.+)", output)
+        expected = [("spacing", "[4.0, 4.0, 5.0]", "[5.0, 5.0, 5.0]"), ("overlap", "0.25", "0.5")]
+        assert [tuple(part.strip() for part in found) for found in warned] == (expected if name == "other" else [])
+    np.testing.assert_array_equal(masks["none"], masks["all"])
+    assert masks["none"].any() and (masks["other"] != masks["none"]).any()
 
 
 def test_scans_that_are_hardly_ct_are_warned_of_and_segmented_nevertheless(tmp_path, segmenter):

@@ -116,9 +116,13 @@ def test_preprocessing_is_equal_in_train_evaluate_and_inference(bundle):
     inference["preprocessing"]["transforms"][0].pop("used_again", None)
     assert on_image_alone(inference["preprocessing"]) == on_image_alone(train["preprocessing"])
     # the evaluation of a pre-training takes the HU window recorded in the model file, which is that of its training
-    evaluated = evaluate["hu_window"] if bundle != "swin_unetr_pretrain" else ASSUMED_IF_NOT_RECORDED["hu_window"]
-    assert bundle != "swin_unetr_pretrain" or evaluate["hu_window"] == "$@values['hu_window']"
-    assert train["hu_window"] == evaluated == inference["hu_window"]
+    inferred = inference["hu_window"]
+    if bundle == "swin_unetr_pretrain":
+        assert evaluate["hu_window"] == inferred == "$@values['hu_window']"
+        evaluated = inferred = ASSUMED_IF_NOT_RECORDED["hu_window"]
+    else:
+        evaluated = evaluate["hu_window"]
+    assert train["hu_window"] == evaluated == inferred
 
 
 def on_image_alone(preprocessing: dict) -> list[dict]:

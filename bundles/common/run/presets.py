@@ -35,6 +35,15 @@ def choose(*, preset: str, file: str) -> dict[str, Any]:
     return {**base, **presets[preset]}
 
 
+def preset_names(file: str) -> list[str]:
+    """Return the names of the presets of a file.
+
+    Raises:
+        InputError: the file does not exist.
+    """
+    return list(_read(file))
+
+
 def first_preset(file: str) -> dict[str, Any]:
     """Return the values of the first preset of a file, which is complete.
 

@@ -66,6 +66,8 @@ def _unwrap(content: Any, path: str) -> tuple[dict[str, torch.Tensor], list[str]
         names, inside = (list(content), content.values()) if isinstance(content, Mapping) else ([], [])
         nested = next((list(value) for value in inside if isinstance(value, Mapping) and value), [])
         found = ", ".join(map(str, names[:6] + nested[:4])) or type(content).__name__
+        if "nnssl_adaptation_plan" in names:
+            found += ". It is a file of nnssl, whose networks are ResEnc and Primus; its SwinUNETR is a proxy task"
         raise InputError(
             f"{path} has no tensor {ANCHOR!r} with any prefix or nesting, so it contains no Swin encoder of MONAI. Found: {found}."
         )

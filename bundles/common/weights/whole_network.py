@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,16 @@ from ..errors import InputError
 from ..run.options import check_choice
 from .checkpoint_file import release_checkpoint
 from .dialects import ENCODER, FoundWeights, find_weights
-from .loading import DERIVED, PATCH_EMBED, check_merging, check_numbers, fit_patch_embedding, log_report, short_list
+from .loading import (
+    DECODER,
+    DERIVED,
+    PATCH_EMBED,
+    check_merging,
+    check_numbers,
+    fit_patch_embedding,
+    log_report,
+    short_list,
+)
 from .module_table import module_table
 
 logger = logging.getLogger(__name__)
@@ -179,7 +187,7 @@ def _refuse(
     if share >= LEAST_SHARE:
         logger.warning("%s lacks %d tensors, which start anew: %s", path, len(missing), short_list(missing))
         return
-    if not any(re.match(r"(encoder\d|decoder\d|out)", name) for name in state):
+    if not any(DECODER.match(name) for name in state):
         raise InputError(
             f"{path} holds an encoder, but no decoder: {share:.0%} of the network. Use it as --pretrained_encoder, or as "
             "--pretrained_model of swin_unetr_pretrain."
@@ -187,9 +195,10 @@ def _refuse(
     raise InputError(
         f"{path} fills {share:.1%} of the network, less than {LEAST_SHARE:.0%}: it lacks {len(missing)} tensors of "
         f"{', '.join(modules)} ({short_list(missing)}). Nothing was loaded. Use a complete file, --pretrained_encoder for "
-        f"its encoder alone, or name what may start anew, such as --allow_partial \"['{modules[0]}.']\"."
+        f'its encoder alone, or name what may start anew: --allow_partial "{[f"{module}." for module in modules]}".'
     )
 
 
 def _extra(name: str) -> str | None:
-    return next((what for start, what in EXTRAS.items() if name.startswith(start)), None)
+    """Return what a tensor of a published file is that has no place in Swin UNETR; None if it is unknown."""
+    return next((what for start, what in EXTRAS.items() if name.removeprefix("module.").startswith(start)), None)

@@ -22,6 +22,7 @@ from ...common.data.data_list import parse_data_list
 from ...common.errors import InputError
 from ...common.run.presets import choose
 from ...common.weights.checkpoint_file import checkpoint_facts
+from ...common.weights.recorded_preset import recorded_training
 from ..models.label_names import check_labels, plain_name
 from .proposal import proposed_row
 
@@ -32,6 +33,8 @@ REQUIRED = ("modality", "channels", "labels", "spacing", "roi_size", "foreground
 OPTIONAL = ("hu_window", "cases")
 #: The entries saved in a model file: those that affect its masks and their scores.
 KEPT = (*REQUIRED, "hu_window")
+#: Entries on which the voxels that a network sees depend.
+OF_THE_VOXELS = ("spacing", "hu_window", "roi_size", "foreground")
 MODALITIES = ("CT", "MR")
 SIMILAR = 0.85  # `difflib` ratio from which two spellings count as one name, such as tumour and tumor
 
@@ -53,8 +56,9 @@ def choose_task(
         file: the table, ``configs/tasks.yaml``. ``presets.yaml`` beside it contains the values that a row may change.
         preset: name of the preset. A row may contain values for it under its name.
         checkpoint: a ``model.pt``. If it records the row that it was trained with, that row is used, whatever the
-            table or the data say now; differing values in a user's file are logged as a warning. If it records
-            labels alone, they replace the row's. A file that does not exist (yet) is ignored.
+            table or the data say now; differing values in a user's file are logged as a warning. If it records no
+            row, its labels and the values of `OF_THE_VOXELS` that it records replace the row's; those that it does not
+            record are logged as a warning. A file that does not exist (yet) is ignored.
         output_dir: where a proposed row is written, as ``task.yaml``.
 
     Raises:
@@ -73,8 +77,17 @@ def choose_task(
         return {"hu_window": None, **kept, "name": trained}
     name, row, source = _find(str(task or trained or _only_task(file)), file, output_dir)
     _check_row(name, row, source, presets=presets)
-    of_preset = row.get(preset) or {}
-    return {"hu_window": None, **row, **of_preset, "labels": check_labels(labels or row["labels"]), "name": name}
+    row = {"hu_window": None, **row, **(row.get(preset) or {})}
+    recorded = recorded_training(checkpoint)
+    if checkpoint is not None and Path(checkpoint).exists():
+        if absent := [key for key in OF_THE_VOXELS if key not in recorded]:
+            logger.warning(
+                "%s does not record its %s: those of %s with --preset %s are used. A network gives wrong masks for "
+                "voxels unlike those of its training.",
+                *(checkpoint, ", ".join(absent), name, preset),
+            )
+    row |= {key: recorded[key] for key in OF_THE_VOXELS if key in recorded}
+    return row | {"labels": check_labels(labels or row["labels"]), "name": name}
 
 
 def _only_task(file: str) -> str:
@@ -88,19 +101,21 @@ def _only_task(file: str) -> str:
     return names[0]
 
 
-def task_values(*, preset: str, file: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a preset (`presets.choose`), with the changes of the task's row applied.
+def task_values(*, preset: str, file: str, row: Mapping[str, Any], checkpoint: str | None = None) -> dict[str, Any]:
+    """Return the values of a preset (`presets.choose`), changed by the task's row and by what a model records.
 
     Args:
         preset: name of the preset.
         file: ``configs/presets.yaml``.
         row: from `choose_task` for the same preset.
+        checkpoint: a ``model.pt``; a value that its training recorded, such as ``overlap``, comes before the preset's.
 
     Raises:
         InputError: see `presets.choose`.
     """
     values = choose(preset=preset, file=file)
-    return {**values, **{key: value for key, value in row.items() if key in values}}
+    changes = {**row, **recorded_training(checkpoint)}
+    return {**values, **{key: value for key, value in changes.items() if key in values}}
 
 
 def kept_row(*, row: Mapping[str, Any], **used: Any) -> dict[str, Any]:

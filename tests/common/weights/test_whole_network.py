@@ -8,9 +8,12 @@ import re
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from bundles.common.errors import InputError
 from bundles.common.networks.swin_unetr import build_swin_unetr
+from bundles.common.weights import merging_order
+from bundles.common.weights.dialects import find_weights
 from bundles.common.weights.encoder_record import resolve_encoder
 from bundles.common.weights.loading import load_encoder
 from bundles.common.weights.start_weights import load_start_weights
@@ -40,25 +43,53 @@ def ssl(state):
 
 
 def suprem(state):
-    return {"net": prefixed("module.")(state), "optimizer": {"param_groups": []}, "epoch": 2100}
+    """The Universal Model of SuPreM: no output layer, heads of its own, of which one comes first."""
+    heads = {"module.organ_embedding": torch.zeros(32, 512)}
+    heads |= {
+        f"module.{name}.weight": torch.zeros(2, 2)
+        for name in ("precls_conv.0", "GAP.0", "controller", "text_to_vision")
+    }
+    network = {f"module.backbone.{name}": tensor for name, tensor in state.items() if name not in OUTPUT}
+    return {"net": heads | network, "optimizer": {"param_groups": []}, "scheduler": {}, "epoch": 2100}
 
 
-def voco_head(state):
-    heads = {f"{who}.linear.weight": torch.zeros(4, 4) for who in ("student", "teacher")}
-    return {"state_dict": prefixed("backbone.")({k: v for k, v in state.items() if k not in OUTPUT}) | heads}
+def nnunet(prefix):
+    """A trainer for Swin UNETR in a fork of nnU-Net."""
+    return lambda state: {"network_weights": prefixed(prefix)(state), "trainer_name": "nnUNetTrainerSwinUNETR"}
 
 
-# Name of the file (the table of known files says its merging), classes, and what is done to the state dict.
+# Name of the file (the table of known files says its merging), classes, changes of the record, and what is done to the
+# state dict. Sources: docs/how-to/weights.md.
 LAYOUTS = {
-    "ours": ("ours.pt", 5, lambda s: {"model": s}),
-    "SuPreM": ("supervised_suprem_swinunetr_2100.pth", 32, suprem),
-    "VoComni": ("VoComni_B.pt", 21, lambda s: {"state_dict": s}),
-    "VoCo": ("VoCo_B_SSL_head.pt", 1, voco_head),
-    "MONAI's self-supervised weights": ("ssl_pretrained_weights.pth", 2, ssl),
-    "BTCV of the authors": ("swin_unetr.tiny_5000ep_f12_lr2e-4_pretrained.pt", 14, lambda s: {"state_dict": s}),
-    "the zoo's model": ("model_swin_unetr_btcv_segmentation_v1.pt", 14, lambda s: s),
-    "DDP": ("ddp.pt", 7, lambda s: {"state_dict": prefixed("module.")(s)}),
+    "ours": ("ours.pt", 5, {}, lambda s: {"model": s}),
+    "SuPreM": ("supervised_suprem_swinunetr_2100.pth", 32, {}, suprem),
+    "VoComni": ("VoComni_B.pt", 21, {"use_v2": True}, lambda s: s),
+    "VoComni, wrapped": ("VoComni_B.pt", 21, {"use_v2": True}, lambda s: {"state_dict": s}),
+    "MONAI's self-supervised weights": ("ssl_pretrained_weights.pth", 1, {}, ssl),
+    "BTCV of the authors": ("swin_unetr.tiny_5000ep_f12_lr2e-4_pretrained.pt", 14, {}, lambda s: {"state_dict": s}),
+    "the zoo's model": ("model_swin_unetr_btcv_segmentation_v1.pt", 14, {}, lambda s: s),
+    "BraTS fold of the authors": ("model.pt", 3, {}, lambda s: {"epoch": 299, "best_acc": 0.9, "state_dict": s}),
+    "nnU-Net fork": ("checkpoint_final.pth", 7, {}, nnunet("")),
+    "nnU-Net fork with a wrapper": ("checkpoint_final.pth", 7, {"num_heads": [3, 6, 6, 12]}, nnunet("model.")),
+    "DDP": ("ddp.pt", 7, {}, lambda s: {"state_dict": prefixed("module.")(s)}),
 }
+KNOWN = (
+    "SuPreM",
+    "VoComni",
+    "VoComni, wrapped",
+    "MONAI's self-supervised weights",
+    "BTCV of the authors",
+    "the zoo's model",
+)
+
+
+@pytest.fixture(autouse=True)
+def known_files_of_this_width(monkeypatch):
+    """Let the table of known files describe networks of feature size 12, as those of these tests."""
+    rows = ConfigParser.load_config_file(merging_order.CATALOGUE)
+    for row in rows:
+        row["encoder"] = {**row["encoder"], "feature_size": 12}
+    monkeypatch.setattr(merging_order.ConfigParser, "load_config_file", lambda _: rows)
 
 
 @pytest.fixture
@@ -74,14 +105,13 @@ def features(network):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_all_that_fits_is_taken_from_every_layout(tmp_path, published, layout):
-    name, classes, lay_out = LAYOUTS[layout]
-    merging = "legacy" if layout not in ("ours", "DDP") else "monai"
-    network = source(published, classes=classes, merging=merging)
-    state = {k: v for k, v in network.state_dict().items()}
-    torch.save(lay_out(state), tmp_path / name)
-    asked = {"merging": merging} if layout in ("ours", "DDP") else {}
+    name, classes, change, lay_out = LAYOUTS[layout]
+    published |= change | {"merging": "monai" if layout == "ours" else "legacy"}
+    network = source(published, classes=classes)
+    torch.save(lay_out(network.state_dict()), tmp_path / name)
+    asked = {} if layout in KNOWN else {"merging": published["merging"]}
     resolved = resolve_encoder(asked=asked, preset={}, checkpoint=str(tmp_path / name))
-    assert resolved == published | {"merging": merging}
+    assert resolved == published
     torch.manual_seed(7)
     target = build_swin_unetr(resolved, out_channels=4).eval()
     before = {k: target.state_dict()[k].clone() for k in OUTPUT}
@@ -105,6 +135,31 @@ def test_all_that_fits_is_taken_from_every_layout(tmp_path, published, layout):
     target.out = network.out
     with torch.inference_mode():
         torch.testing.assert_close(target(X), network(X), atol=1e-5, rtol=0)
+
+
+def test_an_encoder_with_skip_blocks_fills_what_it_has_if_the_decoder_is_named(tmp_path, published, caplog):
+    """VoCo's heads: the Swin encoder and the blocks encoder1 to encoder10, without a decoder."""
+    network = source(published | {"use_v2": True, "merging": "legacy"})
+    state = {k: v for k, v in network.state_dict().items() if k.startswith(("swinViT.", "encoder"))}
+    torch.save(state, tmp_path / "VoCo_B_SSL_head.pt")
+    text = str(tmp_path / "VoCo_B_SSL_head.pt")
+    target = source(resolve_encoder(asked={}, preset={}, checkpoint=text), seed=2, classes=4)
+    with pytest.raises(
+        InputError, match=r"fills 7\d\.\d% .*it lacks 20 tensors of decoder1, .*--allow_partial \"\['decoder1\.'"
+    ):
+        load_whole_network(target, text)
+    table = load_whole_network(target, text, allow_partial=["decoder"])["modules"]
+    assert [module for module in table if table[module]["from_file"] == 0] == [
+        *(f"decoder{i}" for i in (5, 4, 3, 2, 1)),
+        "out",
+    ]
+
+
+def test_a_network_of_nnssl_is_refused_with_the_reason(tmp_path):
+    weights = {"encoder.stem.convs.0.conv.weight": torch.zeros(2, 1, 3, 3, 3)}
+    torch.save({"network_weights": weights, "nnssl_adaptation_plan": {}}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match="contains no Swin encoder.*file of nnssl.*its SwinUNETR is a proxy task"):
+        find_weights(str(tmp_path / "w.pth"))
 
 
 def test_with_the_same_classes_everything_is_taken(tmp_path, record):

@@ -303,10 +303,41 @@ def test_other_makers_names_are_worth_a_warning(tmp_path, caplog):
 def test_all_that_decides_the_voxels_is_kept_by_the_training_and_compared(config):
     train, later = (yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in ("train", config))
     expected = {key: value for key, value in later["expected"].items()}
-    assert set(expected) == {"spacing", "hu_window", "roi_size", "foreground"}
+    assert set(expected) == {"spacing", "hu_window", "roi_size", "foreground", "overlap"}
     facts = {"foreground": train["settings"]["facts"]["foreground"]}
     recorded = {key: f"@{key}" for key in option_names(train) if key not in NOT_SETTINGS} | facts
     assert {key: recorded[key] for key in expected} == expected
+
+
+def save_model(folder, **content):
+    torch.save({"model": {"w": torch.zeros(1)}, **content}, folder / "model.pt")
+    return str(folder / "model.pt")
+
+
+VOXELS = {"spacing": [3.0, 3.0, 4.0], "hu_window": [-100.0, 200.0], "roi_size": [64, 64, 64], "foreground": -99.0}
+
+
+def test_a_model_without_a_row_gives_the_voxels_that_it_records(tmp_path, caplog):
+    """Files of earlier versions, and of a bundle with a single task."""
+    model = save_model(tmp_path, task="Task09_Spleen", trained=VOXELS)
+    row = choose(None, checkpoint=model)
+    assert {key: row[key] for key in VOXELS} == VOXELS and row["name"] == "Task09_Spleen" and not caplog.text
+
+
+def test_a_model_that_records_no_voxels_falls_back_with_a_warning(tmp_path, caplog):
+    model = save_model(tmp_path, task="Task09_Spleen", trained={"spacing": [3.0, 3.0, 4.0]})
+    row = choose(None, checkpoint=model)
+    assert row["spacing"] == [3.0, 3.0, 4.0] and row["roi_size"] == choose("Task09_Spleen")["roi_size"]
+    assert "does not record its hu_window, roi_size, foreground: those of Task09_Spleen" in caplog.text
+
+
+def test_the_overlap_of_the_training_comes_before_the_presets(tmp_path):
+    row = choose("Task09_Spleen")
+    model = save_model(tmp_path, trained={"overlap": 0.625, "max_steps": 3})
+    assert task_values(preset="official", file=PRESETS, row=row, checkpoint=model)["overlap"] == 0.625
+    absent = str(tmp_path / "absent.pt")
+    values = task_values(preset="official", file=PRESETS, row=row)
+    assert task_values(preset="official", file=PRESETS, row=row, checkpoint=absent) == values
 
 
 def test_another_number_of_cases_is_worth_a_warning(tmp_path, caplog):
