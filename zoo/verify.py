@@ -1,12 +1,13 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
 """Verify that a bundle meets the requirements of the model zoo, MONAI and MONAI Label, without network access.
 
-    python -m zoo.verify zoo/out/swin_unetr_btcv_seg_v0.1.0.zip
+    python -m zoo.verify zoo/out/swin_unetr_btcv_seg_v0.1.0.zip --run_code
     python -m zoo.verify swin_unetr_msd --task Task09_Spleen --models /runs/spleen/models
     python -m zoo.verify swin_unetr_btcv_seg.zip --model_info model_info.json
 
-A bundle's name is verified as it would be packed; a folder or zip is verified as it is. The exit status is 0 if no
-check failed.
+A bundle's name is verified as it would be packed; a folder or zip is verified as it is. Building the networks and
+workflows of a bundle runs its code; for a folder or zip, ``--run_code`` allows it. The exit status is 0 if no check
+failed.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ from .pack import stage
 from .package.archive import extract_archive, file_hash
 from .package.release_index import INDEX, read_index, released
 
+#: After these checks failed, the bundle's code is not run: it may not be what its author released.
+DECISIVE = frozenset({"only regular files", "bytes as released", "zip name and release", "weights"})
+RUNS_CODE = (
+    "building networks and workflows runs the bundle's code on this machine: add --run_code if you trust its author"
+)
 STYLES = {"ok": "green", "FAILED": "bold red", "not checked": "yellow"}
 EXPORT = (
     "Swin UNETR cannot be scripted, not even MONAI's own, so the bundle belongs on the zoo's exclusion list. "
@@ -74,7 +80,8 @@ def verify(
         schema: copy of the metadata schema. None: the one found by `schema_copy`.
         model_info: list of releases. For a zip (a download, under any file name) it must contain the bundle's version
             with the checksum of the zip. For a folder it must not contain the version yet.
-        build: also build networks and workflows, which takes half a minute.
+        build: also build networks and workflows, which takes half a minute and **runs the bundle's code**, in a process
+            without this one's tokens. Nothing is built if a check of `DECISIVE` failed.
     """
     checks = {name: partial(check, folder) for name, check in bundle_checks.CHECKS.items()}
     checks["schema of the metadata"] = lambda: check_schema(folder, schema or schema_copy(folder))
@@ -84,16 +91,23 @@ def verify(
         checks["zip name and release"] = lambda: check_archive(folder, archive)
     else:
         checks["version not released yet"] = lambda: check_unreleased(folder, model_info)
+    failed = set()
     for name, check in checks.items():
         try:
             check()
             yield Verdict(name, "ok")
         except NotChecked as reason:
             yield Verdict(name, "not checked", str(reason))
-        except InputError as error:
-            yield Verdict(name, "FAILED", str(error))
         except Exception as error:  # a broken file can raise anything; continue with the other checks
-            yield Verdict(name, "FAILED", f"{type(error).__name__}: {error}")
+            failed.add(name)
+            yield Verdict(
+                name, "FAILED", str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            )
+    if build and (refused := DECISIVE & failed):
+        yield Verdict(
+            "networks and workflows", "not checked", f"nothing is built after {', '.join(sorted(refused))} failed"
+        )
+        build = False
     for name, failure in run_checks(folder) if build else ():
         yield Verdict(name, "FAILED" if failure else "ok", failure or "")
     for name, why in {"ckpt_export": EXPORT, "torchrun on 2 GPUs": TORCHRUN, "flake8, black, isort": FORMAT}.items():
@@ -202,6 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add("--task", help="only with the name swin_unetr_msd: the task to make a bundle of")
     add("--models", type=Path, metavar="DIR", help="only with a name: folder with model.pt (default: its own models/)")
+    add("--run_code", action="store_true", help="also build a folder's or zip's networks and workflows: runs its code")
     add("--schema", type=Path, metavar="FILE", help="copy of the metadata schema")
     add(
         "--model_info",
@@ -218,7 +233,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.model_info and not given.model_info.is_file():
             raise InputError(f"--model_info {given.model_info} does not exist.")
         with opened(given.bundle, task=given.task, models=given.models) as (folder, archive):
-            for verdict in verify(folder, archive=archive, schema=given.schema, model_info=given.model_info):
+            ours = archive is None and not Path(given.bundle).is_dir()  # assembled from this repository
+            build = given.run_code or ours
+            console.print(f"{folder.name}: {'its code will run on this machine' if build else RUNS_CODE}", markup=False)
+            for verdict in verify(
+                folder, archive=archive, schema=given.schema, model_info=given.model_info, build=build
+            ):
                 counts[verdict.outcome] += 1
                 line = Text(f"{verdict.outcome:11}  ", style=STYLES[verdict.outcome]).append(
                     verdict.check, style="default"

@@ -52,8 +52,8 @@ def test_a_packed_bundle_passes_every_check_on_the_command_line(tmp_path, btcv_m
     schema = tmp_path / "schema.json"
     schema.write_text(json.dumps(SCHEMA))
     package = pack("swin_unetr_btcv_seg", out=tmp_path / "out", models=btcv_models)
-    assert main([str(package.archive), "--schema", str(schema)]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    assert main([str(package.archive), "--schema", str(schema), "--run_code"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
     outcomes = {line[13:].split(":")[0]: line[:11].strip() for line in lines[:-1]}
     for check in ("ckpt_export", "torchrun on 2 GPUs", "flake8, black, isort"):
         assert outcomes.pop(check) == "not checked"
@@ -286,7 +286,7 @@ def test_what_builds_wrong_is_told_by_its_check(bundle):
     save_atomically(content, bundle / "models/model.pt")
     pred(num_channels=9)(bundle)
     for name, old, new in [
-        ("inference.json", '"preset": "cpu"', '"preset": "official"'),
+        ("inference.json", '"spacing": "$@row[\'spacing\']"', '"spacing": [1.5, 1.5, 2.0]'),
         ("inference.json", '\n    "handlers": [', '\n    "listeners": ['),
         ("inference.json", '"@handlers"', '"@listeners"'),
         ("evaluate.yaml", "SupervisedEvaluator", "SupervisedJudge"),
@@ -324,6 +324,37 @@ def test_a_process_that_dies_fails_all_its_checks(tmp_path, bundle, monkeypatch)
     found = dict(run_checks(bundle, ["weights fit network_def", "properties of train"]))
     assert found.keys() == {"weights fit network_def", "properties of train"}
     assert set(found.values()) == {"the process ended with status 3: out of memory"}
+
+
+def test_the_process_gets_no_tokens(tmp_path, bundle, monkeypatch):
+    program = tmp_path / "looks.py"
+    program.write_text(
+        "import json, os\nprint('::check ' + json.dumps({'check': 'names', 'failure': ' '.join(os.environ)}))\n"
+    )
+    monkeypatch.setattr(bundle_process, "PROGRAM", program)
+    for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "HTTPS_PROXY", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, "secret")
+    names = dict(run_checks(bundle, ["names"]))["names"].split()
+    assert {"PATH", "PYTHONPATH"} <= set(names)
+    assert set(names) <= {
+        *bundle_process.PASSED_ON,
+        "PYTHONPATH",
+        "PYTHONDONTWRITEBYTECODE",
+        "PYTHONWARNINGS",
+        "LC_CTYPE",
+    }
+
+
+def test_code_of_a_folder_or_zip_runs_only_if_it_is_allowed(bundle, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr("zoo.verify.run_checks", lambda folder: ran.append(folder) or iter(()))
+    assert main([str(bundle)]) == 0 and not ran
+    assert "runs the bundle's code on this machine: add --run_code if you trust its author" in capsys.readouterr().out
+    assert main([str(bundle), "--run_code"]) == 0 and ran == [bundle]
+    assert capsys.readouterr().out.startswith(f"{bundle.name}: its code will run on this machine\n")
+    (bundle / "scripts" / "more.py").symlink_to(bundle / "LICENSE")
+    assert main([str(bundle), "--run_code"]) == 1 and len(ran) == 1
+    assert "networks and workflows: nothing is built after only regular files failed" in capsys.readouterr().out
 
 
 def test_the_process_sees_the_bundles_scripts_and_nothing_of_this_project(tmp_path, bundle, monkeypatch):

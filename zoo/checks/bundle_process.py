@@ -12,6 +12,8 @@ from pathlib import Path
 
 from .workflow_checks import CHECKS, MARK
 
+#: Variables that the process gets. It runs a bundle's code: no tokens, no passwords, no proxies.
+PASSED_ON = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 PROGRAM = Path(__file__).with_name("workflow_checks.py")
 
 
@@ -22,7 +24,8 @@ def run_checks(bundle: Path, names: Sequence[str] = tuple(CHECKS)) -> Iterator[t
         bundle: folder of the bundle, without links.
         names: checks to run, keys of `workflow_checks.CHECKS`.
     """
-    environment = {**os.environ, "PYTHONPATH": str(bundle), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
+    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    environment |= {"PYTHONPATH": str(bundle), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-P", str(PROGRAM), str(bundle), *names]
     todo, tail = list(names), []
     with subprocess.Popen(

@@ -7,6 +7,7 @@ import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from bundles.common.errors import InputError
 from bundles.common.weights.checkpoint_file import load_checkpoint_file
 from bundles.common.weights.dialects import find_weights
+from bundles.common.weights.plain_facts import check_plain_facts
 
 #: Weights that a bundle ships in addition to ``models/model.pt``, if they exist.
 BESIDE = {"swin_unetr_pretrain": ("encoder.pt",)}
@@ -57,11 +59,22 @@ def open_safely(path: Path) -> Any:
         ) from error
 
 
+#: Records that are written into configs: numbers, lists of numbers, or None.
+NUMBERS = ("spacing", "hu_window", "roi_size", "foreground_hu", "foreground", "overlap")
+SHAPES = ("in_channels", "feature_size", "depths", "num_heads", "window_size", "patch_size")
+
+
+def _is_numbers(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_numbers, value)) and None not in value
+    return value is None or (isinstance(value, Real) and not isinstance(value, bool))
+
+
 def read_weights(folder: Path) -> Weights:
     """Read the information recorded in ``model.pt`` of a folder.
 
     Raises:
-        InputError: if it is missing or cannot be opened safely.
+        InputError: if it is missing, cannot be opened safely, or has records that are no plain facts.
     """
     path = folder / "model.pt"
     if not path.is_file():
@@ -70,7 +83,15 @@ def read_weights(folder: Path) -> Weights:
             "contains model.pt with --models OUTPUT_DIR/models."
         )
     content = open_safely(path)
+    check_plain_facts(content, str(path))
     content = content if isinstance(content, Mapping) else {}
+    for record, key in (*(("trained", name) for name in NUMBERS), *(("encoder", name) for name in SHAPES)):
+        value = (content.get(record) or {}).get(key) if isinstance(content.get(record), Mapping) else None
+        if not _is_numbers(value):
+            raise InputError(
+                f"{path} was refused: its record {record}::{key} is {value!r}, not a number or a list of numbers, and would "
+                "be written into the configs of the bundle. Train again, or do not trust the file."
+            )
 
     def recorded(key: str) -> Any:
         value = content.get(key)

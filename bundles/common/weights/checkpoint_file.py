@@ -17,6 +17,7 @@ import torch
 
 from ..errors import InputError
 from ..files import atomic_path, file_stamp
+from .plain_facts import check_plain_facts
 
 GIT_LFS_POINTER = b"version https://git-lfs"
 HTML_STARTS = (b"<!doctype html", b"<html", b"<?xml")
@@ -157,13 +158,14 @@ def open_checkpoint(path: str | os.PathLike) -> Any:
     The content is shared: do not change it. A file that changed (size or modification time) is read again.
 
     Raises:
-        InputError: see `load_checkpoint_file`.
+        InputError: see `load_checkpoint_file` and `check_plain_facts`.
     """
     key = os.path.abspath(path)
     stamp = file_stamp(path) if os.path.exists(path) else []
     known, content = _opened.get(key, (None, None))
     if known != stamp:
         content = load_checkpoint_file(path)
+        check_plain_facts(content, str(path))
         _keep(_opened, key, (stamp, content), MAX_OPENED)
         _keep(_facts, key, (stamp, _without_tensors(content)), MAX_FACTS)
     _opened.move_to_end(key)

@@ -59,5 +59,5 @@ def test_weights_that_do_not_name_a_preset_state_every_difference_from_the_first
 
 def test_comments_stay(tmp_path):
     text = (staged(tmp_path) / "configs" / "inference.yaml").read_text()
-    assert "preset: cpu  # the training's" in text
+    assert "preset: cpu  # null: the model's" in text
     assert text.count("#") == (SOURCE / "inference.yaml").read_text().count("#")
