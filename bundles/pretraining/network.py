@@ -7,7 +7,7 @@ Parameter names are those of the official pre-training checkpoints (``swinViT``,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,7 @@ class SwinPretrainer(nn.Module):
                 bottleneck.
         use_checkpoint: use gradient checkpointing in the encoder.
         fast: same results with less time and memory; False: unmodified MONAI and the official order of layers.
+        guard: is called with the network, to watch the weights that it is given (`MergingGuard`).
 
     Raises:
         InputError: a head, pooling or task is unknown.
@@ -186,6 +187,7 @@ class SwinPretrainer(nn.Module):
         heads: Mapping[str, str] = OFFICIAL_HEADS,
         use_checkpoint: bool = False,
         fast: bool = True,
+        guard: Callable[[nn.Module], None] | None = None,
     ) -> None:
         super().__init__()
         for name, known in (("reconstruction_head", RECONSTRUCTION_HEADS), ("pooling", POOLINGS)):
@@ -203,6 +205,8 @@ class SwinPretrainer(nn.Module):
         task_heads = {"rotation": self.rotation_head, "contrast": self.contrastive_head, "inpainting": self.conv}
         for task, head in task_heads.items():
             head.requires_grad_(task in self.tasks)
+        if guard is not None:
+            guard(self)
 
     def bottleneck(self, x: torch.Tensor) -> torch.Tensor:
         """Return the encoder output at 1/32 of the resolution: (B, 16 x feature_size, X/32, Y/32, Z/32)."""

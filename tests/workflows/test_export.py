@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +93,21 @@ def test_onnx_gives_the_logits_of_the_network_in_onnxruntime(exported):
         return torch.from_numpy(session.run(["pred"], {"image": windows.numpy()})[0])
 
     compare(exported, model)
+
+
+def test_weights_that_are_named_once_are_exported_right_or_refused(exported, tmp_path):
+    """MONAI's usual command names the weights for the export alone; the network was built without them."""
+    folder = Path(shutil.copytree(exported.folder, tmp_path / "bundle"))
+    weights = tmp_path / "weights.pt"
+    (folder / "models/model.pt").rename(weights)
+    (folder / "models/model.ts").unlink()
+    words = ["-m", "monai.bundle", "ckpt_export", "--config_file", "configs/inference.yaml", "--key_in_ckpt", "model"]
+    words += ["--use_trace", "True", "--input_shape", str([1, 1, *ROI]), "--ckpt_file", str(weights)]
+    failed = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1 and not (folder / "models/model.ts").exists()
+    assert "is given other weights" in failed.stderr and "--pretrained_model FILE" in failed.stderr.splitlines()[-1]
+    python(*words, "--pretrained_model", str(weights), cwd=folder)
+    compare(exported, torch.jit.load(folder / "models/model.ts"))
 
 
 def test_torchscript_carries_metadata_and_config(exported):

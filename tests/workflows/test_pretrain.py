@@ -155,14 +155,16 @@ def test_one_task_alone_trains(tmp_path, unlabelled):
 
 
 def test_published_weights_go_through_convert_into_a_fine_tuning_and_its_model(tmp_path, pretrained, btcv):
-    """A file in the layout of model_swinvit.pt; its name implies the old patch merging, kept by the trained model."""
-    source, official, encoder = pretrained / "models" / "encoder.pt", tmp_path / "x.pt", tmp_path / "VoComni_B.pt"
+    """A file in the layout of model_swinvit.pt, with the old patch merging, which the trained model keeps."""
+    source, official, encoder = pretrained / "models" / "encoder.pt", tmp_path / "x.pt", tmp_path / "published.pt"
     succeed(run_bundle("swin_unetr_pretrain", "convert.yaml", source=source, target=official, layout="official"))
     content = torch.load(official, weights_only=True)
     torch.save({"state_dict": content["state_dict"]}, encoder)
-    output = succeed(run_bundle("swin_unetr_pretrain", "convert.yaml", source=encoder, target=tmp_path / "e.pt"))
-    assert "mlp.fc1/fc2" in output and "legacy, according to the table of known files" in output
+    convert = {"source": encoder, "target": tmp_path / "e.pt", "merging": "legacy"}
+    output = succeed(run_bundle("swin_unetr_pretrain", "convert.yaml", **convert))
+    assert "mlp.fc1/fc2" in output and "legacy, according to --merging" in output
     options = {**SMALL, "depths": None, "roi_size": "[64,64,32]", "dataset_dir": btcv, "output_dir": tmp_path / "seg"}
+    options |= {"merging": "legacy"}
     succeed(run_bundle("swin_unetr_btcv_seg", "train.yaml", pretrained_encoder=encoder, **options))
     model = torch.load(tmp_path / "seg" / "models" / "model.pt", weights_only=True)
     assert model["encoder"]["merging"] == "legacy"

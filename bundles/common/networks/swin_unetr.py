@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from monai.networks.nets import SwinUNETR
@@ -44,6 +44,7 @@ def build_swin_unetr(
     drop_path: float = 0.0,
     freeze_encoder: bool = False,
     fast: bool = True,
+    guard: Callable[[SwinUNETR], None] | None = None,
 ) -> SwinUNETR:
     """Build MONAI's Swin UNETR with the encoder of the record.
 
@@ -55,6 +56,7 @@ def build_swin_unetr(
             al., arXiv 1603.09382).
         freeze_encoder: do not train the weights of the encoder.
         fast: same results in less time and memory (`make_fast`); False: stock MONAI.
+        guard: is called with the network, to watch the weights that it is given (`MergingGuard`).
 
     Raises:
         InputError: ``drop_path`` is outside [0, 1).
@@ -75,4 +77,7 @@ def build_swin_unetr(
         use_v2=record["use_v2"],
     )
     network.swinViT.requires_grad_(not freeze_encoder)
-    return make_fast(network) if fast else network
+    network = make_fast(network) if fast else network
+    if guard is not None:
+        guard(network)
+    return network

@@ -22,6 +22,7 @@ from ..run.distributed import gather_lists, rank, unwrap, world_size
 from ..run.options import RunSettings, plain_lists
 from ..weights.checkpoint_file import load_checkpoint_file, save_atomically
 from ..weights.loading import encoder_state
+from ..weights.merging_guard import trusted_weights
 from .steps import steps_done
 from .weight_average import WeightAverage
 
@@ -227,7 +228,8 @@ class TrainingCheckpoint:
             if name == "average" and name not in state:  # --resume_changes average_steps
                 self.average.start_anew()
             else:
-                target.load_state_dict(state[name])
+                with trusted_weights():  # its settings were compared
+                    target.load_state_dict(state[name])
         if changed:  # options come from this run, progress from the checkpoint
             for group, option in zip(self.optimizer.param_groups, options, strict=True):
                 group.update({name: value for name, value in option.items() if name not in ("params", "lr")})

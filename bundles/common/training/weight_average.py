@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ..errors import InputError
 from ..run.distributed import unwrap
+from ..weights.merging_guard import trusted_weights
 from .steps import ends_step
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,8 @@ class WeightAverage:
     def start_anew(self) -> None:
         """Restart the average from the network's current weights, for a resumed run that had no average."""
         if self.model is not None:
-            self.network.load_state_dict(self.trained.state_dict())
+            with trusted_weights():
+                self.network.load_state_dict(self.trained.state_dict())
             self.model.n_averaged.zero_()
 
 

@@ -15,6 +15,7 @@ from ..networks.patch_merging import MERGING
 from ..run.options import check_choice
 from .checkpoint_file import release_checkpoint
 from .dialects import ANCHOR, ENCODER, FoundWeights, find_weights
+from .merging_guard import trusted_weights
 from .module_table import module_table, table_text
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,8 @@ def _load(
             )
     loaded = {name: tensor for name, tensor in state.items() if name in wanted and name not in derived}
     check_numbers(loaded, path)
-    network.load_state_dict(loaded, strict=False)
+    with trusted_weights():
+        network.load_state_dict(loaded, strict=False)
     part = "weights" if wanted == set(own) else "encoder weights"
     if unloaded := allowed + sorted(fresh):
         logger.info("%s: loaded %d tensors of the %s; %d keep their values", path, len(loaded), part, len(unloaded))

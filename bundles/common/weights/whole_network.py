@@ -23,6 +23,7 @@ from .loading import (
     log_report,
     short_list,
 )
+from .merging_guard import trusted_weights
 from .module_table import module_table
 
 logger = logging.getLogger(__name__)
@@ -120,7 +121,8 @@ def load_whole_network(
     check_numbers(taken, path)
     if not taken:
         raise InputError(f"{path}: no tensor fits the network. Nothing was loaded.")
-    network.load_state_dict(taken, strict=False)
+    with trusted_weights():
+        network.load_state_dict(taken, strict=False)
     release_checkpoint(path)
     start_anew = sorted(fresh | {name for name in wanted if name not in taken})
     report = {
