@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,12 +42,16 @@ class MergingGuard:
 
     Args:
         files: files of weights that the network may be given; those that do not exist (yet) are ignored.
+        folder: the bundle's ``models``. MONAI Label can be told to load another of its files.
         merging: the order that the network is built with.
         asked: the option ``--merging``. If it is set, the user answers for the order, and nothing is watched.
     """
 
-    def __init__(self, *, files: Sequence[str | None], merging: str, asked: str | None = None) -> None:
+    def __init__(
+        self, *, files: Sequence[str | None], merging: str, folder: str | None = None, asked: str | None = None
+    ) -> None:
         self.files = [str(file) for file in files if file is not None]
+        self.folder = folder
         self.merging = merging
         self.asked = asked
 
@@ -64,7 +69,8 @@ class MergingGuard:
         given = [state.get(prefix + name) for name in COMPARED]
         if _trusted or any(tensor is None for tensor in given):
             return
-        orders = [order for file in self.files if (order := _order_if_same(file, given))]
+        beside = [] if self.folder is None else sorted(map(str, Path(self.folder).glob("*.pt")))
+        orders = [order for file in dict.fromkeys([*self.files, *beside]) if (order := _order_if_same(file, given))]
         if self.merging in orders:
             return
         if orders:
@@ -84,7 +90,10 @@ def _order_if_same(file: str, given: Sequence[torch.Tensor]) -> str | None:
     """Return the order that a file needs if it holds the given tensors, else None."""
     if not os.path.exists(file):
         return None
-    found = find_weights(file)
+    try:
+        found = find_weights(file)
+    except InputError:  # another file of the folder, such as an encoder that is a teacher and a student
+        return None
     for name, tensor in zip(COMPARED, given, strict=True):
         own = found.encoder.get(name)
         if own is None or own.shape != tensor.shape or not torch.equal(own.to(tensor.dtype), tensor.detach().cpu()):

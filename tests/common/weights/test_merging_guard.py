@@ -92,6 +92,17 @@ def test_the_file_may_be_replaced_after_the_network_was_built(saved, build):
         network.load_state_dict(torch.load(file, weights_only=True)["model"])
 
 
+def test_another_file_of_the_bundle_may_be_loaded_if_its_order_fits(saved, build, tmp_path):
+    """As MONAI Label does with the option model_filename."""
+    file, shipped = saved("model.pt", seed=1), saved("shipped_model.pt", seed=2)
+    network = build(files=[file], folder=str(tmp_path))
+    network.load_state_dict(torch.load(shipped, weights_only=True)["model"])
+    legacy = saved("legacy.pt", seed=3, merging="legacy")
+    (tmp_path / "notes.pt").write_text("not a checkpoint")
+    with pytest.raises(InputError, match="need patch merging legacy"):
+        network.load_state_dict(torch.load(legacy, weights_only=True)["model"])
+
+
 def test_our_own_loading_checks_by_itself(saved, build):
     network = build(files=[])
     load_model(network, saved("model.pt"))  # its record was compared

@@ -3,7 +3,7 @@
 
 `make_fast` changes the class of the modules of a stock network, as PyTorch's lazy modules do. Constructors, initial
 weights, names, hooks and state dicts remain MONAI's. Tokens stay in channels-last order from the patch embedding to the
-last stage. While a network is traced or exported, MONAI's own forwards run.
+last stage. While a network is traced or exported, plain operations run that every exporter knows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from .attention import FastWindowAttention, is_exporting
 from .unet_blocks import FastSwinUNETR, FastUnetOutBlock, FastUnetResBlock
-from .windows import WindowPlan, from_windows, to_windows, window_plan
+from .windows import WindowPlan, export_from_windows, export_to_windows, from_windows, to_windows, window_plan
 
 
 @torch.compiler.disable  # under torch.compile, a graph break: the cached plan is used and not traced
@@ -37,10 +37,11 @@ class FastSwinTransformerBlock(SwinTransformerBlock):
     """Attention and MLP with residuals on tokens (B, D, H, W, C). The block computes its own masks."""
 
     def forward_part1(self, x: torch.Tensor, mask_matrix: torch.Tensor | None) -> torch.Tensor:
-        if is_exporting():
-            return super().forward_part1(x, mask_matrix)
-        grid = tuple(x.shape[1:-1])
+        grid = tuple(int(size) for size in x.shape[1:-1])
         window, shift = get_window_size(grid, self.window_size, self.shift_size)
+        if is_exporting():  # MONAI's rolls by 0 along an axis lose the shape in ONNX
+            plan = window_plan.__wrapped__(grid, window, shift, x.device)
+            return export_from_windows(self.attn(export_to_windows(self.norm1(x), plan), plan), plan, grid)
         plan = _plan(grid, window, shift, x)
         windows = self.attn(to_windows(self.norm1(x), plan), plan)
         return from_windows(windows, plan, grid)
@@ -50,14 +51,13 @@ class FastBasicLayer(BasicLayer):
     """The blocks of a stage and its patch merging: (B, C, D, H, W) in and out, both channels-last in memory."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if is_exporting():
-            return super().forward(x)
-        x = x.movedim(1, -1).contiguous()
+        axes = range(2, x.ndim)  # permute, not movedim, whose -1 ONNX does not know
+        x = x.permute(0, *axes, 1).contiguous()
         for block in self.blocks:
             x = block(x, None)
         if self.downsample is not None:
             x = self.downsample(x)
-        return x.movedim(-1, 1)
+        return x.permute(0, x.ndim - 1, *range(1, x.ndim - 1))
 
 
 class FastSwinTransformer(SwinTransformer):

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -32,6 +33,7 @@ class WindowPlan(NamedTuple):
         masks: (kinds, tokens, tokens) added to the scores, 0 or `SEAM`; None if the windows are not shifted.
         kind: (windows,) index of each window's mask.
         runs: (kind, first window, last window + 1), all windows in order.
+        real: (windows x tokens, 1), 1 for a token and 0 for padding; None if there is no padding. For an export.
     """
 
     window: tuple[int, ...]
@@ -41,6 +43,7 @@ class WindowPlan(NamedTuple):
     masks: torch.Tensor | None
     kind: torch.Tensor
     runs: tuple[tuple[int, int, int], ...]
+    real: torch.Tensor | None = None
 
     @property
     def windows(self) -> int:
@@ -51,15 +54,15 @@ class WindowPlan(NamedTuple):
         return None if self.masks is None else self.masks[self.kind]
 
 
-def _masks(window: Sequence[int], shift: Sequence[int]) -> torch.Tensor:
+def _masks(window: Sequence[int], shift: Sequence[int]) -> np.ndarray:
     """Return the masks of the 2^axes kinds of windows; an axis without a shift has no seam."""
     masks = []
     for last in itertools.product((0, 1), repeat=len(window)):
-        sides = [(torch.arange(w) >= w - s * end).long() for w, s, end in zip(window, shift, last, strict=True)]
+        sides = [np.arange(w) >= w - s * end for w, s, end in zip(window, shift, last, strict=True)]
         # (axes, tokens): the side of the seam that a token is on
-        side = torch.stack(torch.meshgrid(*sides, indexing="ij")).flatten(1)
-        masks.append((side[:, :, None] != side[:, None, :]).any(dim=0) * SEAM)
-    return torch.stack(masks)
+        side = np.stack([axis.ravel() for axis in np.meshgrid(*sides, indexing="ij")])
+        masks.append((side[:, :, None] != side[:, None, :]).any(axis=0) * np.float32(SEAM))
+    return np.stack(masks)
 
 
 @lru_cache(maxsize=64)
@@ -74,34 +77,37 @@ def window_plan(
         shift: shift of the windows along each axis; 0 for no shift and along an axis with a single window.
         device: device of the plan's tensors.
     """
+    # NumPy, so that a network that is being traced or exported gets constants, not the operations that make them
+    counts = [math.ceil(g / w) for g, w in zip(grid, window, strict=True)]
+    padded = [n * w for n, w in zip(counts, window, strict=True)]
+    token = np.full(padded, -1)
+    token[tuple(slice(g) for g in grid)] = np.arange(math.prod(grid)).reshape(grid)
+    axes = range(len(grid))
+    token = np.roll(token, [-s for s in shift], axis=tuple(axes))
+    token = token.reshape([n for pair in zip(counts, window, strict=True) for n in pair])
+    token = token.transpose([2 * a for a in axes] + [2 * a + 1 for a in axes]).reshape(math.prod(counts), -1)
+    last = [(np.arange(n) == n - 1) & (s > 0) for n, s in zip(counts, shift, strict=True)]
+    kind = np.zeros(counts, dtype=np.int64)
+    for ends in np.meshgrid(*last, indexing="ij"):
+        kind = 2 * kind + ends
+    kind = kind.ravel()
+    order = np.argsort(kind, kind="stable")
+    kind, take = kind[order], token[order].ravel()
+    put = np.empty(math.prod(grid), dtype=np.int64)
+    places = np.flatnonzero(take >= 0)
+    put[take[places]] = places
+    starts = [0, *(np.flatnonzero(np.diff(kind)) + 1).tolist(), len(kind)]
     # tensors created in inference mode could not be used in training later
     with torch.inference_mode(False), torch.no_grad():
-        counts = [math.ceil(g / w) for g, w in zip(grid, window, strict=True)]
-        padded = [n * w for n, w in zip(counts, window, strict=True)]
-        token = torch.full(padded, -1)
-        token[tuple(slice(g) for g in grid)] = torch.arange(math.prod(grid)).reshape(grid)
-        token = token.roll([-s for s in shift], dims=tuple(range(len(grid))))
-        axes = range(len(grid))
-        token = token.reshape([n for pair in zip(counts, window, strict=True) for n in pair])
-        token = token.permute([2 * a for a in axes] + [2 * a + 1 for a in axes]).reshape(math.prod(counts), -1)
-        last = [(torch.arange(n) == n - 1) & (s > 0) for n, s in zip(counts, shift, strict=True)]
-        kind = torch.zeros(counts, dtype=torch.long)
-        for ends in torch.meshgrid(*last, indexing="ij"):
-            kind = 2 * kind + ends
-        kind, order = kind.flatten().sort(stable=True)
-        take = token[order].flatten()
-        put = torch.empty(math.prod(grid), dtype=torch.long)
-        places = (take >= 0).nonzero().flatten()
-        put[take[places]] = places
-        starts = [0] + [i for i in range(1, len(kind)) if kind[i] != kind[i - 1]] + [len(kind)]
         return WindowPlan(
             window=tuple(window),
-            take=take.clamp(min=0).to(device),
-            put=put.to(device),
-            padding=(take < 0).nonzero().flatten().to(device),
-            masks=_masks(window, shift).to(device) if any(shift) else None,
-            kind=kind.to(device),
+            take=torch.from_numpy(take.clip(min=0)).to(device),
+            put=torch.from_numpy(put).to(device),
+            padding=torch.from_numpy(np.flatnonzero(take < 0)).to(device),
+            masks=torch.from_numpy(_masks(window, shift)).to(device) if any(shift) else None,
+            kind=torch.from_numpy(kind).to(device),
             runs=tuple((int(kind[a]), a, b) for a, b in itertools.pairwise(starts)),
+            real=None if (take >= 0).all() else torch.from_numpy((take >= 0).astype(np.float32)[:, None]).to(device),
         )
 
 
@@ -130,6 +136,19 @@ def to_windows(x: torch.Tensor, plan: WindowPlan) -> torch.Tensor:
     """Rearrange tokens (B, *grid, C) to windows (B x windows, tokens, C); padding is zero."""
     rows = _Gather.apply(x.flatten(1, -2), plan, True)
     return rows.view(-1, math.prod(plan.window), x.shape[-1])
+
+
+def export_to_windows(x: torch.Tensor, plan: WindowPlan) -> torch.Tensor:
+    """`to_windows` by operations that every exporter knows."""
+    rows = x.flatten(1, -2).index_select(1, plan.take)
+    rows = rows if plan.real is None else rows * plan.real
+    return rows.reshape(-1, math.prod(plan.window), x.shape[-1])
+
+
+def export_from_windows(windows: torch.Tensor, plan: WindowPlan, grid: Sequence[int]) -> torch.Tensor:
+    """`from_windows` by operations that every exporter knows."""
+    rows = windows.reshape(-1, plan.windows * math.prod(plan.window), windows.shape[-1]).index_select(1, plan.put)
+    return rows.reshape(-1, *grid, windows.shape[-1])
 
 
 def from_windows(windows: torch.Tensor, plan: WindowPlan, grid: Sequence[int]) -> torch.Tensor:
