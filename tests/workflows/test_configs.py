@@ -15,7 +15,7 @@ from .command_line import BUNDLES
 NAMES = ["swin_unetr_btcv_seg", "swin_unetr_msd", "swin_unetr_pretrain"]
 WORKFLOWS = ["evaluate", "inference", "train"]
 CONFIGS = sorted(path for bundle in NAMES for path in (BUNDLES / bundle / "configs").glob("*.yaml"))
-SHARED = [*WORKFLOWS, "multi_gpu_train", "multi_gpu_evaluate", "export_onnx", "inference_trt"]
+SHARED = [*WORKFLOWS, "multi_gpu_train", "multi_gpu_evaluate", "export_onnx", "export_pt2", "inference_trt"]
 
 
 def config(bundle: str, name: str) -> dict:
@@ -32,9 +32,13 @@ def test_every_config_is_known_to_these_tests():
     pretrain = {f"swin_unetr_pretrain/configs/{name}.yaml" for name in ("convert", "prepare", "collections")}
     msd = {f"swin_unetr_msd/configs/{name}.yaml" for name in ("results", "submit")}
     tasks = {f"{bundle}/configs/tasks.yaml" for bundle in NAMES[:2]}
-    exports = {f"{bundle}/configs/{name}.yaml" for bundle in NAMES[:2] for name in ("export_onnx", "inference_trt")}
+    exports = {
+        f"{bundle}/configs/{name}.yaml"
+        for bundle in NAMES[:2]
+        for name in ("export_onnx", "export_pt2", "inference_trt")
+    }
     assert found == expected | pretrain | msd | tasks | exports
-    assert len(found) == 29
+    assert len(found) == 31
 
 
 @pytest.mark.parametrize("bundle", NAMES)

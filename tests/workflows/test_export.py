@@ -60,6 +60,8 @@ def exported(request, tmp_path_factory) -> Exported:
     torchscript = ["--config_file", "configs/inference.yaml", "--key_in_ckpt", "model", "--use_trace", "True"]
     python("-m", "monai.bundle", "ckpt_export", *torchscript, *shape, cwd=folder)
     python("-m", "monai.bundle", "onnx_export", "--args_file", "configs/export_onnx.yaml", *shape, cwd=folder)
+    overlay = "['configs/inference.yaml','configs/export_pt2.yaml']"
+    python("-m", "monai.bundle", "run", "--config_file", overlay, cwd=folder)
     networks = {}
     for merging in MERGINGS:
         networks[merging] = build_swin_unetr(ENCODER | {"merging": merging}, out_channels=14).eval()
@@ -78,6 +80,10 @@ def compare(exported: Exported, model: Network) -> None:
         assert output.shape == expected.shape == (batch, 14, *ROI)
         assert (output - expected).abs().max() < 1e-4
         assert (output - other).abs().max() > 1e-2
+
+
+def test_the_exported_program_gives_the_logits_of_the_network(exported):
+    compare(exported, torch.export.load(exported.folder / "models/model.pt2").module())
 
 
 def test_torchscript_gives_the_logits_of_the_network(exported):

@@ -23,7 +23,15 @@ from torch.nn import functional as F
 
 from .attention import FastWindowAttention, is_exporting
 from .unet_blocks import FastSwinUNETR, FastUnetOutBlock, FastUnetResBlock
-from .windows import WindowPlan, export_from_windows, export_to_windows, from_windows, to_windows, window_plan
+from .windows import (
+    WindowPlan,
+    export_from_windows,
+    export_plan,
+    export_to_windows,
+    from_windows,
+    to_windows,
+    window_plan,
+)
 
 
 @torch.compiler.disable  # under torch.compile, a graph break: the cached plan is used and not traced
@@ -40,7 +48,7 @@ class FastSwinTransformerBlock(SwinTransformerBlock):
         grid = tuple(int(size) for size in x.shape[1:-1])
         window, shift = get_window_size(grid, self.window_size, self.shift_size)
         if is_exporting():  # MONAI's rolls by 0 along an axis lose the shape in ONNX
-            plan = window_plan.__wrapped__(grid, window, shift, x.device)
+            plan = export_plan(grid, window, shift, x.device)
             return export_from_windows(self.attn(export_to_windows(self.norm1(x), plan), plan), plan, grid)
         plan = _plan(grid, window, shift, x)
         windows = self.attn(to_windows(self.norm1(x), plan), plan)

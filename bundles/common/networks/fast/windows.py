@@ -29,29 +29,30 @@ class WindowPlan(NamedTuple):
         take: (windows x tokens,) index of the grid token at each position of the windows; 0 where the position is
             padding.
         put: (grid tokens,) position in the windows of each token of the grid.
-        padding: positions without a token; they are zero.
+        padding: positions without a token; they are zero. None in a plan for an export.
         masks: (kinds, tokens, tokens) added to the scores, 0 or `SEAM`; None if the windows are not shifted.
-        kind: (windows,) index of each window's mask.
+        kind: (windows,) index of each window's mask; None if ``masks`` has one for each window.
         runs: (kind, first window, last window + 1), all windows in order.
-        real: (windows x tokens, 1), 1 for a token and 0 for padding; None if there is no padding. For an export.
+        real: (windows x tokens, 1), 1 for a token and 0 for padding; None if there is no padding. In a plan for an
+            export alone.
     """
 
     window: tuple[int, ...]
     take: torch.Tensor
     put: torch.Tensor
-    padding: torch.Tensor
+    padding: torch.Tensor | None
     masks: torch.Tensor | None
-    kind: torch.Tensor
+    kind: torch.Tensor | None
     runs: tuple[tuple[int, int, int], ...]
     real: torch.Tensor | None = None
 
     @property
     def windows(self) -> int:
-        return len(self.kind)
+        return len(self.take) // math.prod(self.window)
 
     def dense_mask(self) -> torch.Tensor | None:
         """Return one mask per window, (windows, tokens, tokens), as MONAI's `WindowAttention` expects it."""
-        return None if self.masks is None else self.masks[self.kind]
+        return self.masks if self.masks is None or self.kind is None else self.masks[self.kind]
 
 
 def _masks(window: Sequence[int], shift: Sequence[int]) -> np.ndarray:
@@ -65,19 +66,17 @@ def _masks(window: Sequence[int], shift: Sequence[int]) -> np.ndarray:
     return np.stack(masks)
 
 
-@lru_cache(maxsize=64)
-def window_plan(
-    grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], device: torch.device
-) -> WindowPlan:
-    """Return the windows of a grid that is first padded at its far ends to whole windows, then rolled by ``-shift``.
+class _Arrays(NamedTuple):
+    """The arrays of a `WindowPlan`; ``take`` is -1 where the position is padding."""
 
-    Args:
-        grid: tokens along each axis.
-        window: tokens of a window along each axis, at most those of the grid.
-        shift: shift of the windows along each axis; 0 for no shift and along an axis with a single window.
-        device: device of the plan's tensors.
-    """
-    # NumPy, so that a network that is being traced or exported gets constants, not the operations that make them
+    take: np.ndarray
+    put: np.ndarray
+    masks: np.ndarray | None
+    kind: np.ndarray
+
+
+def _arrays(grid: Sequence[int], window: Sequence[int], shift: Sequence[int]) -> _Arrays:
+    """Compute a plan in NumPy, so that a traced or exported network gets constants, not the operations for them."""
     counts = [math.ceil(g / w) for g, w in zip(grid, window, strict=True)]
     padded = [n * w for n, w in zip(counts, window, strict=True)]
     token = np.full(padded, -1)
@@ -92,10 +91,26 @@ def window_plan(
         kind = 2 * kind + ends
     kind = kind.ravel()
     order = np.argsort(kind, kind="stable")
-    kind, take = kind[order], token[order].ravel()
+    take = token[order].ravel()
     put = np.empty(math.prod(grid), dtype=np.int64)
     places = np.flatnonzero(take >= 0)
     put[take[places]] = places
+    return _Arrays(take, put, _masks(window, shift) if any(shift) else None, kind[order])
+
+
+@lru_cache(maxsize=64)
+def window_plan(
+    grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], device: torch.device
+) -> WindowPlan:
+    """Return the windows of a grid that is first padded at its far ends to whole windows, then rolled by ``-shift``.
+
+    Args:
+        grid: tokens along each axis.
+        window: tokens of a window along each axis, at most those of the grid.
+        shift: shift of the windows along each axis; 0 for no shift and along an axis with a single window.
+        device: device of the plan's tensors.
+    """
+    take, put, masks, kind = _arrays(grid, window, shift)
     starts = [0, *(np.flatnonzero(np.diff(kind)) + 1).tolist(), len(kind)]
     # tensors created in inference mode could not be used in training later
     with torch.inference_mode(False), torch.no_grad():
@@ -104,11 +119,28 @@ def window_plan(
             take=torch.from_numpy(take.clip(min=0)).to(device),
             put=torch.from_numpy(put).to(device),
             padding=torch.from_numpy(np.flatnonzero(take < 0)).to(device),
-            masks=torch.from_numpy(_masks(window, shift)).to(device) if any(shift) else None,
+            masks=None if masks is None else torch.from_numpy(masks).to(device),
             kind=torch.from_numpy(kind).to(device),
             runs=tuple((int(kind[a]), a, b) for a, b in itertools.pairwise(starts)),
-            real=None if (take >= 0).all() else torch.from_numpy((take >= 0).astype(np.float32)[:, None]).to(device),
         )
+
+
+def export_plan(
+    grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], device: torch.device
+) -> WindowPlan:
+    """Return the plan with those tensors alone that an exported network has as constants."""
+    take, put, masks, kind = _arrays(grid, window, shift)
+    padded = (take < 0).any()
+    return WindowPlan(
+        window=tuple(window),
+        take=torch.from_numpy(take.clip(min=0)).to(device),
+        put=torch.from_numpy(put).to(device),
+        padding=None,
+        masks=None if masks is None else torch.from_numpy(masks[kind]).to(device),
+        kind=None,
+        runs=(),
+        real=torch.from_numpy((take >= 0).astype(np.float32)[:, None]).to(device) if padded else None,
+    )
 
 
 class _Gather(torch.autograd.Function):
