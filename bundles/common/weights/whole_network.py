@@ -12,7 +12,7 @@ import torch
 from ..errors import InputError
 from ..run.options import check_choice
 from .checkpoint_file import release_checkpoint
-from .dialects import ENCODER, FoundWeights, find_weights
+from .dialects import ENCODER, find_weights
 from .loading import (
     DECODER,
     DERIVED,
@@ -81,7 +81,10 @@ def load_whole_network(
     found = find_weights(path)
     check_merging(network, found)
     own = network.state_dict()
-    state = {name: tensor for name, tensor in {**found.encoder, **found.rest}.items() if not name.endswith(DERIVED)}
+    state = {**found.encoder, **found.rest}
+    for name in [name for name in state if name.endswith(DERIVED)]:
+        if name in own and not torch.equal(state.pop(name), own[name]):
+            raise InputError(f"{path} does not fit the network: {name} belongs to another window size.")
     allow_partial = [allow_partial] if isinstance(allow_partial, str) else list(allow_partial)
     report: dict[str, Any] = {}
     fresh = _new_classes(state, own, report) | _new_channels(state, own, patch_embed, report)
@@ -96,7 +99,7 @@ def load_whole_network(
     other = [name for name in wanted if name in state and state[name].shape != own[name].shape]
     homeless = [name for name in state if name not in own]
     extras = {name: what for name in homeless if (what := _extra(name))}
-    _refuse(path, found, own, state, missing=[name for name in missing if not allowed(name)], wanted=wanted)
+    _refuse(path, own, state, missing=[name for name in missing if not allowed(name)], wanted=wanted)
     faults = [
         f"{name} is {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the network"
         for name in other
@@ -156,13 +159,14 @@ def _new_channels(
     state: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor], patch_embed: str, report: dict
 ) -> set[str]:
     """Adapt the weights that read the image to the network's channels; return the tensors that start anew."""
-    differ = [name for name in INPUT if name in state and name in own and state[name].shape[1] != own[name].shape[1]]
+    here = [name for name in INPUT if name in state and name in own]
+    differ = [name for name in here if patch_embed == "fresh" or state[name].shape[1] != own[name].shape[1]]
     if not differ:
         return set()
-    in_file, here = state[differ[0]].shape[1], own[differ[0]].shape[1]
-    report["patch_embed"] = f"{in_file} to {here} channels: {patch_embed}"
+    in_file, in_network = state[differ[0]].shape[1], own[differ[0]].shape[1]
+    report["patch_embed"] = f"{in_file} to {in_network} channels: {patch_embed}"
     if patch_embed == "repeat" and in_file == 1:
-        state.update({name: fit_patch_embedding(state[name], here) for name in differ})
+        state.update({name: fit_patch_embedding(state[name], in_network) for name in differ})
         return set()
     if patch_embed == "repeat":
         return set()  # the shapes differ, which is refused
@@ -173,7 +177,6 @@ def _new_channels(
 
 def _refuse(
     path: str,
-    found: FoundWeights,
     own: Mapping[str, torch.Tensor],
     state: Mapping[str, torch.Tensor],
     *,

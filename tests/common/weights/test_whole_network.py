@@ -181,6 +181,8 @@ def test_one_channel_into_several_keeps_the_response_to_equal_channels(tmp_path,
     fresh = source(record, seed=2, classes=3, in_channels=4)
     report = load_whole_network(fresh, str(tmp_path / "w.pt"), patch_embed="fresh")
     assert [name.split(".")[0] for name in report["missing"]] == ["encoder1", "encoder1", "swinViT"]
+    report = load_whole_network(source(record, classes=3), str(tmp_path / "w.pt"), patch_embed="fresh")
+    assert len(report["missing"]) == 3 and report["patch_embed"] == "1 to 1 channels: fresh"
     with pytest.raises(InputError, match=r"swinViT\.patch_embed\.proj\.weight is \(12, 4, 2, 2, 2\) in the file"):
         torch.save({"model": fresh.state_dict()}, tmp_path / "four.pt")
         load_whole_network(target := source(record, classes=3, in_channels=2), str(tmp_path / "four.pt"))
@@ -210,6 +212,11 @@ def nan(state):
     )
 
 
+def other_window(state):
+    name = "swinViT.layers1.0.blocks.0.attn.relative_position_index"
+    state[name] = state[name].flip(0)
+
+
 def quantised(state):
     name = "decoder2.conv_block.conv1.conv.weight"
     state[name] = state[name].to(torch.int8)
@@ -229,6 +236,7 @@ def quantised(state):
         (other_shape, r"decoder1\.conv_block\.conv1\.conv\.weight is \(1, 2, 3, 3, 3\) in the file"),
         (encoder_alone, r"holds an encoder, but no decoder: \d+% of the network. Use it as --pretrained_encoder"),
         (nan, r"1 with non-finite values \(decoder2\.conv_block\.conv1\.conv\.weight\)"),
+        (other_window, "relative_position_index belongs to another window size"),
         (quantised, r"decoder2\.conv_block\.conv1\.conv\.weight has the type torch\.int8"),
     ],
 )
