@@ -105,6 +105,8 @@ def test_changing_a_loaded_scan_does_not_change_the_kept_voxels(tmp_path):
     first = load({"image": file})["image"]
     before = first.as_tensor().clone()
     first += 1
+    own = np.asarray(with_kept_voxels(nib.load(file), file).dataobj)
+    assert own.flags.writeable and not np.shares_memory(own, voxels_once(nib.load(file), file)[0])
     assert (load({"image": file})["image"].as_tensor() == before).all()
 
 
