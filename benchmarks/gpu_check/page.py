@@ -55,17 +55,19 @@ def _list(checks: list[Mapping[str, Any]]) -> list[str]:
     return [f"- {_mark(check)}{check['text']}" for check in checks]
 
 
+def _others(checks: list[Mapping[str, Any]], key: str) -> list[str]:
+    """List what a table of the checks with ``key`` does not show."""
+    rest = [check for check in checks if key not in check]
+    return ["", *_list(rest)] if rest else []
+
+
 def _mark(check: Mapping[str, Any]) -> str:
     return "**failed**: " if check["ok"] is False else ""
 
 
 def _parity(checks: list[Mapping[str, Any]]) -> list[str]:
     rows = ["| | output | input gradient | weight gradient |", "|---|---|---|---|"]
-    rest = []
-    for check in checks:
-        if "ours" not in check:
-            rest.append(check)
-            continue
+    for check in (check for check in checks if "ours" in check):
         cells = [
             f"{check['ours'][part]:.1e} ({check['stock'][part]:.1e})"
             for part in ("output", "input gradient", "weight gradient")
@@ -75,16 +77,12 @@ def _parity(checks: list[Mapping[str, Any]]) -> list[str]:
         "Relative error against stock MONAI in float64, in parentheses that of stock MONAI at the same precision.",
         "",
     ]
-    return [*text, *rows, *(["", *_list(rest)] if rest else [])]
+    return [*text, *rows, *_others(checks, "ours")]
 
 
 def _steps(checks: list[Mapping[str, Any]]) -> list[str]:
     rows = ["| | s a step, ours | stock | ratio | peak GiB, ours | stock | ratio |", "|---|---|---|---|---|---|---|"]
-    rest = []
-    for check in checks:
-        if "seconds" not in check:
-            rest.append(check)
-            continue
+    for check in (check for check in checks if "seconds" in check):
         ours, stock = (sorted(check["seconds"][side]) for side in ("ours", "stock"))
         ours, stock = ours[len(ours) // 2], stock[len(stock) // 2]
         memory = [check["peak"][side] / 2**30 for side in ("ours", "stock")]
@@ -92,7 +90,7 @@ def _steps(checks: list[Mapping[str, Any]]) -> list[str]:
             f"| {check['check']}: {check['crops']} | {ours:.3f} | {stock:.3f} | {stock / ours:.2f} | {memory[0]:.1f} | "
             f"{memory[1]:.1f} | {memory[0] / memory[1]:.2f} |"
         )
-    return [*rows, *(["", *_list(rest)] if rest else [])]
+    return [*rows, *_others(checks, "seconds")]
 
 
 def _kernels(checks: list[Mapping[str, Any]]) -> list[str]:

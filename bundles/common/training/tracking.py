@@ -109,9 +109,8 @@ class Tracking:
                 self.writer.add_scalar(name, value, step)
         handler = self._handler(engine)
         if handler is not None:
-            from mlflow.entities import (
-                Metric,  # only now: a run without MLflow needs neither the package nor its second
-            )
+            # only now: a run without MLflow needs neither the package nor the second that it takes
+            from mlflow.entities import Metric
 
             now = int(1000 * time.time())
             if self.start is not None:

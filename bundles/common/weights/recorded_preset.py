@@ -18,8 +18,17 @@ def recorded_training(checkpoint: str | None) -> Mapping[str, Any]:
     """Return what a model file records about its training; empty if it records nothing or does not exist (yet)."""
     if checkpoint is None or not Path(checkpoint).exists():
         return {}
-    trained = checkpoint_facts(checkpoint).get("trained")
-    return trained if isinstance(trained, Mapping) else {}
+    return training_of(checkpoint) or {}
+
+
+def training_of(path: str) -> dict[str, Any] | None:
+    """Return what `TrainingCheckpoint` recorded about the training in a model file; None if there is no such record.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    trained = checkpoint_facts(path).get("trained")
+    return trained if isinstance(trained, dict) else None
 
 
 def preset_of_run(*, preset: str | None, checkpoint: str | None, file: str) -> str:

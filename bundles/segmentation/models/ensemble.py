@@ -16,8 +16,9 @@ from ...common.errors import InputError
 from ...common.networks.swin_unetr import build_swin_unetr
 from ...common.weights.encoder_record import resolve_encoder
 from ...common.weights.loading import load_model
+from ...common.weights.recorded_preset import training_of
 from .label_names import names_by_value
-from .model_record import model_labels, training_of
+from .model_record import model_labels
 
 logger = logging.getLogger(__name__)
 

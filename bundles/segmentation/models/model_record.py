@@ -12,6 +12,7 @@ from typing import Any
 from ...common.data.list_fingerprint import fingerprint
 from ...common.weights.checkpoint_file import checkpoint_facts
 from ...common.weights.dialects import ENCODER
+from ...common.weights.recorded_preset import training_of
 
 logger = logging.getLogger(__name__)
 
@@ -34,16 +35,6 @@ def model_facts(paths: Sequence[str], *, scans: Sequence[dict]) -> list[dict[str
         InputError: a file cannot be read.
     """
     return [_facts(path, fingerprint(scans)) for path in paths]
-
-
-def training_of(path: str) -> dict[str, Any] | None:
-    """Return what `TrainingCheckpoint` recorded about the training in a model file; None if there is no such record.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    trained = checkpoint_facts(path).get("trained")
-    return trained if isinstance(trained, dict) else None
 
 
 def _facts(path: str, scored: Mapping[str, Any]) -> dict[str, Any]:
