@@ -57,7 +57,8 @@ from bundles.common.networks.roi_size import check_roi_size
 from bundles.common.run.presets import choose
 from bundles.common.weights.encoder_record import resolve_encoder
 from bundles.pretraining.network import SwinPretrainer
-from bundles.pretraining.proxy_tasks.losses import TASKS, ProxyTaskLoss
+from bundles.pretraining.proxy_tasks.losses import ProxyTaskLoss
+from bundles.pretraining.proxy_tasks.tasks import PAPER_TASKS as TASKS
 
 PRESETS = Path(__file__).resolve().parents[1] / "bundles/swin_unetr_pretrain/configs/presets.yaml"
 GIB, TERA = 2**30, 10**12
@@ -186,7 +187,7 @@ def _autocast_as_on_gpu(enabled: bool) -> Iterator[Callable[[], torch.autocast]]
 
 
 def _batch(encoder: Mapping[str, Any], roi_size: Sequence[int], crops: int, device: str) -> tuple[torch.Tensor, dict]:
-    """Random views and targets with the shapes and types of `views.TwoViews`."""
+    """Random views and targets with the shapes and types of `augmented_views.AugmentedViews`."""
     shape = (2 * crops, encoder["in_channels"], *roi_size)
     views = torch.rand(shape, device=device)
     mask = torch.zeros((2 * crops, 1, *roi_size), dtype=torch.bool, device=device)

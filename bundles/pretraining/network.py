@@ -1,8 +1,9 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Network for pre-training: a Swin encoder and one head per proxy task.
+"""Network for pre-training: a Swin encoder, or a whole Swin UNETR, and one head per proxy task.
 
 Parameter names are those of the official pre-training checkpoints (``swinViT``, ``rotation_head``,
-``contrastive_head``, ``conv``), so that these can be continued and the encoder fits MONAI's `SwinUNETR`.
+``contrastive_head``, ``conv``), so that these can be continued, and those of MONAI's `SwinUNETR` (``swinViT``,
+``encoder1`` ... ``decoder1``), so that encoder and decoder fit it.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.networks.blocks import UnetOutBlock
+from monai.networks.nets import SwinUNETR
 from torch import nn
 
 from ..common.errors import InputError
 from ..common.networks.fast.swin import FastSwinTransformer
-from ..common.networks.fast.unet_blocks import conv_norm_act
-from ..common.networks.swin_unetr import build_encoder
+from ..common.networks.fast.unet_blocks import FastUnetOutBlock, conv_norm_act
+from ..common.networks.swin_unetr import build_encoder, build_swin_unetr
 from ..common.weights.dialects import find_weights
-from .proxy_tasks.losses import TASKS, check_tasks
+from .proxy_tasks.position import UNIT
+from .proxy_tasks.tasks import PAPER_TASKS, check_tasks, split_views
 
 EMBEDDING = 512  # length of the contrastive embedding, a linear projection (Tang et al., CVPR 2022)
 
@@ -69,7 +73,21 @@ def _large_kernel_deconv_head(channels: int, out_channels: int) -> nn.Module:
     return nn.ConvTranspose3d(channels, out_channels, kernel_size=32, stride=32)
 
 
-RECONSTRUCTION_HEADS = {"vae": _vae_head, "deconv": _deconv_head, "large_kernel_deconv": _large_kernel_deconv_head}
+def _last_layer(feature_size: int, out_channels: int, *, fast: bool) -> nn.Module:
+    """The last layer of Swin UNETR, a 1x1x1 convolution, for another number of channels."""
+    block = FastUnetOutBlock if fast else UnetOutBlock
+    return block(spatial_dims=3, in_channels=feature_size, out_channels=out_channels)
+
+
+UNET = "unet"  # reconstruction through Swin UNETR's own decoder and skip connections
+HEADS_AT_THE_BOTTLENECK = {
+    "vae": _vae_head,
+    "deconv": _deconv_head,
+    "large_kernel_deconv": _large_kernel_deconv_head,
+}
+RECONSTRUCTION_HEADS = (*HEADS_AT_THE_BOTTLENECK, UNET)
+# All parts of Swin UNETR but the encoder and the last layer.
+DECODER_PARTS = tuple(f"encoder{i}" for i in (1, 2, 3, 4, 10)) + tuple(f"decoder{i}" for i in (5, 4, 3, 2, 1))
 POOLINGS = ("token", "mean")
 OFFICIAL_HEADS = {"reconstruction_head": "vae", "pooling": "token"}
 
@@ -117,10 +135,11 @@ def read_model(checkpoint: str, *, optional: bool = False) -> dict[str, Any]:
         InputError: the file is something else, such as an ``encoder.pt``, which has no heads.
     """
     if optional and not Path(checkpoint).exists():
-        return {"heads": dict(OFFICIAL_HEADS), "tasks": list(TASKS), "trained": {}}
+        return {"heads": dict(OFFICIAL_HEADS), "tasks": list(PAPER_TASKS), "trained": {}}
     found = find_weights(checkpoint)
     if {"heads", "tasks"} <= set(found.content):
         return {"trained": {}, **found.content}
+    # an official checkpoint
     heads = {"conv.20.weight": "vae", "conv.4.weight": "deconv", "conv.weight": "large_kernel_deconv"}
     reconstruction = next((head for name, head in heads.items() if name in found.rest), None)
     if reconstruction is None or not {"rotation_head.weight", "contrastive_head.weight"} <= set(found.rest):
@@ -130,7 +149,7 @@ def read_model(checkpoint: str, *, optional: bool = False) -> dict[str, Any]:
         )
     return {
         "heads": {**OFFICIAL_HEADS, "reconstruction_head": reconstruction},
-        "tasks": list(TASKS),
+        "tasks": list(PAPER_TASKS),
         "trained": {"seed": 0},
     }
 
@@ -141,9 +160,7 @@ ASSUMED_IF_NOT_RECORDED = {
     "hu_window": [-1000.0, 1000.0],
     "crops_per_volume": 2,
     "min_body": 0.01,
-    "mask_block": [0.05, 0.25],
     "temperature": 0.5,
-    "masked_only": False,
     "task_weights": {},
 }
 
@@ -159,24 +176,26 @@ def values_of_training(*, trained: Mapping[str, Any], preset: Mapping[str, Any])
 
 
 class SwinPretrainer(nn.Module):
-    """Swin encoder with heads for rotation, contrast and reconstruction.
+    """Swin encoder or whole Swin UNETR, with heads for the proxy tasks.
 
-    In training mode, a forward pass returns a dict of the heads in use: ``rotation`` (B, 4), ``contrast`` (B, 512) and
-    ``inpainting`` (B, C, X, Y, Z). In eval mode it returns only the reconstruction, as one tensor, which the verifier
-    of the model zoo requires.
+    The decoder of Swin UNETR is part of the network if the reconstruction head is ``unet`` or position is a task.
+
+    In training mode, a forward pass of V views (in the order of `proxy_tasks.tasks`) returns a dict of the heads in use:
+    ``rotation`` (B, 4), ``contrast`` (B, 512), ``inpainting`` (B, C, X, Y, Z) of the masked views, and ``position``
+    (B', 3, X, Y, Z), in units of 100 mm, of the views for position. In eval mode it returns one tensor for any views,
+    which the verifier of the model zoo requires: the reconstruction, or the position in mm if inpainting is no task.
 
     Args:
         encoder: encoder record (`common.weights.encoder_record`).
-        tasks: proxy tasks whose heads are used; heads of other tasks exist, but are frozen.
-        heads: ``reconstruction_head`` (``vae``, ``deconv`` or ``large_kernel_deconv``) and ``pooling``, the input of
-            rotation and contrast: ``token``, bottleneck voxels 0 and 1 (official code), or ``mean`` over the
-                bottleneck.
+        tasks: proxy tasks whose heads are used; heads of the paper's other tasks exist, but are frozen.
+        heads: ``reconstruction_head`` (one of `RECONSTRUCTION_HEADS`) and ``pooling``, the input of rotation and
+            contrast: ``token``, bottleneck voxels 0 and 1 (official code), or ``mean`` over the bottleneck.
         use_checkpoint: use gradient checkpointing in the encoder.
         fast: same results with less time and memory; False: unmodified MONAI and the official order of layers.
         guard: is called with the network, to watch the weights that it is given (`MergingGuard`).
 
     Raises:
-        InputError: a head, pooling or task is unknown.
+        InputError: a head, pooling or task is unknown, or the decoder does not fit the encoder.
     """
 
     def __init__(
@@ -195,18 +214,45 @@ class SwinPretrainer(nn.Module):
                 raise InputError(f"--{name} {heads[name]!r} is not one of {', '.join(known)}.")
         self.tasks = check_tasks(tasks)
         self.pooling = heads["pooling"]
-        channels = 16 * encoder["feature_size"]
-        self.swinViT = build_encoder(encoder, use_checkpoint=use_checkpoint, fast=fast)
+        self.unet = heads["reconstruction_head"] == UNET
+        self.whole = self.unet or "position" in self.tasks
+        channels, feature_size = 16 * encoder["feature_size"], encoder["feature_size"]
+        if self.whole:
+            self._add_whole_network(encoder, use_checkpoint=use_checkpoint, fast=fast)
+        else:
+            self.swinViT = build_encoder(encoder, use_checkpoint=use_checkpoint, fast=fast)
         self.rotation_head = nn.Linear(channels, 4)
         self.contrastive_head = nn.Linear(channels, EMBEDDING)
-        self.conv = RECONSTRUCTION_HEADS[heads["reconstruction_head"]](channels, encoder["in_channels"])
-        if fast and heads["reconstruction_head"] == "vae":
-            self.conv = _EarlyProjection(*self.conv)
-        task_heads = {"rotation": self.rotation_head, "contrast": self.contrastive_head, "inpainting": self.conv}
+        task_heads = {"rotation": self.rotation_head, "contrast": self.contrastive_head}
+        if self.unet:
+            self.conv = _last_layer(feature_size, encoder["in_channels"], fast=fast)
+        else:
+            self.conv = HEADS_AT_THE_BOTTLENECK[heads["reconstruction_head"]](channels, encoder["in_channels"])
+            if fast and heads["reconstruction_head"] == "vae":
+                self.conv = _EarlyProjection(*self.conv)
+        task_heads["inpainting"] = self.conv
+        if "position" in self.tasks:
+            self.position_head = _last_layer(feature_size, 3, fast=fast)
+            task_heads["position"] = self.position_head
         for task, head in task_heads.items():
             head.requires_grad_(task in self.tasks)
+        uses_decoder = "position" in self.tasks or (self.unet and "inpainting" in self.tasks)
+        for name in DECODER_PARTS if self.whole else ():
+            getattr(self, name).requires_grad_(uses_decoder)
         if guard is not None:
             guard(self)
+
+    def _add_whole_network(self, encoder: Mapping[str, Any], *, use_checkpoint: bool, fast: bool) -> None:
+        """Take all parts of a Swin UNETR but its last layer."""
+        if len(encoder["depths"]) != 4:
+            raise InputError(
+                f"depths {list(encoder['depths'])}: the decoder of Swin UNETR needs an encoder of four stages. Use another "
+                "--reconstruction_head than unet, no task position, or four --depths."
+            )
+        network: SwinUNETR = build_swin_unetr(encoder, out_channels=1, use_checkpoint=use_checkpoint, fast=fast)
+        self.swinViT = network.swinViT
+        for name in DECODER_PARTS:
+            setattr(self, name, getattr(network, name))
 
     def bottleneck(self, x: torch.Tensor) -> torch.Tensor:
         """Return the encoder output at 1/32 of the resolution: (B, 16 x feature_size, X/32, Y/32, Z/32)."""
@@ -218,19 +264,70 @@ class SwinPretrainer(nn.Module):
         """Return the mean of the bottleneck over space, (B, 16 x feature_size): one vector per crop."""
         return self.bottleneck(x).mean(dim=(2, 3, 4))
 
-    def proxy_outputs(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the outputs of the heads in use, in any mode."""
-        deep = self.bottleneck(x)
-        tokens = deep.flatten(2)  # (B, channels, tokens)
-        pooled = tokens.mean(dim=2)
+    def decode(self, x: torch.Tensor, hidden: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the features before the last layer of Swin UNETR, (B, feature_size, X, Y, Z).
+
+        Args:
+            x: (B, C, X, Y, Z).
+            hidden: the five outputs of the encoder for ``x``.
+        """
+        up = self.decoder5(self.encoder10(hidden[4]), hidden[3])
+        up = self.decoder4(up, self.encoder4(hidden[2]))
+        up = self.decoder3(up, self.encoder3(hidden[1]))
+        up = self.decoder2(up, self.encoder2(hidden[0]))
+        return self.decoder1(up, self.encoder1(x))
+
+    def predict_positions(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the position of every voxel in mm, up to a shift of the scan: (B, 3, X, Y, Z)."""
+        x = x.contiguous()
+        return UNIT * self.position_head(self.decode(x, self.swinViT(x))).float()
+
+    def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the reconstruction of masked crops, of their shape."""
+        x = x.contiguous()
+        return self.conv(self.decode(x, self.swinViT(x)) if self.unet else self.bottleneck(x))
+
+    def proxy_outputs(self, x: torch.Tensor, *, embedding: bool = False) -> dict[str, torch.Tensor]:
+        """Return the outputs of the heads in use, in any mode.
+
+        Args:
+            x: views in the order of `proxy_tasks.tasks`.
+            embedding: also return ``embedding`` of all views, as in `embedding`.
+        """
+        x = x.contiguous()
+        hidden = self.swinViT(x) if self.whole else [self.bottleneck(x)]
+        deep, _ = split_views(hidden[-1], self.tasks)
         outputs = {}
+        if embedding:
+            outputs["embedding"] = hidden[-1].mean(dim=(2, 3, 4))
+        if len(deep):
+            tokens = deep.flatten(2)  # (B, channels, tokens)
+            pooled = tokens.mean(dim=2)
         if "rotation" in self.tasks:
             outputs["rotation"] = self.rotation_head(tokens[..., 0] if self.pooling == "token" else pooled)
         if "contrast" in self.tasks:
             outputs["contrast"] = self.contrastive_head(tokens[..., 1] if self.pooling == "token" else pooled)
-        if "inpainting" in self.tasks:
+        reads_decoder = [task for task in ("inpainting", "position") if task in self.tasks]
+        if not self.unet and "inpainting" in reads_decoder:
             outputs["inpainting"] = self.conv(deep)
+            reads_decoder.remove("inpainting")
+        if reads_decoder:
+            parts = [split_views(volumes, self.tasks) for volumes in (x, *hidden)]
+            if len(reads_decoder) == 1:  # only these views go through the decoder
+                which = reads_decoder == ["position"]
+                features = self.decode(parts[0][which], [part[which] for part in parts[1:]])
+                features = (features, features)
+            else:
+                features = split_views(self.decode(x, hidden), self.tasks)
+            if "inpainting" in reads_decoder:
+                outputs["inpainting"] = self.conv(features[0])
+            if "position" in reads_decoder:
+                outputs["position"] = self.position_head(features[1])
         return outputs
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
-        return self.proxy_outputs(x) if self.training else self.conv(self.bottleneck(x))
+        if self.training:
+            return self.proxy_outputs(x)
+        if "position" in self.tasks and "inpainting" not in self.tasks:
+            return self.predict_positions(x)
+        return self.reconstruct(x)

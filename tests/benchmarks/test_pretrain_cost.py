@@ -23,7 +23,8 @@ from benchmarks.pretrain_cost import (
     step_cost,
 )
 from bundles.pretraining.network import EMBEDDING, SwinPretrainer
-from bundles.pretraining.proxy_tasks.losses import TASKS, ProxyTaskLoss
+from bundles.pretraining.proxy_tasks.losses import ProxyTaskLoss
+from bundles.pretraining.proxy_tasks.tasks import PAPER_TASKS as TASKS
 
 CROP = (64, 64, 32)
 

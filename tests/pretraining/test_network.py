@@ -11,7 +11,7 @@ from bundles.common.networks.swin_unetr import build_swin_unetr
 from bundles.common.weights.checkpoint_file import save_atomically
 from bundles.common.weights.loading import encoder_state, load_encoder, load_model
 from bundles.pretraining.network import SwinPretrainer, resolve_heads, values_of_training
-from bundles.pretraining.proxy_tasks.losses import TASKS
+from bundles.pretraining.proxy_tasks.tasks import PAPER_TASKS as TASKS
 
 CROP = (64, 64, 32)  # bottleneck 2 x 2 x 1
 
@@ -176,7 +176,10 @@ def test_features_in_swin_unetr_equal_those_of_the_pre_training(record, tmp_path
 @pytest.mark.parametrize(
     ("heads", "words"),
     [
-        ({"reconstruction_head": "unet", "pooling": "token"}, "--reconstruction_head 'unet' is not one of vae, deconv"),
+        (
+            {"reconstruction_head": "net", "pooling": "token"},
+            "--reconstruction_head 'net' is not one of vae, deconv, large_kernel_deconv, unet",
+        ),
         ({"reconstruction_head": "vae", "pooling": "max"}, "--pooling 'max' is not one of token, mean"),
     ],
 )
@@ -245,3 +248,71 @@ def test_an_evaluation_goes_by_the_training_then_the_preset_then_train_yaml():
     values = values_of_training(trained=trained, preset={"mask_ratio": [0.3, 0.3], "batch_size": 2})
     assert (values["mask_ratio"], values["batch_size"], values["temperature"]) == ([0.1, 0.2], 2, 0.1)
     assert values["min_body"] == 0.01
+
+
+WHOLE = (*TASKS, "position")
+
+
+def test_the_decoder_is_that_of_swin_unetr(record):
+    """Every tensor but the last layer has MONAI's name, and the features are those of MONAI's forward."""
+    network = build(record, tasks=WHOLE, head="unet").eval()
+    segmenter = build_swin_unetr(record, out_channels=3, fast=False).eval()
+    state = network.state_dict()
+    theirs = {name for name in segmenter.state_dict() if not name.startswith("out.")}
+    assert theirs < set(state)
+    heads = ("rotation_head.", "contrastive_head.", "conv.", "position_head.")
+    assert all(name.startswith(heads) for name in set(state) - theirs)
+    segmenter.load_state_dict({name: state[name] for name in theirs}, strict=False)
+    segmenter.out = network.position_head
+    x = torch.rand(2, 1, *CROP)
+    with torch.no_grad():
+        torch.testing.assert_close(network.predict_positions(x), 100 * segmenter(x), rtol=1e-4, atol=1e-3)
+        segmenter.out = network.conv
+        torch.testing.assert_close(network.reconstruct(x), segmenter(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "head", "views"),
+    [(WHOLE, "unet", 6), (WHOLE, "vae", 6), (["position"], "vae", 2), (["inpainting"], "unet", 4)],
+)
+def test_each_head_reads_its_views(record, tasks, head, views):
+    network = build(record, tasks=tasks, head=head, pooling="mean").eval()
+    x = torch.rand(views, 1, *CROP)
+    masked, for_position = (x[:4], x[4:]) if len(tasks) == 4 else (x, x)
+    with torch.no_grad():
+        outputs = network.proxy_outputs(x, embedding=True)
+        assert set(outputs) == {*tasks, "embedding"} and outputs["embedding"].shape == (views, 192)
+        if "inpainting" in tasks:
+            torch.testing.assert_close(outputs["inpainting"], network.reconstruct(masked), rtol=1e-4, atol=1e-5)
+        if "position" in tasks:
+            expected = network.predict_positions(for_position) / 100
+            torch.testing.assert_close(outputs["position"], expected, rtol=1e-4, atol=1e-5)
+        if "rotation" in tasks:
+            expected = network.rotation_head(network.embedding(masked))
+            torch.testing.assert_close(outputs["rotation"], expected, rtol=1e-4, atol=1e-5)
+        assert torch.equal(
+            network(x), network.predict_positions(x) if tasks == ["position"] else network.reconstruct(x)
+        )
+
+
+@pytest.mark.parametrize(
+    ("tasks", "head"), [(WHOLE, "unet"), (["position"], "unet"), (["inpainting"], "unet"), (["contrast"], "unet")]
+)
+def test_every_trainable_parameter_of_the_whole_network_gets_a_gradient(record, tasks, head):
+    network = build(record, tasks=tasks, head=head).train()
+    sum(value.sum() for value in network(torch.rand(3, 1, *CROP)).values()).backward()
+    without = [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+    trained = {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad}
+    assert ("decoder1" in trained) == (tasks != ["contrast"]) and "swinViT" in trained
+
+
+def test_without_position_and_unet_there_is_no_decoder(record):
+    assert not any(name.startswith(("encoder", "decoder")) for name in build(record).state_dict())
+
+
+def test_a_decoder_needs_four_stages(record):
+    record = record | {"depths": [1, 1, 1], "num_heads": [1, 2, 4]}
+    for options in ({"head": "unet"}, {"tasks": ["position"]}):
+        with pytest.raises(InputError, match=r"depths \[1, 1, 1\]: the decoder of Swin UNETR needs .* four stages"):
+            build(record, **options)

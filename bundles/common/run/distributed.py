@@ -95,6 +95,15 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
     return _Gather.apply(tensor.contiguous()) if is_distributed() else tensor[None]
 
 
+def sum_over_ranks(tensor: torch.Tensor, *, mean: bool = False) -> torch.Tensor:
+    """Return the sum over all ranks, or their mean, without gradients."""
+    if not is_distributed():
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size() if mean else total
+
+
 def local_device() -> torch.device:
     """Return the GPU of this process (``LOCAL_RANK``), or the CPU if there is no GPU."""
     if not torch.cuda.is_available():

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
+from ..errors import InputError
 from .options import check_choice
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -27,6 +28,16 @@ def autocast_type(amp_type: str) -> torch.dtype:
         has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         amp_type = "bf16" if has_bf16 else "fp16"
     return TYPES[amp_type]
+
+
+def check_amp(*, amp: bool, device: torch.device | str) -> None:
+    """Refuse mixed precision on a CPU, where MONAI's engines do not use it and bfloat16 overflows in some layers.
+
+    Raises:
+        InputError: ``amp`` is set and the device is no GPU.
+    """
+    if amp and torch.device(device).type != "cuda":
+        raise InputError(f"--amp true needs a GPU, but this run is on {device}. Remove --amp, or use a GPU.")
 
 
 def precision(*, amp: bool, amp_type: str) -> str:

@@ -36,7 +36,7 @@ NOT_SETTINGS = frozenset(
         *("pretrained_encoder", "pretrained_model", "merging", "patch_embed", "allow_partial"),
         *("in_channels", "feature_size", "depths", "num_heads", "window_size", "reconstruction_head", "pooling"),
         *("cache_num", "num_workers", "sw_batch_size", "gradient_checkpointing", "fast", "global_batch_size"),
-        *("log_every", "tensorboard", "max_skipped_steps", "amp", "amp_type"),
+        *("log_every", "tensorboard", "max_skipped_steps", "amp", "amp_type", "position_scans"),
     }
 )
 #: Parts of the evaluator that do not decide what a score measures.
@@ -103,7 +103,9 @@ SHARE = Rule("must be a share of the window, 0 or more and below 1", _shares)
 
 #: How options are checked. A new option of a plain type needs no entry: see `check_options`.
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("batch_size", "crops_per_volume", "max_steps", "val_interval", "sw_batch_size"), COUNT),
+    **dict.fromkeys(
+        ("batch_size", "crops_per_volume", "max_steps", "val_interval", "sw_batch_size", "validation_draws"), COUNT
+    ),
     **dict.fromkeys(("learning_rate", "temperature", "max_spacing"), ABOVE_ZERO),
     **dict.fromkeys(("weight_decay", "warmup_steps", "end_learning_rate", "class_balance"), ZERO_OR_ABOVE),
     **dict.fromkeys(("background_weight", "num_workers", "cache_num", "min_body", "min_slices"), ZERO_OR_ABOVE),
@@ -115,6 +117,9 @@ RULES: dict[str, Rule] = {
     "hu_window": WINDOW,
     "sheet_window": WINDOW,
     "overlap": SHARE,
+    "position_scans": WHOLE,
+    "intensity_change": Rule("must be a number, 0 or above and below 1", lambda v: is_number(v) and 0 <= v < 1),
+    "mask_rule": one_of("official", "covered"),
     "zoom": Rule("must be a number, 0 or above and below 1", lambda value: is_number(value) and 0 <= value < 1),
     "check_data": one_of("full", "headers", "none"),
     "crop_sampling": one_of("pos_neg", "classes"),

@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..run.distributed import gather_lists, rank, unwrap, world_size
 from ..run.options import RunSettings, plain_lists
 from ..weights.checkpoint_file import load_checkpoint_file, save_atomically
-from ..weights.loading import encoder_state
+from ..weights.loading import decoder_state, encoder_state
 from ..weights.merging_guard import trusted_weights
 from .steps import steps_done
 from .weight_average import WeightAverage
@@ -55,6 +55,8 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
 #: Settings that determine the tensors of the network: after a change, no checkpoint fits.
 DECIDES_THE_NETWORK = {"tasks", "heads", "labels", "task", "freeze_encoder"}
 
+RESULTS = ("model.pt", "encoder.pt", "network.pt")
+
 #: Parts of a learning rate schedule's state that come from options, not from the progress of the run.
 SCHEDULE_OPTIONS = ("base_lrs", "t_total", "warmup_steps", "floor")
 
@@ -67,7 +69,8 @@ class TrainingCheckpoint:
     - ``last.pt``, after every epoch and when the engine is terminated: everything that is needed to resume exactly;
     - ``best.pt``: weights of the best validation so far;
     - ``model.pt``, only when the run is complete: the best weights;
-    - ``encoder.pt``, with ``encoder_file``, when the run is complete.
+    - ``encoder.pt``, with ``encoder_file``, when the run is complete;
+    - ``network.pt``, with ``encoder_file``, if the network has the decoder of Swin UNETR: all of it but the last layer.
 
     Args:
         folder: where the files are written.
@@ -83,7 +86,7 @@ class TrainingCheckpoint:
         higher_is_better: whether a higher score is better.
         resume: continue from ``last.pt`` if it exists.
         resume_changes: names of settings that may differ from those of the resumed run.
-        encoder_file: also write ``encoder.pt``.
+        encoder_file: also write ``encoder.pt`` and ``network.pt``.
         early_stopping: end the run after this many validations in a row without a better score. None, or no evaluator:
             never end early.
         average: average of the weights. It is what is validated, and what ``best.pt`` and ``model.pt`` contain instead
@@ -165,7 +168,7 @@ class TrainingCheckpoint:
 
     def set_aside(self, engine: Engine) -> None:
         """Rename the files of an earlier run in this folder to ``previous_last.pt`` and so on."""
-        self._set_aside("last.pt", "best.pt", "model.pt", "encoder.pt")
+        self._set_aside("last.pt", "best.pt", *RESULTS)
 
     def _set_aside(self, *names: str) -> None:
         for name in names:
@@ -253,7 +256,7 @@ class TrainingCheckpoint:
         self.best_epoch = state["best_epoch"] if not changed else engine.state.epoch
         self._end_if_stale(engine)
         if rank() == 0 and engine.state.epoch < engine.state.max_epochs:
-            self._set_aside("model.pt", "encoder.pt")  # results of the same run with fewer steps
+            self._set_aside(*RESULTS)  # results of the same run with fewer steps
         logger.info("%s: the run continues after step %d", path, state["step"])
         restore_random_states(state["random"])
         ends_epoch = engine.state.iteration % engine.state.epoch_length == 0
@@ -338,11 +341,13 @@ class TrainingCheckpoint:
             raise InputError(f"No validation of this run gave a finite {self.score}: there are no weights to save.")
         result = load_checkpoint_file(str(best))
         if self.encoder_file:
-            encoder = {name: tensor for name, tensor in result["model"].items() if name in encoder_state(self.network)}
-            save_atomically(
-                {"state_dict": encoder, "encoder": self.encoder, "trained": result["trained"]},
-                self.folder / "encoder.pt",
-            )
+            parts = {"encoder.pt": encoder_state(self.network)}
+            if decoder := decoder_state(self.network):
+                parts["network.pt"] = {**parts["encoder.pt"], **decoder}
+            for file, part in parts.items():
+                state = {name: tensor for name, tensor in result["model"].items() if name in part}
+                content = {"state_dict": state, "encoder": self.encoder, "trained": result["trained"]}
+                save_atomically(content, self.folder / file)
         save_atomically(result, self.folder / "model.pt")
         logger.info(
             "wrote %s (step %d, %s)", self.folder / "model.pt", result["trained"]["steps"], result["trained"]["score"]

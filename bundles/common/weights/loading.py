@@ -227,3 +227,8 @@ def load_model(network: torch.nn.Module, path: str, *, expected: Mapping[str, An
 def encoder_state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return the tensors of the encoder on the CPU, under the names of `SwinUNETR`."""
     return {k: v.detach().cpu() for k, v in network.state_dict().items() if k.startswith(ENCODER)}
+
+
+def decoder_state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors of the decoder, without the last layer, on the CPU, under the names of `SwinUNETR`."""
+    return {k: v.detach().cpu() for k, v in network.state_dict().items() if DECODER.match(k)}

@@ -42,6 +42,7 @@ EXTRAS = {
     "rotation_head.": "heads of a pre-training",
     "contrastive_head.": "heads of a pre-training",
     "conv.": "heads of a pre-training",
+    "position_head.": "heads of a pre-training",
     "organ_embedding": "organ embedding of the Universal Model (SuPreM)",
     "controller.": "controller of the Universal Model (SuPreM)",
     "precls_conv.": "head of the Universal Model (SuPreM)",

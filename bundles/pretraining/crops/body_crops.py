@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 class RandBodyCropsd(Randomizable, MapTransform):
     """Draw several random crops of one size. Volumes smaller than a crop are padded with zeros (air).
 
-    Each crop has, for `CropCounts`, ``padded`` (0 or 1), ``redrawn`` (number of crops discarded before it) and ``airy``
+    Each crop has its ``affine``, (4, 4) float64 from its voxel indices to mm in RAS, and, for `CropCounts`, ``padded`` (0 or 1), ``redrawn`` (number of crops discarded before it) and ``airy``
     (1 if every try was air).
 
     Args:
@@ -61,7 +61,7 @@ class RandBodyCropsd(Randomizable, MapTransform):
         read: Callable[[tuple[slice, ...]], torch.Tensor],
         *,
         intensities: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    ) -> list[tuple[torch.Tensor, dict[str, int]]]:
+    ) -> list[tuple[torch.Tensor, tuple[slice, ...], dict[str, int]]]:
         """Draw the positions of the crops, and read only these parts of the volume.
 
         Args:
@@ -70,19 +70,20 @@ class RandBodyCropsd(Randomizable, MapTransform):
             intensities: maps what was read to [0, 1], to tell air from body; None if it is in [0, 1] already.
 
         Returns:
-            Each crop as it was read, with its ``redrawn`` and ``airy``.
+            Each crop as it was read, its box, and its ``redrawn`` and ``airy``.
         """
 
-        def draw_one() -> tuple[torch.Tensor, bool]:
-            crop = read(get_random_patch(shape, self.roi_size, self.R))
-            return crop, self._is_air(intensities(crop) if intensities else crop)
+        def draw_one() -> tuple[torch.Tensor, tuple[slice, ...], bool]:
+            box = get_random_patch(shape, self.roi_size, self.R)
+            crop = read(box)
+            return crop, box, self._is_air(intensities(crop) if intensities else crop)
 
         crops = []
         for _ in range(self.num_samples):
-            redrawn, (crop, airy) = 0, draw_one()
+            redrawn, (crop, box, airy) = 0, draw_one()
             while airy and redrawn < self.tries - 1:
-                redrawn, (crop, airy) = redrawn + 1, draw_one()
-            crops.append((crop, {"redrawn": redrawn, "airy": int(airy)}))
+                redrawn, (crop, box, airy) = redrawn + 1, draw_one()
+            crops.append((crop, box, {"redrawn": redrawn, "airy": int(airy)}))
         return crops
 
     def __call__(self, data: dict[str, Any]) -> list[dict[str, Any]]:
@@ -90,7 +91,9 @@ class RandBodyCropsd(Randomizable, MapTransform):
         volume = self.pad(data[key])
         padded = int(volume.shape != data[key].shape)
         drawn = self.draw(volume.shape[1:], lambda box: SpatialCrop(roi_slices=box)(volume))
-        return [{**data, key: crop, "padded": padded, **counts} for crop, counts in drawn]
+        return [
+            {**data, key: crop, "affine": crop.affine.clone(), "padded": padded, **counts} for crop, _, counts in drawn
+        ]
 
 
 COUNTS = ("padded", "redrawn", "airy")

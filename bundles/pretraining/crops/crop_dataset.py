@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from monai.transforms import Compose
 
 from ...common.data.seeded_crops import SeededCrops
@@ -68,3 +69,11 @@ def crop_dataset(
 
 def _option_text(value: float | list[float] | None) -> str:
     return "'$None'" if value is None else str(value)
+
+
+def whole_scan(dataset: SeededCrops | StoredCrops, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a scan of the dataset as its crops are cut from it: (1, X, Y, Z) in [0, 1], and its affine (4, 4) in mm."""
+    if isinstance(dataset, StoredCrops):
+        return dataset.whole_scan(index)
+    image = dataset.volumes[index]["image"]
+    return image.as_tensor(), image.affine

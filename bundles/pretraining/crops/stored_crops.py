@@ -24,7 +24,7 @@ class StoredCrops(Dataset):
 
     The image of a crop, (1, X, Y, Z), is in HU; `hu_window.intensities` turns it into the crop of `SeededCrops` for the
     same seed and draw. It is int16, or float32 if any of the scans is, because a batch has one type. Each crop also has
-    ``"draw"`` and the counts of `RandBodyCropsd`.
+    ``"draw"``, and ``"affine"`` and the counts of `RandBodyCropsd`.
 
     Args:
         data: items of the data list, ``{"image": file of the patch store}``. Each file is opened once here, to find bad
@@ -88,4 +88,21 @@ class StoredCrops(Dataset):
             intensities=partial(intensities, hu_window=self.hu_window),
         )
         padded = int(margins.any())
-        return [{"image": crop, "draw": draw, "padded": padded, **counts} for crop, counts in drawn]
+        corner = low - margins[:, 0]
+        return [
+            {"image": crop, "draw": draw, "affine": self._affine(scan, corner, box), "padded": padded, **counts}
+            for crop, box, counts in drawn
+        ]
+
+    def whole_scan(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the body box of a scan, (1, X, Y, Z) in [0, 1], and its affine (4, 4) in mm."""
+        scan = self.scans[index]
+        low, high = np.array(scan.body_box).T
+        voxels = torch.from_numpy(scan.read(tuple(map(slice, low, high))))[None]
+        return intensities(voxels, self.hu_window), self._affine(scan, low, (slice(0, None),) * 3)
+
+    def _affine(self, scan: StoredScan, corner: np.ndarray, box: tuple[slice, ...]) -> torch.Tensor:
+        """Return the affine of a box of the padded body box, which starts at voxel ``corner`` of the scan."""
+        affine = scan.affine
+        affine[:3, 3] += affine[:3, :3] @ (corner + [each.start for each in box])
+        return torch.from_numpy(affine)

@@ -6,9 +6,12 @@ Tang et al., CVPR 2022, section 3.2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ...common.errors import InputError
+from .draws import draw
 
 #: Planes of rotation, as spatial axes of a crop in RAS (right, anterior, superior). The paper rotates about the z axis.
 #: The official code calls ``rot90(x, k, (2, 3))`` on (C, R, A, S), which rotates the anterior-superior plane.
@@ -26,9 +29,9 @@ def plane_axes(plane: str) -> tuple[int, int]:
     return PLANES[plane]
 
 
-def draw_turns(batch: int, *, generator: torch.Generator) -> torch.Tensor:
-    """Draw the number of quarter turns of each crop, uniform in 0..3: int64 (B,)."""
-    return torch.randint(4, (batch,), generator=generator, device=generator.device)
+def draw_turns(each: int, *, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    """Draw the number of quarter turns of each crop, uniform in 0..3: int64 (B,), ``each`` from every generator."""
+    return draw(generators, lambda g: torch.randint(4, (each,), generator=g, device=g.device))
 
 
 def rotate(crops: torch.Tensor, turns: torch.Tensor, *, plane: str) -> torch.Tensor:

@@ -108,6 +108,9 @@ class ProxyPanels:
             return
         self.drawn = True
         views, outputs, targets = (engine.state.output[key] for key in ("image", "pred", "label"))
+        if "crop" not in targets:  # no task reads masked views
+            return
+        views = views[: len(targets["crop"])]
         number = min(self.crops, len(views) // 2)
         figures = {}
         if "inpainting" in outputs:

@@ -18,6 +18,8 @@ from ...common.errors import InputError
 from ...common.files import atomic_path
 from ...common.run.distributed import gather_lists, rank, unwrap
 from ...common.run.options import check_choice
+from ..proxy_tasks.position import residuals
+from .learning import UNLEARNT, describe, effective_rank, verdicts
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +31,18 @@ HIGHER_IS_BETTER = {
     "rotation_accuracy": True,
     "contrast_top1": True,
     "masked_psnr": True,
+    "loss_position": False,
+    "position_mm": False,
+    "effective_rank": True,
 }
-TASK_OF = {"rotation_accuracy": "rotation", "contrast_top1": "contrast", "masked_psnr": "inpainting"}
-UNLEARNT = "contrast_without_learning"  # in the report: loss_contrast if all crops have the same embedding
-NOT_PER_VIEW = ("views", "squared_error", "masked_voxels", UNLEARNT)
-COLLAPSED = 0.005  # if loss_contrast is less than this (nats) below the loss of equal embeddings, nothing was learnt
+TASK_OF = {
+    "rotation_accuracy": "rotation",
+    "contrast_top1": "contrast",
+    "masked_psnr": "inpainting",
+    "position_mm": "position",
+}
+EVERY_TASK = ("loss", "effective_rank")
+AXES = ("x", "y", "z")
 
 
 def higher_is_better(select_by: str, tasks: Sequence[str]) -> bool:
@@ -44,7 +53,7 @@ def higher_is_better(select_by: str, tasks: Sequence[str]) -> bool:
     """
     check_choice(name="select_by", value=select_by, choices=list(HIGHER_IS_BETTER))
     task = TASK_OF.get(select_by, select_by.removeprefix("loss_"))
-    if task != "loss" and task not in tasks:
+    if task not in (*EVERY_TASK, *tasks):
         raise InputError(f"--select_by {select_by} belongs to {task}, which is not one of the --tasks {list(tasks)}.")
     return HIGHER_IS_BETTER[select_by]
 
@@ -55,51 +64,109 @@ class ProxyInferer(SimpleInferer):
     def __call__(
         self, inputs: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any
     ) -> dict[str, torch.Tensor]:
-        return unwrap(network).proxy_outputs(inputs)
+        return unwrap(network).proxy_outputs(inputs, embedding=True)
 
 
-def measure(
-    outputs: dict[str, torch.Tensor], targets: dict[str, torch.Tensor], loss: torch.nn.Module
-) -> dict[str, float]:
-    """Return sums over one batch of 2B views.
+def _voxels(values: torch.Tensor, inside: torch.Tensor) -> dict[str, float]:
+    """Return the number, sum and sum of squares of the values inside, in double precision."""
+    inside = inside.expand_as(values)
+    values = torch.where(inside, values.float(), 0).double()
+    return {"number": float(inside.sum()), "sum": float(values.sum()), "squares": float(values.square().sum())}
 
-    To be divided by ``views``: ``loss``, ``loss_<task>``, ``rotation_accuracy`` (chance level 0.25), ``contrast_top1``
-    (the partner is the nearest of the other 2B - 1 views) and ``contrast_without_learning``, the value of
-    ``loss_contrast`` if all crops have the same embedding, ln(2B - 1). To be divided by ``masked_voxels``:
-    ``squared_error`` of the masked voxels, intensities in [0, 1].
+
+def measure(outputs: dict[str, torch.Tensor], targets: dict[str, Any], loss: torch.nn.Module) -> dict[str, Any]:
+    """Return the figures of one batch as sums, by what they are to be divided by.
+
+    - ``views``: ``loss``, ``loss_<task>``, ``rotation_accuracy`` (chance level 0.25), ``contrast_top1`` (the partner is
+      the nearest of the other 2B - 1 views) and ``contrast_without_learning``, the value of ``loss_contrast`` if all
+      crops have the same embedding, ln(2B - 1).
+    - ``masked``: sums over the masked voxels: of the ``target``, intensities in [0, 1], and of the ``error``.
+    - ``body``: sums over the body voxels: absolute errors of the position in mm by axis, of the network
+      (``predicted``) and of a ``constant``, after the mean of each scan is taken off.
     """
-    views = len(targets["turns"])
+    views = len(targets["turns"]) if "turns" in targets else len(targets["position"])
     values = {"loss": loss(outputs, targets), **{f"loss_{name}": value for name, value in loss.parts.items()}}
     if "rotation" in outputs:
         values["rotation_accuracy"] = (outputs["rotation"].argmax(1) == targets["turns"]).float().mean()
     if "contrast" in outputs:
         similarity, partner = loss.contrast.logits(*outputs["contrast"].chunk(2))
         values["contrast_top1"] = (similarity.argmax(1) == partner).float().mean()
-        values[UNLEARNT] = math.log(similarity.shape[1] - 1)
-    sums = {"views": float(views)} | {name: float(value) * views for name, value in values.items()}
+        values[UNLEARNT["contrast"]] = math.log(similarity.shape[1] - 1)
+    sums: dict[str, Any] = {"number": views, "views": {name: float(value) * views for name, value in values.items()}}
     if "inpainting" in outputs:
-        hidden = targets["mask"].expand_as(targets["crop"])
-        squared = (outputs["inpainting"].float() - targets["crop"]).square()
-        sums |= {"squared_error": float((squared * hidden).sum()), "masked_voxels": float(hidden.sum())}
+        error = outputs["inpainting"].float() - targets["crop"].float()
+        sums["masked"] = {"error": _voxels(error, targets["mask"]), "target": _voxels(targets["crop"], targets["mask"])}
+    if "position" in outputs:
+        scene = targets["position"], targets["body"], targets["crops_per_scan"]
+        predictions = {"predicted": outputs["position"], "constant": torch.zeros_like(outputs["position"])}
+        errors = {name: residuals(each, *scene).abs().double() for name, each in predictions.items()}
+        sums["body"] = {
+            "number": float(targets["body"].sum()),
+            **{name: [float(value) for value in error.sum(dim=(0, 2, 3, 4))] for name, error in errors.items()},
+        }
+    if "embedding" in outputs:
+        sums["embedding"] = outputs["embedding"].float().cpu().numpy()
     return sums
 
 
-class ProxyReport:
-    """Handler for `SupervisedEvaluator`: means over all views and ranks, in ``engine.state.metrics`` and in the log.
+def _psnr(mean_square: float) -> float:
+    return -10 * math.log10(max(mean_square, 1e-12))
 
-    The metrics are those of `measure`, with ``masked_psnr`` (dB, peak 1, over all masked voxels) instead of the squared
-    error.
+
+def metrics_of(batches: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the metrics of a validation, and what some of them are without learning (`learning.UNLEARNT`).
+
+    Args:
+        batches: results of `measure`.
+    """
+    views = sum(batch["number"] for batch in batches)
+    metrics = {name: sum(batch["views"][name] for batch in batches) / views for name in batches[0]["views"]}
+    unlearnt = {name: metrics.pop(name) for name in UNLEARNT.values() if name in metrics}
+    if "masked" in batches[0]:
+
+        def total(of: str, what: str) -> float:
+            return sum(batch["masked"][of][what] for batch in batches)
+
+        if number := total("error", "number"):
+            metrics["masked_psnr"] = _psnr(total("error", "squares") / number)
+            spread = total("target", "squares") / number - (total("target", "sum") / number) ** 2
+            unlearnt[UNLEARNT["inpainting"]] = _psnr(spread)
+        else:  # nothing is masked
+            metrics["masked_psnr"] = math.nan
+    if "body" in batches[0]:
+        number = sum(batch["body"]["number"] for batch in batches)
+        means = {
+            name: [sum(batch["body"][name][axis] for batch in batches) / number for axis in range(3)]
+            for name in ("predicted", "constant")
+        }
+        metrics["position_mm"] = sum(means["predicted"]) / 3
+        metrics |= {f"position_mm_{axis}": mean for axis, mean in zip(AXES, means["predicted"], strict=True)}
+        unlearnt[UNLEARNT["position"]] = sum(means["constant"]) / 3
+    if "embedding" in batches[0]:
+        metrics["effective_rank"] = effective_rank(
+            torch.cat([torch.from_numpy(batch["embedding"]) for batch in batches])
+        )
+    return metrics, unlearnt
+
+
+class ProxyReport:
+    """Handler for `SupervisedEvaluator`: metrics over all views and ranks, in ``engine.state.metrics`` and in the log.
+
+    The metrics are those of `metrics_of`: ``loss``, ``loss_<task>``, ``rotation_accuracy``, ``contrast_top1``,
+    ``masked_psnr`` (dB, peak 1, over all masked voxels), ``position_mm`` (mean absolute error over axes and body voxels)
+    and ``position_mm_x``, ``_y``, ``_z``, and ``effective_rank`` (`learning.effective_rank`).
 
     Args:
         loss: `losses.ProxyTaskLoss`.
-        path: JSON file for the report, or None. It has ``views``, the metrics, and ``contrast_without_learning``, the
-            contrastive loss (nats) of equal embeddings in the same batches.
+        path: JSON file for the report, or None. It has ``views``, the metrics, what some of them are without learning
+            (`learning.UNLEARNT`), and ``verdicts`` (`learning.verdicts`).
     """
 
     def __init__(self, *, loss: torch.nn.Module, path: str | None = None) -> None:
         self.loss = loss
         self.path = path
-        self.batches: dict[int, dict[str, float]] = {}  # sums by first draw: a batch that two ranks process counts once
+        self.batches: dict[int, dict[str, Any]] = {}  # by first draw: a batch that two ranks process counts once
+        self.verdicts: dict[str, dict[str, Any]] = {}  # of the last validation
 
     def attach(self, engine: Engine) -> None:
         """Register the handlers for an epoch of the evaluator."""
@@ -121,29 +188,18 @@ class ProxyReport:
     def completed(self, engine: Engine) -> None:
         """Compute the metrics; report them on rank 0."""
         batches = dict(gather_lists(list(self.batches.items())))
-        ordered = [batches[draw] for draw in sorted(batches)]
-        sums = {name: sum(batch[name] for batch in ordered) for name in ordered[0]}
-        metrics = {name: value / sums["views"] for name, value in sums.items() if name not in NOT_PER_VIEW}
-        if "squared_error" in sums:
-            voxels = sums["masked_voxels"]  # 0 if nothing is masked
-            metrics["masked_psnr"] = (
-                -10 * math.log10(max(sums["squared_error"] / voxels, 1e-12)) if voxels else math.nan
-            )
+        metrics, unlearnt = metrics_of([batches[draw] for draw in sorted(batches)])
         engine.state.metrics.update(metrics)
-        if rank() == 0:
-            values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-            logger.info("validation over %d views  %s", int(sums["views"]), values)
-            report = {"views": int(sums["views"]), **metrics}
-            if UNLEARNT in sums:
-                report[UNLEARNT] = sums[UNLEARNT] / sums["views"]
-            if UNLEARNT in report and metrics["loss_contrast"] > report[UNLEARNT] - COLLAPSED:
-                logger.warning(
-                    "loss_contrast %.4f: all crops still have the same embedding (ln of the other views: %.4f). This "
-                    "is normal early in training. If it does not change, start again with a longer --warmup_steps (a "
-                    "quarter of --max_steps), and if that does not help, half the --learning_rate",
-                    metrics["loss_contrast"],
-                    report[UNLEARNT],
-                )
-            if self.path is not None:
-                with atomic_path(Path(self.path)) as temporary:
-                    temporary.write_text(json.dumps(report, indent=2) + "\n")
+        views = sum(batch["number"] for batch in batches.values())
+        report = {"views": views, **metrics, **unlearnt}
+        self.verdicts = verdicts(report)
+        if rank() > 0:
+            return
+        values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        logger.info("validation over %d views  %s", views, values)
+        for line, each in zip(describe(self.verdicts), self.verdicts.values(), strict=True):
+            if not each["learnt"]:
+                logger.warning("%s. This is normal early in training", line)
+        if self.path is not None:
+            with atomic_path(Path(self.path)) as temporary:
+                temporary.write_text(json.dumps({**report, "verdicts": self.verdicts}, indent=2) + "\n")

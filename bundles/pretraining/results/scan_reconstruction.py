@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,23 @@ from matplotlib.figure import Figure
 from monai.inferers import SlidingWindowInferer
 
 from ...common.data.case_names import case_name, image_file_of
+from ...common.errors import InputError
 from ...common.files import atomic_path
 from ...common.run.distributed import unwrap
-from ..proxy_tasks.augmented_views import TwoViews
+from ..proxy_tasks.augmented_views import AugmentedViews
+from ..proxy_tasks.draws import generator
+
+
+def check_inpainting(*, tasks: Sequence[str], file: str) -> None:
+    """Check that the network can restore what is masked.
+
+    Raises:
+        InputError: it was trained without inpainting.
+    """
+    if "inpainting" not in tasks:
+        raise InputError(
+            f"{file} was trained on {', '.join(tasks)}, without inpainting: there is nothing to reconstruct."
+        )
 
 
 class MaskedWindows(SlidingWindowInferer):
@@ -30,7 +45,7 @@ class MaskedWindows(SlidingWindowInferer):
         views: draws and applies the masks; batch ``i`` of windows of a scan is masked by draw ``i``.
     """
 
-    def __init__(self, *, roi_size: list[int], sw_batch_size: int, views: TwoViews) -> None:
+    def __init__(self, *, roi_size: list[int], sw_batch_size: int, views: AugmentedViews) -> None:
         super().__init__(roi_size=roi_size, sw_batch_size=sw_batch_size, overlap=0.0, mode="constant")
         self.views = views
 
@@ -41,8 +56,7 @@ class MaskedWindows(SlidingWindowInferer):
         embeddings: list[torch.Tensor] = []
 
         def predict(windows: torch.Tensor) -> dict[str, torch.Tensor]:
-            generator = self.views.generator(len(embeddings), windows.device)
-            masked, _ = self.views.mask(windows, generator)
+            masked, _ = self.views.mask(windows, [generator(self.views.seed, len(embeddings), windows.device)])
             embeddings.append(unwrap(network).embedding(windows).float().cpu())
             return {"reconstruction": network(masked), "masked": masked}
 

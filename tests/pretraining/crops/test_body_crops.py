@@ -123,7 +123,8 @@ def test_positions_are_those_of_numpys_generator_whoever_reads():
         return torch.full((1, 10, 20, 5), 0.2 if len(read) < 3 else 0.3)
 
     drawn = transform.set_random_state(seed=11).draw((40, 20, 6), reader)
-    assert [counts for _, counts in drawn] == [{"redrawn": n, "airy": 0} for n in (2, 0, 0)]
+    assert [counts for _, _, counts in drawn] == [{"redrawn": n, "airy": 0} for n in (2, 0, 0)]
+    assert [box for _, box, _ in drawn] == read[2:]
     random = np.random.RandomState(11)
     expected = [(random.randint(0, 31), 0, random.randint(0, 2)) for _ in range(5)]
     assert [tuple(each.start for each in box) for box in read] == expected
@@ -133,7 +134,7 @@ def test_positions_are_those_of_numpys_generator_whoever_reads():
 def test_air_is_told_by_intensities_and_the_crop_is_kept_as_read():
     transform = RandBodyCropsd("image", roi_size=(4, 4, 4), num_samples=1, threshold=0.25, min_body=0.5)
     body = torch.full((1, 4, 4, 4), -400, dtype=torch.int16)
-    ((crop, counts),) = transform.draw((9, 9, 9), lambda box: body, intensities=lambda hu: (hu + 1000) / 2000)
+    ((crop, _, counts),) = transform.draw((9, 9, 9), lambda box: body, intensities=lambda hu: (hu + 1000) / 2000)
     assert crop is body and counts == {"redrawn": 0, "airy": 0}
-    ((_, counts),) = transform.draw((9, 9, 9), lambda box: body)
+    ((_, _, counts),) = transform.draw((9, 9, 9), lambda box: body)
     assert counts == {"redrawn": 19, "airy": 1}

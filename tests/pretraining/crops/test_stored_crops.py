@@ -130,7 +130,9 @@ def test_crops_equal_those_of_the_scans_to_the_bit(tmp_path, window, shuffle):
         assert len(ours) == len(theirs) == 2
         for one, other in zip(ours, theirs, strict=True):
             assert one["image"].dtype == torch.int16 and type(one["image"]) is torch.Tensor
-            assert set(one) == {"image", *COUNTS}
+            assert set(one) == {"image", "affine", *COUNTS}
+            assert one["affine"].dtype == other["affine"].dtype == torch.float64
+            torch.testing.assert_close(one["affine"], other["affine"], rtol=0, atol=1e-5)
             assert one["image"].shape == (1, *ROI)
             assert torch.equal(intensities(one["image"], window[:2]), other["image"])
             assert all(one[name] == other[name] for name in COUNTS)

@@ -11,7 +11,9 @@ import torch
 from monai.losses import ContrastiveLoss
 
 from bundles.common.errors import InputError
-from bundles.pretraining.proxy_tasks.losses import TASKS, ProxyTaskLoss, check_tasks
+from bundles.pretraining.proxy_tasks.losses import ProxyTaskLoss
+from bundles.pretraining.proxy_tasks.tasks import PAPER_TASKS as TASKS
+from bundles.pretraining.proxy_tasks.tasks import check_tasks
 
 
 @pytest.fixture

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from bundles.common.errors import InputError
-from bundles.pretraining.proxy_tasks.masking import Boxes, box_mask, draw_boxes, fill_mask
+from bundles.pretraining.proxy_tasks.masking import (
+    Boxes,
+    box_mask,
+    draw_boxes,
+    draw_partners,
+    noise_of_boxes,
+    paste_partners,
+    side_bounds,
+)
 
 SHAPE = (32, 24, 16)
 
@@ -17,8 +25,8 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def draw(batch=6, shape=SHAPE, ratio=(0.3, 0.3), block=(0.1, 0.25), seed=0):
-    return draw_boxes(batch, shape, ratio=ratio, block=block, generator=generator(seed))
+def draw(batch=6, shape=SHAPE, ratio=(0.3, 0.3), block=(0.1, 0.25), seed=0, rule="covered"):
+    return draw_boxes(batch, shape, ratio=ratio, block=block, generators=[generator(seed)], rule=rule)
 
 
 def slow_mask(boxes, shape, number=None):
@@ -93,9 +101,8 @@ def test_a_ratio_of_zero_is_the_identity():
     boxes = draw(ratio=(0.0, 0.0))
     assert boxes.number.tolist() == [0] * 6
     mask = box_mask(boxes, SHAPE)
-    crops = torch.rand(6, 1, *SHAPE)
     assert not mask.any()
-    assert torch.equal(fill_mask(crops, mask, fill="noise", generator=generator()), crops)
+    assert draw(ratio=(0.0, 0.0), rule="official").number.tolist() == [0] * 6
 
 
 def test_the_seed_fixes_the_boxes():
@@ -127,61 +134,140 @@ def test_bad_blocks_are_refused_with_their_value(block):
     assert str(list(block)) in str(caught.value)
 
 
-@pytest.fixture
-def crops():
-    return 5 + torch.rand(4, 2, *SHAPE, generator=generator(7))
+def as_released(shape, crops, random, noise=True):
+    """What the released code does to a batch of crops that hold their index: the share of each that no longer does.
+
+    Written anew from its description, crop by crop and block by block.
+    """
+    batch = [np.full(shape, float(index)) for index in range(crops)]
+    sides, blocks = [], []
+
+    def one_pass(volume, source):
+        target, total = random.uniform(0, 0.3) * volume.size, 0
+        while total < target:
+            start = [random.integers(0, side - int(0.05 * side)) for side in shape]
+            size = [random.integers(int(0.05 * side), int(0.25 * side)) for side in shape]
+            place = tuple(slice(a, min(a + b, side)) for a, b, side in zip(start, size, shape, strict=True))
+            sides.extend(part.stop - part.start for part in place)
+            block = volume[place]
+            if source is None:
+                values = random.standard_normal(block.shape)
+                values = (values - values.min()) / max(np.ptp(values), 1e-9)
+                blocks.append(values)
+                block[...] = 100 + values
+            else:
+                block[...] = source[place]
+            total += block.size
+
+    hidden = []
+    for index, volume in enumerate(batch):
+        one_pass(volume, None)
+        partner = random.integers(0, crops)
+        if partner != index:
+            one_pass(volume, batch[partner])
+        hidden.append((volume != index).mean())
+    return hidden, sides, blocks
 
 
-@pytest.fixture
-def mask():
-    return box_mask(draw(batch=4), SHAPE)
+def test_the_official_rule_hides_what_the_released_code_hides():
+    """22.5% of a crop is hidden by both passes (all of it but what is pasted from the crop itself)."""
+    shape, random = (48, 48, 48), np.random.default_rng(0)
+    released = np.concatenate([as_released(shape, 4, random)[0] for _ in range(60)])
+    ours = []
+    for seed in range(60):
+        generators = [generator(1000 + seed)]
+        options = {"ratio": (0.0, 0.3), "block": (0.05, 0.25), "generators": generators, "rule": "official"}
+        hidden = box_mask(draw_boxes(4, shape, **options), shape)
+        partners = draw_partners(4, 4, generators=generators)
+        pasted = box_mask(draw_boxes(4, shape, **options), shape)
+        pasted &= (partners != torch.arange(4)).view(4, 1, 1, 1, 1)
+        ours += (hidden | pasted).float().mean(dim=(1, 2, 3, 4)).tolist()
+    error = (np.var(released) / len(released) + np.var(ours) / len(ours)) ** 0.5
+    assert abs(np.mean(ours) - np.mean(released)) < 3 * error
+    assert np.mean(ours) == pytest.approx(0.225, abs=0.02) and np.std(ours) == pytest.approx(np.std(released), rel=0.2)
 
 
-@pytest.mark.parametrize("fill", ["noise", "zero", "sample"])
-def test_voxels_outside_the_mask_are_untouched_and_the_crops_are_not_changed_in_place(crops, mask, fill):
-    before = crops.clone()
-    filled = fill_mask(crops, mask, fill=fill, generator=generator())
-    assert torch.equal(crops, before)
-    outside = ~mask.expand_as(crops)
-    assert torch.equal(filled[outside], crops[outside])
-    assert (filled != crops)[~outside].all()
+@pytest.mark.parametrize("side", [96, 64, 48])
+def test_official_sides_are_those_of_the_released_code(side):
+    # the upper bound is never reached: 4 to 23 of 96 voxels
+    _, sides, _ = as_released((side, side, side), 4, np.random.default_rng(1))
+    low, high = side_bounds(side, (0.05, 0.25), "official")
+    assert (low, high) == (int(0.05 * side), int(0.25 * side) - 1) and max(sides) == high
+    boxes = draw(batch=20, shape=(side, side, side), ratio=(0.3, 0.3), block=(0.05, 0.25), rule="official")
+    ours = (boxes.stop - boxes.start)[boxes.used].int()
+    assert ours.max() == high and ours.min() == low == min(sides)
+    assert boxes.start[boxes.used].max() == side - low - 1 and boxes.stop.max() == side
+    # some are cut off at the end of the crop, so the mean is lower than that of the sides drawn
+    assert ours.float().mean() == pytest.approx(np.mean(sides), rel=0.05) and np.mean(sides) < (low + high) / 2 - 0.3
 
 
-def test_noise_is_normal_and_spans_0_to_1():
-    crops = torch.full((3, 1, 32, 32, 32), 9.0)
-    noise = fill_mask(crops, torch.ones_like(crops, dtype=torch.bool), fill="noise", generator=generator())
-    for one in noise:
-        assert one.min() == 0 and one.max() == 1
-        # between -4 and 4 or so standard deviations, a normal has its mean in the middle and a deviation of about 1/8
-        assert one.mean() == pytest.approx(0.5, abs=0.05) and one.std() == pytest.approx(0.12, abs=0.02)
-        within = ((one - one.mean()).abs() < one.std()).float().mean()
-        assert within == pytest.approx(0.683, abs=0.01)
-    assert not torch.equal(noise[0], noise[1])
+def test_official_boxes_are_added_while_their_sizes_are_below_the_fraction():
+    shape = (40, 40, 40)
+    boxes = draw(batch=30, shape=shape, ratio=(0.1, 0.3), block=(0.05, 0.25), rule="official")
+    sizes = boxes.volume * boxes.used
+    total, last = sizes.sum(dim=1), sizes.gather(1, (boxes.number - 1)[:, None])[:, 0]
+    share, without = total / 40**3, (total - last) / 40**3
+    assert ((share >= 0.1) & (without < 0.3)).all() and (without < share).all()
+    assert share.mean() == pytest.approx(0.2, abs=0.03)
+    assert (box_mask(boxes, shape).float().mean(dim=(1, 2, 3, 4)) <= share + 1e-6).all()
 
 
-def test_the_seed_fixes_the_noise(crops, mask):
-    one, again, other = (fill_mask(crops, mask, fill="noise", generator=generator(seed)) for seed in (1, 1, 2))
-    assert torch.equal(one, again) and not torch.equal(one, other)
+def test_boxes_of_a_generator_do_not_depend_on_the_others():
+    options = {"ratio": (0.1, 0.3), "block": (0.1, 0.25)}
+    for rule in ("official", "covered"):
+        both = draw_boxes(3, SHAPE, generators=[generator(1), generator(2)], rule=rule, **options)
+        alone = draw_boxes(3, SHAPE, generators=[generator(2)], rule=rule, **options)
+        assert all(torch.equal(a[3:], b) for a, b in zip(both, alone, strict=True))
 
 
-def test_zero_fills_zeros(crops, mask):
-    filled = fill_mask(crops, mask, fill="zero", generator=generator())
-    assert (filled[mask.expand_as(crops)] == 0).all()
+def test_partners_are_uniform_and_may_be_the_crop_itself():
+    partners = draw_partners(4000, 4, generators=[generator(5)])
+    counts = torch.bincount(partners, minlength=4)
+    assert (counts - 1000).abs().max() < 150
 
 
-def test_sample_fills_the_same_voxels_of_the_next_crop(crops, mask):
-    filled = fill_mask(crops, mask, fill="sample", generator=generator())
-    for i in range(4):
-        hidden = mask[i].expand_as(crops[i])
-        assert torch.equal(filled[i][hidden], crops[(i + 1) % 4][hidden])
+def disjoint(sides, rows=4):
+    """Boxes of these sides, one after the other along x, in each row of a batch."""
+    start = torch.tensor([[[float(sum(sides[:i])), 0.0, 0.0] for i in range(len(sides))]]).expand(rows, -1, -1)
+    size = torch.tensor([[[float(side), 8.0, 8.0] for side in sides]])
+    return Boxes(start, start + size, torch.full((rows,), len(sides))), (sum(sides), 8, 8)
 
 
-def test_sample_with_a_single_crop_is_refused(crops, mask):
-    with pytest.raises(InputError, match="'sample' takes voxels of another crop, but the batch has only one"):
-        fill_mask(crops[:1], mask[:1], fill="sample", generator=generator())
-    fill_mask(crops[:1], mask[:1], fill="zero", generator=generator())
+def test_noise_is_normal_and_spans_0_to_1_in_each_box():
+    """As in the released code, where each block is scaled by its own extremes: a third stronger than by the crop's."""
+    boxes, shape = disjoint([2, 6, 20])
+    noise = noise_of_boxes(boxes, shape, channels=1, generators=[generator(s) for s in range(4)])
+    random, first = np.random.default_rng(0), 0
+    for side in (2, 6, 20):
+        values = noise[:, :, first : first + side].flatten(1)
+        expected = random.standard_normal((400, side * 64))
+        low, high = expected.min(axis=1, keepdims=True), expected.max(axis=1, keepdims=True)
+        expected = (expected - low) / (high - low)
+        assert values.min() >= 0 and values.max() <= 1
+        assert values.std() == pytest.approx(expected.std(), rel=0.12) and values.mean() == pytest.approx(0.5, abs=0.05)
+        first += side
+    many, shape = disjoint([4] * 200, rows=1)
+    values = noise_of_boxes(many, shape, channels=1, generators=[generator(9)])[0, 0].reshape(200, -1)
+    ends = ((values == 0) | (values == 1)).sum(dim=1).float()
+    assert ends.mean() == pytest.approx(2, abs=0.4)  # on average one voxel of a box at either end
 
 
-def test_an_unknown_fill_is_refused_with_the_known_ones(crops, mask):
-    with pytest.raises(InputError, match="mask_fill 'gauss' is not one of noise, zero, sample"):
-        fill_mask(crops, mask, fill="gauss", generator=generator())
+def test_the_noise_of_a_generator_does_not_depend_on_the_others():
+    boxes, shape = disjoint([4, 6])
+    both = noise_of_boxes(boxes, shape, channels=2, generators=[generator(1), generator(2)])
+    half = Boxes(*(part[2:] for part in boxes))
+    assert both.shape == (4, 2, *shape)
+    assert torch.equal(both[2:], noise_of_boxes(half, shape, channels=2, generators=[generator(2)]))
+
+
+def test_crops_get_voxels_of_their_partners_one_after_the_other():
+    # three crops of one voxel each; all voxels are masked, so each shows what it was given
+    before = torch.tensor([10.0, 20.0, 30.0, 1.0, 2.0, 3.0]).view(2, 3, 1, 1, 1, 1)
+    now = before + 100  # after an earlier pass
+    mask = torch.ones(2, 3, 1, 1, 1, 1, dtype=torch.bool)
+    pasted = paste_partners(now, mask, partners=torch.tensor([[1, 0, 0], [2, 2, 1]]), unmasked=before)
+    # a later partner is as before any pass; an earlier one has what it was given
+    assert pasted.flatten().tolist() == [20.0, 20.0, 20.0, 3.0, 3.0, 3.0]
+    mask[0, 1] = False
+    pasted = paste_partners(now, mask, partners=torch.tensor([[1, 0, 1], [2, 2, 1]]), unmasked=before)
+    assert pasted[0].flatten().tolist() == [20.0, 120.0, 120.0]

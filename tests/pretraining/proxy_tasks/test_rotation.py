@@ -54,10 +54,11 @@ def test_no_turn_is_the_identity_and_crops_are_not_changed_in_place():
 
 
 def test_turns_are_seeded_and_uniform():
-    turns = draw_turns(4000, generator=generator(1))
+    turns = draw_turns(2000, generators=[generator(1), generator(3)])
     assert turns.dtype == torch.int64
-    assert torch.equal(turns, draw_turns(4000, generator=generator(1)))
-    assert not torch.equal(turns, draw_turns(4000, generator=generator(2)))
+    assert torch.equal(turns, draw_turns(2000, generators=[generator(1), generator(3)]))
+    assert not torch.equal(turns, draw_turns(2000, generators=[generator(2), generator(3)]))
+    assert torch.equal(turns[2000:], draw_turns(2000, generators=[generator(3)]))  # whoever else is in the batch
     counts = torch.bincount(turns)
     assert len(counts) == 4 and (counts - 1000).abs().max() < 150  # five standard deviations
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from bundles.pretraining.proxy_tasks.augmented_views import TwoViews
+from bundles.pretraining.proxy_tasks.augmented_views import AugmentedViews
 from bundles.pretraining.results.scan_reconstruction import MaskedWindows, SaveEmbeddings, SaveReconstructionPictures
 
 ROI = [8, 8, 4]
@@ -27,7 +27,14 @@ class Network(torch.nn.Module):
 
 
 def windows(seed=0, sw_batch_size=1, ratio=0.3):
-    views = TwoViews(seed=seed, plane="axial", mask_fill=["zero"], mask_ratio=[ratio, ratio], mask_block=[0.2, 0.5])
+    views = AugmentedViews(
+        seed=seed,
+        plane="axial",
+        mask_fill=["zero"],
+        mask_ratio=[ratio, ratio],
+        mask_block=[0.2, 0.5],
+        mask_rule="covered",
+    )
     return MaskedWindows(roi_size=ROI, sw_batch_size=sw_batch_size, views=views)
 
 

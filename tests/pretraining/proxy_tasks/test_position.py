@@ -1,0 +1,86 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Positions are those of the affine, and only distances within a scan count."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from bundles.pretraining.proxy_tasks.losses import ProxyTaskLoss
+from bundles.pretraining.proxy_tasks.position import UNIT, position_loss, positions, residuals
+
+
+def oblique():
+    """Voxels of 2 x 3 x 4 mm, turned by 30 degrees about z."""
+    affine = np.diag([2.0, 3.0, 4.0, 1.0])
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(0.5236), -np.sin(0.5236)], [np.sin(0.5236), np.cos(0.5236)]]
+    affine = turn @ affine
+    affine[:3, 3] = [-100.5, 20.25, 300.0]
+    return affine
+
+
+def test_positions_are_the_affine_applied_to_every_voxel():
+    affine = np.stack([np.eye(4), oblique()])
+    got = positions(torch.from_numpy(affine), (3, 4, 5))
+    assert got.dtype == torch.float32 and got.shape == (2, 3, 3, 4, 5)
+    for b in range(2):
+        for voxel in [(0, 0, 0), (2, 3, 4), (1, 0, 3)]:
+            expected = (affine[b] @ [*voxel, 1])[:3]
+            assert got[b, :, voxel[0], voxel[1], voxel[2]].tolist() == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+@pytest.fixture
+def scene():
+    torch.manual_seed(0)
+    predicted, target = torch.randn(4, 3, 4, 5, 6), 200 * torch.randn(4, 3, 4, 5, 6)
+    return predicted, target, torch.rand(4, 1, 4, 5, 6) < 0.4
+
+
+def test_residuals_and_loss_against_numpy(scene):
+    predicted, target, body = scene
+    error = residuals(predicted, target, body, 2)
+    total, number = 0.0, 0
+    for scan in (slice(0, 2), slice(2, 4)):  # two crops each
+        inside = body[scan, 0].numpy()
+        off = (UNIT * predicted[scan] - target[scan]).movedim(1, -1).numpy()
+        expected = off - off[inside].mean(axis=0)
+        expected[~inside] = 0
+        np.testing.assert_allclose(error[scan].movedim(1, -1).numpy(), expected, atol=2e-3)
+        total, number = total + np.abs(expected).sum(), number + inside.sum()
+    loss = position_loss(error, body, across_ranks=False)
+    assert loss.item() == pytest.approx(total / (3 * number * UNIT), rel=1e-5)
+    targets = {"position": target, "body": body, "crops_per_scan": 2}
+    whole = ProxyTaskLoss(tasks=["position"], weights={"position": 2.0})
+    assert whole({"position": predicted}, targets).item() == pytest.approx(2 * loss.item(), rel=1e-6)
+    assert whole.parts["position"].item() == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_a_shift_of_a_scan_costs_nothing_and_one_of_a_crop_does(scene):
+    _, target, body = scene
+    right = target / UNIT
+
+    def loss(predicted):
+        return position_loss(residuals(predicted, target, body, 2), body, across_ranks=False).item()
+
+    assert loss(right) == pytest.approx(0, abs=1e-5)
+    scan = torch.tensor([1.0, 1.0, -7.0, -7.0]).view(4, 1, 1, 1, 1)
+    assert loss(right + scan) == pytest.approx(0, abs=1e-4)
+    crop = torch.tensor([1.0, -1.0, 0.0, 0.0]).view(4, 1, 1, 1, 1)
+    assert loss(right + crop) > 0.3
+    assert loss(0.9 * right) > 0.05  # distances count
+
+
+def test_voxels_outside_the_body_have_no_influence(scene):
+    predicted, target, body = scene
+    predicted = predicted.requires_grad_()
+    position_loss(residuals(predicted, target, body, 2), body, across_ranks=False).backward()
+    assert not predicted.grad[~body.expand_as(predicted)].any()
+    assert predicted.grad[body.expand_as(predicted)].any()
+
+
+def test_crops_without_body_give_no_loss_and_no_nan(scene):
+    predicted, target, body = scene
+    nothing = torch.zeros_like(body)
+    assert position_loss(residuals(predicted, target, nothing, 2), nothing, across_ranks=False).item() == 0
