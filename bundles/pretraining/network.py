@@ -280,7 +280,12 @@ class SwinPretrainer(nn.Module):
     def predict_positions(self, x: torch.Tensor) -> torch.Tensor:
         """Return the position of every voxel in mm, up to a shift of the scan: (B, 3, X, Y, Z)."""
         x = x.contiguous()
-        return UNIT * self.position_head(self.decode(x, self.swinViT(x))).float()
+        return UNIT * self._positions(self.decode(x, self.swinViT(x)))
+
+    def _positions(self, features: torch.Tensor) -> torch.Tensor:
+        """Return positions in units of 100 mm, in float32: bfloat16 would round 500 mm to 2 mm."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.position_head(features.float())
 
     def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
         """Return the reconstruction of masked crops, of their shape."""
@@ -322,7 +327,7 @@ class SwinPretrainer(nn.Module):
             if "inpainting" in reads_decoder:
                 outputs["inpainting"] = self.conv(features[0])
             if "position" in reads_decoder:
-                outputs["position"] = self.position_head(features[1])
+                outputs["position"] = self._positions(features[1])
         return outputs
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
