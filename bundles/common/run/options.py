@@ -104,7 +104,7 @@ SHARE = Rule("must be a share of the window, 0 or more and below 1", _shares)
 #: How options are checked. A new option of a plain type needs no entry: see `check_options`.
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("batch_size", "crops_per_volume", "max_steps", "val_interval", "sw_batch_size"), COUNT),
-    **dict.fromkeys(("learning_rate", "temperature", "max_spacing"), ABOVE_ZERO),
+    **dict.fromkeys(("learning_rate", "encoder_lr_factor", "temperature", "max_spacing"), ABOVE_ZERO),
     **dict.fromkeys(("weight_decay", "warmup_steps", "end_learning_rate", "class_balance"), ZERO_OR_ABOVE),
     **dict.fromkeys(("background_weight", "num_workers", "cache_num", "min_body", "min_slices"), ZERO_OR_ABOVE),
     **dict.fromkeys(("resume", "amp", "fast", "gradient_checkpointing", "freeze_encoder", "tensorboard"), SWITCH),

@@ -8,7 +8,7 @@ import torch
 
 from bundles.common.errors import InputError
 from bundles.common.networks.swin_unetr import build_swin_unetr
-from bundles.segmentation.training.parameter_groups import parameter_groups
+from bundles.common.training.parameter_groups import parameter_groups
 
 
 def rates(groups) -> dict[int, float]:
