@@ -24,13 +24,13 @@ TRANSFORMER, REST = ENCODER.removesuffix("."), "rest"
 
 
 def weight_matrices(network: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield name and tensor of the weight matrices and convolution kernels of a network, trained or frozen.
+    """Yield name and tensor of the trained weight matrices and convolution kernels of a network.
 
-    Left out are biases, weights of norms and tables of relative position biases. They begin at constants or near 0,
-    so that a direction means little, and are below a hundredth of the parameters.
+    Left out is what is frozen (it does not move), and biases, weights of norms and tables of relative position biases:
+    they begin at constants or near 0, so that a direction means little, and are below a hundredth of the parameters.
     """
     for name, module in network.named_modules():
-        if isinstance(module, (nn.Linear, _ConvNd)):
+        if isinstance(module, (nn.Linear, _ConvNd)) and module.weight.requires_grad:
             yield f"{name}.weight", module.weight
 
 

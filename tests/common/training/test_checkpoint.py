@@ -132,7 +132,7 @@ def train(
         train_handlers=[
             StepSchedule(lr_scheduler=lr_scheduler),
             UpdateAverage(average=average),
-            *more,
+            *(more(network) if callable(more) else more),
             Validate(),
             checkpoint,
         ],
@@ -302,6 +302,20 @@ def test_another_number_of_processes_is_another_run(tmp_path, record, monkeypatc
     train(tmp_path, record, killed_in_step=5)
     monkeypatch.setattr("bundles.common.training.checkpoint.world_size", lambda: 2)
     with pytest.raises(InputError, match="processes was 1, now 2"):
+        train(tmp_path, record, resume=True)
+
+
+def test_other_parameter_groups_are_refused_with_their_sizes(tmp_path, record):
+    """As without the file of the start weights, which decides the groups."""
+    train(tmp_path, record, killed_in_step=5)
+    state = load_checkpoint_file(tmp_path / "last.pt")
+    (group,) = state["optimizer"]["param_groups"]
+    halves = [{**group, "params": group["params"][:2]}, {**group, "params": group["params"][2:]}]
+    state["optimizer"]["param_groups"] = halves
+    save_atomically(state, tmp_path / "last.pt")
+    with pytest.raises(
+        InputError, match=r"tensors in each: \[2, 4\], now \[6\].*--pretrained_encoder or --pretrained_model"
+    ):
         train(tmp_path, record, resume=True)
 
 
