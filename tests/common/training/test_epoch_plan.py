@@ -65,6 +65,8 @@ def test_an_epoch_of_monai_label_is_a_pass_over_the_scans(
     assert plan["steps"] == 50 * steps_of_a_pass and plan["epoch_length"] == steps_of_a_pass * accumulation_steps
     assert plan["iterations"] == 50 * plan["epoch_length"] and plan["warmup_steps"] == 5 * steps_of_a_pass
     assert plan["new_parts_steps"] == 5 * steps_of_a_pass
+    few = epoch_plan(**{**asked, "warmup_steps": 2, "new_parts_steps": 1}, scans=scans, batch_size=batch_size)
+    assert (few["warmup_steps"], few["new_parts_steps"]) == (2, 1)
 
 
 @pytest.mark.parametrize(
