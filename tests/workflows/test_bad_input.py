@@ -130,7 +130,7 @@ def test_misspelt_option(tmp_path, btcv):
 
 
 def test_unknown_preset(tmp_path, btcv):
-    assert "official, few_label, cpu" in refused(tmp_path, btcv, preset="gpu")
+    assert "official, few_label, whole_network, cpu" in refused(tmp_path, btcv, preset="gpu")
 
 
 def test_missing_checkpoint(tmp_path, btcv):

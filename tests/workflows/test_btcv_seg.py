@@ -245,7 +245,9 @@ def test_two_processes_train_and_evaluate_together(tmp_path, btcv):
         output_dir=tmp_path,
         **{**SMALL, "batch_size": 1},
     )
-    succeed(train)
+    assert succeed(train).count("cosine between the weights at the start and now") == 1  # of two steps, on rank 0
+    moved = torch.load(tmp_path / "models" / "model.pt", weights_only=True)["trained"]["moved"]
+    assert 0 < moved["distance"]["swinViT.layers1"] < 1 and 0 < moved["distance"]["out"] < 1
     evaluate = run_bundle(
         "swin_unetr_btcv_seg",
         ["evaluate.yaml", "multi_gpu_evaluate.yaml"],

@@ -34,6 +34,9 @@ def add_weights_note(readme: Path, weights: Weights) -> None:
         "training cases": (trained.get("scans") or {}).get("number"),
         "held-out cases": (trained.get("validation_scans") or {}).get("number"),
         "started from": ("scratch" if start is None else Path(start["file"]).name) if "start" in trained else None,
+        "cosine to the start weights, median": ", ".join(
+            f"{part} {value:.3f}" for part, value in (trained.get("moved") or {}).get("median_cosine", {}).items()
+        ),
         "score on held-out cases": ", ".join(
             f"{name} {value:.4f}" for name, value in (trained.get("score") or {}).items() if value is not None
         ),

@@ -106,7 +106,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ("batch_size", "crops_per_volume", "max_steps", "val_interval", "sw_batch_size", "validation_draws"), COUNT
     ),
-    **dict.fromkeys(("learning_rate", "temperature", "max_spacing"), ABOVE_ZERO),
+    **dict.fromkeys(("learning_rate", "encoder_lr_factor", "temperature", "max_spacing"), ABOVE_ZERO),
     **dict.fromkeys(("weight_decay", "warmup_steps", "end_learning_rate", "class_balance"), ZERO_OR_ABOVE),
     **dict.fromkeys(("background_weight", "num_workers", "cache_num", "min_body", "min_slices"), ZERO_OR_ABOVE),
     **dict.fromkeys(("resume", "amp", "fast", "gradient_checkpointing", "freeze_encoder", "tensorboard"), SWITCH),

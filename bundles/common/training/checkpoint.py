@@ -58,7 +58,7 @@ DECIDES_THE_NETWORK = {"tasks", "heads", "labels", "task", "freeze_encoder"}
 RESULTS = ("model.pt", "encoder.pt", "network.pt")
 
 #: Parts of a learning rate schedule's state that come from options, not from the progress of the run.
-SCHEDULE_OPTIONS = ("base_lrs", "t_total", "warmup_steps", "floor")
+SCHEDULE_OPTIONS = ("base_lrs", "t_total", "warmup_steps", "floor", "new_parts_steps")
 
 
 class TrainingCheckpoint:
@@ -202,6 +202,15 @@ class TrainingCheckpoint:
             logger.warning("--resume_changes: %s was %r, now %r", name, saved.get(name), current.get(name))
         return changed
 
+    def _check_groups(self, saved: Sequence[Mapping[str, Any]], path: Path) -> None:
+        """Raise `InputError` unless the saved parameter groups are as large as those of this run."""
+        sizes, own = ([len(group["params"]) for group in groups] for groups in (saved, self.optimizer.param_groups))
+        if sizes != own:
+            raise InputError(
+                f"{path} was written by a run with other parameter groups (tensors in each: {sizes}, now {own}). They depend on which weights "
+                "come from a file: use the --pretrained_encoder or --pretrained_model of that run, and the same version of the bundle."
+            )
+
     def continue_from_last(self, engine: Engine) -> None:
         """Load ``last.pt``, and set the engine and the sampler to the step after it.
 
@@ -222,6 +231,7 @@ class TrainingCheckpoint:
                 f"{path} is not a last.pt that this version wrote, so the run cannot be resumed from it. Use another --output_dir."
             )
         changed = self._check_settings(state, path)
+        self._check_groups(state["optimizer"]["param_groups"], path)
         options = [dict(group) for group in self.optimizer.param_groups]
         schedule = {k: v for k, v in self.lr_scheduler.state_dict().items() if k in SCHEDULE_OPTIONS}
         # how the optimiser computes depends on this machine, not on the saved run

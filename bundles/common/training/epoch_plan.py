@@ -60,6 +60,7 @@ def epoch_plan(
     max_steps: int,
     val_interval: int,
     warmup_steps: int = 0,
+    new_parts_steps: int = 0,
     accumulation_steps: int = 1,
     epochs: int | None = None,
     scans: int | None = None,
@@ -73,6 +74,7 @@ def epoch_plan(
     Args:
         max_steps, val_interval: steps of the run and between validations; not used for the length of a pass over scans.
         warmup_steps: steps of the learning rate warm-up; with ``scans``, limited to a tenth of the run.
+        new_parts_steps: steps before it in which only new parts learn; limited in the same way.
         accumulation_steps: iterations per step.
         epochs: number of epochs; None: as many as ``max_steps`` need.
         scans: number of scans if an epoch is one pass over them; None: epochs of about ``val_interval`` steps.
@@ -80,7 +82,7 @@ def epoch_plan(
 
     Returns:
         ``steps``: ``max_steps`` rounded up to a whole number of equal epochs (250 steps with an interval of 100 become
-        3 x 84 = 252); ``epochs``; ``warmup_steps``; and, in iterations of the engine (``accumulation_steps`` per step),
+        3 x 84 = 252); ``epochs``; ``warmup_steps``; ``new_parts_steps``; and, in iterations of the engine (``accumulation_steps`` per step),
         ``epoch_length`` and ``iterations``.
 
     Raises:
@@ -96,17 +98,20 @@ def epoch_plan(
             logger.info(message, max_steps, usual * length, usual, length)
     else:
         length = max(1, -(-scans // (batch_size * world_size() * accumulation_steps)))
-        warmup_steps = min(warmup_steps, epochs * length // 10)
+        warmup_steps, new_parts_steps = (min(n, epochs * length // 10) for n in (warmup_steps, new_parts_steps))
         logger.info("%d epochs of %d steps, each a pass over %d scans", epochs, length, scans)
-    if warmup_steps >= min(max_steps, epochs * length):
+    if new_parts_steps + warmup_steps >= min(max_steps, epochs * length):
         logger.warning(
-            "the warm-up of %d steps is as long as the run of %d: the learning rate never reaches its peak. Set --warmup_steps to about a tenth of the run",
-            *(warmup_steps, min(max_steps, epochs * length)),
+            "the warm-up of %d steps%s is as long as the run of %d: the learning rate never reaches its peak. Set --warmup_steps to about a tenth of the run",
+            warmup_steps,
+            f" after {new_parts_steps} of new parts" if new_parts_steps else "",
+            min(max_steps, epochs * length),
         )
     return {
         "steps": epochs * length,
         "epochs": epochs,
         "warmup_steps": warmup_steps,
+        "new_parts_steps": new_parts_steps,
         "epoch_length": length * accumulation_steps,
         "iterations": epochs * length * accumulation_steps,
     }

@@ -37,7 +37,7 @@ class Tracking:
     """Handler for `SupervisedTrainer`; add it after `TrainingLog` and the validation handler. Only rank 0 writes.
 
     Each row of the training log becomes a point of the curves ``train/...``, each validation a point of
-    ``validation/...``, both over steps.
+    ``validation/...``, both over steps. What `Movement` measures becomes the curves ``moved/...``.
 
     Args:
         output_dir: event files are written to its ``tensorboard/``; pictures are read from it.
@@ -127,8 +127,12 @@ class Tracking:
         self._scalars(engine, "train", {k: v for k, v in engine.state.log_row.items() if k != "step"})
 
     def epoch_completed(self, engine: Engine) -> None:
-        """Write a point of the validation curves, and the pictures."""
-        if self.evaluator is None or engine.should_terminate:
+        """Write a point of the validation curves and of the movement, and the pictures."""
+        if engine.should_terminate:
+            return
+        for measure, values in getattr(engine.state, "moved", {}).items():
+            self._scalars(engine, "moved", {f"{measure}/{part}": value for part, value in values.items()})
+        if self.evaluator is None:
             return
         self._scalars(engine, "validation", self.evaluator.state.metrics)
         step = steps_done(engine)

@@ -3,10 +3,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+
+from .dialects import ENCODER
+
+
+def part_of(name: str) -> str:
+    """Return the part of the network to which a tensor belongs.
+
+    It is the tensor's top-level module, such as ``decoder5``; in the Swin transformer, ``swinViT.patch_embed`` or the
+    stage, ``swinViT.layers1`` to ``swinViT.layers4`` (with the convolutions ``layers1c`` ... of Swin UNETR V2).
+    """
+    if not name.startswith(ENCODER):
+        return name.split(".")[0]
+    child = name.removeprefix(ENCODER).split(".")[0]
+    return ENCODER + re.sub(r"^(layers\d)c$", r"\1", child)
 
 
 def module_table(network: torch.nn.Module, loaded: Collection[str]) -> dict[str, dict[str, Any]]:

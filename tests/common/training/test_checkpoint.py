@@ -18,7 +18,7 @@ from bundles.common.data.seeded_crops import DrawSampler
 from bundles.common.errors import InputError
 from bundles.common.run.options import RunSettings
 from bundles.common.training.checkpoint import TrainingCheckpoint, random_states, restore_random_states
-from bundles.common.training.lr_schedule import StepSchedule
+from bundles.common.training.lr_schedule import CosineToFloor, StepSchedule
 from bundles.common.training.weight_average import UpdateAverage, WeightAverage
 from bundles.common.weights.checkpoint_file import load_checkpoint_file, save_atomically
 
@@ -67,6 +67,7 @@ def train(
     fused=True,
     settings=None,
     average_steps=1,
+    new_parts_steps=None,
     **options,
 ):
     """Run to the end, or to the step in which the run is killed. Returns the trainer and the steps that it made."""
@@ -74,12 +75,20 @@ def train(
     random.seed(0)
     np.random.seed(0)
     network = TinyNetwork()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=lr, fused=fused)
-    lr_scheduler = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=epochs * EPOCH_LENGTH)
+    plan = {"warmup_steps": 2, "t_total": epochs * EPOCH_LENGTH}
+    if new_parts_steps is None:
+        optimizer = torch.optim.AdamW(network.parameters(), lr=lr, fused=fused)
+        lr_scheduler = WarmupCosineSchedule(optimizer, **plan)
+    else:  # the decoder is new
+        parts = [{"params": part.parameters()} for part in (network.swinViT, network.decoder)]
+        parts = [{**part, "starts_anew": anew} for part, anew in zip(parts, (False, True), strict=True)]
+        optimizer = torch.optim.AdamW(parts, lr=lr, fused=fused)
+        plan |= {"learning_rate": lr, "end_learning_rate": 0.0, "new_parts_steps": new_parts_steps}
+        lr_scheduler = CosineToFloor(optimizer, **plan)
     sampler = DrawSampler(iterations=epochs * EPOCH_LENGTH, batch_size=BATCH)
     average = WeightAverage(network=network, steps=average_steps)
     evaluator = None if scores is None else Engine(lambda engine, batch: None)
-    steps, noise, rates = [], [], []
+    steps, noise, rates, new_rates = [], [], [], []
 
     class Validate:
         def attach(self, engine):
@@ -94,6 +103,7 @@ def train(
                 raise KilledError
             steps.append(engine.state.iteration)
             rates.append(optimizer.param_groups[0]["lr"])
+            new_rates.append(optimizer.param_groups[-1]["lr"])
             noise.append((random.random(), float(np.random.rand())))
 
         def stop(self, engine):
@@ -132,7 +142,7 @@ def train(
         train_handlers=[
             StepSchedule(lr_scheduler=lr_scheduler),
             UpdateAverage(average=average),
-            *more,
+            *(more(network) if callable(more) else more),
             Validate(),
             checkpoint,
         ],
@@ -144,7 +154,13 @@ def train(
         with pytest.raises(KilledError):
             trainer.run()
     return SimpleNamespace(
-        network=network, optimizer=optimizer, steps=steps, noise=noise, rates=rates, checkpoint=checkpoint
+        network=network,
+        optimizer=optimizer,
+        steps=steps,
+        noise=noise,
+        rates=rates,
+        new_rates=new_rates,
+        checkpoint=checkpoint,
     )
 
 
@@ -305,6 +321,20 @@ def test_another_number_of_processes_is_another_run(tmp_path, record, monkeypatc
         train(tmp_path, record, resume=True)
 
 
+def test_other_parameter_groups_are_refused_with_their_sizes(tmp_path, record):
+    """As without the file of the start weights, which decides the groups."""
+    train(tmp_path, record, killed_in_step=5)
+    state = load_checkpoint_file(tmp_path / "last.pt")
+    (group,) = state["optimizer"]["param_groups"]
+    halves = [{**group, "params": group["params"][:2]}, {**group, "params": group["params"][2:]}]
+    state["optimizer"]["param_groups"] = halves
+    save_atomically(state, tmp_path / "last.pt")
+    with pytest.raises(
+        InputError, match=r"tensors in each: \[2, 4\], now \[6\].*--pretrained_encoder or --pretrained_model"
+    ):
+        train(tmp_path, record, resume=True)
+
+
 def test_a_file_of_another_kind_is_no_checkpoint_to_resume_from(tmp_path, record):
     for content in ({"network": {}}, [1, 2]):
         save_atomically(content, tmp_path / "last.pt")
@@ -347,6 +377,32 @@ def test_a_longer_run_follows_its_own_schedule_from_where_the_shorter_one_ended(
     schedule = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=15)
     expected = [0.2 * schedule.lr_lambda(step) for step in range(9, 15)]
     assert longer.rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("killed_in_step", [4, 7, 8, 14])
+def test_a_run_resumed_while_or_after_new_parts_learn_first_is_the_same_run(tmp_path, record, killed_in_step):
+    unbroken = train(tmp_path / "unbroken", record, new_parts_steps=7)
+    assert unbroken.rates[:8] == [0.0] * 8 and unbroken.new_rates[3] == 0.1
+    train(tmp_path / "killed", record, new_parts_steps=7, killed_in_step=killed_in_step)
+    resumed = train(tmp_path / "killed", record, new_parts_steps=7, resume=True)
+    left = len(resumed.steps)
+    assert (resumed.rates, resumed.new_rates) == (unbroken.rates[-left:], unbroken.new_rates[-left:])
+    for name in ("last.pt", "model.pt"):
+        one, other = (load_checkpoint_file(tmp_path / run / name) for run in ("killed", "unbroken"))
+        assert same(one, other), name
+
+
+def test_another_length_of_the_first_phase_holds_from_the_resumed_step_on(tmp_path, record):
+    train(tmp_path, record, new_parts_steps=4, killed_in_step=8, settings={"new_parts_steps": 4})
+    changed = {"settings": {"new_parts_steps": 10}, "new_parts_steps": 10}
+    with pytest.raises(InputError, match="new_parts_steps was 4, now 10"):
+        train(tmp_path, record, resume=True, **changed)
+    resumed = train(tmp_path, record, resume=True, resume_changes=["new_parts_steps"], **changed)
+    assert resumed.steps == list(range(7, 16))
+    # steps 7 to 10: the end of the first phase, half a cosine over its second half; then 2 up, and down over 3
+    assert resumed.rates == pytest.approx([0.0] * 4 + [0.0, 0.05, 0.1, 0.075, 0.025])
+    down = [0.1 * (1 + np.cos(np.pi * step / 5)) / 2 for step in (1, 2, 3, 4)]
+    assert resumed.new_rates == pytest.approx(down + [0.0, 0.05, 0.1, 0.075, 0.025])
 
 
 def test_counts_of_the_engine_are_kept(tmp_path, record):

@@ -22,17 +22,32 @@ def test_hand_made_plans(max_steps, val_interval, epochs, epoch_length):
         "steps": steps,
         "iterations": steps,
         "warmup_steps": 0,
+        "new_parts_steps": 0,
     }
 
 
 def test_an_accumulated_step_takes_several_iterations():
     plan = epoch_plan(max_steps=7, val_interval=3, accumulation_steps=4)
-    assert plan == {"epochs": 3, "epoch_length": 12, "steps": 9, "iterations": 36, "warmup_steps": 0}
+    assert plan == {
+        "epochs": 3,
+        "epoch_length": 12,
+        "steps": 9,
+        "iterations": 36,
+        "warmup_steps": 0,
+        "new_parts_steps": 0,
+    }
 
 
 def test_another_number_of_epochs_leaves_their_length():
     plan = epoch_plan(max_steps=250, val_interval=100, warmup_steps=5, epochs=2)
-    assert plan == {"epochs": 2, "epoch_length": 84, "steps": 168, "iterations": 168, "warmup_steps": 5}
+    assert plan == {
+        "epochs": 2,
+        "epoch_length": 84,
+        "steps": 168,
+        "iterations": 168,
+        "warmup_steps": 5,
+        "new_parts_steps": 0,
+    }
     with pytest.raises(InputError, match="--max_epochs 0 must be a whole number"):
         epoch_plan(max_steps=250, val_interval=100, epochs=0)
 
@@ -45,10 +60,13 @@ def test_an_epoch_of_monai_label_is_a_pass_over_the_scans(
     monkeypatch, scans, batch_size, accumulation_steps, processes, steps_of_a_pass
 ):
     monkeypatch.setattr("bundles.common.training.epoch_plan.world_size", lambda: processes)
-    asked = {"max_steps": 120000, "val_interval": 2400, "warmup_steps": 1200, "epochs": 50}
+    asked = {"max_steps": 120000, "val_interval": 2400, "warmup_steps": 1200, "new_parts_steps": 6000, "epochs": 50}
     plan = epoch_plan(**asked, scans=scans, batch_size=batch_size, accumulation_steps=accumulation_steps)
     assert plan["steps"] == 50 * steps_of_a_pass and plan["epoch_length"] == steps_of_a_pass * accumulation_steps
     assert plan["iterations"] == 50 * plan["epoch_length"] and plan["warmup_steps"] == 5 * steps_of_a_pass
+    assert plan["new_parts_steps"] == 5 * steps_of_a_pass
+    few = epoch_plan(**{**asked, "warmup_steps": 2, "new_parts_steps": 1}, scans=scans, batch_size=batch_size)
+    assert (few["warmup_steps"], few["new_parts_steps"]) == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -101,4 +119,11 @@ def test_a_warm_up_as_long_as_the_run_is_warned_of(caplog):
     epoch_plan(max_steps=300, val_interval=100, warmup_steps=299)
     assert not caplog.records
     epoch_plan(max_steps=300, val_interval=100, warmup_steps=500)
-    assert "warm-up of 500 steps" in caplog.text
+    assert "warm-up of 500 steps is as long as the run of 300" in caplog.text
+
+
+def test_new_parts_count_towards_a_warm_up_that_is_too_long(caplog):
+    plan = epoch_plan(max_steps=300, val_interval=100, warmup_steps=100, new_parts_steps=199)
+    assert plan["new_parts_steps"] == 199 and not caplog.records
+    epoch_plan(max_steps=300, val_interval=100, warmup_steps=100, new_parts_steps=200)
+    assert "warm-up of 100 steps after 200 of new parts is as long as the run of 300" in caplog.text

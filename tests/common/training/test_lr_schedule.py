@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import copy
+import logging
+
 import pytest
 import torch
 from ignite.engine import Events
@@ -58,6 +61,16 @@ def test_iterations_of_one_step_share_its_rate():
     assert last == pytest.approx(0.0)
 
 
+def test_without_a_floor_it_is_monais_schedule_at_every_step():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.7)
+    monai = WarmupCosineSchedule(optimizer, warmup_steps=13, t_total=101)
+    for warmup in (0, 13):
+        monai.warmup_steps = warmup
+        own = CosineToFloor(optimizer, warmup_steps=warmup, t_total=101, learning_rate=0.7, end_learning_rate=0.0)
+        expected = [monai.lr_lambda(step) for step in range(102)]
+        assert [own.factor(step, starts_anew=True) for step in range(102)] == expected
+
+
 def floored(rates_of_groups, **options):
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates_of_groups]
     optimizer = torch.optim.SGD(groups, lr=1.0)
@@ -86,3 +99,83 @@ def test_without_a_floor_it_is_monais_schedule():
 def test_a_rate_that_would_rise_is_refused():
     with pytest.raises(InputError, match="--end_learning_rate 0.1 is above --learning_rate 0.01"):
         floored([0.01], learning_rate=0.01, end_learning_rate=0.1)
+
+
+OPTIONS = {"warmup_steps": 3, "t_total": 14, "learning_rate": 0.4, "end_learning_rate": 0.04, "new_parts_steps": 4}
+
+
+def in_two_groups(*, anew=(False, True), **options):
+    groups = [
+        {"params": [torch.nn.Parameter(torch.full((3,), 1.5))], "lr": rate, "starts_anew": each}
+        for rate, each in zip((0.1, 0.4), anew, strict=True)
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.4, weight_decay=0.1, fused=True)
+    return optimizer, CosineToFloor(optimizer, **{**OPTIONS, **options})
+
+
+def follow(optimizer, schedule, steps=14):
+    seen = []
+    for _ in range(steps):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.tensor([1.0, -2.0, 0.5])
+        optimizer.step()
+        schedule.step()
+    return seen
+
+
+# two steps up, half a cosine over two down; then three up, and half a cosine over seven, not below a tenth
+ALONE = [0.0, 0.5, 1.0, 0.5]
+TOGETHER = [0.0, 1 / 3, 2 / 3, 1.0, 0.9504844, 0.8117449, 0.6112605, 0.3887395, 0.1882551, 0.1]
+
+
+def test_new_parts_rise_and_fall_alone_and_then_all_rise_together():
+    seen = follow(*in_two_groups())
+    assert [kept for kept, _ in seen] == pytest.approx([0.1 * share for share in [0.0] * 4 + TOGETHER])
+    assert [new for _, new in seen] == pytest.approx([0.4 * share for share in ALONE + TOGETHER])
+
+
+def test_in_the_first_phase_kept_weights_do_not_change_in_a_single_bit_but_their_moments_do():
+    optimizer, schedule = in_two_groups()
+    (kept,), (new,) = (group["params"] for group in optimizer.param_groups)
+    with torch.no_grad():
+        kept.copy_(torch.tensor([0.1, -3e7, 1e-30]))
+    before = kept.detach().clone()
+    follow(optimizer, schedule, steps=5)  # the fifth step is the first of the warm-up, with a rate of 0
+    assert torch.equal(kept.view(torch.int32), before.view(torch.int32))
+    assert not torch.equal(new, torch.full((3,), 1.5))
+    assert optimizer.state[kept]["step"] == 5 and (optimizer.state[kept]["exp_avg_sq"] > 0).all()
+    follow(optimizer, schedule, steps=1)
+    assert not torch.equal(kept, before)
+
+
+@pytest.mark.parametrize("anew", [(True, True), (False, False)])
+def test_from_scratch_and_with_nothing_new_all_steps_are_the_usual_schedules(anew, caplog):
+    caplog.set_level(logging.INFO)
+    seen = follow(*in_two_groups(anew=anew))
+    assert "--new_parts_steps 4 has no effect" in caplog.text
+    assert ("start anew" in caplog.text) == anew[0]
+    assert seen == follow(*in_two_groups(anew=anew, new_parts_steps=0))
+    assert seen[3] == pytest.approx([0.1, 0.4])  # all are at their peak after the warm-up of the run
+
+
+@pytest.mark.parametrize("stopped_after", [1, 3, 4, 5, 9])
+def test_a_resumed_schedule_goes_on_in_either_phase(stopped_after):
+    unbroken = follow(*in_two_groups())
+    optimizer, schedule = in_two_groups()
+    follow(optimizer, schedule, steps=stopped_after)
+    saved = copy.deepcopy((optimizer.state_dict(), schedule.state_dict()))
+    optimizer, schedule = in_two_groups(anew=(True, True))  # as if the start file were not given again
+    optimizer.load_state_dict(saved[0])
+    schedule.load_state_dict(saved[1])
+    for group in optimizer.param_groups:  # as TrainingCheckpoint does where a setting was changed
+        group["starts_anew"] = True
+    assert follow(optimizer, schedule, steps=14 - stopped_after) == unbroken[stopped_after:]
+
+
+def test_a_phase_as_long_as_the_run_is_refused():
+    in_two_groups(new_parts_steps=13)
+    for anew in ((False, True), (True, True)):
+        with pytest.raises(InputError, match="--new_parts_steps 14 is not below the 14 steps"):
+            in_two_groups(new_parts_steps=14, anew=anew)

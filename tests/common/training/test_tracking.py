@@ -17,7 +17,18 @@ from bundles.common.training.log import LogEvents
 from bundles.common.training.tracking import Tracking, mlflow_handler
 
 
-def run(folder, *, tensorboard=True, uri=None, first=0, iterations=6, accumulation_steps=1, resume=False):
+def run(
+    folder,
+    *,
+    validates=True,
+    moves=False,
+    tensorboard=True,
+    uri=None,
+    first=0,
+    iterations=6,
+    accumulation_steps=1,
+    resume=False,
+):
     """A row per step with loss = step, a validation of accuracy = step / 10 every three steps, and one picture."""
     trainer = Engine(lambda engine, batch: [{"loss": torch.tensor(0.0)}])
     trainer.accumulation_steps = accumulation_steps
@@ -36,6 +47,12 @@ def run(folder, *, tensorboard=True, uri=None, first=0, iterations=6, accumulati
         evaluator.state.metrics = {"accuracy": engine.state.iteration // accumulation_steps / 10}
         imsave(folder / "panel.png", np.full((8, 12, 3), engine.state.iteration, np.uint8))
 
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def move(engine):
+        if moves:
+            distance = engine.state.iteration / 100
+            engine.state.moved = {"cosine": {"swinViT.layers1": 0.9}, "distance": {"decoder1": distance}}
+
     @trainer.on(Events.STARTED)
     def continue_from(engine):
         engine.state.iteration, engine.state.epoch = first, first // 3
@@ -43,7 +60,7 @@ def run(folder, *, tensorboard=True, uri=None, first=0, iterations=6, accumulati
     Tracking(
         output_dir=str(folder),
         tensorboard=tensorboard,
-        evaluator=evaluator,
+        evaluator=evaluator if validates else None,
         pictures=["panel.png", "absent.png"],
         resume=resume,
     ).attach(trainer)
@@ -71,6 +88,19 @@ def test_tensorboard_holds_curves_and_pictures_by_step(tmp_path):
     assert set(seen.Tags()["scalars"]) == {"train/loss", "train/learning_rate", "validation/accuracy"}
     assert points(seen, "validation/accuracy") == [(3, 0.3), (6, 0.6)]
     assert [(event.step, event.height, event.width) for event in seen.Images("panel")] == [(3, 8, 12), (6, 8, 12)]
+
+
+@pytest.mark.parametrize("validates", [True, False])
+def test_the_movement_is_a_curve_per_part_also_without_a_validation(tmp_path, validates):
+    uri = path_to_sqlite_uri(str(tmp_path / "mlruns.db"))
+    trainer = run(tmp_path, moves=True, validates=validates, uri=uri)
+    seen = events(tmp_path)
+    assert points(seen, "moved/distance/decoder1") == [(3, 0.03), (6, 0.06)]
+    assert points(seen, "moved/cosine/swinViT.layers1") == [(3, 0.9), (6, 0.9)]
+    assert ("validation/accuracy" in seen.Tags()["scalars"]) == validates
+    client, run_id = mlflow.MlflowClient(uri), mlflow_handler(trainer).cur_run.info.run_id
+    history = client.get_metric_history(run_id, "moved/distance/decoder1")
+    assert sorted((metric.step, metric.value) for metric in history) == [(3, 0.03), (6, 0.06)]
 
 
 def test_steps_are_counted_and_not_iterations(tmp_path):

@@ -272,7 +272,7 @@ def test_a_data_set_gets_its_row_printed_and_written_with_reasons(tmp_path, caps
 def test_the_data_set_and_the_file_that_was_written_are_the_same_task(tmp_path):
     path = make_data(tmp_path / "data")
     file, written = str(BUNDLES / "swin_unetr_msd" / "configs" / "tasks.yaml"), tmp_path / "task.yaml"
-    for preset in ("official", "few_label", "cpu"):
+    for preset in ("official", "few_label", "whole_network", "cpu"):
         of_data = choose_task(task=str(path), file=file, preset=preset, output_dir=str(tmp_path))
         assert of_data == choose_task(task=str(written), file=file, preset=preset)
         assert of_data["name"] == "My_organs_v2" and of_data["hu_window"] == [0.0, 400.0]

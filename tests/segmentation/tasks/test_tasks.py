@@ -33,7 +33,7 @@ DECATHLON = {
     "Task09_Spleen": (41, 20, 1, 2),
     "Task10_Colon": (126, 64, 1, 2),
 }
-PRESET_NAMES = ("official", "few_label", "cpu")
+PRESET_NAMES = ("official", "few_label", "whole_network", "cpu")
 # Channels and structures as named in the Decathlon's own dataset.json files, where they differ from the table.
 WORDS = {
     "Task01_BrainTumour": (
@@ -101,10 +101,11 @@ def test_a_step_of_the_full_recipe_has_about_as_many_voxels_as_that_of_btcv(task
 
 def test_a_row_changes_values_of_one_preset_alone():
     hippocampus = "Task04_Hippocampus"
-    official, few, cpu = (
+    official, few, whole, cpu = (
         task_values(preset=preset, file=PRESETS, row=choose(hippocampus, preset)) for preset in PRESET_NAMES
     )
     assert (official["batch_size"], official["crops_per_volume"]) == (12, 1)
+    assert (whole["batch_size"], whole["learning_rate"], whole["max_steps"]) == (1, 3e-5, 60000)
     assert (few["batch_size"], few["max_steps"]) == (1, 20000)
     assert (cpu["batch_size"], cpu["max_steps"], cpu["feature_size"]) == (4, 2400, 12)
     assert choose(hippocampus, "cpu")["roi_size"] == [32, 64, 32]

@@ -41,6 +41,14 @@ def test_the_card_has_a_head_that_the_hub_reads(tmp_path, bundles, name, pipelin
     assert "## Weights of this package" in text and "| preset | cpu |" in text
 
 
+def test_the_card_says_how_far_the_weights_have_moved_if_they_record_it(bundles):
+    rows = {
+        name: re.findall(r"\| cosine to the start weights, median \| (.*) \|", (folder / "docs/README.md").read_text())
+        for name, folder in bundles.items()
+    }
+    assert rows == {"btcv": ["swinViT 0.862, rest 0.488"], "spleen": [], "pretrain": []}
+
+
 @pytest.mark.parametrize("name", ["btcv", "spleen", "pretrain"])
 def test_links_of_the_card_lead_to_files_of_the_repository(tmp_path, bundles, name):
     write_hugging_face(bundles[name], tmp_path / "card")
