@@ -30,13 +30,18 @@ def autocast_type(amp_type: str) -> torch.dtype:
     return TYPES[amp_type]
 
 
+def is_gpu(device: torch.device | str) -> bool:
+    """Return whether mixed precision is used by default on a device."""
+    return torch.device(device).type == "cuda"
+
+
 def check_amp(*, amp: bool, device: torch.device | str) -> None:
     """Refuse mixed precision on a CPU, where MONAI's engines do not use it and bfloat16 overflows in some layers.
 
     Raises:
         InputError: ``amp`` is set and the device is no GPU.
     """
-    if amp and torch.device(device).type != "cuda":
+    if amp and not is_gpu(device):
         raise InputError(f"--amp true needs a GPU, but this run is on {device}. Remove --amp, or use a GPU.")
 
 

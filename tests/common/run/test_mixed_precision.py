@@ -10,7 +10,13 @@ from monai.data import DataLoader
 from monai.engines import SupervisedTrainer
 
 from bundles.common.errors import InputError
-from bundles.common.run.mixed_precision import NoScalingOfBfloat16, autocast_arguments, autocast_type
+from bundles.common.run.mixed_precision import (
+    NoScalingOfBfloat16,
+    autocast_arguments,
+    autocast_type,
+    check_amp,
+    is_gpu,
+)
 
 
 @pytest.mark.parametrize(("gpu", "expected"), [("new", torch.bfloat16), ("old", torch.float16), (None, torch.float16)])
@@ -28,6 +34,20 @@ def test_auto_takes_bf16_where_the_gpu_computes_in_it(monkeypatch, gpu, expected
 def test_another_type_is_refused():
     with pytest.raises(InputError, match="--amp_type 'fp8' is not one of auto, bf16, fp16"):
         autocast_type("fp8")
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu"), "mps"])
+def test_mixed_precision_without_a_gpu_is_refused(device):
+    assert not is_gpu(device)
+    with pytest.raises(InputError, match="--amp true needs a GPU, but this run is on (cpu|mps)"):
+        check_amp(amp=True, device=device)
+    check_amp(amp=False, device=device)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", torch.device("cuda", 0)])
+def test_mixed_precision_is_the_default_on_a_gpu(device):
+    assert is_gpu(device)
+    check_amp(amp=True, device=device)
 
 
 class OnCpu:
