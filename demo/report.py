@@ -33,7 +33,7 @@ PRETRAINED, FINETUNED, SCRATCH, SHUFFLED = "swin_unetr_pretrain", *RUNS
 COLOURS = {PRETRAINED: "#0f766e", FINETUNED: "#2563eb", SCRATCH: "#ea8a0b", SHUFFLED: "#9ca3af"}
 PANELS = {
     "inpainting": "Blocks of each crop are replaced by noise, and the network restores the crop. "
-    "To fill a block it must learn what anatomy to expect there.",
+    "To fill a block it must learn what anatomy to expect there. Restored: the view with its blocks filled by the network.",
     "rotation": "Each view is rotated by 0, 90, 180 or 270 degrees about the body's long axis, and the network "
     "predicts the angle. Green: correct, red: wrong.",
     "contrast": "Two views of one crop (A1 and B1) should be more similar to each other than to any other view. The "

@@ -22,12 +22,26 @@ def _middle(volume: torch.Tensor) -> Any:
     return volume[0, :, :, volume.shape[-1] // 2].float().cpu().numpy().T
 
 
-def inpainting_figure(target: torch.Tensor, view: torch.Tensor, reconstruction: torch.Tensor) -> Figure:
-    """Draw rows of crop, masked view and reconstruction, each (N, C, X, Y, Z) in [0, 1]."""
-    figure = Figure(figsize=(6.6, 2.2 * len(target)), layout="constrained")
-    for row, volumes in enumerate(zip(target, view, reconstruction, strict=True)):
-        for column, (volume, title) in enumerate(zip(volumes, ("crop", "masked view", "reconstruction"), strict=True)):
-            axes = figure.add_subplot(len(target), 3, 3 * row + column + 1)
+def inpainting_figure(
+    target: torch.Tensor, view: torch.Tensor, reconstruction: torch.Tensor, mask: torch.Tensor
+) -> Figure:
+    """Draw rows of crop, masked view, reconstruction, and the view whose masked voxels are those of the reconstruction.
+
+    Args:
+        target, view, reconstruction: (N, C, X, Y, Z) in [0, 1].
+        mask: bool (N, 1, X, Y, Z).
+    """
+    figure = Figure(figsize=(8.8, 2.2 * len(target)), layout="constrained")
+    columns = {
+        "crop": target,
+        "masked view": view,
+        "restored": torch.where(mask, reconstruction.to(view.dtype), view),
+        "whole reconstruction": reconstruction,
+    }
+    for row in range(len(target)):
+        for column, (title, volumes) in enumerate(columns.items()):
+            volume = volumes[row]
+            axes = figure.add_subplot(len(target), len(columns), len(columns) * row + column + 1)
             axes.imshow(_middle(volume), cmap="gray", origin="lower", vmin=0, vmax=1)
             axes.set_axis_off()
             if row == 0:
@@ -115,7 +129,7 @@ class ProxyPanels:
         figures = {}
         if "inpainting" in outputs:
             figures["inpainting"] = inpainting_figure(
-                targets["crop"][:number], views[:number], outputs["inpainting"][:number]
+                targets["crop"][:number], views[:number], outputs["inpainting"][:number], targets["mask"][:number]
             )
         if "rotation" in outputs:
             figures["rotation"] = rotation_figure(

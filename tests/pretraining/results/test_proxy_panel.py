@@ -14,16 +14,19 @@ from matplotlib.colors import to_rgba
 from bundles.pretraining.results.proxy_panel import ProxyPanels, contrast_figure, inpainting_figure, rotation_figure
 
 
-def test_inpainting_shows_crop_view_and_reconstruction_per_row():
+def test_inpainting_shows_crop_view_what_is_restored_and_reconstruction_per_row():
     target, view, reconstruction = (torch.rand(2, 1, 4, 5, 6) for _ in range(3))
-    figure = inpainting_figure(target, view, reconstruction)
+    mask = torch.rand(2, 1, 4, 5, 6) < 0.5
+    figure = inpainting_figure(target, view, reconstruction, mask)
+    restored = np.where(mask, reconstruction, view)
     shown = [axes.images[0].get_array() for axes in figure.axes]
-    assert len(shown) == 6
+    assert len(shown) == 8
     for row in range(2):
-        for column, volumes in enumerate((target, view, reconstruction)):
+        for column, volumes in enumerate((target, view, restored, reconstruction)):
             # middle axial slice, anterior at the top with origin below
-            assert np.array_equal(shown[3 * row + column], volumes[row, 0, :, :, 3].numpy().T)
-    assert [axes.get_title() for axes in figure.axes[:3]] == ["crop", "masked view", "reconstruction"]
+            assert np.array_equal(shown[4 * row + column], np.asarray(volumes)[row, 0, :, :, 3].T)
+    titles = ["crop", "masked view", "restored", "whole reconstruction"]
+    assert [axes.get_title() for axes in figure.axes[:4]] == titles
 
 
 def test_rotation_says_true_and_predicted_angle_in_green_or_red():
@@ -51,7 +54,7 @@ def test_contrast_shows_the_cosine_similarity_and_outlines_partners():
 
 def draw(folder, tasks, crops=4, batches=1, rank=0):
     pred = {"inpainting": torch.rand(4, 1, 4, 4, 4), "rotation": torch.randn(4, 4), "contrast": torch.randn(4, 8)}
-    label = {"crop": torch.rand(4, 1, 4, 4, 4), "turns": torch.tensor([0, 1, 2, 3])}
+    label = {"crop": torch.rand(4, 1, 4, 4, 4), "mask": torch.rand(4, 1, 4, 4, 4) < 0.5, "turns": torch.tensor([0, 1, 2, 3])}
     output = {"image": torch.rand(4, 1, 4, 4, 4), "pred": {task: pred[task] for task in tasks}, "label": label}
     engine = Engine(lambda engine, batch: output)
     panels = ProxyPanels(folder=str(folder), crops=crops)
