@@ -21,6 +21,7 @@ def demo_patients(tmp_path_factory):
     return folder / "unlabelled"
 
 
+@pytest.mark.slow
 def test_preset_cpu_learns_to_restore_to_recognise_and_to_tell_angles(tmp_path, demo_patients):
     """With the learning rate twice as high, the embeddings collapsed (README of the bundle)."""
     options = {"preset": "cpu", "dataset_dir": demo_patients, "output_dir": tmp_path, "tensorboard": False}

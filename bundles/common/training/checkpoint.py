@@ -70,7 +70,8 @@ class TrainingCheckpoint:
     - ``best.pt``: weights of the best validation so far;
     - ``model.pt``, only when the run is complete: the best weights;
     - ``encoder.pt``, with ``encoder_file``, when the run is complete;
-    - ``network.pt``, with ``encoder_file``, if the network has the decoder of Swin UNETR: all of it but the last layer.
+    - ``network.pt``, with ``encoder_file``, if the network has the decoder of Swin UNETR: all of it but the last layer,
+      and ``kept_heads``.
 
     Args:
         folder: where the files are written.
@@ -87,6 +88,7 @@ class TrainingCheckpoint:
         resume: continue from ``last.pt`` if it exists.
         resume_changes: names of settings that may differ from those of the resumed run.
         encoder_file: also write ``encoder.pt`` and ``network.pt``.
+        kept_heads: beginnings of the names of further tensors for ``network.pt``.
         early_stopping: end the run after this many validations in a row without a better score. None, or no evaluator:
             never end early.
         average: average of the weights. It is what is validated, and what ``best.pt`` and ``model.pt`` contain instead
@@ -115,6 +117,7 @@ class TrainingCheckpoint:
         resume: bool = False,
         resume_changes: Sequence[str] = (),
         encoder_file: bool = False,
+        kept_heads: Sequence[str] = (),
         early_stopping: int | None = None,
         average: WeightAverage | None = None,
     ) -> None:
@@ -141,6 +144,7 @@ class TrainingCheckpoint:
                 f"--resume_changes names {', '.join(unknown)}; the settings of this run are {', '.join(sorted(self.settings))}."
             )
         self.encoder_file = encoder_file
+        self.kept_heads = tuple(kept_heads)
         if early_stopping is not None:
             if isinstance(early_stopping, bool) or not isinstance(early_stopping, int) or early_stopping < 1:
                 raise InputError(
@@ -353,7 +357,8 @@ class TrainingCheckpoint:
         if self.encoder_file:
             parts = {"encoder.pt": encoder_state(self.network)}
             if decoder := decoder_state(self.network):
-                parts["network.pt"] = {**parts["encoder.pt"], **decoder}
+                heads = [name for name in result["model"] if self.kept_heads and name.startswith(self.kept_heads)]
+                parts["network.pt"] = {*parts["encoder.pt"], *decoder, *heads}
             for file, part in parts.items():
                 state = {name: tensor for name, tensor in result["model"].items() if name in part}
                 content = {"state_dict": state, "encoder": self.encoder, "trained": result["trained"]}

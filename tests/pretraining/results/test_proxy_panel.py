@@ -54,7 +54,11 @@ def test_contrast_shows_the_cosine_similarity_and_outlines_partners():
 
 def draw(folder, tasks, crops=4, batches=1, rank=0):
     pred = {"inpainting": torch.rand(4, 1, 4, 4, 4), "rotation": torch.randn(4, 4), "contrast": torch.randn(4, 8)}
-    label = {"crop": torch.rand(4, 1, 4, 4, 4), "mask": torch.rand(4, 1, 4, 4, 4) < 0.5, "turns": torch.tensor([0, 1, 2, 3])}
+    label = {
+        "crop": torch.rand(4, 1, 4, 4, 4),
+        "mask": torch.rand(4, 1, 4, 4, 4) < 0.5,
+        "turns": torch.tensor([0, 1, 2, 3]),
+    }
     output = {"image": torch.rand(4, 1, 4, 4, 4), "pred": {task: pred[task] for task in tasks}, "label": label}
     engine = Engine(lambda engine, batch: output)
     panels = ProxyPanels(folder=str(folder), crops=crops)
