@@ -19,7 +19,7 @@ from bundles.common.weights.dialects import find_weights
 from bundles.common.weights.plain_facts import check_plain_facts
 
 #: Weights that a bundle ships in addition to ``models/model.pt``, if they exist.
-BESIDE = {"swin_unetr_pretrain": ("encoder.pt",)}
+BESIDE = {"swin_unetr_pretrain": ("encoder.pt", "network.pt")}
 
 
 @dataclass(frozen=True)
