@@ -27,7 +27,8 @@ from .masking import (
     noise_of_boxes,
     paste_partners,
 )
-from .position import change_intensities, positions
+from .position import change_intensities
+from .positions import positions
 from .rotation import draw_turns, plane_axes, rotate
 from .tasks import check_tasks, reads_masked_views
 

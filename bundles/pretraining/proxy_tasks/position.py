@@ -17,25 +17,7 @@ import torch
 
 from ...common.run.distributed import sum_over_ranks
 from .draws import draw
-
-UNIT = 100.0  # mm: the network predicts positions in this unit, of the order of 1
-
-
-def positions(affine: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Return the position of every voxel in mm, float32 (B, 3, X, Y, Z).
-
-    Args:
-        affine: (B, 4, 4), voxel indices to mm in RAS.
-        shape: (X, Y, Z).
-    """
-    matrix = affine.float()
-    sums = matrix[:, :3, 3, None, None, None]
-    for axis, size in enumerate(shape):
-        index = torch.arange(size, device=matrix.device, dtype=torch.float32)
-        view = [1, 1, 1, 1, 1]
-        view[axis + 2] = size
-        sums = sums + matrix[:, :3, axis, None, None, None] * index.view(view)
-    return sums
+from .positions import UNIT
 
 
 def change_intensities(

@@ -11,35 +11,14 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
-from monai.inferers import SlidingWindowInferer
 
 from ...common.files import atomic_path
 from ...common.run.distributed import rank, unwrap
 from ..crops.crop_dataset import whole_scan
-from ..proxy_tasks.position import UNIT, positions, residuals
+from ..proxy_tasks.position import residuals
+from ..proxy_tasks.positions import UNIT, position_map, positions
 
 RANGE = 250.0  # mm to either side of the middle, over which a colour goes from none to full
-
-
-def position_map(
-    network: torch.nn.Module, image: torch.Tensor, *, roi_size: Sequence[int], sw_batch_size: int = 1
-) -> torch.Tensor:
-    """Return the predicted position of every voxel in mm, up to a shift of the scan: float32 (3, X, Y, Z).
-
-    Windows overlap by a quarter and are blended. A scan smaller than a window is padded with zeros (air).
-
-    Args:
-        network: `SwinPretrainer` with the task position.
-        image: (C, X, Y, Z), intensities in [0, 1].
-        roi_size: window in voxels, that of the training.
-        sw_batch_size: windows per forward pass.
-    """
-    device = next(network.parameters()).device
-    inferer = SlidingWindowInferer(
-        roi_size=list(roi_size), sw_batch_size=sw_batch_size, overlap=0.25, mode="gaussian", padding_mode="constant"
-    )
-    with torch.no_grad():
-        return inferer(image[None].to(device), network.predict_positions)[0]
 
 
 def position_errors(
@@ -138,7 +117,9 @@ class PositionPanel:
         mapped = []
         for index in range(min(self.scans, len(self.dataset))):
             image, affine = whole_scan(self.dataset, index)
-            predicted = position_map(unwrap(self.network), image, roi_size=self.roi_size)
+            network = unwrap(self.network)
+            device = next(network.parameters()).device
+            predicted = position_map(network.predict_positions, image, roi_size=self.roi_size, device=device)
             body = (image.amax(dim=0, keepdim=True) > self.body_above).to(predicted.device)
             error, true, shifted = position_errors(predicted, affine, body)
             spacing = affine[:3, :3].norm(dim=0).tolist()

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Positions are those of the affine, and only distances within a scan count."""
+"""Only distances within a scan count."""
 
 from __future__ import annotations
 
@@ -8,27 +8,7 @@ import pytest
 import torch
 
 from bundles.pretraining.proxy_tasks.losses import ProxyTaskLoss
-from bundles.pretraining.proxy_tasks.position import UNIT, position_loss, positions, residuals
-
-
-def oblique():
-    """Voxels of 2 x 3 x 4 mm, turned by 30 degrees about z."""
-    affine = np.diag([2.0, 3.0, 4.0, 1.0])
-    turn = np.eye(4)
-    turn[:2, :2] = [[np.cos(0.5236), -np.sin(0.5236)], [np.sin(0.5236), np.cos(0.5236)]]
-    affine = turn @ affine
-    affine[:3, 3] = [-100.5, 20.25, 300.0]
-    return affine
-
-
-def test_positions_are_the_affine_applied_to_every_voxel():
-    affine = np.stack([np.eye(4), oblique()])
-    got = positions(torch.from_numpy(affine), (3, 4, 5))
-    assert got.dtype == torch.float32 and got.shape == (2, 3, 3, 4, 5)
-    for b in range(2):
-        for voxel in [(0, 0, 0), (2, 3, 4), (1, 0, 3)]:
-            expected = (affine[b] @ [*voxel, 1])[:3]
-            assert got[b, :, voxel[0], voxel[1], voxel[2]].tolist() == pytest.approx(expected.tolist(), abs=1e-3)
+from bundles.pretraining.proxy_tasks.position import UNIT, position_loss, residuals
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from bundles.common.data.seeded_crops import SeededCrops
-from bundles.pretraining.results.position_panel import PositionPanel, position_errors, position_figure, position_map
+from bundles.pretraining.results.position_panel import PositionPanel, position_errors, position_figure
 
 AFFINE = torch.tensor([[2.0, 0, 0, -30], [0, 2, 0, 100], [0, 0, 5, 7], [0, 0, 0, 1]], dtype=torch.float64)
 
@@ -32,13 +32,6 @@ def scan(shape=(20, 17, 9)):
     grid = torch.meshgrid(*(torch.arange(size, dtype=torch.float64) for size in shape), indexing="ij")
     voxels = torch.stack([*grid, torch.ones_like(grid[0])])
     return torch.einsum("ij,jxyz->ixyz", AFFINE, voxels)[:3].float()
-
-
-def test_a_map_of_overlapping_windows_is_that_of_the_whole_scan():
-    true = scan()
-    torch.testing.assert_close(position_map(Knows(), true, roi_size=(8, 8, 4)), true, atol=1e-3, rtol=1e-5)
-    small = true[:, :5, :6, :3]
-    torch.testing.assert_close(position_map(Knows(), small, roi_size=(8, 8, 4)), small, atol=1e-3, rtol=1e-5)
 
 
 def test_errors_are_by_axis_over_the_body_and_without_the_shift():
