@@ -218,6 +218,18 @@ class SwinPretrainer(nn.Module):
         """Return the mean of the bottleneck over space, (B, 16 x feature_size): one vector per crop."""
         return self.bottleneck(x).mean(dim=(2, 3, 4))
 
+    def features(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return what a probe reads: the five hidden states of the encoder.
+
+        Args:
+            x: (B, C, X, Y, Z).
+
+        Returns:
+            Tensors (B, 2^i x feature_size, X / 2^(i+1), ...) for i = 0 to 4, each voxel normalised over its channels, as
+            the decoder of Swin UNETR gets them.
+        """
+        return list(self.swinViT(x.contiguous()))
+
     def proxy_outputs(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the outputs of the heads in use, in any mode."""
         deep = self.bottleneck(x)
