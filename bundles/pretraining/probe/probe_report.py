@@ -20,7 +20,7 @@ from ...common.files import atomic_path
 from ...common.run.distributed import rank
 from ...common.training.log import read_log
 from ...common.training.steps import steps_done
-from .curve import CLASS, MEAN, curve_figure
+from .curve import MEAN, curve_figure
 from .features import frozen_features, intensities
 from .probe import Probe
 
@@ -65,6 +65,7 @@ class ProbeReport:
         self.identity = zlib.crc32(json.dumps(identity, sort_keys=True).encode())
         self.resume = resume
         self.rows: list[dict[str, float]] = []
+        self.started_table = False
 
     def attach(self, engine: Engine) -> None:
         """Register the handlers: all ranks measure, rank 0 reports."""
@@ -85,14 +86,20 @@ class ProbeReport:
         self.rows = [self._row(0, self.before, seconds), *(row for row in self.rows if row["step"] > 0)]
         if rank() == 0:
             logger.info(
-                "probe before training: Dice %s; intensity alone: %s; %.1f s",
-                *(_shown(self.before), _shown(self.alone), seconds),
+                "probe before training: Dice %.3f; intensity alone %.3f; %.1f s",
+                *(self.before[MEAN], self.alone[MEAN], seconds),
             )
-            self._write()
 
     def epoch_started(self, engine: Engine) -> None:
-        """Drop rows of steps that were lost when the run was killed."""
-        self.rows = [row for row in self.rows if row["step"] <= steps_done(engine)]
+        """Start the table, without rows of steps that were lost when the run was killed.
+
+        Only now: at the start of the engine `TrainingCheckpoint` may still refuse to resume, and then nothing changes.
+        """
+        kept = [row for row in self.rows if row["step"] <= steps_done(engine)]
+        if rank() == 0 and (len(kept) < len(self.rows) or not self.started_table):
+            self.rows = kept
+            self._write()
+        self.rows, self.started_table = kept, True
 
     def epoch_completed(self, engine: Engine) -> None:
         """Probe after a validation that was not interrupted."""
@@ -106,8 +113,8 @@ class ProbeReport:
         self.rows = [row for row in self.rows if row["step"] < step] + [self._row(step, measured, seconds)]
         if rank() == 0:
             logger.info(
-                "probe at step %d: Dice %s; before training %.3f, intensity alone %.3f; %.1f s",
-                *(step, _shown(measured), self.before[MEAN], self.alone[MEAN], seconds),
+                "probe at step %d: Dice %.3f; before training %.3f, intensity alone %.3f; %.1f s",
+                *(step, measured[MEAN], self.before[MEAN], self.alone[MEAN], seconds),
             )
             self._write()
 
@@ -126,9 +133,3 @@ class ProbeReport:
             writer.writerows(self.rows)
         with atomic_path(self.folder / "probe_curve.png") as temporary:
             curve_figure(self.rows).savefig(temporary, dpi=100)
-
-
-def _shown(measured: Mapping[str, float]) -> str:
-    """Return the mean, and each class in brackets."""
-    classes = ", ".join(f"{k.removeprefix(CLASS)} {v:.3f}" for k, v in measured.items() if k.startswith(CLASS))
-    return f"{measured[MEAN]:.3f} ({classes})"
