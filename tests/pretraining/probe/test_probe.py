@@ -125,9 +125,9 @@ def test_measuring_twice_gives_the_same_and_draws_nothing(items):
 
 
 def test_training_voxels_are_those_that_were_asked_for(items):
-    """30 of each class from each of two scans; no more than a scan has."""
-    drawn = [torch.bincount(kinds).tolist() for _, _, kinds in probe_of(items, voxels=60).training.values()]
-    assert drawn == [[30, 30, 30], [30, 30, 30]]
+    """Half of each class from each of two scans, ten times as much background; no more than a scan has."""
+    drawn = [torch.bincount(kinds).tolist() for _, _, kinds in probe_of(items, voxels=20).training.values()]
+    assert drawn == [[100, 10, 10], [100, 10, 10]]
     drawn = [torch.bincount(kinds).tolist() for _, _, kinds in probe_of(items, voxels=10_000).training.values()]
     scans = [np.asarray(nib.load(item["label"]).dataobj) for item in items[:2]]
     assert drawn == [[int((scan == value).sum()) for value in CLASSES] for scan in scans]
@@ -136,7 +136,7 @@ def test_training_voxels_are_those_that_were_asked_for(items):
 def test_a_class_that_only_one_training_scan_has_gets_all_voxels_there(tmp_path):
     items = write_scans(tmp_path, without={(0, 5)})
     drawn = [torch.bincount(k, minlength=3).tolist() for *_, k in probe_of(items, voxels=20).training.values()]
-    assert drawn == [[10, 10, 0], [10, 10, 20]]
+    assert drawn == [[100, 10, 0], [100, 10, 20]]
 
 
 def test_a_class_in_no_training_scan_is_refused(tmp_path):
