@@ -44,8 +44,8 @@ class ProbeReport:
         output_dir: gets ``probe.csv`` (``step``, 0 before training; ``probe_dice``, the mean; ``probe_dice_CLASS``;
             ``intensity_alone``, the mean without a network; ``seconds``; ``probe``, a checksum of ``identity``) and
             ``probe_curve.png``.
-        identity: all that decides what is measured, besides the network; plain values.
-        resume: continue the table: rows up to the step from which the run resumes are kept, if they are of this probe.
+        identity: all that decides what is measured, besides the network; plain values. Rows of this probe up to the
+            step from which a run resumes are kept, all others are dropped (a new run starts at step 0: all).
     """
 
     def __init__(
@@ -56,14 +56,12 @@ class ProbeReport:
         evaluator: Engine,
         output_dir: str,
         identity: Any,
-        resume: bool = False,
     ) -> None:
         self.probe = probe
         self.network = network
         self.evaluator = evaluator
         self.folder = Path(output_dir)
         self.identity = zlib.crc32(json.dumps(identity, sort_keys=True).encode())
-        self.resume = resume
         self.rows: list[dict[str, float]] = []
         self.started_table = False
 
@@ -80,7 +78,7 @@ class ProbeReport:
         self.before = self._measure()
         seconds = time.monotonic() - began
         self.rows = []
-        if self.resume and (self.folder / "probe.csv").exists():
+        if (self.folder / "probe.csv").exists():
             rows = read_log(self.folder / "probe.csv")
             self.rows = [{**row, "probe": self.identity} for row in rows if row.get("probe") == self.identity]
         self.rows = [self._row(0, self.before, seconds), *(row for row in self.rows if row["step"] > 0)]

@@ -36,7 +36,7 @@ class Probe:
         return {"probe_dice": value, "probe_dice_liver": 2 * value}
 
 
-def run(folder, *, epochs=3, identity=("a",), resume=False, first=0, stopped_in=None, accumulation=1, refuse=False):
+def run(folder, *, epochs=3, identity=("a",), first=0, stopped_in=None, accumulation=1, refuse=False, again=False):
     """A training of two steps per epoch; return the metrics of the validation after each epoch."""
     network, metrics = Network(), []
     evaluator = SimpleNamespace(state=SimpleNamespace(metrics={}), amp=False, amp_kwargs={})
@@ -59,7 +59,6 @@ def run(folder, *, epochs=3, identity=("a",), resume=False, first=0, stopped_in=
         evaluator=evaluator,
         output_dir=str(folder),
         identity=list(identity),
-        resume=resume,
     )
     report.attach(engine)
 
@@ -69,6 +68,8 @@ def run(folder, *, epochs=3, identity=("a",), resume=False, first=0, stopped_in=
             raise InputError("other settings")
         network.steps.fill_(first)
         engine.state.iteration, engine.state.epoch = first * accumulation, first // 2
+        if again:
+            engine.fire_event(Events.EPOCH_COMPLETED)
 
     @engine.on(Events.EPOCH_COMPLETED)
     def keep(engine):
@@ -99,20 +100,20 @@ def test_every_validation_gets_the_dice_and_the_table_a_row(tmp_path, caplog, ac
 def test_a_resumed_run_continues_the_table_of_the_unbroken_one(tmp_path):
     run(tmp_path / "whole")
     run(tmp_path / "resumed", epochs=1)
-    run(tmp_path / "resumed", resume=True, first=2)
+    run(tmp_path / "resumed", first=2)
     for name in ("step", "probe_dice", "probe_dice_liver", "intensity_alone", "probe"):
         assert column(tmp_path / "resumed", name) == column(tmp_path / "whole", name)
 
 
 def test_before_training_is_measured_with_the_weights_before_the_checkpoint_is_loaded(tmp_path):
-    run(tmp_path, resume=True, first=4)
+    run(tmp_path, first=4)
     assert column(tmp_path, "step") == [0, 6]
     assert column(tmp_path, "probe_dice") == pytest.approx([0.2, 0.26], abs=1e-6)
 
 
 def test_rows_after_the_step_of_a_resumed_run_are_replaced(tmp_path):
     run(tmp_path)  # killed after its probe at step 6, with a last.pt of step 2
-    run(tmp_path, epochs=2, resume=True, first=2)
+    run(tmp_path, epochs=2, first=2)
     assert column(tmp_path, "step") == [0, 2, 4]
 
 
@@ -120,7 +121,7 @@ def test_rows_of_another_run_or_another_probe_are_dropped(tmp_path):
     run(tmp_path)
     run(tmp_path, epochs=1)
     assert column(tmp_path, "step") == [0, 2]
-    run(tmp_path, epochs=2, resume=True, first=2, identity=("b",))
+    run(tmp_path, epochs=2, first=2, identity=("b",))
     assert column(tmp_path, "step") == [0, 4]
 
 
@@ -133,5 +134,17 @@ def test_a_resume_that_is_refused_leaves_the_table_as_it_is(tmp_path):
     run(tmp_path)
     before = (tmp_path / "probe.csv").read_text()
     with pytest.raises(InputError):
-        run(tmp_path, resume=True, first=6, identity=("b",), refuse=True)
+        run(tmp_path, first=6, identity=("b",), refuse=True)
     assert (tmp_path / "probe.csv").read_text() == before
+
+
+def test_rows_of_lost_steps_are_dropped_before_the_next_validation(tmp_path):
+    run(tmp_path)
+    run(tmp_path, first=2, stopped_in=2)
+    assert column(tmp_path, "step") == [0, 2]
+
+
+def test_a_validation_that_is_repeated_on_resume_replaces_its_row(tmp_path):
+    run(tmp_path, epochs=2)
+    run(tmp_path, first=4, again=True)
+    assert column(tmp_path, "step") == [0, 2, 4, 6]
