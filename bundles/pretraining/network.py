@@ -277,6 +277,20 @@ class SwinPretrainer(nn.Module):
         up = self.decoder2(up, self.encoder2(hidden[0]))
         return self.decoder1(up, self.encoder1(x))
 
+    def features(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return what a probe reads: the five hidden states of the encoder and, in a whole network, the decoder's output.
+
+        Args:
+            x: (B, C, X, Y, Z).
+
+        Returns:
+            Tensors (B, 2^i x feature_size, X / 2^(i+1), ...) for i = 0 to 4, each voxel normalised over its channels, as
+            the decoder of Swin UNETR gets them; then (B, feature_size, X, Y, Z).
+        """
+        x = x.contiguous()
+        hidden = list(self.swinViT(x))
+        return [*hidden, self.decode(x, hidden)] if self.whole else hidden
+
     def predict_positions(self, x: torch.Tensor) -> torch.Tensor:
         """Return the position of every voxel in mm, up to a shift of the scan: (B, 3, X, Y, Z)."""
         x = x.contiguous()

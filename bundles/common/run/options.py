@@ -33,6 +33,7 @@ NOT_SETTINGS = frozenset(
     {
         *("bundle_root", "preset", "task", "resume", "resume_changes", "distributed", "device"),
         *("dataset_dir", "data_list", "data", "validation_share", "output_dir", "check_data"),
+        "probe_list",
         *("pretrained_encoder", "pretrained_model", "merging", "patch_embed", "allow_partial"),
         *("in_channels", "feature_size", "depths", "num_heads", "window_size", "reconstruction_head", "pooling"),
         *("cache_num", "num_workers", "sw_batch_size", "gradient_checkpointing", "fast", "global_batch_size"),
@@ -107,6 +108,7 @@ RULES: dict[str, Rule] = {
         ("batch_size", "crops_per_volume", "max_steps", "val_interval", "sw_batch_size", "validation_draws"), COUNT
     ),
     **dict.fromkeys(("learning_rate", "encoder_lr_factor", "temperature", "max_spacing"), ABOVE_ZERO),
+    "probe_voxels": COUNT,
     **dict.fromkeys(("weight_decay", "warmup_steps", "end_learning_rate", "class_balance"), ZERO_OR_ABOVE),
     **dict.fromkeys(("background_weight", "num_workers", "cache_num", "min_body", "min_slices"), ZERO_OR_ABOVE),
     **dict.fromkeys(("resume", "amp", "fast", "gradient_checkpointing", "freeze_encoder", "tensorboard"), SWITCH),

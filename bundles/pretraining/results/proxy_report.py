@@ -34,6 +34,7 @@ HIGHER_IS_BETTER = {
     "loss_position": False,
     "position_mm": False,
     "effective_rank": True,
+    "probe_dice": True,
 }
 TASK_OF = {
     "rotation_accuracy": "rotation",
@@ -45,13 +46,17 @@ EVERY_TASK = ("loss", "effective_rank")
 AXES = ("x", "y", "z")
 
 
-def higher_is_better(select_by: str, tasks: Sequence[str]) -> bool:
-    """Return whether higher values of a metric of the report are better.
+def higher_is_better(select_by: str, tasks: Sequence[str], *, probed: bool = False) -> bool:
+    """Return whether higher values of a metric of the report, or of the probe, are better.
 
     Raises:
-        InputError: there is no such metric, or its task is not in use.
+        InputError: there is no such metric, its task is not in use, or it is that of the probe without a probe.
     """
     check_choice(name="select_by", value=select_by, choices=list(HIGHER_IS_BETTER))
+    if select_by == "probe_dice":
+        if not probed:
+            raise InputError("--select_by probe_dice needs a probe: name its labelled scans with --probe_list.")
+        return HIGHER_IS_BETTER[select_by]
     task = TASK_OF.get(select_by, select_by.removeprefix("loss_"))
     if task not in (*EVERY_TASK, *tasks):
         raise InputError(f"--select_by {select_by} belongs to {task}, which is not one of the --tasks {list(tasks)}.")
