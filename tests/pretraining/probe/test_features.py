@@ -73,6 +73,15 @@ def test_frozen_features_are_intensities_and_five_hidden_states(record, fast):
     torch.testing.assert_close(features[5], network.eval().bottleneck(windows))
 
 
+def test_a_whole_network_adds_the_features_of_its_decoder(record):
+    heads = {"reconstruction_head": "unet", "pooling": "mean"}
+    network = SwinPretrainer(encoder=record, tasks=["position"], heads=heads).eval()
+    windows = torch.rand(1, 1, 64, 64, 32)
+    features = frozen_features(network, windows)
+    assert len(features) == 7 and features[-1].shape == (1, 12, 64, 64, 32)
+    torch.testing.assert_close(100 * network.position_head(features[-1]), network.predict_positions(windows))
+
+
 def test_a_network_in_training_is_probed_in_eval_mode_and_goes_on_training():
     class Remember(torch.nn.Module):
         def features(self, x):
