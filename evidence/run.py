@@ -32,7 +32,7 @@ from .runs.plan import Plan, Planner
 from .runs.planning import planner_of
 from .runs.progress import overview
 from .runs.run_claim import ClaimLost
-from .study.study import read_study
+from .study.reading import read_study
 from .study.study_data import prepare_folder
 
 OUT = Path(__file__).resolve().parent / "out"

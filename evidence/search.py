@@ -29,7 +29,7 @@ from .run import OUT, arguments_of, call, plan_of, run_plan, say
 from .runs.plan import Plan, Planner
 from .runs.planning import planner_of
 from .runs.progress import overview
-from .study.study import read_study
+from .study.reading import read_study
 from .study.study_data import prepare_folder
 
 COLUMNS = ("arm", "recipe", "seeds", "seeds_planned", "dice", "sd_patients", "best")

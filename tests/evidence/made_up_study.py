@@ -14,7 +14,7 @@ from bundles.common.files import write_text
 from bundles.common.networks.swin_unetr import build_encoder
 from evidence.run import plan_of
 from evidence.runs.plan import Plan, Planner
-from evidence.study.study import check_study
+from evidence.study.reading import check_study
 from evidence.study.subsets import Parts
 
 REPORT = tuple(f"{part}.{kind}" for part in ("curve", "ablation") for kind in ("csv", "md", "png"))
@@ -37,8 +37,8 @@ CONTENT = {
     "pretraining": {"max_steps": 100, "learning_rate": 0.001},
     "finetuning": {"learning_rate": 0.02},
     "arms": {
-        "scratch": {"encoder": None, "finetuning": {"warmup_steps": 5}},
-        "pretrained": {"encoder": {}, "finetuning": {"encoder_lr_decay": 0.75}},
+        "scratch": {"pretraining": None, "finetuning": {"warmup_steps": 5}},
+        "pretrained": {"pretraining": {}, "finetuning": {"encoder_lr_decay": 0.75}},
     },
     "steps": {2: 50, 4: 60},
     "curve": {"n": [2, 4], "seeds": [0, 1, 2], "encoder_per_seed": True},

@@ -66,8 +66,8 @@ def test_single_recipes_come_beside_the_grid():
 def test_a_recipe_inherits_nothing_of_what_the_search_is_about():
     """The arm's own options contain the winner of an earlier search."""
     arms = {
-        "scratch": {"encoder": None, "finetuning": {"warmup_steps": 5}},
-        "pretrained": {"encoder": {}, "finetuning": {"encoder_lr_decay": 0.75, "drop_path": 0.1}},
+        "scratch": {"pretraining": None, "finetuning": {"warmup_steps": 5}},
+        "pretrained": {"pretraining": {}, "finetuning": {"encoder_lr_decay": 0.75, "drop_path": 0.1}},
     }
     search = {"n": 2, "seeds": [9], "grid": {"learning_rate": [0.01]}, "options": {"val_interval": 7}}
     search["recipes_of"] = {

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from bundles.common.errors import InputError
-from evidence.study.study import STUDIES, check_study, read_study
+from evidence.study.reading import STUDIES, check_study, read_study
 
 from ..made_up_study import CONTENT
 
@@ -48,14 +48,14 @@ def test_unknown_study_lists_the_known():
         ({"curve": {"n": [2], "seed": [0]}}, "curve.seed is not a key.*Did you mean seeds"),
         ({"curve": {"n": [0], "seeds": [0]}}, r"curve.n\[0\] 0 must be greater than or equal to 1"),
         ({"curve": {"n": [2, 2], "seeds": [0]}}, r"curve.n \[2, 2\] contains a value twice"),
-        ({"arms": {"scratch": {"encoder": None}}}, "at least one arm with an encoder"),
-        ({"arms": {"scratch": {"encoder": {}}, "pretrained": {"encoder": {}}}}, "arms.scratch.encoder"),
+        ({"arms": {"scratch": {"pretraining": None}}}, "at least one arm with a pre-training"),
+        ({"arms": {"scratch": {"pretraining": {}}, "pretrained": {"pretraining": {}}}}, "arms.scratch.pretraining"),
         (
-            {"arms": {**CONTENT["arms"], "rotation": {"encoder": {"tasks": ["rotation"]}}}},
+            {"arms": {**CONTENT["arms"], "rotation": {"pretraining": {"tasks": ["rotation"]}}}},
             "arm 'rotation' has the name of an ablation row.*such as rotation_only",
         ),
         (
-            {"arms": {**CONTENT["arms"], "contrast-rotation": {"encoder": {}}}},
+            {"arms": {**CONTENT["arms"], "contrast-rotation": {"pretraining": {}}}},
             "arm 'contrast-rotation' must be text of",
         ),
         ({"evaluation": {"amp": "no"}}, "evaluation.amp 'no' must be true or false"),
@@ -135,8 +135,8 @@ def test_unknown_study_lists_the_known():
             "search.recipes_of.scratch {'drop_path': 1} must be a list",
         ),
         ({"tuning": "4"}, "tuning '4' must be a valid integer"),
-        ({"arms": arms(pretrained={"encoder": False})}, "arms.pretrained.encoder False must be entries"),
-        ({"arms": arms(pretrained={"encoder": []})}, r"arms.pretrained.encoder \[\] must be entries"),
+        ({"arms": arms(pretrained={"pretraining": False})}, "arms.pretrained.pretraining False must be entries"),
+        ({"arms": arms(pretrained={"pretraining": []})}, r"arms.pretrained.pretraining \[\] must be entries"),
         ({"finetuning": {"roi_size": [64, 64]}}, r"finetuning.roi_size \[64, 64\] must be three whole numbers"),
         ({"pretraining": {"roi_size": 64}}, "pretraining.roi_size 64 must be three"),
         ({"row": {**CONTENT["row"], "roi_size": "64x64x32"}}, "row.roi_size '64x64x32' must be three"),
@@ -147,7 +147,7 @@ def test_unknown_study_lists_the_known():
         ),
         ({"curve": {"n": [2], "seeds": [2**32]}}, r"curve.seeds\[0\] 4294967296 must be less than 4294967296"),
         ({"pretraining": {"tasks": None}}, "pretraining.tasks None must be a list of inpainting"),
-        ({"arms": arms(pretrained={"encoder": {"tasks": []}})}, r"arms.pretrained.encoder.tasks \[\] must be a list"),
+        ({"arms": arms(pretrained={"pretraining": {"tasks": []}})}, r"arms.pretrained.pretraining.tasks \[\] must be a list"),
         ({"row": {**CONTENT["row"], "cases": 3}}, "row.cases 3 must be entries"),
         ({"finetuning": {"labels": {"0": "background"}}}, "finetuning.labels is set by the plan"),
         ({"tuning": -1}, "tuning -1 must be greater than or equal to 0"),
@@ -186,7 +186,7 @@ def test_unknown_study_lists_the_known():
         ),
         ({"curve": {"n": [], "seeds": [0]}}, r"curve.n \[\] must be a list of at least one value"),
         ({"curve": 5}, "curve 5 must be entries"),
-        ({"arms": {**CONTENT["arms"], 3: {"encoder": {}}}}, "arms has the key 3: keys must be text"),
+        ({"arms": {**CONTENT["arms"], 3: {"pretraining": {}}}}, "arms has the key 3: keys must be text"),
         ({"steps": {2: 50, 4: 0}}, "steps {2: 50, 4: 0} must be a whole number, 1 or more, or one for each n"),
         ({"steps": {}}, "steps {} must be a whole number"),
         ({"tuning": True}, "tuning True must be a valid integer"),
@@ -233,8 +233,8 @@ def test_unknown_study_lists_the_known():
             "arms.scratch.finetuning has window_size 4, pretraining 7",
         ),
         (
-            {"arms": arms(pretrained={"encoder": {"depths": [1, 1, 1, 1]}})},
-            r"arms.pretrained.encoder has depths \[1, 1",
+            {"arms": arms(pretrained={"pretraining": {"depths": [1, 1, 1, 1]}})},
+            r"arms.pretrained.pretraining has depths \[1, 1",
         ),
         (
             {"search": {"n": 2, "seeds": [0], "grid": {"feature_size": [12, 24]}}},
