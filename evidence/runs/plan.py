@@ -25,6 +25,7 @@ from bundles.common.files import write_text
 from bundles.common.run.mixed_precision import precision
 from bundles.common.run.presets import choose
 
+from ..results.convergence import Chain
 from ..study.study import (
     BUNDLES,
     CONTROL,
@@ -42,6 +43,7 @@ from ..study.study import (
     tried_options,
 )
 from ..study.subsets import Case, Parts, labelled_subset
+from .headroom import chains_of, headroom_runs
 
 Z_SCORE = Path(__file__).with_name("z_score.yaml")
 LISTS = "lists"  # subfolder of a run for its data lists
@@ -149,8 +151,7 @@ class Planner:
         row: the row of the task with the preset's changes (`bundles.segmentation.tasks.tasks.choose_task`).
         task: the value of ``--task``: a name, or a file relative to the folder of the study.
         absent: validation or tuning case to the names of the labels that its label file does not contain.
-        done: returns the content of ``done.json`` of a run by its name, or None if it is not finished. Chains of
-            doubled steps are planned from their scores.
+        out: folder of the study, whose scores decide how chains of doubled steps go on; None: nothing is finished.
     """
 
     def __init__(
@@ -161,9 +162,9 @@ class Planner:
         row: Mapping[str, Any],
         task: str | Path,
         absent: Mapping[str, Sequence[str]] | None = None,
-        done: Callable[[str], Mapping[str, Any] | None] = lambda name: None,
+        out: Path | None = None,
     ) -> None:
-        self.study, self.parts, self.row, self.task, self.done = study, parts, row, task, done
+        self.study, self.parts, self.row, self.task, self.out = study, parts, row, task, out
         self.absent = dict(absent or {})
         self.preset_values = choose(preset=study.preset, file=str(BUNDLES / PRETRAIN / "configs/presets.yaml"))
         if wrong := [name for name in study.first_figure or () if name not in self.labels]:
@@ -204,6 +205,18 @@ class Planner:
             changes = {} if arm in self.study.arms else {"like": ablation.arm, "tasks": tasks}
             runs += self.arm(arm, n=ablation.n, seed=seed, encoder_seed=encoder_seed, **changes)
         return unique(runs)
+
+    def headroom(self) -> list[Run]:
+        """Runs of floor, ceiling and convergence that are known so far, see `headroom.headroom_runs`.
+
+        Raises:
+            InputError: if the study has no headroom.
+        """
+        return unique(headroom_runs(self, self._part("headroom"), self.chains()))
+
+    def chains(self) -> dict[int, Chain]:
+        """The chain of doubled steps of each n (`convergence.Chain`); empty if the study has none."""
+        return chains_of(self, self.study.headroom, self.out) if self.study.headroom else {}
 
     def search(self) -> list[Run]:
         """Runs of the search: the recipes of every arm, scored on the tuning patients.

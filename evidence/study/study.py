@@ -322,14 +322,16 @@ class Study(Entries):
         """The network size that ``pretraining`` sets; all arms have it, including the control."""
         return {key: self.pretraining[key] for key in NETWORK if self.pretraining.get(key) is not None}
 
-    def pretraining_of(self, arm: str, *, tasks: Sequence[str] | None = None) -> dict[str, Any]:
+    def pretraining_of(self, arm: str | None, *, tasks: Sequence[str] | None = None) -> dict[str, Any]:
         """The options of an arm's pre-training that the study sets, with its proxy tasks.
 
         Args:
-            arm: an arm with a pre-training.
+            arm: an arm with a pre-training; None: what the study sets for all of them.
             tasks: proxy tasks instead of those of the arm.
         """
-        options = {"tasks": list(PAPER_TASKS), **self.pretraining, **self.arms[arm].pretraining}
+        options = {"tasks": list(PAPER_TASKS), **self.pretraining}
+        if arm is not None:
+            options |= self.arms[arm].pretraining
         return options if tasks is None else {**options, "tasks": list(tasks)}
 
     def steps_of(self, n: int) -> int:
