@@ -65,26 +65,33 @@ def doubts_of(figures: Mapping[str, float]) -> list[str]:
 
 
 def encoder_table(
-    part: Mapping[str, Any], arms: Sequence[str], figures: Mapping[str, Mapping[str, float]]
+    outline: Mapping[str, Any],
+    part: Mapping[str, Any],
+    arms: Sequence[str],
+    figures: Mapping[str, Mapping[str, float]],
 ) -> list[str]:
-    """Return Markdown lines: the encoders of a part of the study with their figures, and tasks that were not learned.
+    """Return Markdown lines: the pre-trainings of a part of the study, and the tasks that they did not learn.
 
     Args:
+        outline: outline of the study; ``pretrainings`` names the arm whose pre-training an arm shares.
         part: part of the outline, with ``seeds`` and ``encoder_per_seed``.
         arms: arms of that part.
         figures: figures of each pre-training, by name. Missing figures leave the cells empty.
     """
     seeds = part["seeds"] if part["encoder_per_seed"] else part["seeds"][:1]
+    owners: dict[str, list[str]] = {}
+    for arm in arms:
+        if arm != CONTROL:
+            owners.setdefault(outline["pretrainings"].get(arm, arm), []).append(arm)
     found = {
-        f"{arm}, seed {seed}": figures.get(f"pretrain_{arm}_seed{seed}") or {}
-        for arm in arms
-        if arm != CONTROL
+        f"{', '.join(sharing)}, seed {seed}": figures.get(f"pretrain_{owner}_seed{seed}") or {}
+        for owner, sharing in owners.items()
         for seed in seeds
     }
     lines = [
-        "Encoders:",
+        "Pre-trainings:",
         "",
-        "| encoder | steps | inpainting: PSNR (dB) | contrast: loss | contrast: top-1 | rotation: accuracy |",
+        "| pre-training | steps | inpainting: PSNR (dB) | contrast: loss | contrast: top-1 | rotation: accuracy |",
         "|---|---|---|---|---|---|",
     ]
     for name, own in found.items():

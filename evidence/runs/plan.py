@@ -280,7 +280,9 @@ class Planner:
         if headroom := self.study.headroom:
             steps = {str(n): self.study.steps_of(n) for n in headroom.n}
             entries = headroom.model_dump(exclude={"seeds"}) | self._outline_of(headroom)
-            outline["headroom"] = entries | {"all": len(self.parts.training), "steps": steps}
+            everyone = len(self.parts.training)
+            entries |= {"all": everyone, "all_steps": self.study.steps_of(everyone) if headroom.ceiling else None}
+            outline["headroom"] = entries | {"steps": steps}
             outline["headroom"]["tuning"] = sorted(self.parts.tuning)
         return outline
 
