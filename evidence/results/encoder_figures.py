@@ -9,18 +9,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import binomtest
-
 from bundles.common.weights.dialects import find_weights
-from bundles.pretraining.results.learning import CONTRAST_MARGIN
-from bundles.pretraining.results.learning import UNLEARNT as UNLEARNT_OF
+from bundles.pretraining.results.learning import UNLEARNT, verdicts
 
 from ..study.study import CONTROL
 
-UNLEARNT = UNLEARNT_OF["contrast"]
 ROTATION_CHANCE = 0.25  # one of four rotations
-P_VALUE = 0.001  # of the one-sided binomial test, as in docs/explanation/measured.md
-SHOWN = {"masked_psnr": 1, "loss_contrast": 4, "contrast_top1": 3, "rotation_accuracy": 3}  # columns and their decimals
+# Columns: key of validation.json, heading and decimals.
+SHOWN = (
+    ("masked_psnr", "inpainting: PSNR (dB)", 1),
+    ("loss_contrast", "contrast: loss", 4),
+    ("contrast_top1", "contrast: top-1", 3),
+    ("rotation_accuracy", "rotation: accuracy", 3),
+    ("position_mm", "position: error (mm)", 0),
+)
 
 
 def figures_of(folder: Path, settings: Mapping[str, Any]) -> dict[str, float]:
@@ -46,22 +48,9 @@ def figures_of(folder: Path, settings: Mapping[str, Any]) -> dict[str, float]:
 
 
 def doubts_of(figures: Mapping[str, float]) -> list[str]:
-    """Describe the proxy tasks that were not learned according to these figures."""
-    doubts = []
-    if UNLEARNT in figures and not figures["loss_contrast"] < figures[UNLEARNT] - CONTRAST_MARGIN:
-        doubts.append(
-            f"contrast was not learned: its loss {figures['loss_contrast']:.4f} is not below {figures[UNLEARNT]:.4f}, "
-            "the loss of equal embeddings"
-        )
-    if "rotation_accuracy" in figures:
-        views = int(figures["views"])
-        correct = round(figures["rotation_accuracy"] * views)
-        if binomtest(correct, views, ROTATION_CHANCE, alternative="greater").pvalue >= P_VALUE:
-            doubts.append(
-                f"rotation is not above chance: {correct} of {views} views correct, {ROTATION_CHANCE * views:g} "
-                f"expected by chance (one-sided binomial test at {P_VALUE})"
-            )
-    return doubts
+    """Describe the proxy tasks that were not learnt according to these figures, by `learning.verdicts`."""
+    found = verdicts(figures) if figures else {}
+    return [f"{task} was not learnt: {each['because']}" for task, each in found.items() if not each["learnt"]]
 
 
 def encoder_table(
@@ -91,13 +80,14 @@ def encoder_table(
     lines = [
         "Pre-trainings:",
         "",
-        "| pre-training | steps | inpainting: PSNR (dB) | contrast: loss | contrast: top-1 | rotation: accuracy |",
-        "|---|---|---|---|---|---|",
+        f"| pre-training | steps | {' | '.join(heading for _, heading, _ in SHOWN)} |",
+        "|---|---|" + "---|" * len(SHOWN),
     ]
     for name, own in found.items():
-        cells = [name, _steps(own), *(_cell(own, *shown) for shown in SHOWN.items())]
+        cells = [name, _steps(own), *(_cell(own, key, digits) for key, _, digits in SHOWN)]
         lines.append(f"| {' | '.join(cells)} |")
-    unlearned = sorted({f"{own[UNLEARNT]:.4f}" for own in found.values() if UNLEARNT in own})
+    contrast = UNLEARNT["contrast"]
+    unlearned = sorted({f"{own[contrast]:.4f}" for own in found.values() if contrast in own})
     chance = (
         f"contrast loss {' or '.join(unlearned)} (ln of the number of other views in a batch), " if unlearned else ""
     )

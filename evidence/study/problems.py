@@ -16,7 +16,6 @@ from .study import (
     NETWORK,
     POSITION,
     PRETRAIN,
-    PROXY_TASKS,
     WHOLE_HEAD,
     Study,
     paper_subsets,
@@ -38,12 +37,15 @@ def arm_problems(study: Study) -> Iterator[str]:
         )
     if study.task and study.row:
         yield f"task {study.task} and row exclude each other. Keep one of them"
+    rows: list[list[str]] = []
+    if study.ablation:
+        rows = paper_subsets() if study.ablation.subsets is None else study.ablation.subsets
     for name, arm in study.arms.items():
         if name in HEADROOM_ARMS:
             yield f"arm {name!r} has the name of an arm of 'headroom'. Choose another"
         if not name.replace("_", "").isalnum():  # a hyphen joins the proxy tasks of an ablation row
             yield f"arm {name!r} must be text of letters, digits and _"
-        if name in PROXY_TASKS:
+        if [name] in rows and study.ablation.arm != name:
             yield (
                 f"arm {name!r} has the name of an ablation row, the pre-training with that proxy task alone. Choose "
                 f"another, such as {name}_only"

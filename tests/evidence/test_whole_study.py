@@ -35,7 +35,10 @@ STUDY = {
     "pretraining": {"max_steps": 2, "val_interval": 1, "depths": [1, 1, 1, 1], "check_data": "none", "warmup_steps": 0},
     "finetuning": {"val_interval": 1, "learning_rate": 1e-12, "warmup_steps": 0, "check_data": "none"},
     "evaluation": {"check_data": "none", "mask_interpolation": "nearest"},
-    "arms": {"scratch": {"pretraining": None, "finetuning": {"depths": [1, 1, 1, 1]}}, "pretrained": {"pretraining": {}}},
+    "arms": {
+        "scratch": {"pretraining": None, "finetuning": {"depths": [1, 1, 1, 1]}},
+        "pretrained": {"pretraining": {}},
+    },
     "steps": 3,
     "curve": {"n": [1], "seeds": [0], "encoder_per_seed": True},
 }
