@@ -13,7 +13,7 @@ import numpy as np
 from bundles.common.files import write_text
 from bundles.common.networks.swin_unetr import build_encoder
 from evidence.run import plan_of
-from evidence.runs.plan import Plan, Planner
+from evidence.runs.plan import Plan, Planner, Run
 from evidence.study.reading import check_study
 from evidence.study.subsets import Parts
 
@@ -138,6 +138,23 @@ def write_study(out: Path, plan: Plan, *, gain: float, unfinished: tuple[str, ..
             folder = out / "runs" / run.name
             write_text(folder / "settings.json", json.dumps(run.settings))
             write_text(folder / "done.json", json.dumps(finished(run, gain=gain)))
+
+
+def rescore(out: Path, plan: Plan, dice: Callable[[Run, str, str], float]) -> None:
+    """Give every finished fine-tuning of a plan new scores.
+
+    Args:
+        out: folder of the study.
+        plan: its plan.
+        dice: returns the Dice of a run, case and label.
+    """
+    for run in plan.runs:
+        path = out / "runs" / run.name / "done.json"
+        if run.kind == "finetuning" and path.exists():
+            done = json.loads(path.read_text())
+            for row in done["scores"]:
+                row["dice"] = row["nsd"] = dice(run, row["case"], row["label"])
+            write_text(path, json.dumps(done))
 
 
 def one_sided(out: Path, plan: Plan, *, case: str = "val_03", label: str = "left kidney") -> None:
