@@ -33,14 +33,16 @@ def figures_of(folder: Path, settings: Mapping[str, Any]) -> dict[str, float]:
         settings: settings of its ``done.json``.
 
     Returns:
-        The content of ``train/validation.json`` (`proxy_report.ProxyReport`); ``steps``; and ``steps_kept``, the step
+        The numbers of ``train/validation.json`` (`proxy_report.ProxyReport`); ``steps``; and ``steps_kept``, the step
         of the weights in ``encoder.pt``, which are those with the best validation. Empty if ``validation.json`` does
         not exist.
     """
     path = folder / "train" / "validation.json"
     if not path.is_file():
         return {}
-    figures = {"steps": settings["facts"]["steps"], **json.loads(path.read_text(encoding="utf-8"))}
+    written = json.loads(path.read_text(encoding="utf-8"))
+    numbers = {key: value for key, value in written.items() if isinstance(value, int | float)}
+    figures = {"steps": settings["facts"]["steps"], **numbers}
     encoder = folder / "train" / "models" / "encoder.pt"
     if encoder.is_file():
         figures["steps_kept"] = find_weights(str(encoder)).content["trained"]["steps"]
