@@ -120,8 +120,8 @@ def size_text(size: Size) -> str:
         return f"{shown}. The headroom is not measured: whether any pre-training can gain that much is open."
     if size.headroom <= size.smallest:
         return (
-            f"no pre-training can be told from none at this size: {shown}, but even with all labels scratch gains only "
-            f"{size.headroom:.3f}."
+            f"no pre-training can be told from none at this size, unless it beats training with all labels: {shown}, but "
+            f"all labels instead of {size.n} change scratch by {size.headroom:+.3f}."
         )
     return f"{shown}, which is {size.smallest / size.headroom:.0%} of the headroom of {size.headroom:.3f}."
 

@@ -31,7 +31,7 @@ def size(**changes):
     [
         ({}, "3 seeds show a difference of 0.098 or more, which is 49% of the headroom of 0.200."),
         ({"headroom": 0.098}, "no pre-training can be told from none at this size"),
-        ({"headroom": 0.05}, "even with all labels scratch gains only 0.050"),
+        ({"headroom": 0.05}, "but all labels instead of 2 change scratch by +0.050."),
         ({"headroom": -0.01}, "no pre-training can be told from none"),
         ({"headroom": math.nan}, "The headroom is not measured"),
         ({"seeds": 1, "smallest": math.nan, "needed": None}, "one seed has no spread"),
