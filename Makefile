@@ -58,15 +58,19 @@ clean:
 	rm -rf gpu-kit $(VENV) $(LEGACY_VENV) .venv-label-* demo/out *.egg-info .pytest_cache .ruff_cache
 
 # Evidence: what pre-training gains. STUDY=openkbp DATA=DIR OUT=DIR choose another study, its data and its folder (docs/how-to/measure-the-gain.md).
-# make few-label-curve   Dice over the number of labelled patients, from an encoder and from scratch
+# make few-label-curve   Dice over the number of labelled patients, with pre-training and from scratch
+# make headroom          what a pre-training could gain at most: floor, ceiling, training from scratch until it converges
 # make ablation          no proxy task, each alone, the pairs, all three
 STUDY ?= demo
 EVIDENCE = $(VENV)/bin/python -m evidence.run $(STUDY) $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)") $(if $(THREADS),--threads $(THREADS))
 
-.PHONY: few-label-curve ablation
+.PHONY: few-label-curve headroom ablation
 
 few-label-curve: $(INSTALLED)
 	$(EVIDENCE) --part curve
+
+headroom: $(INSTALLED)
+	$(EVIDENCE) --part headroom
 
 ablation: $(INSTALLED)
 	$(EVIDENCE) --part ablation

@@ -3,8 +3,8 @@
 
     python -m evidence.report OUT
 
-Writes ``curve.csv``, ``curve.md`` and ``curve.png``, and for an ablation ``ablation.csv``, ``ablation.md`` and
-``ablation.png``. Runs that are not finished leave their places empty.
+Writes ``power.md``; ``curve.csv``, ``curve.md`` and ``curve.png``; for a headroom ``headroom.csv`` and ``headroom.md``;
+and for an ablation ``ablation.csv``, ``ablation.md`` and ``ablation.png``. Runs that are not finished leave their places empty.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from matplotlib.figure import Figure
 from bundles.common.errors import InputError
 from bundles.common.files import atomic_path, write_text
 
+from .results.convergence import read_chain
 from .results.figure import ablation_figure, curve_figure
+from .results.headroom_table import headroom_markdown, headroom_rows
+from .results.power_table import power_markdown
 from .results.records import read_figures, read_outline, read_results
 from .results.table import ablation_markdown, ablation_rows, csv_of, curve_markdown, curve_rows
 
@@ -38,22 +41,29 @@ def write_report(out: Path) -> str:
         InputError: the folder contains no study, or a damaged file.
     """
     outline, results, figures = read_outline(out), read_results(out), read_figures(out)
-    rows = curve_rows(outline, results)
-    text = curve_markdown(outline, rows, figures)
-    _write(out, "curve", rows, text, curve_figure(outline, results, rows))
+    rows, of_headroom = curve_rows(outline, results), []
+    if headroom := outline["headroom"]:
+        chains = {n: read_chain(out, outline, n) for n in headroom["n"]} if headroom["convergence"] else {}
+        of_headroom = headroom_rows(outline, results, chains)
+    parts = [power_markdown(outline, rows, of_headroom), curve_markdown(outline, rows, figures)]
+    write_text(out / "power.md", parts[0])
+    _write(out, "curve", rows, parts[1], curve_figure(outline, results, rows))
+    if headroom:
+        parts.append(headroom_markdown(outline, of_headroom, chains))
+        _write(out, "headroom", of_headroom, parts[-1])
     if outline["ablation"]:
         rows = ablation_rows(outline, results)
-        table = ablation_markdown(outline, rows, figures)
-        _write(out, "ablation", rows, table, ablation_figure(outline, results, rows))
-        text += "\n" + table
-    return text
+        parts.append(ablation_markdown(outline, rows, figures))
+        _write(out, "ablation", rows, parts[-1], ablation_figure(outline, results, rows))
+    return "\n".join(parts)
 
 
-def _write(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], text: str, figure: Figure) -> None:
+def _write(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], text: str, figure: Figure | None = None) -> None:
     write_text(folder / f"{name}.csv", csv_of(rows))
     write_text(folder / f"{name}.md", text)
-    with atomic_path(folder / f"{name}.png") as path:
-        figure.savefig(path, dpi=150, metadata={"Software": None})
+    if figure is not None:
+        with atomic_path(folder / f"{name}.png") as path:
+            figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -32,12 +32,13 @@ from .runs.plan import Plan, Planner
 from .runs.planning import planner_of
 from .runs.progress import overview
 from .runs.run_claim import ClaimLost
-from .study.study import read_study
+from .study.reading import read_study
+from .study.study import CONTROL
 from .study.study_data import prepare_folder
 
 OUT = Path(__file__).resolve().parent / "out"
 WAIT = 5.0  # seconds between checks whether other processes have finished
-PARTS = ("curve", "ablation")
+PARTS = ("curve", "headroom", "ablation")
 
 
 def plan_of(planner: Planner, parts: Sequence[str], *, beside: Sequence[str] = ()) -> Plan:
@@ -48,9 +49,18 @@ def plan_of(planner: Planner, parts: Sequence[str], *, beside: Sequence[str] = (
         parts: names of the parts to run.
         beside: names of further parts that the report covers (`Plan.beside`).
     """
+    chains = planner.chains() if "headroom" in parts else {}
     runs, others = ({run.name: run for part in each for run in getattr(planner, part)()} for each in (parts, beside))
     rest = tuple(run for name, run in others.items() if name not in runs)
-    return Plan(study=planner.study, runs=tuple(runs.values()), outline=planner.outline(), beside=rest)
+    growing = tuple(f"{CONTROL} with n = {n}, {chain.next} steps" for n, chain in chains.items() if chain.next)
+    return Plan(
+        study=planner.study,
+        runs=tuple(runs.values()),
+        outline=planner.outline(),
+        beside=rest,
+        chains=growing,
+        follow=(lambda: plan_of(planner, parts, beside=beside)) if growing else None,
+    )
 
 
 def run_plan(
@@ -64,6 +74,8 @@ def run_plan(
     wait: bool = True,
 ) -> bool:
     """Carry out runs that no process has finished or works on, until none is left for this process.
+
+    A plan with chains of doubled steps grows while it is carried out (`Plan.follow`).
 
     Args:
         plan: the runs.
@@ -84,6 +96,7 @@ def run_plan(
     """
     waiting = False
     while True:
+        plan = plan.follow() if plan.follow else plan
         # Checked every time: another process may have started meanwhile, with an edited study.
         for run in (*plan.runs, *plan.beside):
             check_settings(run, out)
@@ -95,10 +108,10 @@ def run_plan(
                 break
         if claim is None:
             blocked = [run for run in left if run not in ready]
-            if not blocked or not wait:
-                return not left
+            if not (blocked or plan.chains) or not wait:
+                return not left and not plan.chains
             if not waiting:
-                say(f"{len(blocked)} runs wait for {len(ready)} runs of other processes")
+                say(f"{len(blocked) or 'further'} runs wait for {len(ready)} runs of other processes")
             waiting = True
             time.sleep(WAIT)
             continue
@@ -117,6 +130,7 @@ def run_plan(
             continue
         finally:
             claim.release()
+        plan = plan.follow() if plan.follow else plan
         say(f"{run.name} done in {done['seconds'] / 60:.1f} min. {overview(plan, out, names=False)}")
         report()
 
@@ -132,6 +146,11 @@ def arguments_of(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tracking_uri", help="MLflow store (default: sqlite:///OUT/mlruns.db)")
     parser.add_argument("--list", action="store_true", help="show what is done, running and left; run nothing")
     parser.add_argument("--no_wait", action="store_true", help="exit as soon as no run is free, instead of waiting")
+
+
+def processes_of(threads: int) -> int:
+    """Return how many processes of this many threads keep all cores of this machine busy, at least 1."""
+    return max(1, available_cores() // threads)
 
 
 def call(action: Callable[[], int]) -> int:
@@ -171,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m evidence.run", description=__doc__.partition("\n")[0])
     arguments_of(parser)
     parser.add_argument(
-        "--part", choices=[*PARTS, "all"], default="all", help="few-label curve, ablation, or both (default)"
+        "--part", choices=[*PARTS, "all"], default="all", help="a part of the study alone (default: all that it has)"
     )
     options = parser.parse_args(arguments)
 
@@ -182,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reported = [part for part in PARTS if getattr(study, part)]
         parts = reported if options.part == "all" else [options.part]
         plan = plan_of(planner_of(study, data=options.data and options.data.resolve(), out=out), parts, beside=reported)
-        print(overview(plan, out, names=options.list), flush=True)
+        print(overview(plan, out, names=options.list, processes=processes_of(options.threads)), flush=True)
         if options.list:
             return 0
 
@@ -202,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(write_report(out))
         log_report(out, study=study.name, uri=uri, say=say)
         if not finished:
-            print(overview(plan, out, names=False))
+            print(overview(plan.follow() if plan.follow else plan, out, names=False))
         return 0
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # this process mostly waits

@@ -25,11 +25,11 @@ from .results.mlflow_store import log_missing, log_report, open_store, tracking_
 from .results.paired_bootstrap import figure_of, patient_means
 from .results.records import read_done, table_of
 from .results.table import csv_of
-from .run import OUT, arguments_of, call, plan_of, run_plan, say
+from .run import OUT, arguments_of, call, plan_of, processes_of, run_plan, say
 from .runs.plan import Plan, Planner
 from .runs.planning import planner_of
 from .runs.progress import overview
-from .study.study import read_study
+from .study.reading import read_study
 from .study.study_data import prepare_folder
 
 COLUMNS = ("arm", "recipe", "seeds", "seeds_planned", "dice", "sd_patients", "best")
@@ -38,7 +38,7 @@ COLUMNS = ("arm", "recipe", "seeds", "seeds_planned", "dice", "sd_patients", "be
 def search_rows(plan: Plan, planner: Planner, out: Path) -> list[dict[str, Any]]:
     """Return one row for each arm and recipe.
 
-    ``dice`` is the mean over seeds and tuning patients, then over labels; NaN if no run is finished. ``best`` marks the
+    ``dice`` is the mean over seeds and tuning patients, then over the labels of the first figure; NaN if no run is finished. ``best`` marks the
     highest Dice of an arm once all its recipes are finished.
 
     Args:
@@ -61,7 +61,7 @@ def search_rows(plan: Plan, planner: Planner, out: Path) -> list[dict[str, Any]]
             row = {"arm": arm, "recipe": ", ".join(f"{key} {value}" for key, value in recipe.items()), "best": ""}
             row |= {"seeds": len(tables), "seeds_planned": len(runs), "dice": math.nan, "sd_patients": math.nan}
             if tables:
-                scores = np.stack(tables)
+                scores = np.stack(tables)[:, :, [labels.index(name) for name in planner.first_figure]]
                 patients = patient_means(scores)
                 row["dice"] = figure_of(scores)
                 row["sd_patients"] = float(np.std(patients, ddof=1)) if len(patients) > 1 else math.nan
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prepare_folder(out, study.name)
         planner = planner_of(study, data=options.data and options.data.resolve(), out=out)
         plan = plan_of(planner, ["search"])
-        print(overview(plan, out, names=options.list), flush=True)
+        print(overview(plan, out, names=options.list, processes=processes_of(options.threads)), flush=True)
 
         def report() -> str:
             rows = search_rows(plan, planner, out)

@@ -9,18 +9,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import binomtest
-
 from bundles.common.weights.dialects import find_weights
-from bundles.pretraining.results.learning import CONTRAST_MARGIN
-from bundles.pretraining.results.learning import UNLEARNT as UNLEARNT_OF
+from bundles.pretraining.results.learning import UNLEARNT, verdicts
 
 from ..study.study import CONTROL
 
-UNLEARNT = UNLEARNT_OF["contrast"]
 ROTATION_CHANCE = 0.25  # one of four rotations
-P_VALUE = 0.001  # of the one-sided binomial test, as in docs/explanation/measured.md
-SHOWN = {"masked_psnr": 1, "loss_contrast": 4, "contrast_top1": 3, "rotation_accuracy": 3}  # columns and their decimals
+# Columns: key of validation.json, heading and decimals.
+SHOWN = (
+    ("masked_psnr", "inpainting: PSNR (dB)", 1),
+    ("loss_contrast", "contrast: loss", 4),
+    ("contrast_top1", "contrast: top-1", 3),
+    ("rotation_accuracy", "rotation: accuracy", 3),
+    ("position_mm", "position: error (mm)", 0),
+)
 
 
 def figures_of(folder: Path, settings: Mapping[str, Any]) -> dict[str, float]:
@@ -31,14 +33,16 @@ def figures_of(folder: Path, settings: Mapping[str, Any]) -> dict[str, float]:
         settings: settings of its ``done.json``.
 
     Returns:
-        The content of ``train/validation.json`` (`proxy_report.ProxyReport`); ``steps``; and ``steps_kept``, the step
+        The numbers of ``train/validation.json`` (`proxy_report.ProxyReport`); ``steps``; and ``steps_kept``, the step
         of the weights in ``encoder.pt``, which are those with the best validation. Empty if ``validation.json`` does
         not exist.
     """
     path = folder / "train" / "validation.json"
     if not path.is_file():
         return {}
-    figures = {"steps": settings["facts"]["steps"], **json.loads(path.read_text(encoding="utf-8"))}
+    written = json.loads(path.read_text(encoding="utf-8"))
+    numbers = {key: value for key, value in written.items() if isinstance(value, int | float)}
+    figures = {"steps": settings["facts"]["steps"], **numbers}
     encoder = folder / "train" / "models" / "encoder.pt"
     if encoder.is_file():
         figures["steps_kept"] = find_weights(str(encoder)).content["trained"]["steps"]
@@ -46,51 +50,46 @@ def figures_of(folder: Path, settings: Mapping[str, Any]) -> dict[str, float]:
 
 
 def doubts_of(figures: Mapping[str, float]) -> list[str]:
-    """Describe the proxy tasks that were not learned according to these figures."""
-    doubts = []
-    if UNLEARNT in figures and not figures["loss_contrast"] < figures[UNLEARNT] - CONTRAST_MARGIN:
-        doubts.append(
-            f"contrast was not learned: its loss {figures['loss_contrast']:.4f} is not below {figures[UNLEARNT]:.4f}, "
-            "the loss of equal embeddings"
-        )
-    if "rotation_accuracy" in figures:
-        views = int(figures["views"])
-        correct = round(figures["rotation_accuracy"] * views)
-        if binomtest(correct, views, ROTATION_CHANCE, alternative="greater").pvalue >= P_VALUE:
-            doubts.append(
-                f"rotation is not above chance: {correct} of {views} views correct, {ROTATION_CHANCE * views:g} "
-                f"expected by chance (one-sided binomial test at {P_VALUE})"
-            )
-    return doubts
+    """Describe the proxy tasks that were not learnt according to these figures, by `learning.verdicts`."""
+    found = verdicts(figures) if figures else {}
+    return [f"{task} was not learnt: {each['because']}" for task, each in found.items() if not each["learnt"]]
 
 
 def encoder_table(
-    part: Mapping[str, Any], arms: Sequence[str], figures: Mapping[str, Mapping[str, float]]
+    outline: Mapping[str, Any],
+    part: Mapping[str, Any],
+    arms: Sequence[str],
+    figures: Mapping[str, Mapping[str, float]],
 ) -> list[str]:
-    """Return Markdown lines: the encoders of a part of the study with their figures, and tasks that were not learned.
+    """Return Markdown lines: the pre-trainings of a part of the study, and the tasks that they did not learn.
 
     Args:
+        outline: outline of the study; ``pretrainings`` names the arm whose pre-training an arm shares.
         part: part of the outline, with ``seeds`` and ``encoder_per_seed``.
         arms: arms of that part.
         figures: figures of each pre-training, by name. Missing figures leave the cells empty.
     """
     seeds = part["seeds"] if part["encoder_per_seed"] else part["seeds"][:1]
+    owners: dict[str, list[str]] = {}
+    for arm in arms:
+        if arm != CONTROL:
+            owners.setdefault(outline["pretrainings"].get(arm, arm), []).append(arm)
     found = {
-        f"{arm}, seed {seed}": figures.get(f"pretrain_{arm}_seed{seed}") or {}
-        for arm in arms
-        if arm != CONTROL
+        f"{', '.join(sharing)}, seed {seed}": figures.get(f"pretrain_{owner}_seed{seed}") or {}
+        for owner, sharing in owners.items()
         for seed in seeds
     }
     lines = [
-        "Encoders:",
+        "Pre-trainings:",
         "",
-        "| encoder | steps | inpainting: PSNR (dB) | contrast: loss | contrast: top-1 | rotation: accuracy |",
-        "|---|---|---|---|---|---|",
+        f"| pre-training | steps | {' | '.join(heading for _, heading, _ in SHOWN)} |",
+        "|---|---|" + "---|" * len(SHOWN),
     ]
     for name, own in found.items():
-        cells = [name, _steps(own), *(_cell(own, *shown) for shown in SHOWN.items())]
+        cells = [name, _steps(own), *(_cell(own, key, digits) for key, _, digits in SHOWN)]
         lines.append(f"| {' | '.join(cells)} |")
-    unlearned = sorted({f"{own[UNLEARNT]:.4f}" for own in found.values() if UNLEARNT in own})
+    contrast = UNLEARNT["contrast"]
+    unlearned = sorted({f"{own[contrast]:.4f}" for own in found.values() if contrast in own})
     chance = (
         f"contrast loss {' or '.join(unlearned)} (ln of the number of other views in a batch), " if unlearned else ""
     )

@@ -17,7 +17,7 @@ from bundles.segmentation.results.bootstrap import LEVEL
 from ..study.study import CONTROL
 from .paired_bootstrap import patient_means
 from .records import Result, stacked
-from .table import MEAN, row_of
+from .table import FIRST, main_label, row_of
 
 COLOURS = ("#c2410c", "#0f766e", "#1d4ed8", "#7e22ce", "#a16207", "#be185d")  # the first is for scratch
 WIDTH = 0.16  # of an arm, in ticks of the x axis
@@ -39,11 +39,15 @@ def curve_figure(outline: Mapping[str, Any], results: Sequence[Result], rows: Ro
     """
     curve = outline["curve"]
     arms = [CONTROL, *(arm for arm in outline["arms"] if arm != CONTROL)]
-    figure, panels = _empty(outline["study"], [str(n) for n in curve["n"]], ends="line: mean", ratios=(3, 2))
+    columns = [outline["labels"].index(name) for name in outline["first_figure"]]
+    label = main_label(outline)
+    what = f"{outline['study']}: mean of {', '.join(outline['first_figure'])}" if label == FIRST else outline["study"]
+    figure, panels = _empty(what, [str(n) for n in curve["n"]], ends="line: mean", ratios=(3, 2))
     for number, arm in enumerate(arms):
         shift = WIDTH * (number - (len(arms) - 1) / 2)
         places = {n: place + shift for place, n in enumerate(curve["n"])}
-        _draw_arm(panels, curve, results, rows, arm=arm, places=places, colour=COLOURS[number % len(COLOURS)])
+        colour = COLOURS[number % len(COLOURS)]
+        _draw_arm(panels, curve, results, rows, arm=arm, places=places, colour=colour, label=label, columns=columns)
     for panel in panels:
         panel.set_xlabel("labelled patients")
     panels[0].legend(fontsize=8, frameon=False, loc="best")
@@ -61,13 +65,17 @@ def ablation_figure(outline: Mapping[str, Any], results: Sequence[Result], rows:
     Returns:
         The figure, made without pyplot.
     """
-    ablation = outline["ablation"]
+    ablation, label = outline["ablation"], main_label(outline)
+    columns = [outline["labels"].index(name) for name in outline["first_figure"]]
     title = f"{outline['study']}: proxy tasks, {ablation['n']} labelled patients"
     names = ["\n".join(each["tasks"]) or CONTROL for each in ablation["rows"]]
     figure, panels = _empty(title, names, ends="circle: mean", ratios=(1, 1))
     for place, each in enumerate(ablation["rows"]):
         colour = COLOURS[0 if each["arm"] == CONTROL else 1]
-        _draw_arm(panels, ablation, results, rows, arm=each["arm"], places={ablation["n"]: place}, colour=colour)
+        places = {ablation["n"]: place}
+        _draw_arm(
+            panels, ablation, results, rows, arm=each["arm"], places=places, colour=colour, label=label, columns=columns
+        )
     for panel in panels:
         panel.tick_params(axis="x", labelsize=6)
     return figure
@@ -78,7 +86,7 @@ def _empty(title: str, ticks: Sequence[str], *, ends: str, ratios: tuple[int, in
     FigureCanvasAgg(figure)
     dice, difference = figure.subplots(1, 2, width_ratios=ratios)
     dice.set_title(f"Dice; dot: a patient, mean over seeds; {ends}", fontsize=10)
-    difference.set_title(f"Dice, minus {CONTROL}; bar: {LEVEL:.0%} interval", fontsize=10)
+    difference.set_title(f"Dice, minus {CONTROL}; {LEVEL:.0%}: bar, bootstrap; line, t over seeds", fontsize=10)
     difference.axhline(0, color="0.5", linewidth=1)
     difference.set_ylim(-1.1 * LEAST_REACH, 1.1 * LEAST_REACH)
     for panel in (dice, difference):
@@ -99,14 +107,16 @@ def _draw_arm(
     arm: str,
     places: Mapping[int, float],
     colour: str,
+    label: str,
+    columns: Sequence[int],
 ) -> None:
     dice, difference = panels
-    arm_rows = [row_of(rows, n, arm, MEAN, "dice") for n in places]
+    arm_rows = [row_of(rows, n, arm, label, "dice") for n in places]
     at = list(places.values())
     dice.plot(at, [row["mean"] for row in arm_rows], "o-", color=colour, label=arm, zorder=3, markersize=5)
     for n, place in places.items():
         scores, _ = stacked(results, part, metric="dice", n=n, arms=[arm])
-        patients = patient_means(scores[arm]) if arm in scores else np.array([])
+        patients = patient_means(scores[arm][:, :, list(columns)]) if arm in scores else np.array([])
         spread = np.random.default_rng(0).uniform(-WIDTH / 3, WIDTH / 3, len(patients))
         dice.plot(place + spread, patients, ".", color=colour, alpha=0.35, markersize=4)
     if arm == CONTROL:
@@ -115,6 +125,10 @@ def _draw_arm(
     for place, row in zip(at, arm_rows, strict=True):
         if not math.isnan(row["low"]):
             difference.plot([place, place], [row["low"], row["high"]], color=colour, linewidth=2)
-            reach = 1.1 * max(abs(row["low"]), abs(row["high"]))
+            ends = [row["low"], row["high"]]
+            if not math.isnan(row["t_low"]):
+                ends += [row["t_low"], row["t_high"]]
+                difference.plot([place, place], ends[2:], color=colour, linewidth=0.7)
+            reach = 1.1 * max(map(abs, ends))
             if reach > difference.get_ylim()[1]:
                 difference.set_ylim(-reach, reach)

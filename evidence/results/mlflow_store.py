@@ -35,7 +35,11 @@ ARTIFACTS = "mlartifacts"  # folder of the artifacts, unless a server stores the
 REPORT = "report"
 REPORT_FILES = (
     OUTLINE,
-    *(f"{table}.{kind}" for table in ("curve", "ablation", "search") for kind in ("csv", "md", "png")),
+    *(
+        f"{table}.{kind}"
+        for table in ("power", "curve", "headroom", "ablation", "search")
+        for kind in ("csv", "md", "png")
+    ),
 )
 BATCH = 900  # metrics of a request; MLflow accepts 1000
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"

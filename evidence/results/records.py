@@ -98,8 +98,9 @@ def read_outline(out: Path) -> dict[str, Any]:
         raise InputError(
             f"{out} contains no study: {path.name} is missing. Run one first: python -m evidence.run STUDY --out {out}"
         )
-    # Outlines of earlier versions have no entry "absent".
-    return {"absent": {}, **read_json(path, "the next run writes it again")}
+    outline = read_json(path, "the next run writes it again")
+    # Outlines of earlier versions lack these entries.
+    return {"absent": {}, "first_figure": outline["labels"], "headroom": None, "pretrainings": {}, **outline}
 
 
 def read_results(out: Path) -> list[Result]:

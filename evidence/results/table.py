@@ -13,49 +13,58 @@ import numpy as np
 
 from bundles.segmentation.results.bootstrap import DRAWS, LEVEL
 
-from ..study.study import CONTROL
+from ..study.study import CONTROL, PAPER_TASKS, PROXY_TASKS
 from .encoder_figures import encoder_table
 from .paired_bootstrap import PairedDifference, figure_of, paired_difference, patient_means
+from .power import t_interval
 from .records import METRICS, Result, stacked
 
-MEAN = "mean"
+MEAN, FIRST = "mean", "first figure"  # rows of the mean over all labels, and over those of the first figure
 COLUMNS = (
     *("n", "arm", "label", "metric", "seeds", "seeds_planned", "patients", "missed", "mean", "sd_patients", "sd_seeds"),
-    *("difference", "low", "high", "pairs_of_seeds", "higher", "lower", "equal"),
+    *("difference", "low", "high", "t_low", "t_high", "pairs_of_seeds", "higher", "lower", "equal"),
 )
-FIGURES = ("Dice", "NSD", "HD95 (mm)", "Dice, minus scratch", "patients better / worse", "HD95, minus scratch (mm)")
+FIGURES = (
+    *("Dice", "NSD", "HD95 (mm)", "Dice, minus scratch", "t interval over seeds", "patients better / worse"),
+    "HD95, minus scratch (mm)",
+)
 FEW_SEEDS = 5  # with fewer, the interval of `paired_bootstrap` is too narrow where seeds differ
 
 
 def rows_of(
-    results: Sequence[Result], part: Mapping[str, Any], *, n: int, arms: Sequence[str], labels: Sequence[str]
+    outline: Mapping[str, Any], results: Sequence[Result], part: Mapping[str, Any], *, n: int, arms: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return one row for each arm, label (and the mean over labels) and metric at one n.
+    """Return one row for each arm, metric and label at one n, for the mean over labels, and for the first figure.
 
     Columns: ``mean`` is the mean over seeds and patients, then over labels (`paired_bootstrap.figure_of`).
     ``sd_patients`` is the standard deviation (n - 1) over patients of their mean over seeds and labels; ``sd_seeds``
-    that of the figures of the single runs. ``missed`` counts the scores that HD95 lacks because only one of the two
+    that of the figures of the single runs. ``low`` to ``high`` is the bootstrap interval, ``t_low`` to ``t_high`` the
+    t interval over seeds (`power.t_interval`). ``missed`` counts the scores that HD95 lacks because only one of the two
     masks contains the organ. The difference is to `CONTROL`, for the seeds that both arms have finished; ``by_seed``
-    has the difference of each of these seeds. What is not finished is NaN.
+    has the difference of each of these seeds, ``sd_differences`` the standard deviation over patients of their difference.
+    What is not finished is NaN. The first figure has rows of its own unless it is the mean over all labels.
 
     Args:
+        outline: outline of the study.
         results: finished runs.
         part: part of the outline, with ``seeds`` and ``encoder_per_seed``.
         n: number of labelled patients.
         arms: names of the arms.
-        labels: names of the labels.
     """
     rows = []
+    labels = outline["labels"]
+    columns = {MEAN: list(range(len(labels))), **{label: [place] for place, label in enumerate(labels)}}
+    if main_label(outline) == FIRST:
+        columns = {FIRST: [labels.index(name) for name in outline["first_figure"]], **columns}
     for metric in METRICS:
         scores, done = stacked(results, part, metric=metric, n=n, arms=arms)
         dice, _ = stacked(results, part, metric="dice", n=n, arms=arms)
         for arm in arms:
             both = [seed for seed in done[arm] if seed in done[CONTROL]] if arm != CONTROL else []
-            for place, label in [(None, MEAN), *enumerate(labels)]:
+            for label, pick in columns.items():
                 row = dict.fromkeys(COLUMNS, math.nan) | {"n": n, "arm": arm, "label": label, "metric": metric}
                 row |= {"seeds": len(done[arm]), "seeds_planned": len(part["seeds"])}
-                row |= {"by_seed": {}, "encoder_per_seed": part["encoder_per_seed"]}
-                pick = slice(None) if place is None else slice(place, place + 1)
+                row |= {"by_seed": {}, "sd_differences": math.nan, "encoder_per_seed": part["encoder_per_seed"]}
                 if arm in scores:
                     own = scores[arm][:, :, pick]
                     row |= _moments(own)
@@ -84,7 +93,9 @@ def _moments(own: np.ndarray) -> dict[str, Any]:
 
 def _difference(found: PairedDifference, seeds: int) -> dict[str, Any]:
     low, high = found.interval or (math.nan, math.nan)
+    t_low, t_high = t_interval(found.by_seed) or (math.nan, math.nan)
     return {
+        **{"t_low": t_low, "t_high": t_high, "sd_differences": found.sd_patients},
         **{"difference": found.difference, "low": low, "high": high, "pairs_of_seeds": seeds},
         **{"higher": found.higher, "lower": found.lower, "equal": found.equal},
     }
@@ -93,16 +104,19 @@ def _difference(found: PairedDifference, seeds: int) -> dict[str, Any]:
 def curve_rows(outline: Mapping[str, Any], results: Sequence[Result]) -> list[dict[str, Any]]:
     """Return the rows of the few-label curve, see `rows_of`."""
     curve = outline["curve"]
-    return [
-        row for n in curve["n"] for row in rows_of(results, curve, n=n, arms=outline["arms"], labels=outline["labels"])
-    ]
+    return [row for n in curve["n"] for row in rows_of(outline, results, curve, n=n, arms=outline["arms"])]
 
 
 def ablation_rows(outline: Mapping[str, Any], results: Sequence[Result]) -> list[dict[str, Any]]:
     """Return the rows of the ablation, see `rows_of`. The arm of a row is a subset of the proxy tasks."""
     ablation = outline["ablation"]
     arms = [row["arm"] for row in ablation["rows"]]
-    return rows_of(results, ablation, n=ablation["n"], arms=arms, labels=outline["labels"])
+    return rows_of(outline, results, ablation, n=ablation["n"], arms=arms)
+
+
+def main_label(outline: Mapping[str, Any]) -> str:
+    """Return the label of the rows that tables, plots and power show first: `FIRST`, or `MEAN` if it is the same."""
+    return MEAN if set(outline["first_figure"]) == set(outline["labels"]) else FIRST
 
 
 def csv_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
@@ -124,13 +138,14 @@ def _cell(value: Any) -> str:
 def curve_markdown(
     outline: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Mapping[str, float]]
 ) -> str:
-    """Return the few-label curve in Markdown: table, one sentence for each n, Dice by label, and the encoders.
+    """Return the few-label curve in Markdown: table, one sentence for each n, all labels, and the pre-trainings.
 
     Args:
         outline: outline of the study.
         rows: `curve_rows`.
         figures: figures of each pre-training, by name.
     """
+    main = main_label(outline)
     lines = [
         f"## {outline['study']}: few-label curve",
         "",
@@ -139,69 +154,129 @@ def curve_markdown(
     ]
     for n in outline["curve"]["n"]:
         for arm in outline["arms"]:
-            lines.append(f"| {' | '.join([str(n), arm, *_cells(rows, n, arm)])} |")
-    lines += ["", _explanation(), ""]
+            lines.append(f"| {' | '.join([str(n), arm, *cells_of(rows, n, arm, main)])} |")
+    lines += ["", explanation(outline), ""]
     for n in outline["curve"]["n"]:
         for arm in outline["arms"]:
             if arm != CONTROL:
-                lines.append(f"- n = {n}, {arm}: {verdict(row_of(rows, n, arm, MEAN, 'dice'))}")
+                lines.append(f"- n = {n}, {arm}: {verdict(row_of(rows, n, arm, main, 'dice'))}")
     lines += [
         "",
-        "Dice by label:",
-        "",
-        f"| n | arm | {' | '.join(outline['labels'])} |",
-        "|---|---|" + "---|" * len(outline["labels"]),
+        *label_lines(outline, rows, [(n, arm, arm) for n in outline["curve"]["n"] for arm in outline["arms"]]),
     ]
-    for n in outline["curve"]["n"]:
-        for arm in outline["arms"]:
-            cells = [_figure(row_of(rows, n, arm, label, "dice")["mean"]) for label in outline["labels"]]
-            lines.append(f"| {n} | {arm} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *encoder_table(outline["curve"], outline["arms"], figures), ""])
+    return "\n".join([*lines, "", *encoder_table(outline, outline["curve"], outline["arms"], figures), ""])
 
 
 def ablation_markdown(
     outline: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Mapping[str, float]]
 ) -> str:
-    """Return the ablation in Markdown: a table as in the paper, with the paper's figures, and the encoders.
+    """Return the ablation in Markdown: a table as in the paper, with its figures, all labels, and the pre-trainings.
 
     Args:
         outline: outline of the study.
         rows: `ablation_rows`.
         figures: figures of each pre-training, by name.
     """
-    ablation = outline["ablation"]
+    ablation, main = outline["ablation"], main_label(outline)
+    named = {task for each in ablation["rows"] for task in each["tasks"]}
+    tasks = [task for task in PROXY_TASKS if task in PAPER_TASKS or task in named]
     lines = [
         f"## {outline['study']}: proxy tasks, n = {ablation['n']}",
         "",
-        f"| inpainting | contrast | rotation | runs | {' | '.join(FIGURES)} | paper: Dice (BTCV) | paper: HD95 |",
-        "|---|---|---|---|---|---|" + "---|" * len(FIGURES),
+        f"| {' | '.join(tasks)} | runs | {' | '.join(FIGURES)} | paper: Dice (BTCV) | paper: HD95 |",
+        "|---|---|---|" + "---|" * (len(tasks) + len(FIGURES)),
     ]
     for each in ablation["rows"]:
-        marks = ["x" if task in each["tasks"] else "" for task in ("inpainting", "contrast", "rotation")]
+        marks = ["x" if task in each["tasks"] else "" for task in tasks]
         paper = ["" if each[key] is None else f"{each[key]:.2f}" for key in ("paper_dice", "paper_hd95")]
-        lines.append(f"| {' | '.join([*marks, *_cells(rows, ablation['n'], each['arm']), *paper])} |")
-    lines += ["", _explanation(), ""]
+        lines.append(f"| {' | '.join([*marks, *cells_of(rows, ablation['n'], each['arm'], main), *paper])} |")
+    lines += ["", explanation(outline), ""]
     for each in ablation["rows"]:
-        row = row_of(rows, ablation["n"], each["arm"], MEAN, "dice")
+        row = row_of(rows, ablation["n"], each["arm"], main, "dice")
         if row["by_seed"]:
             lines.append(f"- {', '.join(each['tasks'])}: {'; '.join([_by_seed(row), *_doubts(row)])}.")
     arms = [each["arm"] for each in ablation["rows"]]
-    return "\n".join([*lines, "", *encoder_table(ablation, arms, figures), ""])
+    named = [(ablation["n"], each["arm"], ", ".join(each["tasks"]) or CONTROL) for each in ablation["rows"]]
+    lines += ["", *label_lines(outline, rows, named)]
+    return "\n".join([*lines, "", *encoder_table(outline, ablation, arms, figures), ""])
+
+
+def label_lines(
+    outline: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], arms: Sequence[tuple[int, str, str]]
+) -> list[str]:
+    """Return Markdown lines: Dice of all labels together and of each, and the labels that are lower than from scratch.
+
+    Args:
+        outline: outline of the study.
+        rows: see `rows_of`.
+        arms: n, name and shown name of each arm.
+    """
+    first = outline["first_figure"]
+    apart = [label for label in outline["labels"] if label not in first]
+    lines = []
+    if apart:
+        lines += [f"All {len(outline['labels'])} labels together:", ""]
+        lines += ["| n | arm | Dice | minus scratch | t interval over seeds |", "|---|---|---|---|---|"]
+        for n, arm, shown in arms:
+            row = row_of(rows, n, arm, MEAN, "dice")
+            lines.append(f"| {n} | {shown} | {_spread(row)} | {_interval(row)} | {_t_ends(row)} |")
+        lines += [""]
+    lines += [
+        "Dice by label" + (f"; apart from the first figure: {', '.join(apart)}:" if apart else ":"),
+        "",
+        f"| n | arm | {' | '.join([*first, *apart])} |",
+        "|---|---|" + "---|" * len(outline["labels"]),
+    ]
+    for n, arm, shown in arms:
+        cells = [_figure(row_of(rows, n, arm, label, "dice")["mean"]) for label in [*first, *apart]]
+        lines.append(f"| {n} | {shown} | {' | '.join(cells)} |")
+    found = []
+    for n, arm, shown in arms:
+        own = [row_of(rows, n, arm, label, "dice") for label in outline["labels"]]
+        if measured := [row for row in own if not math.isnan(row["difference"])]:
+            found.append(f"| {n} | {shown} | {_lower(measured)} |")
+    if found:
+        lines += ["", "Labels lower than from scratch (the intervals are not corrected for the number of labels):", ""]
+        lines += ["| n | arm | label, difference, bootstrap interval |", "|---|---|---|", *found]
+    return lines
+
+
+def _lower(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The labels whose interval is below 0; else the one with the lowest difference."""
+    lower = [row for row in rows if row["high"] < 0]
+    if lower:
+        return "; ".join(
+            f"{row['label']} is lower, {_interval(row)}"
+            + (f", t interval {_t_ends(row)}" if _t_ends(row) else "")
+            + ("" if row["t_high"] < 0 else " (not by the t interval)" if _t_ends(row) else "")
+            for row in lower
+        )
+    row = min(rows, key=lambda row: row["difference"])
+    return f"no interval is below 0; the lowest difference is {row['label']}, {_interval(row)}" + (
+        f", t interval {_t_ends(row)}" if _t_ends(row) else ""
+    )
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """State in words what the interval of a row shows: a gain, a loss, or no difference."""
+    """State in words what the intervals of a row show: a gain, a loss, a hint of one, or no difference.
+
+    A gain or loss is shown if the bootstrap interval and the t interval over seeds both exclude 0. If only the
+    bootstrap interval does, which is too narrow with few seeds, or if there is no t interval, it is a hint.
+    """
     if math.isnan(row["difference"]):
         return "not measured yet."
-    figures = f"{row['difference']:+.4f}, {LEVEL:.0%} interval {_ends(row)}"
     if math.isnan(row["low"]):
         return f"{row['difference']:+.4f} for one patient: no interval."
+    t_ends = f", over seeds {_t_ends(row)} (t)" if _t_ends(row) else ""
+    figures = f"{row['difference']:+.4f}, {LEVEL:.0%} interval {_ends(row)}{t_ends}"
     figures += f"; {_by_seed(row)}" + "".join(f"; {doubt}" for doubt in _doubts(row))
-    if row["low"] > 0:
-        return f"pre-training gains ({figures})."
-    if row["high"] < 0:
-        return f"pre-training loses ({figures})."
-    return f"no difference shown ({figures}; it contains 0)."
+    if row["low"] <= 0 <= row["high"]:
+        return f"no difference shown ({figures}; it contains 0)."
+    kind = "gains" if row["low"] > 0 else "loses"
+    if row["t_low"] > 0 or row["t_high"] < 0:
+        return f"pre-training {kind} ({figures})."
+    why = "the t interval over seeds contains 0" if t_ends else "one seed has no t interval"
+    return f"a hint that pre-training {kind}, not shown ({figures}; {why})."
 
 
 def _by_seed(row: Mapping[str, Any]) -> str:
@@ -220,22 +295,28 @@ def _doubts(row: Mapping[str, Any]) -> list[str]:
     return doubts
 
 
-def _explanation() -> str:
-    return (
+def explanation(outline: Mapping[str, Any]) -> str:
+    """Explain the figures of the tables."""
+    first = ""
+    if main_label(outline) == FIRST:
+        first = f"First figure: the mean over {', '.join(outline['first_figure'])}, as the study says. "
+    return first + (
         "Dice, NSD and HD95: mean over runs and patients, then over labels; ± is the standard deviation over patients "
         "(of their mean over runs). Missed: scores that HD95 lacks because only one of prediction and label file "
         "contains the organ. The HD95 of arms with different missed scores is of different organs; compare them by "
         "their difference, which uses the scores that both arms have. Difference: of the same patients and seeds, with "
         f"its {LEVEL:.0%} percentile bootstrap interval ({DRAWS} draws; each resamples the seeds and, independently, "
-        "the patients with replacement). Better and worse count patients by their mean Dice over runs and labels."
+        f"the patients with replacement). The {LEVEL:.0%} t interval takes the differences of the seeds alone; with "
+        "few seeds it is the honest one. Better and worse count patients by their mean Dice over runs and labels."
     )
 
 
-def _cells(rows: Sequence[Mapping[str, Any]], n: int, arm: str) -> list[str]:
-    """Number of runs, and the `FIGURES` of an arm at one n."""
-    dice, nsd, hd95 = (row_of(rows, n, arm, MEAN, metric) for metric in METRICS)
+def cells_of(rows: Sequence[Mapping[str, Any]], n: int, arm: str, label: str) -> list[str]:
+    """Return the number of runs, and the `FIGURES` of an arm at one n."""
+    dice, nsd, hd95 = (row_of(rows, n, arm, label, metric) for metric in METRICS)
     runs = f"{dice['seeds']} of {dice['seeds_planned']}"
-    return [runs, _spread(dice), _spread(nsd), _spread(hd95, 1), _interval(dice), _wins(dice), _interval(hd95, 1)]
+    scores = [_spread(dice), _spread(nsd), _spread(hd95, 1)]
+    return [runs, *scores, _interval(dice), _t_ends(dice), _wins(dice), _interval(hd95, 1)]
 
 
 def row_of(rows: Sequence[Mapping[str, Any]], n: int, arm: str, label: str, metric: str) -> Mapping[str, Any]:
@@ -258,6 +339,10 @@ def _spread(row: Mapping[str, Any], digits: int = 4) -> str:
 
 def _ends(row: Mapping[str, Any], digits: int = 4) -> str:
     return f"[{row['low']:+.{digits}f}, {row['high']:+.{digits}f}]"
+
+
+def _t_ends(row: Mapping[str, Any], digits: int = 4) -> str:
+    return "" if math.isnan(row["t_low"]) else f"[{row['t_low']:+.{digits}f}, {row['t_high']:+.{digits}f}]"
 
 
 def _interval(row: Mapping[str, Any], digits: int = 4) -> str:

@@ -4,7 +4,7 @@
 A run has a name, commands of the bundles, and the runs it needs. Nothing runs here, and no scan is read. A fine-tuning
 trains on all of its n patients (``--fold all``) for a fixed number of steps and keeps the last weights, so the scored
 patients do not select a checkpoint. In all arms ``--seed`` determines the subset, the crops, the augmentation and the
-initial weights; the weights of an encoder file then replace those of the encoder.
+initial weights; the weights of a file then replace those of the encoder, or of the whole network.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from bundles.common.files import write_text
 from bundles.common.run.mixed_precision import precision
 from bundles.common.run.presets import choose
 
+from ..results.convergence import Chain
 from ..study.study import (
     BUNDLES,
     CONTROL,
@@ -34,14 +35,20 @@ from ..study.study import (
     SEGMENT,
     Ablation,
     Curve,
+    Headroom,
     Study,
+    paper_subsets,
     recipes_of,
+    trains_whole_network,
     tried_options,
 )
 from ..study.subsets import Case, Parts, labelled_subset
+from .headroom import chains_of, headroom_runs
 
 Z_SCORE = Path(__file__).with_name("z_score.yaml")
 LISTS = "lists"  # subfolder of a run for its data lists
+# What a pre-training writes, relative to its folder: its encoder, and, if it trained it, the whole network.
+WEIGHTS = {"encoder": "train/models/encoder.pt", "network": "train/models/network.pt"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,22 +125,21 @@ class Plan:
         outline: see `Planner.outline`.
         beside: runs of the other parts of the study. The report includes them if they are finished, so their settings
             must match as well.
+        chains: what is planned only after further scores: chains of doubled steps (`headroom`), one description each.
+        follow: returns the plan again, with the runs that the scores since then have added; None: it never grows.
     """
 
     study: Study
     runs: tuple[Run, ...]
     outline: Mapping[str, Any] = field(default_factory=dict)
     beside: tuple[Run, ...] = ()
+    chains: tuple[str, ...] = ()
+    follow: Callable[[], Plan] | None = None
 
 
 def subset_name(tasks: Sequence[str]) -> str:
     """Name a subset of the proxy tasks, such as ``inpainting-rotation``; ``none`` if it is empty."""
     return "-".join(task for task in PROXY_TASKS if task in tasks) or "none"
-
-
-def all_subsets() -> list[list[str]]:
-    """Return all subsets of the proxy tasks: none, each alone, the pairs, all three."""
-    return [list(each) for size in range(4) for each in itertools.combinations(PROXY_TASKS, size)]
 
 
 class Planner:
@@ -145,6 +151,7 @@ class Planner:
         row: the row of the task with the preset's changes (`bundles.segmentation.tasks.tasks.choose_task`).
         task: the value of ``--task``: a name, or a file relative to the folder of the study.
         absent: validation or tuning case to the names of the labels that its label file does not contain.
+        out: folder of the study, whose scores decide how chains of doubled steps go on; None: nothing is finished.
     """
 
     def __init__(
@@ -155,18 +162,34 @@ class Planner:
         row: Mapping[str, Any],
         task: str | Path,
         absent: Mapping[str, Sequence[str]] | None = None,
+        out: Path | None = None,
     ) -> None:
-        self.study, self.parts, self.row, self.task = study, parts, row, task
+        self.study, self.parts, self.row, self.task, self.out = study, parts, row, task, out
         self.absent = dict(absent or {})
         self.preset_values = choose(preset=study.preset, file=str(BUNDLES / PRETRAIN / "configs/presets.yaml"))
+        if wrong := [name for name in study.first_figure or () if name not in self.labels]:
+            raise InputError(
+                f"{study.source}: first_figure {wrong[0]!r} is not a label of the data. Allowed are "
+                f"{', '.join(self.labels)}."
+            )
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the labels without the background."""
+        return [name for value, name in self.row["labels"].items() if int(value)]
+
+    @property
+    def first_figure(self) -> list[str]:
+        """The labels whose mean is the first figure, in the order of the row."""
+        return [name for name in self.labels if self.study.first_figure is None or name in self.study.first_figure]
 
     def curve(self) -> list[Run]:
-        """Runs of the curve: for every seed and n each arm, preceded by the encoder it starts from."""
+        """Runs of the curve: for every seed and n each arm, preceded by the pre-training it starts from."""
         curve, runs = self.study.curve, []
         for seed, n in itertools.product(curve.seeds, curve.n):
             for arm in self.study.arms:
-                runs += self._arm(arm, n=n, seed=seed, encoder_seed=self._encoder_seed(curve, seed))
-        return _unique(runs)
+                runs += self.arm(arm, n=n, seed=seed, encoder_seed=self._encoder_seed(curve, seed))
+        return unique(runs)
 
     def ablation(self) -> list[Run]:
         """Runs of the ablation: for every seed from scratch, and from an encoder of each subset of the proxy tasks.
@@ -180,8 +203,20 @@ class Planner:
             encoder_seed = self._encoder_seed(ablation, seed)
             arm = self.ablation_arm(tasks)
             changes = {} if arm in self.study.arms else {"like": ablation.arm, "tasks": tasks}
-            runs += self._arm(arm, n=ablation.n, seed=seed, encoder_seed=encoder_seed, **changes)
-        return _unique(runs)
+            runs += self.arm(arm, n=ablation.n, seed=seed, encoder_seed=encoder_seed, **changes)
+        return unique(runs)
+
+    def headroom(self) -> list[Run]:
+        """Runs of floor, ceiling and convergence that are known so far, see `headroom.headroom_runs`.
+
+        Raises:
+            InputError: if the study has no headroom.
+        """
+        return unique(headroom_runs(self, self._part("headroom"), self.chains()))
+
+    def chains(self) -> dict[int, Chain]:
+        """The chain of doubled steps of each n (`convergence.Chain`); empty if the study has none."""
+        return chains_of(self, self.study.headroom, self.out) if self.study.headroom else {}
 
     def search(self) -> list[Run]:
         """Runs of the search: the recipes of every arm, scored on the tuning patients.
@@ -196,14 +231,14 @@ class Planner:
             )
         runs = []
         for seed, arm, recipe in ((s, a, r) for s in search.seeds for a in self.study.arms for r in self.recipes(a)):
-            runs += self._arm(
+            runs += self.arm(
                 arm,
                 n=search.n,
                 seed=seed,
                 encoder_seed=self.study.curve.seeds[0],
                 recipe=recipe,
             )
-        return _unique(runs)
+        return unique(runs)
 
     def recipes(self, arm: str) -> list[dict[str, Any]]:
         """Recipes that the search tries for an arm, see `study.recipes_of`."""
@@ -212,23 +247,25 @@ class Planner:
     def subsets(self) -> list[list[str]]:
         """Subsets of the proxy tasks that the ablation compares, including the empty one."""
         chosen = self._part("ablation").subsets
-        return all_subsets() if chosen is None else chosen if [] in chosen else [[], *chosen]
+        return paper_subsets() if chosen is None else chosen if [] in chosen else [[], *chosen]
 
     def ablation_arm(self, tasks: Sequence[str]) -> str:
-        """Name of the arm with an encoder of these tasks. An arm of the curve with the same tasks is used again."""
+        """Name of the arm pre-trained with these tasks. ``ablation.arm`` itself is used again for its own tasks."""
         arm = self._part("ablation").arm
         if not tasks:
             return CONTROL
-        whole = {**self.study.pretraining, **self.study.arms[arm].encoder}.get("tasks", PROXY_TASKS)
-        return arm if set(tasks) == set(whole) else subset_name(tasks)
+        return arm if set(tasks) == set(self.study.pretraining_of(arm)["tasks"]) else subset_name(tasks)
 
     def outline(self) -> dict[str, Any]:
         """What the report covers, regardless of which runs are finished: labels, cases, arms, n and seeds."""
-        names = [name for value, name in self.row["labels"].items() if int(value)]
         curve = {"n": list(self.study.curve.n), **self._outline_of(self.study.curve)}
-        outline = {"study": self.study.name, "labels": names, "cases": sorted(self.parts.validation)}
+        outline = {"study": self.study.name, "labels": self.labels, "cases": sorted(self.parts.validation)}
+        outline |= {"first_figure": self.first_figure}
         outline |= {"absent": {case: list(labels) for case, labels in sorted(self.absent.items())}}
-        outline |= {"arms": list(self.study.arms), "curve": curve, "ablation": None}
+        outline |= {"arms": list(self.study.arms), "curve": curve, "ablation": None, "headroom": None}
+        outline["pretrainings"] = {
+            arm: self.pretraining_name(arm) for arm, own in self.study.arms.items() if own.pretraining is not None
+        }
         if self.study.ablation:
             ablation = self.study.ablation
             rows = [{"tasks": tasks, "arm": self.ablation_arm(tasks)} for tasks in self.subsets()]
@@ -236,12 +273,34 @@ class Planner:
             for row in rows:
                 known = paper.get(subset_name(row["tasks"]))
                 row |= {"paper_dice": known and known.dice, "paper_hd95": known and known.hd95}
+                if row["arm"] not in self.study.arms:
+                    shared = self.pretraining_name(row["arm"], like=ablation.arm, tasks=row["tasks"])
+                    outline["pretrainings"][row["arm"]] = shared
             outline["ablation"] = {"n": ablation.n, **self._outline_of(ablation), "rows": rows}
+        if headroom := self.study.headroom:
+            steps = {str(n): self.study.steps_of(n) for n in headroom.n}
+            entries = headroom.model_dump(exclude={"seeds"}) | self._outline_of(headroom)
+            everyone = len(self.parts.training)
+            entries |= {"all": everyone, "all_steps": self.study.steps_of(everyone) if headroom.ceiling else None}
+            outline["headroom"] = entries | {"steps": steps}
+            outline["headroom"]["tuning"] = sorted(self.parts.tuning)
         return outline
 
+    def pretraining_name(self, arm: str, *, like: str | None = None, tasks: Sequence[str] | None = None) -> str:
+        """Return the first arm whose pre-training has the same options: arms with equal options share its runs.
+
+        Args:
+            arm: name of an arm with a pre-training.
+            like: the arm of the study whose options are used, if ``arm`` is only a name of the ablation.
+            tasks: proxy tasks, instead of those of the arm.
+        """
+        own = _sorted_tasks(self.study.pretraining_of(like or arm, tasks=tasks))
+        names = [name for name, each in self.study.arms.items() if each.pretraining is not None]
+        return next((name for name in names if _sorted_tasks(self.study.pretraining_of(name)) == own), arm)
+
     @staticmethod
-    def _outline_of(part: Curve | Ablation) -> dict[str, Any]:
-        return {"seeds": list(part.seeds), "encoder_per_seed": part.encoder_per_seed}
+    def _outline_of(part: Curve | Ablation | Headroom) -> dict[str, Any]:
+        return {"seeds": list(part.seeds), "encoder_per_seed": getattr(part, "encoder_per_seed", True)}
 
     def _part(self, name: str) -> Any:
         part = getattr(self.study, name)
@@ -253,7 +312,7 @@ class Planner:
     def _encoder_seed(part: Curve | Ablation, seed: int) -> int:
         return seed if part.encoder_per_seed else part.seeds[0]
 
-    def _arm(
+    def arm(
         self,
         arm: str,
         *,
@@ -280,13 +339,37 @@ class Planner:
         else:
             finetuning = tried_options(self.study, arm, recipe)
         options = {**self.study.network, **finetuning}
-        if entries.encoder is None:
-            return [self._finetuning(arm, n, seed, options, recipe, None)]
-        changes = dict(entries.encoder) | ({} if tasks is None else {"tasks": list(tasks)})
-        encoder = self._pretraining(arm, encoder_seed, changes)
-        return [encoder, self._finetuning(arm, n, seed, options, recipe, encoder)]
+        prefix = "finetune" if recipe is None else "search"
+        scored = self.parts.validation if recipe is None else self.parts.tuning
+        if entries.pretraining is None:
+            return [self.finetuning(arm, n=n, seed=seed, options=options, recipe=recipe, scored=scored, prefix=prefix)]
+        changes = self.study.pretraining_of(like or arm, tasks=tasks)
+        before = self.pretraining(
+            self.pretraining_name(arm, like=like, tasks=tasks), seed=encoder_seed, options=changes
+        )
+        return [
+            before,
+            self.finetuning(
+                arm,
+                n=n,
+                seed=seed,
+                options=options,
+                recipe=recipe,
+                scored=scored,
+                prefix=prefix,
+                before=before,
+                start=entries.start or "encoder",
+            ),
+        ]
 
-    def _pretraining(self, arm: str, seed: int, changes: Mapping[str, Any]) -> Run:
+    def pretraining(self, arm: str, *, seed: int, options: Mapping[str, Any]) -> Run:
+        """A pre-training.
+
+        Args:
+            arm: name of the arm, or of the first arm that shares it.
+            seed: its seed.
+            options: options of the bundle that the study sets, with ``tasks``.
+        """
         name = f"pretrain_{arm}_seed{seed}"
         finetuning = {**self.row, **self.study.finetuning}
         options = {
@@ -294,11 +377,11 @@ class Planner:
             "roi_size": square_roi(finetuning["roi_size"]),
             "foreground_hu": self.row["foreground"],
             "hu_window": finetuning["hu_window"],
-            "tasks": list(PROXY_TASKS),
             **{key: self.row[key] for key in NETWORK if key in self.row},
-            **self.study.pretraining,
-            **changes,
+            **options,
         }
+        head = options.get("reconstruction_head") or self.preset_values.get("reconstruction_head")
+        whole = trains_whole_network(options["tasks"], head)
         configs = ("configs/train.yaml",)
         if options["hu_window"] is None:
             options |= {"hu_window": [0.0, 1.0], "in_channels": len(self.row["channels"])}
@@ -320,7 +403,7 @@ class Planner:
                 "tensorboard": False,
                 **options,
             },
-            result="train/models/encoder.pt",
+            result=WEIGHTS["network" if whole else "encoder"],
         )
         unlabelled = [Path(first_file(case)).name for case in self.parts.unlabelled]
         return Run(
@@ -339,30 +422,57 @@ class Planner:
             precision={"train": precision_of(command.options)},
         )
 
-    def _finetuning(
+    def finetuning(
         self,
         arm: str,
+        *,
         n: int,
         seed: int,
         options: Mapping[str, Any],
-        recipe: Mapping[str, Any] | None,
-        encoder: Run | None,
+        scored: Mapping[str, Case],
+        prefix: str,
+        recipe: Mapping[str, Any] | None = None,
+        before: Run | None = None,
+        start: str = "encoder",
+        steps: int | None = None,
     ) -> Run:
-        searching = recipe is not None
-        scored: Mapping[str, Case] = self.parts.tuning if searching else self.parts.validation
+        """A fine-tuning and its evaluation.
+
+        Args:
+            arm: name of the arm.
+            n, seed: number of labelled patients, and the seed that draws them.
+            options: options of the bundle that the study sets.
+            scored: the validation or the tuning patients, by name.
+            prefix: first word of the run's name. The report reads the runs with ``finetune``.
+            recipe: options that the search tries; None: not a search.
+            before: the pre-training.
+            start: ``encoder`` or ``network``: what it takes from ``before``.
+            steps: its steps, which are then part of its name; None: those of the study.
+        """
         subset = labelled_subset(self.parts, n=n, seed=seed)
-        name = f"{'search' if searching else 'finetune'}_{arm}_n{n}_seed{seed}"
-        if encoder is not None and encoder.facts["seed"] != seed:
-            name += f"_encoder{encoder.facts['seed']}"
+        name = f"{prefix}_{arm}_n{n}_seed{seed}"
+        if before is not None and before.facts["seed"] != seed:
+            name += f"_encoder{before.facts['seed']}"
         if recipe:
             name += "".join(f"_{key}={_name_part(value)}" for key, value in recipe.items())
+        if steps is not None:
+            name += f"_steps{steps}"
         lists = {
             f"n{n}_seed{seed}": self._list({"training": [_pair(self.parts.training[case]) for case in subset]}),
-            "tuning" if searching else "validation": self._list({"test": [_pair(case) for case in scored.values()]}),
+            "tuning" if scored is self.parts.tuning else "validation": self._list(
+                {"test": [_pair(case) for case in scored.values()]}
+            ),
         }
         training_list, scored_list = (Path(LISTS, f"{each}.json") for each in lists)
-        steps = options["max_steps"] if "max_steps" in options else self.study.steps_of(n)
-        start = {} if encoder is None else {"pretrained_encoder": Path("runs", encoder.name, "train/models/encoder.pt")}
+        if steps is None:
+            steps = options["max_steps"] if "max_steps" in options else self.study.steps_of(n)
+        weights = {}
+        if before is not None:
+            weights = {
+                {"encoder": "pretrained_encoder", "network": "pretrained_model"}[start]: Path(
+                    "runs", before.name, WEIGHTS[start]
+                )
+            }
         train = Command(
             name="train",
             bundle=SEGMENT,
@@ -377,7 +487,7 @@ class Planner:
                 "resume": True,
                 "tensorboard": False,
                 "max_steps": steps,
-                **start,
+                **weights,
                 **options,
             },
             result="train/models/model.pt",
@@ -398,11 +508,11 @@ class Planner:
             },
             result="evaluation/scores.csv",
         )
-        facts = {"arm": arm, "n": n, "seed": seed, "steps": steps, "encoder": encoder and encoder.name}
-        facts |= {"encoder_seed": encoder and encoder.facts["seed"]}
-        if encoder:  # a pre-training with other settings but the same name must not match
-            facts["encoder_settings"] = _digest(encoder.settings_of_study)
-        facts |= {"tasks": encoder.facts["tasks"] if encoder else []}
+        facts = {"arm": arm, "n": n, "seed": seed, "steps": steps, "encoder": before and before.name}
+        facts |= {"encoder_seed": before and before.facts["seed"]}
+        if before:  # a pre-training with other settings but the same name must not match
+            facts["encoder_settings"] = _digest(before.settings_of_study)
+        facts |= {"tasks": before.facts["tasks"] if before else []}
         return Run(
             name=name,
             kind="finetuning",
@@ -411,9 +521,9 @@ class Planner:
             lists=lists,
             row=self.row,
             cases={"training": subset, "scored": list(scored)},
-            needs=() if encoder is None else (encoder.name,),
+            needs=() if before is None else (before.name,),
             precision={each.name: precision_of(each.options) for each in (train, evaluate)}
-            | ({} if encoder is None else {"encoder": encoder.precision["train"]}),
+            | ({} if before is None else {"encoder": before.precision["train"]}),
         )
 
     def _list(self, sections: Mapping[str, list[dict]]) -> dict[str, Any]:
@@ -463,7 +573,13 @@ def words_of(command: Command, out: Path, folder: Path) -> list[str]:
     return words
 
 
-def _unique(runs: Sequence[Run]) -> list[Run]:
+def _sorted_tasks(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a pre-training, in which the order of the proxy tasks does not matter."""
+    return {**options, "tasks": sorted(options["tasks"])}
+
+
+def unique(runs: Sequence[Run]) -> list[Run]:
+    """Return runs with each name once."""
     return list({run.name: run for run in runs}.values())
 
 

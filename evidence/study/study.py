@@ -1,27 +1,32 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A study: what is compared, on which data, with which options. Read from YAML and checked before anything runs."""
+"""The entries of a study: what is compared, on which data, with which options. `reading` reads and checks a file."""
 
 from __future__ import annotations
 
 import difflib
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from bundles.common.errors import InputError
 from bundles.common.run.mixed_precision import TYPES
+from bundles.pretraining.proxy_tasks.losses import TASKS as PROXY_TASKS
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 PRETRAIN, SEGMENT = "swin_unetr_pretrain", "swin_unetr_msd"
-STUDIES = Path(__file__).parents[1] / "studies"
 CONTROL = "scratch"
-PROXY_TASKS = ("inpainting", "contrast", "rotation")
+# Arms of the part `headroom`; see `Headroom`.
+FLOOR, CEILING, CONVERGED = "floor", "ceiling", "converged"
+HEADROOM_ARMS = (FLOOR, CEILING, CONVERGED)
+INPAINTING = "inpainting"
+PAPER_TASKS = (INPAINTING, "contrast", "rotation")  # Tang et al., CVPR 2022, section 3.2
+POSITION, WHOLE_HEAD = "position", "unet"  # the task, and the reconstruction head, that train the decoder as well
 NETWORK = ("feature_size", "depths", "num_heads", "window_size")
 # Options that the plan sets, so no study may set them.
 OF_THE_PLAN = (
@@ -29,6 +34,7 @@ OF_THE_PLAN = (
     *("fold", "folds", "labels", "bundle_root", "preset", "device"),
 )
 ENTRIES = "entries, 'key: value'"
+RENAMED = {"encoder": "pretraining"}  # keys of earlier versions
 
 
 def _is_whole(value: Any) -> bool:
@@ -98,7 +104,7 @@ def _check_grid(grid: dict[str, list]) -> dict[str, list]:
 
 def _check_row(row: dict[str, Any]) -> dict[str, Any]:
     _check_values(row)
-    for preset in _presets():
+    for preset in presets():
         if isinstance(row.get(preset), Mapping):
             _check_values(row[preset], preset)
     return row
@@ -140,7 +146,8 @@ class Entries(BaseModel):
         known = cls.model_fields.keys() - {"source"}
         for key in content:
             if key not in known:
-                raise _wrong(f"is not a key of a study. {_suggestion(key, known)}", str(key))
+                hint = f"It is now called {RENAMED[key]}" if RENAMED.get(key) in known else suggestion(key, known)
+                raise _wrong(f"is not a key of a study. {hint}", str(key))
         return {key: value for key, value in content.items() if value is not None}
 
 
@@ -161,9 +168,17 @@ class Split(Entries):
 
 
 class Arm(Entries):
-    """What an arm changes in the pre-training (None: it has none) and in the fine-tuning."""
+    """One side of the comparison.
 
-    encoder: Options | None = None
+    Attributes:
+        pretraining: what it changes in the options of the pre-training; None: it has none.
+        start: what the fine-tuning takes from the pre-training: its ``encoder``, or the whole ``network`` except the
+            output layer. None: the encoder, if there is a pre-training.
+        finetuning: what it changes in the options of the fine-tuning.
+    """
+
+    pretraining: Options | None = None
+    start: Literal["encoder", "network"] | None = None
     finetuning: Options = {}
 
 
@@ -184,7 +199,10 @@ class PaperRow(Entries):
 
 
 class Ablation(Entries):
-    """The ablation of the proxy tasks: ``arm`` has the options of all encoders; ``subsets`` None means all subsets."""
+    """The ablation of the proxy tasks.
+
+    ``arm`` has the options of all pre-trainings. ``subsets`` None means the eight subsets of `PAPER_TASKS`.
+    """
 
     n: PositiveCount
     seeds: Seeds
@@ -192,6 +210,38 @@ class Ablation(Entries):
     arm: str
     subsets: list[Subset] | None = None
     paper: list[PaperRow] = []
+
+
+class Convergence(Entries):
+    """Training from scratch for 1, 2, 4, ... times the study's steps, each run with its own whole schedule.
+
+    Attributes:
+        seeds: seeds other than those whose runs are compared. The runs are scored on the tuning patients.
+        gain: the steps are enough once twice as many gain less than this in the mean first figure.
+        most: never train for more steps than this.
+    """
+
+    seeds: Seeds
+    gain: Annotated[float, Field(gt=0, lt=1)] = 0.005
+    most: PositiveCount
+
+
+class Headroom(Entries):
+    """What a pre-training could gain at most, and what it must beat.
+
+    Attributes:
+        n: numbers of labelled patients.
+        seeds: seeds.
+        floor: train only the decoder, on an encoder of random weights. A pre-training that is not above it is useless.
+        ceiling: train from scratch with all labelled patients that are not set apart.
+        convergence: train from scratch until more steps gain nothing; None: leave this out.
+    """
+
+    n: PositiveCounts
+    seeds: Seeds
+    floor: bool = True
+    ceiling: bool = True
+    convergence: Convergence | None = None
 
 
 class Search(Entries):
@@ -215,7 +265,7 @@ class Search(Entries):
 
 
 class RunMinutes(Entries):
-    """Rough minutes of a run of each kind, used until some have finished."""
+    """Rough minutes of a run of each kind with the study's own steps, used until some have finished."""
 
     pretraining: Minutes = 10.0
     finetuning: Minutes = 5.0
@@ -227,7 +277,7 @@ class Study(Entries):
     Attributes:
         name: name of the study and of its MLflow experiment.
         preset: preset of both bundles.
-        arms: name to `Arm`: `CONTROL`, and at least one with an encoder.
+        arms: name to `Arm`: `CONTROL`, and at least one with a pre-training.
         steps: fine-tuning steps: one number, or one for each n.
         curve: the few-label curve.
         synthetic: synthetic patients to generate where no data are passed; None: data are required.
@@ -235,11 +285,13 @@ class Study(Entries):
         row: a row of its own.
         split: how the validation patients are chosen.
         tuning: number of training patients set apart: the search scores them, and no run trains on their labels.
-        pretraining: options of swin_unetr_pretrain for every encoder; its network size (`NETWORK`) also applies
+        pretraining: options of swin_unetr_pretrain for every arm; its network size (`NETWORK`) also applies
             to every fine-tuning.
         finetuning: options of swin_unetr_msd for every arm.
         evaluation: options of its ``evaluate.yaml``.
+        first_figure: labels whose mean is the first figure of the report; the others are reported apart. None: all.
         ablation: the ablation of the proxy tasks.
+        headroom: floor, ceiling and training from scratch until it converges.
         search: the search for recipes.
         minutes: rough durations.
         source: path of the file; not an entry of it.
@@ -258,7 +310,9 @@ class Study(Entries):
     pretraining: Options = {}
     finetuning: Options = {}
     evaluation: Options = {}
+    first_figure: Annotated[list[str], Field(min_length=1), AfterValidator(_check_different)] | None = None
     ablation: Ablation | None = None
+    headroom: Headroom | None = None
     search: Search | None = None
     minutes: RunMinutes = RunMinutes()
     source: str = ""
@@ -267,6 +321,18 @@ class Study(Entries):
     def network(self) -> dict[str, Any]:
         """The network size that ``pretraining`` sets; all arms have it, including the control."""
         return {key: self.pretraining[key] for key in NETWORK if self.pretraining.get(key) is not None}
+
+    def pretraining_of(self, arm: str | None, *, tasks: Sequence[str] | None = None) -> dict[str, Any]:
+        """The options of an arm's pre-training that the study sets, with its proxy tasks.
+
+        Args:
+            arm: an arm with a pre-training; None: what the study sets for all of them.
+            tasks: proxy tasks instead of those of the arm.
+        """
+        options = {"tasks": list(PAPER_TASKS), **self.pretraining}
+        if arm is not None:
+            options |= self.arms[arm].pretraining
+        return options if tasks is None else {**options, "tasks": list(tasks)}
 
     def steps_of(self, n: int) -> int:
         """Fine-tuning steps with ``n`` labelled patients.
@@ -283,72 +349,28 @@ class Study(Entries):
         return self.steps[n]
 
 
-def read_study(name: str) -> Study:
-    """Read a study file.
-
-    Args:
-        name: one of `studies/`, such as ``openkbp``, or the path of a YAML file.
-
-    Raises:
-        InputError: the file does not exist, is not YAML, or has wrong entries. Names the file, each wrong entry, its
-            value and what is allowed.
-    """
-    path = Path(name) if Path(name).suffix in (".yaml", ".yml") else STUDIES / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(each.stem for each in STUDIES.glob("*.yaml")))
-        raise InputError(f"There is no study {name} ({path}). Pass {known}, or the path of a YAML file.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(content, Mapping):
-        raise InputError(f"{path} must contain entries such as 'name: openkbp', not {content!r}.")
-    return check_study(content, source=str(path))
+def presets() -> list[str]:
+    """Names of the presets that both bundles have."""
+    first, second = (
+        yaml.safe_load((BUNDLES / bundle / "configs/presets.yaml").read_text(encoding="utf-8"))
+        for bundle in (PRETRAIN, SEGMENT)
+    )
+    return [name for name in first if name in second]
 
 
-def check_study(content: Mapping[str, Any], *, source: str) -> Study:
-    """Build a study from the entries of a file.
-
-    Args:
-        content: the entries.
-        source: path of the file.
-
-    Raises:
-        InputError: see `read_study`.
-    """
-    try:
-        study = Study.model_validate(content).model_copy(update={"source": source})
-    except ValidationError as error:
-        raise InputError("\n".join(f"{source}: {_describe(each)}." for each in error.errors())) from None
-    for problem in itertools.chain(_arm_problems(study), _comparison_problems(study), _search_problems(study)):
-        raise InputError(f"{source}: {problem}.")
-    return study
+def paper_subsets() -> list[list[str]]:
+    """Return all subsets of the paper's proxy tasks: none, each alone, the pairs, all three."""
+    sizes = range(len(PAPER_TASKS) + 1)
+    return [list(each) for size in sizes for each in itertools.combinations(PAPER_TASKS, size)]
 
 
-# Texts for errors of pydantic; the others read "Input should be ALLOWED".
-ALLOWED = {
-    **{"dict_type": ENTRIES, "model_type": ENTRIES, "list_type": "a list", "string_type": "text"},
-    **{"too_short": "a list of at least one value", "bool_type": "true or false, without quotes"},
-}
+def trains_whole_network(tasks: Sequence[str], reconstruction_head: str | None) -> bool:
+    """Return whether a pre-training trains the decoder as well, so that it writes ``network.pt``."""
+    return POSITION in tasks or (INPAINTING in tasks and reconstruction_head == WHOLE_HEAD)
 
 
-def _describe(error: Mapping[str, Any]) -> str:
-    """An error of pydantic in words: the entry, its value and what is allowed."""
-    location = [*error["loc"], *error.get("ctx", {}).get("below", ())]
-    if location[-1] == "[key]":
-        return f"{'.'.join(map(str, location[:-2]))} has the key {error['input']!r}: keys must be text"
-    entry = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location).removeprefix(".")
-    if error["type"] == "missing":
-        return f"{entry} is missing"
-    if error["type"] == "entry":
-        return f"{entry} {error['msg']}"
-    allowed = ALLOWED.get(error["type"], error["msg"].removeprefix("Input should be "))
-    return f"{entry} {error['input']!r} must be {allowed}"
-
-
-def _suggestion(key: Any, known: Iterable[str]) -> str:
+def suggestion(key: Any, known: Iterable[str]) -> str:
+    """Return a sentence that names the most similar of the known keys, if any, and all of them."""
     near = difflib.get_close_matches(str(key), known, n=1)
     return "".join(f"Did you mean {name}? " for name in near) + f"Allowed are {', '.join(sorted(known))}"
 
@@ -375,119 +397,3 @@ def tried_options(study: Study, arm: str, recipe: Mapping[str, Any]) -> dict[str
     searched = {key for each in recipes_of(study.search, arm) for key in each}
     own = {key: value for key, value in study.arms[arm].finetuning.items() if key not in searched}
     return {**study.finetuning, **own, **study.search.options, **recipe}
-
-
-def _arm_problems(study: Study) -> Iterator[str]:
-    """What is wrong with preset, task and arms."""
-    presets = _presets()
-    if study.preset not in presets:
-        yield (
-            f"preset {study.preset!r} must be one that both bundles have: {', '.join(presets)}. Single values of other "
-            "presets can be set in 'pretraining' and 'finetuning'"
-        )
-    if study.task and study.row:
-        yield f"task {study.task} and row exclude each other. Keep one of them"
-    for name, arm in study.arms.items():
-        if not name.replace("_", "").isalnum():  # a hyphen joins the proxy tasks of an ablation row
-            yield f"arm {name!r} must be text of letters, digits and _"
-        if name in PROXY_TASKS:
-            yield (
-                f"arm {name!r} has the name of an ablation row, the encoder of that proxy task alone. Choose another, "
-                f"such as {name}_only"
-            )
-        if (name == CONTROL) != (arm.encoder is None):
-            yield (
-                f"arms.{name}.encoder is {arm.encoder!r}. It must be null for {CONTROL} and entries for every other "
-                "arm; {} means the options of 'pretraining'"
-            )
-    if CONTROL not in study.arms or len(study.arms) < 2:
-        yield f"arms must have {CONTROL} and at least one arm with an encoder, not {list(study.arms)}"
-    with_encoder = [name for name in study.arms if name != CONTROL]
-    if study.ablation and study.ablation.arm not in with_encoder:
-        yield f"ablation.arm {study.ablation.arm!r} must be an arm with an encoder: {', '.join(with_encoder)}"
-
-
-def _comparison_problems(study: Study) -> Iterator[str]:
-    """Options that would make arms differ in more than they should: network, steps or precision."""
-    common = [("search.options", study.search.options)] if study.search else []
-    common += [(f"arms.{name}.encoder", arm.encoder or {}) for name, arm in study.arms.items()]
-    for part, options in [*_finetuning_options(study), *common]:
-        for key in NETWORK:
-            if key in options and options[key] != study.pretraining.get(key):
-                yield (
-                    f"{part} has {key} {options[key]!r}, pretraining {study.pretraining.get(key, 'none')!r}. All arms "
-                    f"have the same network: set pretraining.{key}, which also applies to every fine-tuning, and remove it "
-                    "here"
-                )
-    for part, options in _finetuning_options(study):
-        if "max_steps" in options:
-            yield (
-                f"{part} has max_steps {options['max_steps']!r}. All arms train for the same number of steps: set "
-                "'steps', or search.options.max_steps for all runs of the search, and remove it here"
-            )
-        for key in ("amp", "amp_type") if part != "finetuning" else ():
-            if key in options:
-                yield (
-                    f"{part} has {key} {options[key]!r}. All arms compute in the same precision: set finetuning.{key}, "
-                    "and remove it here"
-                )
-
-
-def _search_problems(study: Study) -> Iterator[str]:
-    """What makes a search unfair, empty or biased."""
-    search = study.search
-    if not search:
-        return
-    for part, names in (("grid_of", search.grid_of), ("recipes_of", search.recipes_of)):
-        for name in names:
-            if name not in study.arms:
-                yield f"search.{part}.{name} is not an arm. {_suggestion(name, study.arms)}"
-    numbers = {arm: len(recipes_of(search, arm)) for arm in study.arms}
-    if len(set(numbers.values())) > 1:
-        yield (
-            f"the arms have different numbers of recipes in the search, {numbers}. A fair search tries the same number "
-            "for each: see search.grid_of and search.recipes_of"
-        )
-    if not any(numbers.values()):
-        yield "the search tries nothing: set search.grid or search.recipes_of"
-    for arm in study.arms:
-        tried: list[tuple[dict, dict]] = []
-        for recipe in recipes_of(search, arm):
-            options = tried_options(study, arm, recipe)
-            if same := [each for each, before in tried if before == options]:
-                yield (
-                    f"the search tries {same[0]!r} and {recipe!r} for {arm}, which are equal together with its other "
-                    f"options (finetuning, arms.{arm}.finetuning, search.options): {options!r}. Change or remove one of "
-                    "them"
-                )
-            tried.append((recipe, options))
-    for part, entries in (("curve", study.curve), ("ablation", study.ablation)):
-        if entries and (shared := sorted({*entries.seeds} & {*search.seeds})):
-            yield (
-                f"search.seeds {search.seeds} and {part}.seeds {entries.seeds} share {', '.join(map(str, shared))}: "
-                "recipes would be chosen on the subsets and draws that are compared afterwards. Use other seeds for the "
-                "search"
-            )
-
-
-def _finetuning_options(study: Study) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Fine-tuning options with their places in the file: of all arms, of each arm, and what the search tries."""
-    yield "finetuning", study.finetuning
-    for name, arm in study.arms.items():
-        yield f"arms.{name}.finetuning", arm.finetuning
-    if study.search:
-        for name, recipes in study.search.recipes_of.items():
-            yield from ((f"search.recipes_of.{name}", recipe) for recipe in recipes)
-        grids = {"search.grid": study.search.grid}
-        grids |= {f"search.grid_of.{name}": grid for name, grid in study.search.grid_of.items()}
-        for place, grid in grids.items():
-            yield from ((place, {key: value}) for key, values in grid.items() for value in values)
-
-
-def _presets() -> list[str]:
-    """Names of the presets that both bundles have."""
-    first, second = (
-        yaml.safe_load((BUNDLES / bundle / "configs/presets.yaml").read_text(encoding="utf-8"))
-        for bundle in (PRETRAIN, SEGMENT)
-    )
-    return [name for name in first if name in second]

@@ -13,8 +13,8 @@ import numpy as np
 from bundles.common.files import write_text
 from bundles.common.networks.swin_unetr import build_encoder
 from evidence.run import plan_of
-from evidence.runs.plan import Plan, Planner
-from evidence.study.study import check_study
+from evidence.runs.plan import Plan, Planner, Run
+from evidence.study.reading import check_study
 from evidence.study.subsets import Parts
 
 REPORT = tuple(f"{part}.{kind}" for part in ("curve", "ablation") for kind in ("csv", "md", "png"))
@@ -37,8 +37,8 @@ CONTENT = {
     "pretraining": {"max_steps": 100, "learning_rate": 0.001},
     "finetuning": {"learning_rate": 0.02},
     "arms": {
-        "scratch": {"encoder": None, "finetuning": {"warmup_steps": 5}},
-        "pretrained": {"encoder": {}, "finetuning": {"encoder_lr_decay": 0.75}},
+        "scratch": {"pretraining": None, "finetuning": {"warmup_steps": 5}},
+        "pretrained": {"pretraining": {}, "finetuning": {"encoder_lr_decay": 0.75}},
     },
     "steps": {2: 50, 4: 60},
     "curve": {"n": [2, 4], "seeds": [0, 1, 2], "encoder_per_seed": True},
@@ -138,6 +138,23 @@ def write_study(out: Path, plan: Plan, *, gain: float, unfinished: tuple[str, ..
             folder = out / "runs" / run.name
             write_text(folder / "settings.json", json.dumps(run.settings))
             write_text(folder / "done.json", json.dumps(finished(run, gain=gain)))
+
+
+def rescore(out: Path, plan: Plan, dice: Callable[[Run, str, str], float]) -> None:
+    """Give every finished fine-tuning of a plan new scores.
+
+    Args:
+        out: folder of the study.
+        plan: its plan.
+        dice: returns the Dice of a run, case and label.
+    """
+    for run in plan.runs:
+        path = out / "runs" / run.name / "done.json"
+        if run.kind == "finetuning" and path.exists():
+            done = json.loads(path.read_text())
+            for row in done["scores"]:
+                row["dice"] = row["nsd"] = dice(run, row["case"], row["label"])
+            write_text(path, json.dumps(done))
 
 
 def one_sided(out: Path, plan: Plan, *, case: str = "val_03", label: str = "left kidney") -> None:

@@ -16,7 +16,7 @@ from evidence.report import main, write_report
 from evidence.run import plan_of
 from evidence.search import search_rows
 
-from .made_up_study import REPORT, finished, made_up_scores, one_sided, planner, whole_plan, write_study
+from .made_up_study import REPORT, finished, made_up_scores, one_sided, planner, rescore, whole_plan, write_study
 
 
 def read(path):
@@ -240,3 +240,89 @@ def test_a_search_leaves_out_the_same_scores(tmp_path):
     assert recipe == made.recipes("scratch")[0] and row["arm"] == "scratch"
     assert row["dice"] == pytest.approx((0.4 + 0.8) / 2)
     assert row["sd_patients"] == pytest.approx(abs(0.6 - 0.4) / 2**0.5)  # two patients; the third has no organ
+
+
+SMALL = {"ablation": None, "curve": {"n": [2], "seeds": [0, 1, 2]}}
+
+
+def rescored(tmp_path, gain, **changes):
+    """The report of a study in which `gain(run, case, label)` is what pre-training adds to a Dice of 0.4."""
+    plan = plan_of(planner(**SMALL, **changes), ["curve"])
+    write_study(tmp_path, plan, gain=0.0)
+    rescore(tmp_path, plan, lambda run, *at: 0.4 + (gain(run, *at) if run.facts["encoder"] else 0.0))
+    return write_report(tmp_path), read(tmp_path / "curve.csv")
+
+
+def by_label(run, case, label):
+    """The liver gains 0.1 and the left kidney loses 0.2, a little more or less for each seed."""
+    return (0.1 if label == "liver" else -0.2) + 0.002 * (run.facts["seed"] - 1)
+
+
+def test_the_first_figure_leads_and_the_other_labels_are_apart(tmp_path):
+    text, rows = rescored(tmp_path, by_label, first_figure=["liver"])
+    wanted = {"n": 2, "arm": "pretrained", "metric": "dice"}
+    found = {row["label"]: float(row["difference"]) for row in rows if wanted.items() <= {**row, "n": 2}.items()}
+    assert found == pytest.approx({"first figure": 0.1, "mean": -0.05, "liver": 0.1, "left kidney": -0.2})
+    assert "First figure: the mean over liver, as the study says." in text
+    cells = cells_of(text[text.index("| n | arm | runs") :], "2", "pretrained")
+    assert cells["Dice"].startswith("0.5000") and cells["Dice, minus scratch"].startswith("+0.1000")
+    assert "- n = 2, pretrained: pre-training gains (+0.1000" in text
+    together = cells_of(text[text.index("All 2 labels together:") :], "2", "pretrained")
+    assert together["minus scratch"].startswith("-0.0500") and together["Dice"].startswith("0.3500")
+    assert "apart from the first figure: left kidney:" in text and "| n | arm | liver | left kidney |" in text
+
+
+def test_labels_that_are_lower_are_named_with_both_intervals(tmp_path):
+    text, _ = rescored(tmp_path, by_label)
+    (line,) = [line for line in text.splitlines() if "is lower" in line]
+    assert line.startswith("| 2 | pretrained | left kidney is lower, -0.2000 [") and "liver" not in line
+    reach = 4.302653 * 0.002 / 3**0.5
+    assert f"t interval [{-0.2 - reach:+.4f}, {-0.2 + reach:+.4f}]" in line and "not by the t" not in line
+
+
+def test_a_label_that_only_the_bootstrap_calls_lower_is_marked(tmp_path):
+    gains = {0: -0.01, 1: -0.02, 2: -0.12}
+    text, _ = rescored(tmp_path, lambda run, *_: gains[run.facts["seed"]])
+    assert text.count("(not by the t interval)") == 2  # both labels
+
+
+def test_no_lower_label_is_said_as_well(tmp_path):
+    text, _ = rescored(tmp_path, lambda run, case, label: 0.02 if label == "liver" else 0.01)
+    assert "no interval is below 0; the lowest difference is left kidney, +0.0100" in text
+
+
+def test_t_intervals_stand_beside_those_of_the_bootstrap(tmp_path):
+    gains = {0: 0.02, 1: 0.05, 2: 0.11}
+    text, rows = rescored(tmp_path, lambda run, *_: gains[run.facts["seed"]])
+    row = row_of(rows, n=2, arm="pretrained", label="mean", metric="dice")
+    reach = 4.302653 * 0.0458258 / 3**0.5
+    assert float(row["t_low"]) == pytest.approx(0.06 - reach, abs=1e-5)
+    assert float(row["t_high"]) == pytest.approx(0.06 + reach, abs=1e-5)
+    assert float(row["low"]) > 0 > float(row["t_low"])
+    assert f"[{0.06 - reach:+.4f}, {0.06 + reach:+.4f}]" in text
+    assert "a hint that pre-training gains, not shown" in text and "the t interval over seeds contains 0" in text
+
+
+def test_a_search_is_decided_by_the_first_figure(tmp_path):
+    made = planner(first_figure=["liver"])
+    plan = plan_of(made, ["search"])
+    for run in plan.runs:
+        done = finished(run)
+        better = run.facts.get("recipe", {}).get("learning_rate") == 0.02
+        for row in done.get("scores", []):
+            row["dice"] = (0.6 if better else 0.5) if row["label"] == "liver" else (0.1 if better else 0.9)
+        write_text(tmp_path / "runs" / run.name / "done.json", json.dumps(done))
+    best = [row for row in search_rows(plan, made, tmp_path) if row["best"]]
+    assert len(best) == 2 and all(row["recipe"].startswith("learning_rate 0.02") for row in best)
+    assert [row["dice"] for row in best] == pytest.approx([0.6, 0.6])
+
+
+def test_arms_that_share_a_pretraining_share_its_line(tmp_path):
+    arms = {
+        "scratch": {"pretraining": None},
+        "one": {"pretraining": {}},
+        "two": {"pretraining": {}, "finetuning": {"drop_path": 0.1}},
+    }
+    plan = plan_of(planner(arms=arms, search=None, **SMALL), ["curve"])
+    write_study(tmp_path, plan, gain=0.0)
+    assert "| one, two, seed 1 | 100 | 12.3 |" in write_report(tmp_path)

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from evidence.runs import run_claim as claims
 from evidence.runs.execution import RunFailed
 from evidence.runs.plan import words_of as plan_words_of
 from evidence.runs.plan import write_lists
-from evidence.runs.progress import overview, state_of
+from evidence.runs.progress import minutes_of, overview, state_of
 from evidence.search import main as search_main
 from evidence.study.study_data import prepare_folder
 from tools.child_process import STOP_SIGNALS, Stopped
@@ -33,6 +34,7 @@ from .made_up_study import encoder_file, finished, made_up_scores, planner, whol
 # Takes the place of a bundle: writes what the command would write, and counts its calls.
 BUNDLE = """
 import sys
+import time
 from pathlib import Path
 result, scores = Path(sys.argv[1]), Path(sys.argv[2])
 result.parent.mkdir(parents=True, exist_ok=True)
@@ -393,3 +395,115 @@ def test_a_torn_file_of_a_run_is_named_and_made_again(plan, out, bundles, name):
     (path.parent / "done.json").unlink(missing_ok=True)
     assert go(plan, out)[0] and path.read_text() == before
     assert (path.parent / "train/models/calls").read_text() == "x"  # not trained again
+
+
+GROWING = {"n": [2], "seeds": [0], "floor": False, "ceiling": False, "convergence": {"seeds": [10], "most": 400}}
+
+
+@pytest.fixture
+def growing(monkeypatch, tmp_path, bundles):
+    """A study with a chain whose Dice is 0.5, 0.55 and 0.552 after 50, 100 and 200 steps, and its folder."""
+    made = planner(headroom=GROWING)
+    made.out = tmp_path / "out"
+    dice = {50: 0.5, 100: 0.55, 200: 0.552}
+
+    def carry_out(run, **options):
+        scores = made_up_scores(run, gain=0.0)
+        for row in scores if run.name.startswith("converge_") else ():
+            row["dice"] = dice[run.facts["steps"]]
+        lines = ["case,label,dice,nsd,hd95"]
+        lines += [",".join("" if value is None else str(value) for value in row.values()) for row in scores]
+        write_text(made.out / "runs" / run.name / ".made_up.csv", "\n".join(lines) + "\n")
+        return execution.carry_out(run, **options)
+
+    monkeypatch.setattr(runner, "carry_out", carry_out)
+    return made, made.out
+
+
+def finished_runs(out):
+    return sorted(path.parent.name for path in out.glob("runs/*/done.json"))
+
+
+CHAIN = [f"converge_scratch_n2_seed10_steps{steps}" for steps in (100, 200, 50)]
+AFTER = ["finetune_converged_n2_seed0_steps100", "finetune_scratch_n2_seed0"]
+
+
+def test_a_chain_is_carried_out_until_more_steps_gain_nothing(growing):
+    made, out = growing
+    done, lines = go(plan_of(made, ["headroom"]), out)
+    assert done and finished_runs(out) == [*CHAIN, *AFTER]
+    order = [line.split()[0] for line in lines if line.endswith("...")]
+    assert [name for name in order if "converge_" in name] == [CHAIN[2], CHAIN[0], CHAIN[1]]
+    assert order.index(AFTER[0]) > order.index(CHAIN[1])
+    assert "not counted: what the chains of doubled steps add after scratch with n = 2, 100 steps" in lines[1]
+    # Repeated, it finds everything done.
+    assert go(plan_of(made, ["headroom"]), out) == (True, [])
+
+
+def test_a_broken_chain_goes_on_where_it_stopped(growing, monkeypatch):
+    made, out = growing
+    plan = plan_of(made, ["headroom"])
+    carry_out = runner.carry_out
+
+    def stop(run, **options):
+        if run.name == CHAIN[1]:
+            raise Stopped(signal.SIGTERM)
+        return carry_out(run, **options)
+
+    monkeypatch.setattr(runner, "carry_out", stop)
+    with pytest.raises(Stopped):
+        go(plan, out)
+    assert CHAIN[1] not in finished_runs(out) and CHAIN[0] in finished_runs(out)
+    monkeypatch.setattr(runner, "carry_out", carry_out)
+    assert go(plan_of(made, ["headroom"]), out)[0] and finished_runs(out) == [*CHAIN, *AFTER]
+    assert (out / "runs" / CHAIN[0] / "train/models/calls").read_text() == "x"  # not trained again
+
+
+def test_who_has_nothing_to_do_waits_for_the_next_link_or_leaves(growing, monkeypatch):
+    made, out = growing
+    held = claims.take(out / "runs" / CHAIN[2])
+    done, _ = go(plan_of(made, ["headroom"]), out, wait=False)
+    assert not done and finished_runs(out) == [AFTER[1]]
+    first = next(run for run in plan_of(made, ["headroom"]).runs if run.name == CHAIN[2])
+    waits, sleep = [], time.sleep
+
+    def wait(seconds):
+        if seconds != runner.WAIT:
+            return sleep(seconds)
+        waits.append(seconds)
+        assert len(waits) == 1
+        write_text(out / "runs" / first.name / "settings.json", json.dumps(first.settings))
+        write_text(out / "runs" / first.name / "done.json", json.dumps(finished(first)))  # the other process is done
+        return held.release()
+
+    monkeypatch.setattr(runner.time, "sleep", wait)
+    assert go(plan_of(made, ["headroom"]), out)[0]
+    assert waits and CHAIN[2] in finished_runs(out) and CHAIN[0] in finished_runs(out)
+
+
+def test_time_grows_with_the_steps_and_falls_with_the_processes(out):
+    made = planner(headroom=GROWING, minutes={"pretraining": 30, "finetuning": 12}, ablation=None)
+    plan = plan_of(made, ["curve"])
+    minutes = minutes_of(plan, out)
+    by_name = {run.name: minutes(run) for run in plan.runs}
+    assert by_name["pretrain_pretrained_seed0"] == 30
+    assert by_name["finetune_scratch_n4_seed0"] == 12 and by_name["finetune_scratch_n2_seed0"] == 10  # 60 and 50 steps
+    total = 3 * 30 + 6 * 12 + 6 * 10
+    assert overview(plan, out, names=False, processes=2) == (
+        f"0 of 15 runs done, 0 running, 15 left; about {total // 60} h {total % 60:02d} min with 1 process, "
+        f"{total // 120} h {total // 2 % 60:02d} min with 2"
+    )
+    run = next(run for run in plan.runs if run.name == "finetune_scratch_n2_seed0")
+    write_text(out / "runs" / run.name / "done.json", json.dumps(finished(run) | {"seconds": 60 * 5}))
+    assert minutes_of(plan, out)(next(run for run in plan.runs if run.name == "finetune_scratch_n4_seed0")) == 6
+
+
+def test_the_random_encoder_of_the_floor_takes_a_minute(out):
+    plan = plan_of(planner(headroom={"n": [2], "seeds": [0]}, steps=50), ["headroom"])
+    run = next(run for run in plan.runs if run.name == "pretrain_floor_seed0")
+    assert minutes_of(plan, out)(run) == 1
+
+
+def test_processes_share_the_cores(monkeypatch):
+    monkeypatch.setattr(runner, "available_cores", lambda: 4)
+    assert [runner.processes_of(threads) for threads in (1, 2, 3, 4, 9)] == [4, 2, 1, 1, 1]

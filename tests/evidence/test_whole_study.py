@@ -35,7 +35,10 @@ STUDY = {
     "pretraining": {"max_steps": 2, "val_interval": 1, "depths": [1, 1, 1, 1], "check_data": "none", "warmup_steps": 0},
     "finetuning": {"val_interval": 1, "learning_rate": 1e-12, "warmup_steps": 0, "check_data": "none"},
     "evaluation": {"check_data": "none", "mask_interpolation": "nearest"},
-    "arms": {"scratch": {"encoder": None, "finetuning": {"depths": [1, 1, 1, 1]}}, "pretrained": {"encoder": {}}},
+    "arms": {
+        "scratch": {"pretraining": None, "finetuning": {"depths": [1, 1, 1, 1]}},
+        "pretrained": {"pretraining": {}},
+    },
     "steps": 3,
     "curve": {"n": [1], "seeds": [0], "encoder_per_seed": True},
 }
@@ -108,3 +111,41 @@ def test_killed_and_started_again_gives_the_same_table_and_weights(study, tmp_pa
     before = {path: path.stat().st_mtime_ns for path in (whole / "runs").rglob("*") if path.is_file()}
     assert "3 of 3 runs done" in finish(study, whole)
     assert before == {path: path.stat().st_mtime_ns for path in before} and os.listdir(whole / "runs")
+
+
+def weights(path):
+    content = torch.load(path, weights_only=True)
+    return content["model"] if "model" in content else content["state_dict"]
+
+
+def test_floor_and_whole_network_start_from_the_files_that_they_name(tmp_path):
+    """With a learning rate close to 0, the trained weights are still the initial ones."""
+    lists = write_dataset(tmp_path, unlabelled=0, training=4, validation=1, test=0, shuffled=False, progress=False)
+    content = {**STUDY, "row": {**STUDY["row"], "labels": json.loads(lists.labelled.read_text())["labels"]}}
+    content |= {"tuning": 2, "finetuning": {**STUDY["finetuning"], "average_steps": 1}}
+    whole = {"tasks": ["inpainting"], "reconstruction_head": "unet"}
+    content["arms"] = {"scratch": {"pretraining": None}, "whole": {"start": "network", "pretraining": whole}}
+    convergence = {"seeds": [10], "gain": 0.5, "most": 6}
+    content["headroom"] = {"n": [1], "seeds": [0], "floor": True, "ceiling": False, "convergence": convergence}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
+    study = [str(tmp_path / "tiny.yaml"), "--data", str(lists.labelled.parent), "--threads", "1"]
+    out = tmp_path / "out"
+    text = finish(study, out)
+    assert "twice 3 steps gain less than 0.5: 3 are enough" in text and "| 1 | floor | 3 | 1 of 1 |" in text
+
+    random = weights(out / "runs/pretrain_floor_seed0/train/models/encoder.pt")
+    norms = {name: value for name, value in random.items() if "norm" in name}
+    assert len(norms) > 20 and all(  # a single step of AdamW would have moved every one of them
+        torch.equal(value, torch.full_like(value, float(name.endswith("weight")))) for name, value in norms.items()
+    )
+    frozen = weights(out / "runs/finetune_floor_n1_seed0/train/models/model.pt")
+    assert all(torch.equal(frozen[name], value) for name, value in random.items())
+
+    start = weights(out / "runs/pretrain_whole_seed0/train/models/network.pt")
+    model = weights(out / "runs/finetune_whole_n1_seed0/train/models/model.pt")
+    scratch = weights(out / "runs/finetune_scratch_n1_seed0/train/models/model.pt")
+    assert {name.split(".")[0] for name in model.keys() - start.keys()} == {"out"}
+    taken = [name for name in start if name.startswith("decoder")]
+    assert len(taken) == 20  # four convolutions of five stages
+    assert all(torch.allclose(model[name], start[name], rtol=0, atol=1e-9) for name in start)
+    assert not torch.allclose(scratch[taken[0]], start[taken[0]], atol=1e-4)

@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import math
 
-from scipy.stats import binom
-
 from bundles.common.files import write_text
 from bundles.common.weights.checkpoint_file import save_atomically
 from evidence.report import write_report
@@ -37,7 +35,8 @@ def pretraining(**options):
 
 
 def test_figures_are_those_of_the_last_validation_and_its_steps(tmp_path):
-    write_text(tmp_path / "train/validation.json", json.dumps(COLLAPSED))
+    verdicts = {"verdicts": {"rotation": {"learnt": False, "because": "of chance"}}}  # no figure: MLflow takes numbers
+    write_text(tmp_path / "train/validation.json", json.dumps({**COLLAPSED, **verdicts}))
     assert figures_of(tmp_path, pretraining().settings) == {**COLLAPSED, "steps": 100}
     assert figures_of(tmp_path / "empty", pretraining().settings) == {}
 
@@ -49,19 +48,14 @@ def test_figures_name_the_step_of_the_weights_that_are_kept(tmp_path, record):
 
 
 def test_tasks_that_were_not_learned_are_named():
-    figures = COLLAPSED
-    contrast, rotation = doubts_of(figures)
-    assert "contrast was not learned: its loss 1.9459 is not below 1.9459" in contrast
-    assert "rotation is not above chance: 8 of 64 views correct, 16 expected" in rotation
+    rotation, contrast = doubts_of(COLLAPSED)
+    assert rotation.startswith("rotation was not learnt: 12% of 64 angles are right, 25% by chance")
+    assert contrast == "contrast was not learnt: the loss is 1.95, that of equal embeddings 1.95"
     assert doubts_of(made_up_figures(["contrast", "rotation"], seed=0)) == []
-    assert len(doubts_of({**figures, "loss_contrast": 1.942, "rotation_accuracy": 1.0})) == 1
-    assert doubts_of({**figures, "loss_contrast": 1.935, "rotation_accuracy": 1.0}) == []
-
-
-def test_rotation_is_above_chance_from_the_first_count_of_one_in_a_thousand():
-    for right in range(64 + 1):
-        doubts = doubts_of({"views": 64, "rotation_accuracy": right / 64})
-        assert bool(doubts) == (binom.sf(right - 1, 64, 0.25) >= 0.001), right
+    assert doubts_of({"position_mm": 80.0, "position_mm_of_a_constant": 85.0}) == [
+        "position was not learnt: the error is 80 mm, that of a constant 85 mm"
+    ]
+    assert doubts_of({}) == []
 
 
 def test_the_report_shows_the_encoders_of_each_part(tmp_path):
@@ -73,13 +67,13 @@ def test_the_report_shows_the_encoders_of_each_part(tmp_path):
     write_text(tmp_path / "runs" / bad / "done.json", json.dumps(done))
     write_report(tmp_path)
     curve, ablation = ((tmp_path / f"{part}.md").read_text() for part in ("curve", "ablation"))
-    assert "| pretrained, seed 1 | 100 | 12.3 | 1.3429 | 0.600 | 0.500 |" in curve
-    assert "| pretrained, seed 2 | 100 (weights of 50) | 11.9 | 1.9459 | 0.250 | 0.125 |" in curve
+    assert "| pretrained, seed 1 | 100 | 12.3 | 1.3429 | 0.600 | 0.500 |  |" in curve
+    assert "| pretrained, seed 2 | 100 (weights of 50) | 11.9 | 1.9459 | 0.250 | 0.125 |  |" in curve
     assert "contrast loss 1.9459 (ln of the number of other views in a batch), rotation accuracy 0.25" in curve
-    (doubt,) = [line for line in curve.splitlines() if "not learned" in line or "not above chance" in line]
-    assert doubt.startswith("- pretrained, seed 2: contrast was not learned") and "rotation is not above" in doubt
-    assert "| inpainting-rotation, seed 0 | 100 | 12.0 |  |  | 0.500 |" in ablation
-    assert "seed 1 |" not in ablation and "not learned" not in ablation  # encoder_per_seed: false
+    (doubt,) = [line for line in curve.splitlines() if "not learnt" in line]
+    assert doubt.startswith("- pretrained, seed 2: rotation was not learnt") and "contrast was not learnt" in doubt
+    assert "| inpainting-rotation, seed 0 | 100 | 12.0 |  |  | 0.500 |  |" in ablation
+    assert "seed 1 |" not in ablation and "not learnt" not in ablation  # encoder_per_seed: false
 
 
 def test_runs_of_earlier_versions_are_read_from_their_training_or_left_empty(tmp_path):
@@ -95,4 +89,4 @@ def test_runs_of_earlier_versions_are_read_from_their_training_or_left_empty(tmp
     assert figures["pretrain_pretrained_seed0"] == {}
     write_report(tmp_path)
     text = (tmp_path / "curve.md").read_text()
-    assert "| pretrained, seed 0 |  |  |  |  |  |" in text and "| pretrained, seed 1 | 100 | 11.9 |" in text
+    assert "| pretrained, seed 0 |  |  |  |  |  |  |" in text and "| pretrained, seed 1 | 100 | 11.9 |" in text

@@ -105,7 +105,11 @@ def test_report_is_tracked_with_the_files_of_the_folder(tmp_path):
     write_study(out, plan, gain=0.05)
     write_report(out)
     log_report(out, study="made_up", uri=uri, say=pytest.fail)
-    names = {"outline.json", *(name for name in REPORT if "curve" in name)}  # without an ablation and a search
+    names = {
+        "outline.json",
+        "power.md",
+        *(name for name in REPORT if "curve" in name),
+    }  # without an ablation and a search
     assert artifacts(uri, tmp_path / "a") == {name: (out / name).read_bytes() for name in names}
     first = runs_of(uri)["report"].info.run_id
     log_report(out, study="made_up", uri=uri, say=pytest.fail)

@@ -66,8 +66,8 @@ def test_single_recipes_come_beside_the_grid():
 def test_a_recipe_inherits_nothing_of_what_the_search_is_about():
     """The arm's own options contain the winner of an earlier search."""
     arms = {
-        "scratch": {"encoder": None, "finetuning": {"warmup_steps": 5}},
-        "pretrained": {"encoder": {}, "finetuning": {"encoder_lr_decay": 0.75, "drop_path": 0.1}},
+        "scratch": {"pretraining": None, "finetuning": {"warmup_steps": 5}},
+        "pretrained": {"pretraining": {}, "finetuning": {"encoder_lr_decay": 0.75, "drop_path": 0.1}},
     }
     search = {"n": 2, "seeds": [9], "grid": {"learning_rate": [0.01]}, "options": {"val_interval": 7}}
     search["recipes_of"] = {
@@ -227,3 +227,72 @@ def test_the_outline_names_what_label_files_do_not_hold():
     made = planner()
     made.absent = {"val_03": ["liver"]}
     assert made.outline()["absent"] == {"val_03": ["liver"]}
+
+
+NETWORK_ARM = {"start": "network", "pretraining": {"tasks": ["inpainting"], "reconstruction_head": "unet"}}
+
+
+def with_arms(**more):
+    return planner(arms={**CONTENT["arms"], **more}, search=None)
+
+
+def test_an_arm_from_a_whole_network_takes_its_file_and_nothing_else_differs():
+    runs = named(with_arms(whole=NETWORK_ARM).curve())
+    one, other = (dict(runs[f"finetune_{arm}_n2_seed1"].commands[0].options) for arm in ("scratch", "whole"))
+    assert other.pop("pretrained_model") == Path("runs/pretrain_whole_seed1/train/models/network.pt")
+    assert one.pop("warmup_steps") == 5 and one.pop("output_dir") != other.pop("output_dir")
+    assert one == other and runs["finetune_whole_n2_seed1"].needs == ("pretrain_whole_seed1",)
+    # The file that must be there at the end: of the whole network where it is trained.
+    assert runs["pretrain_whole_seed1"].commands[0].result == "train/models/network.pt"
+    assert runs["pretrain_pretrained_seed1"].commands[0].result == "train/models/encoder.pt"
+
+
+def test_an_arm_may_take_the_encoder_of_a_whole_network():
+    runs = named(with_arms(encoder_alone={**NETWORK_ARM, "start": "encoder"}).curve())
+    options = runs["finetune_encoder_alone_n2_seed0"].commands[0].options
+    assert options["pretrained_encoder"] == Path("runs/pretrain_encoder_alone_seed0/train/models/encoder.pt")
+    assert "pretrained_model" not in options
+
+
+def test_arms_with_equal_pretrainings_share_the_run_of_each_seed():
+    same = {**NETWORK_ARM, "start": "encoder"}
+    reordered = {"pretraining": {"tasks": ["rotation", "inpainting", "contrast"]}}
+    other = {"pretraining": {"temperature": 0.4}}
+    made = with_arms(whole=NETWORK_ARM, encoder_alone=same, again=reordered, other=other)
+    runs = named(made.curve())
+    trained = sorted(name for name in runs if name.startswith("pretrain"))
+    assert trained == [f"pretrain_{arm}_seed{seed}" for arm in ("other", "pretrained", "whole") for seed in (0, 1, 2)]
+    starts = {arm: runs[f"finetune_{arm}_n2_seed2"].needs for arm in made.study.arms}
+    assert starts["encoder_alone"] == starts["whole"] == ("pretrain_whole_seed2",)
+    assert starts["again"] == starts["pretrained"] == ("pretrain_pretrained_seed2",)
+    assert starts["other"] == ("pretrain_other_seed2",)
+    assert made.outline()["pretrainings"]["encoder_alone"] == "whole"
+
+
+def test_an_ablation_row_shares_the_pretraining_of_an_arm_too():
+    made = with_arms(half={"pretraining": {"tasks": ["contrast"]}})
+    runs = named(made.ablation())
+    assert runs["finetune_contrast_n2_seed1_encoder0"].needs == ("pretrain_half_seed0",)
+    assert made.outline()["pretrainings"]["contrast"] == "half"
+
+
+def test_the_default_rows_of_the_ablation_are_the_papers_eight():
+    rows = [tuple(each) for each in planner().subsets()]
+    assert len(rows) == 8 and len(set(rows)) == 8 and not any("position" in row for row in rows)
+
+
+def test_the_ablation_may_name_position():
+    ablation = {**CONTENT["ablation"], "subsets": [["position"], ["rotation", "position"]]}
+    made = planner(ablation=ablation)
+    assert [row["arm"] for row in made.outline()["ablation"]["rows"]] == ["scratch", "position", "rotation-position"]
+    runs = named(made.ablation())
+    assert runs["pretrain_position_seed0"].commands[0].options["tasks"] == ["position"]
+
+
+def test_a_first_figure_that_the_data_lack_is_refused():
+    with pytest.raises(
+        InputError, match="first_figure 'heart' is not a label of the data. Allowed are liver, left kidney"
+    ):
+        planner(first_figure=["heart"], row=None, task="Task09_Spleen")
+    assert planner(first_figure=["left kidney"]).outline()["first_figure"] == ["left kidney"]
+    assert planner().outline()["first_figure"] == ["liver", "left kidney"]

@@ -6,7 +6,9 @@ from __future__ import annotations
 import pytest
 
 from bundles.common.errors import InputError
-from evidence.study.study import STUDIES, check_study, read_study
+from bundles.pretraining.network import SwinPretrainer
+from evidence.study.reading import STUDIES, check_study, read_study
+from evidence.study.study import trains_whole_network
 
 from ..made_up_study import CONTENT
 
@@ -24,8 +26,39 @@ def test_studies_of_the_project_are_sound_and_named_as_their_files(name):
     assert read_study(name).name == name
 
 
-def test_there_are_three_studies():
-    assert sorted(path.stem for path in STUDIES.glob("*.yaml")) == ["demo", "hippocampus", "openkbp"]
+def test_there_are_four_studies():
+    assert sorted(path.stem for path in STUDIES.glob("*.yaml")) == ["demo", "hippocampus", "openkbp", "openkbp_560"]
+
+
+def test_the_study_of_openkbp_compares_pretrainings_of_the_encoder_and_of_the_whole_network():
+    study = read_study("openkbp")
+    assert {name: arm.start for name, arm in study.arms.items()} == {
+        **{"scratch": None, "three_tasks": None},
+        **dict.fromkeys(("reconstruction", "position", "union"), "network"),
+    }
+    for name, arm in study.arms.items():
+        if name != "scratch":  # a quarter of the steps, or the contrast collapses
+            options = study.pretraining_of(name)
+            assert options["warmup_steps"] == options["max_steps"] / 4
+            whole = trains_whole_network(options["tasks"], options.get("reconstruction_head"))
+            assert whole == (arm.start == "network")
+    assert not {"larynx", "esophagus"} & set(study.first_figure) and len(study.first_figure) == 5
+
+
+@pytest.mark.parametrize(
+    ("tasks", "head", "whole"),
+    [
+        (["position"], "vae", True),
+        (["inpainting"], "unet", True),
+        (["inpainting"], "vae", False),
+        (["contrast", "rotation"], "unet", False),
+    ],
+)
+def test_the_decoder_is_trained_by_position_or_by_inpainting_through_it(record, tasks, head, whole):
+    assert trains_whole_network(tasks, head) == whole
+    network = SwinPretrainer(encoder=record, tasks=tasks, heads={"reconstruction_head": head, "pooling": "mean"})
+    decoder = [each for name, each in network.named_parameters() if name.startswith("decoder1.")]
+    assert (bool(decoder) and all(each.requires_grad for each in decoder)) == whole
 
 
 def test_steps_are_one_number_or_one_for_each_n():
@@ -36,26 +69,98 @@ def test_steps_are_one_number_or_one_for_each_n():
 
 
 def test_unknown_study_lists_the_known():
-    with pytest.raises(InputError, match="no study nonsense.*demo, hippocampus, openkbp"):
+    with pytest.raises(InputError, match="no study nonsense.*demo, hippocampus, openkbp, openkbp_560"):
         read_study("nonsense")
+
+
+def test_an_arm_may_have_the_name_of_a_task_that_is_no_row_of_the_ablation():
+    named = {**CONTENT["arms"], "position": {"start": "network", "pretraining": {"tasks": ["position"]}}}
+    assert list(check(arms=named, search=None).arms) == ["scratch", "pretrained", "position"]
+    with pytest.raises(InputError, match="arm 'position' has the name of an ablation row"):
+        check(arms=named, search=None, ablation={**CONTENT["ablation"], "subsets": [["position"]]})
+    assert check(
+        arms=named, search=None, ablation={**CONTENT["ablation"], "arm": "position", "subsets": [["position"]]}
+    )
+
+
+HEADROOM = {"n": [2], "seeds": [0], "convergence": {"seeds": [9], "most": 200}}
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"arms": arms(pretrained={"encoder": {}})}, "arms.pretrained.encoder is not a key.*now called pretraining"),
+        (
+            {"arms": arms(scratch={"start": "network"})},
+            "arms.scratch.start is 'network', but scratch has no pre-training",
+        ),
+        (
+            {"arms": arms(pretrained={"start": "decoder"})},
+            "arms.pretrained.start 'decoder' must be 'encoder' or 'network'",
+        ),
+        (
+            {"arms": arms(pretrained={"start": "network"})},
+            "arms.pretrained.start is 'network', but its pre-training trains the encoder alone: tasks .*'vae'.*position",
+        ),
+        (
+            {
+                "arms": arms(
+                    pretrained={
+                        "start": "network",
+                        "pretraining": {"tasks": ["contrast"], "reconstruction_head": "unet"},
+                    }
+                )
+            },
+            r"tasks \['contrast'\], reconstruction_head 'unet'",
+        ),
+        (
+            {"arms": arms(pretrained={"start": "network", "pretraining": {"reconstruction_head": "unet"}})},
+            r"ablation.arm is pretrained, whose start is 'network', but .* tasks \['contrast'\]",
+        ),
+        (
+            {"arms": {**CONTENT["arms"], "floor": {"pretraining": {}}}},
+            "arm 'floor' has the name of an arm of 'headroom'",
+        ),
+        (
+            {"first_figure": ["liver", "kidney"]},
+            "first_figure 'kidney' is not a label of the row. Did you mean left kidney",
+        ),
+        ({"first_figure": []}, r"first_figure \[\] must be a list of at least one value"),
+        ({"first_figure": ["liver", "liver"]}, r"first_figure \['liver', 'liver'\] contains a value twice"),
+        ({"headroom": {"n": [2], "seeds": [0], "floor": False, "ceiling": False}}, "headroom measures nothing"),
+        (
+            {"headroom": HEADROOM, "tuning": 0, "search": None},
+            "headroom.convergence scores the tuning patients, but tuning is 0",
+        ),
+        (
+            {"headroom": {**HEADROOM, "convergence": {"seeds": [9], "most": 99}}},
+            "headroom.convergence.most 99 allows no doubling of the 50 steps with n = 2. Set at least 100",
+        ),
+        (
+            {"headroom": {**HEADROOM, "convergence": {"seeds": [2], "most": 200}}},
+            r"headroom.convergence.seeds \[2\] and curve.seeds \[0, 1, 2\] share 2: steps would be chosen on",
+        ),
+        (
+            {"headroom": {"n": [2], "seeds": [9]}},
+            r"search.seeds \[9\] and headroom.seeds \[9\] share 9",
+        ),
+        (
+            {"headroom": {**HEADROOM, "convergence": {"seeds": [9], "most": 200, "gain": 0}}},
+            "headroom.convergence.gain 0 must be greater than 0",
+        ),
         ({"source": "ours"}, "source is not a key of a study"),
         ({"ablatoin": {}}, "ablatoin.*Did you mean ablation"),
         ({"curve": {"n": [2], "seed": [0]}}, "curve.seed is not a key.*Did you mean seeds"),
         ({"curve": {"n": [0], "seeds": [0]}}, r"curve.n\[0\] 0 must be greater than or equal to 1"),
         ({"curve": {"n": [2, 2], "seeds": [0]}}, r"curve.n \[2, 2\] contains a value twice"),
-        ({"arms": {"scratch": {"encoder": None}}}, "at least one arm with an encoder"),
-        ({"arms": {"scratch": {"encoder": {}}, "pretrained": {"encoder": {}}}}, "arms.scratch.encoder"),
+        ({"arms": {"scratch": {"pretraining": None}}}, "at least one arm with a pre-training"),
+        ({"arms": {"scratch": {"pretraining": {}}, "pretrained": {"pretraining": {}}}}, "arms.scratch.pretraining"),
         (
-            {"arms": {**CONTENT["arms"], "rotation": {"encoder": {"tasks": ["rotation"]}}}},
+            {"arms": {**CONTENT["arms"], "rotation": {"pretraining": {"tasks": ["rotation"]}}}},
             "arm 'rotation' has the name of an ablation row.*such as rotation_only",
         ),
         (
-            {"arms": {**CONTENT["arms"], "contrast-rotation": {"encoder": {}}}},
+            {"arms": {**CONTENT["arms"], "contrast-rotation": {"pretraining": {}}}},
             "arm 'contrast-rotation' must be text of",
         ),
         ({"evaluation": {"amp": "no"}}, "evaluation.amp 'no' must be true or false"),
@@ -105,7 +210,7 @@ def test_unknown_study_lists_the_known():
         ({"ablation": {"n": 2, "seeds": [0], "arm": "scratch"}}, "ablation.arm 'scratch'"),
         (
             {"ablation": {"n": 2, "seeds": [0], "arm": "pretrained", "subsets": [["colour"]]}},
-            r"ablation.subsets\[0\]\[0\] 'colour' must be 'inpainting', 'contrast' or 'rotation'",
+            r"ablation.subsets\[0\]\[0\] 'colour' must be 'inpainting', 'contrast', 'rotation' or 'position'",
         ),
         (
             {"search": {"n": 2, "seeds": [0], "grid": {"learning_rate": 0.1}}},
@@ -135,8 +240,8 @@ def test_unknown_study_lists_the_known():
             "search.recipes_of.scratch {'drop_path': 1} must be a list",
         ),
         ({"tuning": "4"}, "tuning '4' must be a valid integer"),
-        ({"arms": arms(pretrained={"encoder": False})}, "arms.pretrained.encoder False must be entries"),
-        ({"arms": arms(pretrained={"encoder": []})}, r"arms.pretrained.encoder \[\] must be entries"),
+        ({"arms": arms(pretrained={"pretraining": False})}, "arms.pretrained.pretraining False must be entries"),
+        ({"arms": arms(pretrained={"pretraining": []})}, r"arms.pretrained.pretraining \[\] must be entries"),
         ({"finetuning": {"roi_size": [64, 64]}}, r"finetuning.roi_size \[64, 64\] must be three whole numbers"),
         ({"pretraining": {"roi_size": 64}}, "pretraining.roi_size 64 must be three"),
         ({"row": {**CONTENT["row"], "roi_size": "64x64x32"}}, "row.roi_size '64x64x32' must be three"),
@@ -147,7 +252,10 @@ def test_unknown_study_lists_the_known():
         ),
         ({"curve": {"n": [2], "seeds": [2**32]}}, r"curve.seeds\[0\] 4294967296 must be less than 4294967296"),
         ({"pretraining": {"tasks": None}}, "pretraining.tasks None must be a list of inpainting"),
-        ({"arms": arms(pretrained={"encoder": {"tasks": []}})}, r"arms.pretrained.encoder.tasks \[\] must be a list"),
+        (
+            {"arms": arms(pretrained={"pretraining": {"tasks": []}})},
+            r"arms.pretrained.pretraining.tasks \[\] must be a list",
+        ),
         ({"row": {**CONTENT["row"], "cases": 3}}, "row.cases 3 must be entries"),
         ({"finetuning": {"labels": {"0": "background"}}}, "finetuning.labels is set by the plan"),
         ({"tuning": -1}, "tuning -1 must be greater than or equal to 0"),
@@ -186,7 +294,7 @@ def test_unknown_study_lists_the_known():
         ),
         ({"curve": {"n": [], "seeds": [0]}}, r"curve.n \[\] must be a list of at least one value"),
         ({"curve": 5}, "curve 5 must be entries"),
-        ({"arms": {**CONTENT["arms"], 3: {"encoder": {}}}}, "arms has the key 3: keys must be text"),
+        ({"arms": {**CONTENT["arms"], 3: {"pretraining": {}}}}, "arms has the key 3: keys must be text"),
         ({"steps": {2: 50, 4: 0}}, "steps {2: 50, 4: 0} must be a whole number, 1 or more, or one for each n"),
         ({"steps": {}}, "steps {} must be a whole number"),
         ({"tuning": True}, "tuning True must be a valid integer"),
@@ -233,8 +341,8 @@ def test_unknown_study_lists_the_known():
             "arms.scratch.finetuning has window_size 4, pretraining 7",
         ),
         (
-            {"arms": arms(pretrained={"encoder": {"depths": [1, 1, 1, 1]}})},
-            r"arms.pretrained.encoder has depths \[1, 1",
+            {"arms": arms(pretrained={"pretraining": {"depths": [1, 1, 1, 1]}})},
+            r"arms.pretrained.pretraining has depths \[1, 1",
         ),
         (
             {"search": {"n": 2, "seeds": [0], "grid": {"feature_size": [12, 24]}}},

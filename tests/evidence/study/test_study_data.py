@@ -14,7 +14,7 @@ import yaml
 
 from bundles.common.errors import InputError
 from evidence.runs.planning import planner_of
-from evidence.study.study import check_study
+from evidence.study.reading import check_study
 from evidence.study.study_data import absent_labels, prepare_folder
 
 from ..made_up_study import CONTENT, LABELS, ROW, rewrite

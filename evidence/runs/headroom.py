@@ -1,0 +1,115 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Plan what a pre-training could gain at most: floor, ceiling, and training from scratch until it converges.
+
+- **Floor**: the decoder alone is trained, on a frozen encoder of random weights. The encoder's file comes from a
+  pre-training of one step, the first of its warm-up, whose learning rate is 0: it leaves the weights that the seed drew.
+- **Ceiling**: training from scratch with all labelled patients.
+- **Converged**: training from scratch for as many steps as the tuning patients show to be enough (`convergence`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..results.convergence import Chain, chain_run, read_chain
+from ..study.study import CONTROL, CONVERGED, FLOOR, Headroom
+
+if TYPE_CHECKING:
+    from .plan import Planner, Run
+
+# One step at rate 0: the warm-up is linear from 0, so its first step changes nothing.
+UNTRAINED = {"max_steps": 1, "val_interval": 1, "warmup_steps": 1}
+
+
+def untrained(run: Run) -> bool:
+    """Return whether a run only writes the random weights of the floor."""
+    return run.kind == "pretraining" and run.facts["arm"] == FLOOR
+
+
+def headroom_runs(planner: Planner, headroom: Headroom, chains: Mapping[int, Chain]) -> list[Run]:
+    """Return the runs of the headroom that are known so far.
+
+    Args:
+        planner: planner of the study.
+        headroom: what to measure.
+        chains: n to the state of its chain; empty if there are none.
+    """
+    runs: list[Run] = []
+    for n, chain in chains.items():
+        for steps in [*chain.tried, *filter(None, [chain.next])]:
+            runs += [_link(planner, n, seed, steps) for seed in headroom.convergence.seeds]
+    for seed, n in itertools.product(headroom.seeds, headroom.n):
+        runs += planner.arm(CONTROL, n=n, seed=seed, encoder_seed=seed)
+        if headroom.floor:
+            runs += _floor(planner, n, seed)
+        chosen = chains[n].chosen if n in chains else None
+        if chosen is not None and chosen != planner.study.steps_of(n):
+            runs.append(_converged(planner, n, seed, chosen))
+    if headroom.ceiling:
+        for seed in headroom.seeds:
+            runs += planner.arm(CONTROL, n=len(planner.parts.training), seed=seed, encoder_seed=seed)
+    return runs
+
+
+def chains_of(planner: Planner, headroom: Headroom, out: Path | None) -> dict[int, Chain]:
+    """Return n to the state of its chain, from the finished runs in the study's folder.
+
+    Args:
+        planner: planner of the study.
+        headroom: what to measure.
+        out: folder of the study; None: nothing is finished.
+    """
+    if headroom.convergence is None:
+        return {}
+    return {n: read_chain(out or Path("nowhere"), planner.outline(), n) for n in headroom.n}
+
+
+def _link(planner: Planner, n: int, seed: int, steps: int) -> Run:
+    """A run of a chain."""
+    run = planner.finetuning(
+        CONTROL,
+        n=n,
+        seed=seed,
+        options=_options(planner),
+        scored=planner.parts.tuning,
+        prefix="converge",
+        steps=steps,
+    )
+    assert run.name == chain_run(n, seed, steps)
+    return run
+
+
+def _converged(planner: Planner, n: int, seed: int, steps: int) -> Run:
+    return planner.finetuning(
+        CONVERGED,
+        n=n,
+        seed=seed,
+        options=_options(planner),
+        scored=planner.parts.validation,
+        prefix="finetune",
+        steps=steps,
+    )
+
+
+def _floor(planner: Planner, n: int, seed: int) -> list[Run]:
+    untrained = planner.study.pretraining_of(None) | UNTRAINED
+    before = planner.pretraining(FLOOR, seed=seed, options=untrained)
+    run = planner.finetuning(
+        FLOOR,
+        n=n,
+        seed=seed,
+        options={**_options(planner), "freeze_encoder": True},
+        scored=planner.parts.validation,
+        prefix="finetune",
+        before=before,
+    )
+    return [before, run]
+
+
+def _options(planner: Planner) -> dict[str, Any]:
+    """The fine-tuning options of the control, with which all arms of the headroom train."""
+    study = planner.study
+    return {**study.network, **study.finetuning, **study.arms[CONTROL].finetuning}
