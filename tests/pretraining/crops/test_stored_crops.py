@@ -23,6 +23,7 @@ from monai.transforms import (
 from bundles.common.data.seeded_crops import DrawSampler, SeededCrops
 from bundles.common.errors import InputError
 from bundles.pretraining.crops.body_crops import RandBodyCropsd
+from bundles.pretraining.crops.crop_dataset import whole_scan
 from bundles.pretraining.crops.hu_window import intensities
 from bundles.pretraining.crops.patch_store import write_scan
 from bundles.pretraining.crops.stored_crops import StoredCrops
@@ -139,6 +140,15 @@ def test_crops_equal_those_of_the_scans_to_the_bit(tmp_path, window, shuffle):
             for name, values in seen.items():
                 values.add(one[name])
     assert seen["padded"] == {0, 1} and len(seen["redrawn"]) > 4 and seen["airy"] == {0, 1}
+
+
+def test_a_whole_scan_is_the_same_from_either(tmp_path):
+    scans, stored = write(tmp_path)
+    slow, fast = from_scans(scans), from_store(stored)
+    for index in range(len(scans)):
+        (image, affine), (other, same) = whole_scan(slow, index), whole_scan(fast, index)
+        assert torch.equal(other, image)
+        torch.testing.assert_close(same, affine, rtol=0, atol=1e-5)
 
 
 def test_air_is_told_from_body_in_the_same_way_at_the_very_threshold(tmp_path):
