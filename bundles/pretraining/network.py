@@ -73,6 +73,18 @@ def _large_kernel_deconv_head(channels: int, out_channels: int) -> nn.Module:
     return nn.ConvTranspose3d(channels, out_channels, kernel_size=32, stride=32)
 
 
+def _start_grey(head: nn.Module) -> None:
+    """Let a reconstruction start at 0.5 everywhere, give or take a tenth of its usual spread.
+
+    Otherwise it starts at a random grey, and a small learning rate takes hundreds of steps to leave it: after 200 steps
+    at 5e-4, one seed of five was at 0.1 where the crops are at 0.4.
+    """
+    *_, last = (module for module in head.modules() if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)))
+    with torch.no_grad():
+        last.weight.mul_(0.1)
+        last.bias.fill_(0.5)
+
+
 def _last_layer(feature_size: int, out_channels: int, *, fast: bool) -> nn.Module:
     """The last layer of Swin UNETR, a 1x1x1 convolution, for another number of channels."""
     block = FastUnetOutBlock if fast else UnetOutBlock
@@ -230,6 +242,7 @@ class SwinPretrainer(nn.Module):
             self.conv = HEADS_AT_THE_BOTTLENECK[heads["reconstruction_head"]](channels, encoder["in_channels"])
             if fast and heads["reconstruction_head"] == "vae":
                 self.conv = _EarlyProjection(*self.conv)
+        _start_grey(self.conv)
         task_heads["inpainting"] = self.conv
         if "position" in self.tasks:
             self.position_head = _last_layer(feature_size, 3, fast=fast)

@@ -307,6 +307,17 @@ def test_every_trainable_parameter_of_the_whole_network_gets_a_gradient(record, 
     assert ("decoder1" in trained) == (tasks != ["contrast"]) and "swinViT" in trained
 
 
+@pytest.mark.parametrize("head", ["vae", "deconv", "large_kernel_deconv", "unet"])
+def test_reconstructions_start_grey(record, head):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        heads = {"reconstruction_head": head, "pooling": "mean"}
+        network = SwinPretrainer(encoder=record, tasks=["inpainting"], heads=heads).eval()
+        with torch.no_grad():
+            grey = network(torch.rand(1, 1, *CROP))
+        assert grey.mean() == pytest.approx(0.5, abs=0.12) and 0 < grey.std() < 0.2
+
+
 def test_without_position_and_unet_there_is_no_decoder(record):
     assert not any(name.startswith(("encoder", "decoder")) for name in build(record).state_dict())
 
