@@ -23,11 +23,9 @@ from bundles.common.data.data_list import first_file
 from bundles.common.errors import InputError
 from bundles.common.files import write_text
 from bundles.common.run.mixed_precision import precision
-from bundles.common.run.presets import choose
 
 from ..results.convergence import Chain
 from ..study.study import (
-    BUNDLES,
     CONTROL,
     NETWORK,
     PRETRAIN,
@@ -38,6 +36,7 @@ from ..study.study import (
     Headroom,
     Study,
     paper_subsets,
+    preset_values,
     recipes_of,
     trains_whole_network,
     tried_options,
@@ -166,7 +165,7 @@ class Planner:
     ) -> None:
         self.study, self.parts, self.row, self.task, self.out = study, parts, row, task, out
         self.absent = dict(absent or {})
-        self.preset_values = choose(preset=study.preset, file=str(BUNDLES / PRETRAIN / "configs/presets.yaml"))
+        self.preset_values = preset_values(study.preset)
         if wrong := [name for name in study.first_figure or () if name not in self.labels]:
             raise InputError(
                 f"{study.source}: first_figure {wrong[0]!r} is not a label of the data. Allowed are "

@@ -6,19 +6,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bundles.common.run.presets import choose
-
 from .study import (
-    BUNDLES,
     CONTROL,
     HEADROOM_ARMS,
     INPAINTING,
     NETWORK,
     POSITION,
-    PRETRAIN,
     WHOLE_HEAD,
     Study,
     paper_subsets,
+    preset_values,
     presets,
     recipes_of,
     suggestion,
@@ -68,8 +65,7 @@ def arm_problems(study: Study) -> Iterator[str]:
 
 def _whole_network_problems(place: str, options: Mapping[str, Any], preset: str) -> Iterator[str]:
     """What keeps a pre-training from writing ``network.pt``, which holds everything but the output layer."""
-    file = str(BUNDLES / PRETRAIN / "configs/presets.yaml")
-    head = options.get("reconstruction_head") or choose(preset=preset, file=file).get("reconstruction_head")
+    head = options.get("reconstruction_head") or preset_values(preset)["reconstruction_head"]
     if not trains_whole_network(options["tasks"], head):
         yield (
             f"{place} is 'network', but its pre-training trains the encoder alone: tasks {options['tasks']}, "

@@ -7,6 +7,7 @@ import difflib
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from bundles.common.errors import InputError
 from bundles.common.run.mixed_precision import TYPES
+from bundles.common.run.presets import choose
 from bundles.pretraining.proxy_tasks.losses import TASKS as PROXY_TASKS
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
@@ -323,13 +325,13 @@ class Study(Entries):
         return {key: self.pretraining[key] for key in NETWORK if self.pretraining.get(key) is not None}
 
     def pretraining_of(self, arm: str | None, *, tasks: Sequence[str] | None = None) -> dict[str, Any]:
-        """The options of an arm's pre-training that the study sets, with its proxy tasks.
+        """The options of an arm's pre-training that the study sets, with its proxy tasks: by default the preset's.
 
         Args:
             arm: an arm with a pre-training; None: what the study sets for all of them.
             tasks: proxy tasks instead of those of the arm.
         """
-        options = {"tasks": list(PAPER_TASKS), **self.pretraining}
+        options = {"tasks": list(preset_values(self.preset)["tasks"]), **self.pretraining}
         if arm is not None:
             options |= self.arms[arm].pretraining
         return options if tasks is None else {**options, "tasks": list(tasks)}
@@ -347,6 +349,16 @@ class Study(Entries):
                 f"{self.source}: steps has no entry for n = {n}, only {self.steps}. Add one, or set one number for all."
             )
         return self.steps[n]
+
+
+@cache
+def preset_values(preset: str) -> Mapping[str, Any]:
+    """Return the values of a preset of swin_unetr_pretrain.
+
+    Raises:
+        InputError: there is no such preset.
+    """
+    return choose(preset=preset, file=str(BUNDLES / PRETRAIN / "configs/presets.yaml"))
 
 
 def presets() -> list[str]:

@@ -15,7 +15,7 @@ from bundles.common.errors import InputError
 from bundles.common.files import write_text
 from evidence.runs.execution import check_settings
 from evidence.runs.plan import precision_of
-from evidence.study.study import BUNDLES, PRETRAIN, SEGMENT
+from evidence.study.study import BUNDLES, OF_THE_PLAN, PRETRAIN, SEGMENT
 
 from ..made_up_study import planner
 
@@ -62,7 +62,10 @@ def test_precision_is_that_of_the_bundles_on_this_machine(machine, kind, options
 def test_defaults_are_those_of_the_bundles(config):
     bundle, name = config
     values = yaml.safe_load((BUNDLES / bundle / f"configs/{name}.yaml").read_text())
-    assert (values["amp"], values["amp_type"]) == ("$torch.cuda.is_available()", "auto")
+    # On a GPU, if there is one: a study cannot set the device.
+    default = {"_target_": "scripts.common.run.mixed_precision.is_gpu", "device": "@device"}
+    assert (values["amp"], values["amp_type"]) == (default, "auto")
+    assert "device" in OF_THE_PLAN and values["device"]["_target_"].endswith("local_device")
 
 
 @pytest.mark.parametrize("name", ["finetune_scratch_n2_seed0", "pretrain_pretrained_seed0"])

@@ -83,6 +83,14 @@ def test_an_arm_may_have_the_name_of_a_task_that_is_no_row_of_the_ablation():
     )
 
 
+def test_the_tasks_and_the_head_are_those_of_the_preset():
+    whole = {"scratch": {"pretraining": None}, "whole": {"start": "network", "pretraining": {}}}
+    study = check(preset="whole_network", arms=whole, search=None, ablation=None)
+    assert study.pretraining_of("whole")["tasks"] == ["inpainting", "contrast", "rotation", "position"]
+    assert check().pretraining_of("pretrained")["tasks"] == ["inpainting", "contrast", "rotation"]
+    assert check(pretraining={"tasks": ["contrast"]}).pretraining_of("pretrained")["tasks"] == ["contrast"]
+
+
 HEADROOM = {"n": [2], "seeds": [0], "convergence": {"seeds": [9], "most": 200}}
 
 
@@ -262,8 +270,11 @@ HEADROOM = {"n": [2], "seeds": [0], "convergence": {"seeds": [9], "most": 200}}
         ({"row": "abc"}, "row 'abc' must be entries"),
         ({"row": None, "task": 9}, "task 9 must be the name of a row of tasks.yaml"),
         ({"name": 5}, "name 5 must be"),
-        ({"preset": "few_label"}, "preset 'few_label' must be one that both bundles have: official, cpu"),
-        ({"preset": "gpu"}, "preset 'gpu'.*official, cpu"),
+        (
+            {"preset": "few_label"},
+            "preset 'few_label' must be one that both bundles have: official, whole_network, cpu",
+        ),
+        ({"preset": "gpu"}, "preset 'gpu'.*official, whole_network, cpu"),
         ({"minutes": {"finetuning": "four"}}, "minutes.finetuning 'four' must be a valid number"),
         ({"synthetic": {"training": "many"}}, "synthetic.training 'many' must be a valid integer"),
         (
