@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from ...common.run.distributed import rank, unwrap
 from ..crops.crop_dataset import whole_scan
 from ..proxy_tasks.position import residuals
 from ..proxy_tasks.positions import UNIT, position_map, positions
+
+logger = logging.getLogger(__name__)
 
 RANGE = 250.0  # mm to either side of the middle, over which a colour goes from none to full
 
@@ -131,5 +134,9 @@ class PositionPanel:
         engine.state.metrics |= {
             f"scan_position_mm_{axis}": float(error) for axis, error in zip("xyz", by_axis, strict=True)
         }
+        logger.info(
+            "positions on %d whole scans are off by %.1f mm on average: x %.1f, y %.1f, z %.1f",
+            *(len(mapped), by_axis.mean(), *by_axis),
+        )
         with atomic_path(self.folder / "panel_position.png") as temporary:
             position_figure(mapped).savefig(temporary, dpi=100)

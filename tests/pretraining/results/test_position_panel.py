@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from ignite.engine import Engine
@@ -80,8 +82,10 @@ def panel(tmp_path, tasks, scans=2):
     return engine.state.metrics
 
 
-def test_the_picture_and_the_metrics_of_whole_scans_are_written(tmp_path):
-    metrics = panel(tmp_path, ["position"])
+def test_the_picture_and_the_metrics_of_whole_scans_are_written(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        metrics = panel(tmp_path, ["position"])
+    assert "positions on 2 whole scans are off by" in caplog.text and "x 0.0, y 0.0, z " in caplog.text
     assert (tmp_path / "panel_position.png").read_bytes().startswith(b"\x89PNG")
     z = 5.0 * torch.arange(9)
     expected = float((0.2 * (z - z.mean())).abs().mean())
