@@ -15,7 +15,8 @@ import yaml
 
 from bundles.common.networks.swin_unetr import build_swin_unetr
 from bundles.common.weights.checkpoint_file import save_atomically
-from bundles.pretraining.network import OFFICIAL_HEADS, TASKS, SwinPretrainer
+from bundles.pretraining.network import OFFICIAL_HEADS, SwinPretrainer
+from bundles.pretraining.proxy_tasks.tasks import PAPER_TASKS as TASKS
 from tools.synthetic_ct import draw_patient, render
 from zoo.package.bundle_files import BUNDLES
 
