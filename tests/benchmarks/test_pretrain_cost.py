@@ -202,7 +202,7 @@ def test_markdown_table_has_a_line_per_row(capsys):
         (["--measure"], ["--measure", "GPU", "finds none"]),
         (["--crops", "0"], ["--crops 0"]),
         (["--teraflops", "-1"], ["--teraflops -1"]),
-        (["--preset", "large"], ["large", "official, paper, cpu"]),
+        (["--preset", "large"], ["large", "official, paper, whole_network, cpu"]),
         (["--feature_size", "20"], ["feature_size 20"]),
         (["--roi_size", "40", "40", "40"], ["[40, 40, 40]", "divisible by 32"]),
     ],

@@ -84,6 +84,11 @@ def out(tmp_path):
     pretraining = tmp_path / "swin_unetr_pretrain"
     write_log(pretraining / "training_log.csv", ("inpainting", "contrast", "rotation"))
     scores = {"views": 12, "loss": 2.0, "rotation_accuracy": 0.75, "contrast_top1": 0.5, "masked_psnr": 18.25}
+    verdicts = {
+        "rotation": {"learnt": True, "because": "75% right"},
+        "contrast": {"learnt": False, "because": "as one"},
+    }
+    scores["verdicts"] = verdicts
     (pretraining / "validation.json").write_text(json.dumps(scores))
     for task in ("inpainting", "rotation", "contrast"):
         Figure(figsize=(1, 1)).savefig(pretraining / f"panel_{task}.png")
@@ -253,3 +258,10 @@ def test_clock(seconds, text):
 
 def test_score_without_a_value_is_a_dash():
     assert (score_text(0.5), score_text(None)) == ("0.500", "–")
+
+
+def test_report_says_what_was_not_learnt_in_red(out):
+    html = write_report(out).read_text(encoding="utf-8")
+    assert '<li class="failed">contrast: NOT LEARNT, as one</li>' in html
+    assert "<li>rotation: learnt, 75% right</li>" in html
+    assert ".failed { color: #c0392b" in html
