@@ -68,7 +68,7 @@ class SeededCrops(Dataset):
 
     The volumes are visited in a new random order in every pass over the data. Each crop has a key ``"draw"``, from
     which later steps (masks, rotations) derive their seeds. If any volume has a ``weight`` other than 1, each crop has
-    the key ``"weight"``, a float.
+    the key ``"weight"``, a float32 scalar.
 
     Args:
         data: items of the data list. Transforms do not see their `NOTES`.
@@ -95,8 +95,8 @@ class SeededCrops(Dataset):
         visits: Visits | None = None,
     ) -> None:
         self.data = data
-        self.weights = [float(item.get("weight", 1)) for item in data]
-        self.weighted = any(weight != 1 for weight in self.weights)
+        self.weights = torch.tensor([float(item.get("weight", 1)) for item in data])
+        self.weighted = bool((self.weights != 1).any())
         data = [{key: value for key, value in item.items() if key not in NOTES} for item in data]
         self.volumes = CacheDataset(data, preprocessing, cache_num=cache_num, num_workers=2, progress=len(data) > 20)
         self.augmentation = augmentation

@@ -206,7 +206,7 @@ class CropAugmentation:
         if weight is None and not ("unknown" in batch and batch["unknown"].any()):
             return image, label
         if weight is not None:
-            weight = weight.to(device, torch.float32, non_blocking=non_blocking)
+            weight = weight.to(device, non_blocking=non_blocking)
         return image, PartlyKnown(label, weight)
 
 

@@ -213,11 +213,11 @@ def test_the_loss_learns_of_weights_and_of_unknown_voxels_only_if_there_are_any(
     augment = augmentation(flip=1.0)
     image, label = augment(batch_with(unknown=torch.tensor([False] * 3)), "cpu")
     assert type(label) is torch.Tensor
-    weights = torch.tensor([0.5, 0.5, 1.0], dtype=torch.float64)
+    weights = torch.tensor([0.5, 0.5, 1.0])
     for notes, expected in (
         ({"unknown": torch.tensor([False, True, False])}, None),
-        ({"weight": weights}, weights.float()),
-        ({"weight": weights, "unknown": torch.tensor([True] * 3)}, weights.float()),
+        ({"weight": weights}, weights),
+        ({"weight": weights, "unknown": torch.tensor([True] * 3)}, weights),
     ):
         of_notes, target = augment(batch_with(**notes), "cpu")
         assert torch.equal(of_notes, image) and torch.equal(target.label, label)

@@ -23,7 +23,7 @@ OPTIONS = {
 }
 
 
-def volume(image_key=None):
+def volume():
     """The first half is unknown, a block of the rest is class 2. The image numbers the voxels; half of it is air."""
     label = torch.zeros(1, *SHAPE)
     label[:, 8:10, :4] = 2
