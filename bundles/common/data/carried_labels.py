@@ -69,8 +69,8 @@ def visits(
         )
     if real_only_steps >= steps:
         raise InputError(
-            f"--real_only_steps {real_only_steps} leaves none of the {steps} steps for carried labels: choose fewer, or "
-            "remove these cases from the data list."
+            f"--real_only_steps {real_only_steps} leaves none of the {steps} steps for carried labels: choose fewer, "
+            "or remove these cases from the data list."
         )
     repeated = [i for i, scan in enumerate(scans) for _ in range(1 if scan.get("carried") else real_repeats)]
     draws_per_step = accumulation_steps * batch_size * world_size()

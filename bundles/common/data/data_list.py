@@ -57,8 +57,8 @@ def segmentation_scans(
        else its image). The split depends only on ``seed`` and the patients, not on the order of the list or on the
        location of the data set.
 
-    By rules 3 and 4, cases with carried labels are never in validation and do not affect the draw. They are in training,
-    but for those of the fold or of a patient in validation, which are left out.
+    By rules 3 and 4, cases with carried labels are never in validation and do not affect the draw. They are in
+    training, but for those of the fold or of a patient in validation, which are left out.
 
     Args:
         dataset_dir: folder with ``dataset.json``.

@@ -119,8 +119,8 @@ def change_crop(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return an augmented copy of a crop and its label, (C, X, Y, Z) each. The inputs are not modified.
 
-    Interpolation is linear for the image and nearest for the label. Both are padded with 0: what is padded is air in the
-    image, so the label calls it background, and not unknown.
+    Interpolation is linear for the image and nearest for the label. Both are padded with 0: what is padded is air in
+    the image, so the label calls it background, and not unknown.
 
     Args:
         image: intensities.

@@ -91,7 +91,8 @@ def _report_unknown(
         )
     share = unknown[partly] / (unknown + volumes.sum(axis=1))[partly]
     logger.info(
-        "%d of the %d training cases have unknown voxels (value %d): %.0f%% of these scans on average. They count in no loss.",
+        "%d of the %d training cases have unknown voxels (value %d): %.0f%% of these scans on average. They count in no "
+        "loss.",
         *(partly.sum(), len(scans), ignore_label, 100 * share.mean()),
     )
     suspects = [
