@@ -74,17 +74,20 @@ class Calls(TorchFunctionMode):
         return result
 
 
-def batches(steps):
+def batches(steps, *, partly_known):
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(2, 1, *ROI, generator=generator)
     counts = {name: torch.zeros(2, dtype=torch.int64) for name in ("padded", "redrawn", "airy")}
+    label = (image * 2).floor()
+    if partly_known:
+        label[:, :, :20] = 255
+        counts |= {"unknown": torch.tensor([True, True]), "weight": torch.tensor([0.5, 1.0])}
     return [
-        {"image": image, "label": (image * 2).floor(), "draw": torch.tensor([step, step]), **counts}
-        for step in range(steps)
+        {"image": image, "label": label.clone(), "draw": torch.tensor([step, step]), **counts} for step in range(steps)
     ]
 
 
-def waits_of_a_step(bundle, folder, *, fused=True, handlers=HANDLERS, **options):
+def waits_of_a_step(bundle, folder, *, fused=True, handlers=HANDLERS, partly_known=False, **options):
     """Synchronisations in the third of four steps, including handlers and fetching the next batch."""
     options |= {"preset": "cpu", "feature_size": 12, "depths": [1, 1, 1, 1], "roi_size": ROI, "output_dir": str(folder)}
     options |= {"max_steps": 4, "val_interval": 4, "log_every": 1000}
@@ -94,7 +97,7 @@ def waits_of_a_step(bundle, folder, *, fused=True, handlers=HANDLERS, **options)
         handler.pop("evaluator", None)
     trainer = config.get_parsed_content("train::trainer")
     assert trainer.non_blocking
-    data = batches(4)
+    data = batches(4, partly_known=partly_known)
     host = {tensor.untyped_storage().data_ptr() for batch in data for tensor in batch.values()}
     found: list[str] = []
     modes = ExitStack()
@@ -122,6 +125,12 @@ OPTIONS = {
 @pytest.mark.parametrize("bundle", OPTIONS)
 def test_a_step_waits_for_nothing(bundle, tmp_path):
     assert waits_of_a_step(bundle, tmp_path, **OPTIONS[bundle]) == []
+
+
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_unknown_voxels_and_weights_make_no_step_wait(tmp_path, batch_dice):
+    options = {**OPTIONS["swin_unetr_btcv_seg"], "partly_known": True, "batch_dice": batch_dice}
+    assert waits_of_a_step("swin_unetr_btcv_seg", tmp_path, **options) == []
 
 
 def test_a_wait_would_be_seen(tmp_path):

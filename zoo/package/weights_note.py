@@ -32,6 +32,7 @@ def add_weights_note(readme: Path, weights: Weights) -> None:
         "HU window": trained.get("hu_window"),
         "ROI": trained.get("roi_size"),
         "training cases": (trained.get("scans") or {}).get("number"),
+        "of these with carried labels": (trained.get("cases") or {}).get("carried") or None,
         "held-out cases": (trained.get("validation_scans") or {}).get("number"),
         "started from": ("scratch" if start is None else Path(start["file"]).name) if "start" in trained else None,
         "cosine to the start weights, median": ", ".join(

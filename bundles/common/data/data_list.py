@@ -7,7 +7,7 @@ A data list is the JSON file that the Medical Segmentation Decathlon (MSD) ships
      "validation": [...], "test": ["imagesTs/b.nii.gz", ...], "labels": {"0": "background", "1": "spleen"}}
 
 Paths are relative to the folder of the list. An entry may carry ``fold`` (its cross-validation fold) and ``patient``
-(scans of one patient are never on both sides of a split).
+(scans of one patient are never on both sides of a split), and ``weight`` and ``carried`` (see `carried_labels`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from monai.utils import ensure_tuple
 from ..errors import InputError
 from ..run.options import check_choice
 from .btcv_folder import btcv_data_list
+from .carried_labels import check_notes, refuse_carried
 from .nifti_files import _content, _first, _nifti_below, _one_nifti, is_nifti, is_scan
 from .splits import draw_folds, draw_share
 
@@ -55,6 +56,9 @@ def segmentation_scans(
     4. Training and validation sections together are split into ``folds`` folds by patient (the entry's ``patient``,
        else its image). The split depends only on ``seed`` and the patients, not on the order of the list or on the
        location of the data set.
+
+    By rules 3 and 4, cases with carried labels are never in validation and do not affect the draw. They are in
+    training, but for those of the fold or of a patient in validation, which are left out.
 
     Args:
         dataset_dir: folder with ``dataset.json``.
@@ -312,6 +316,8 @@ def parse_data_list(path: Path) -> dict:
         if not isinstance(content[section], list):
             raise InputError(f"{path}: section '{section}' must be a list of entries, got {content[section]!r:.80}")
         content[section] = [_entry(entry, f"{path}: {section}[{i}]", path) for i, entry in enumerate(content[section])]
+        if section in ("validation", "test"):
+            refuse_carried(content[section], where=f"{path}: section '{section}'")
     return content
 
 
@@ -331,6 +337,7 @@ def _entry(entry: str | dict, where: str, path: Path) -> dict:
         entry.pop("label", None)
     elif isinstance(entry["label"], str):
         entry["label"] = _resolve(entry["label"], path)
+    check_notes(entry, where)
     if isinstance(entry.get("store"), str):
         entry["store"] = _resolve(entry["store"], path)
     return entry
@@ -374,6 +381,8 @@ def _split(content: dict, path: Path, *, fold: int | str | None, folds: int | No
     if fold is None and validation:
         return training, validation
     fold = 0 if fold is None else fold
+    carried = [scan for scan in pool if scan.get("carried")]
+    pool = [scan for scan in pool if not scan.get("carried")]
     with_fold = sum("fold" in scan for scan in pool)
     if 0 < with_fold < len(pool):
         raise InputError(
@@ -389,10 +398,17 @@ def _split(content: dict, path: Path, *, fold: int | str | None, folds: int | No
         raise InputError(f"fold must be one of {known} or 'all', got {fold!r} ({path})")
     if len(known) == 1:
         raise InputError(f"{path}: every entry has fold {known[0]}: none is left for training.")
-    return (
-        [scan for scan, number in zip(pool, fold_of, strict=True) if number != fold],
-        [scan for scan, number in zip(pool, fold_of, strict=True) if number == fold],
-    )
+    training = [scan for scan, number in zip(pool, fold_of, strict=True) if number != fold]
+    validation = [scan for scan, number in zip(pool, fold_of, strict=True) if number == fold]
+    # A label carried to a scan of a patient in validation would show this patient to the training.
+    patients = {_patient(scan, path) for scan in validation}
+    kept = [scan for scan in carried if scan.get("fold", ...) != fold and _patient(scan, path) not in patients]
+    if len(kept) < len(carried):
+        logger.info(
+            "%s: %d of %d cases with carried labels are left out: they belong to validation patients or to this fold",
+            *(path, len(carried) - len(kept), len(carried)),
+        )
+    return training + kept, validation
 
 
 def _patient(scan: dict, path: Path) -> str:
@@ -442,5 +458,10 @@ def _identity(image: str | list[str]) -> tuple[str, ...]:
 
 
 def label_as_reference(scans: Sequence[dict]) -> list[dict]:
-    """Return items with the label as ``reference``: no preprocessing changes this key, and scores compare with it."""
+    """Return items with the label as ``reference``: no preprocessing changes this key, and scores compare with it.
+
+    Raises:
+        InputError: a case has carried labels.
+    """
+    refuse_carried(scans, where="The section to score")
     return [{"image": item["image"], "reference": item["label"]} for item in scans]

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ..errors import InputError
 from ..run.distributed import rank, world_size
+from .carried_labels import NOTES, Visits
 
 
 def _plain(crop: dict[str, Any]) -> dict[str, Any]:
@@ -37,18 +38,25 @@ class Draws:
         volumes: number of volumes.
         seed: seed of the run.
         shuffle: visit the volumes in a new random order in every pass; False: draw ``i`` reads volume ``i``.
+        visits: the volumes of a pass, if not each once; only with ``shuffle``.
     """
 
     volumes: int
     seed: int
     shuffle: bool
+    visits: Visits | None = None
 
     def volume_of(self, draw: int) -> int:
         """Index of the volume that a draw reads."""
         if not self.shuffle:
             return draw % self.volumes
-        order = np.random.default_rng([self.seed, draw // self.volumes]).permutation(self.volumes)
-        return int(order[draw % self.volumes])
+        visits = self.visits or Visits(tuple(range(self.volumes)))
+        if visits.last_from is not None and draw >= visits.last_from:
+            volumes, draw, stretch = visits.last, draw - visits.last_from, (1,)
+        else:
+            volumes, stretch = visits.each_pass, ()
+        order = np.random.default_rng([self.seed, draw // len(volumes), *stretch]).permutation(len(volumes))
+        return volumes[order[draw % len(volumes)]]
 
     def seed_of(self, draw: int) -> int:
         """Seed of the random transforms of a draw."""
@@ -59,15 +67,17 @@ class SeededCrops(Dataset):
     """Map-style dataset over draws: ``dataset[i]`` is a list of crops (dicts) of the volume that draw ``i`` selects.
 
     The volumes are visited in a new random order in every pass over the data. Each crop has a key ``"draw"``, from
-    which later steps (masks, rotations) derive their seeds.
+    which later steps (masks, rotations) derive their seeds. If any volume has a ``weight`` other than 1, each crop has
+    the key ``"weight"``, a float32 scalar.
 
     Args:
-        data: items of the data list.
+        data: items of the data list. Transforms do not see their `NOTES`.
         preprocessing: deterministic transforms, whose result is cached.
         augmentation: random transforms, including the crop; applied again for each draw.
         seed: seed of the run.
         cache_num: number of preprocessed volumes to keep in memory.
         shuffle: False: draw ``i`` reads volume ``i``, for validation on the same crops every time.
+        visits: the volumes of a pass; None: each volume once.
 
     Raises:
         InputError: from ``dataset[i]``, if a crop has voxels that are not finite. The message names the file.
@@ -82,11 +92,15 @@ class SeededCrops(Dataset):
         seed: int,
         cache_num: int,
         shuffle: bool = True,
+        visits: Visits | None = None,
     ) -> None:
         self.data = data
+        self.weights = torch.tensor([float(item.get("weight", 1)) for item in data])
+        self.weighted = bool((self.weights != 1).any())
+        data = [{key: value for key, value in item.items() if key not in NOTES} for item in data]
         self.volumes = CacheDataset(data, preprocessing, cache_num=cache_num, num_workers=2, progress=len(data) > 20)
         self.augmentation = augmentation
-        self.draws = Draws(volumes=len(data), seed=seed, shuffle=shuffle)
+        self.draws = Draws(volumes=len(data), seed=seed, shuffle=shuffle, visits=visits)
 
     def __len__(self) -> int:
         """Number of volumes, which is one pass; draws continue beyond it."""
@@ -105,10 +119,11 @@ class SeededCrops(Dataset):
             if "sampling location" not in f"{error} {error.__cause__}":
                 raise
             raise InputError(
-                f"{self.data[volume]['image']} has no place to draw a crop from: it contains only air. Remove it from "
-                "the data list."
+                f"{self.data[volume]['image']} has no place to draw a crop from: it contains only air or unknown "
+                "voxels. Remove it from the data list."
             ) from error
-        crops = [{**_plain(crop), "draw": draw} for crop in (crops if isinstance(crops, list) else [crops])]
+        notes = {"draw": draw, **({"weight": self.weights[volume]} if self.weighted else {})}
+        crops = [{**_plain(crop), **notes} for crop in (crops if isinstance(crops, list) else [crops])]
         if not all(torch.isfinite(crop["image"]).all() for crop in crops):
             raise InputError(
                 f"{self.data[volume]['image']} has voxels that are not numbers (NaN or infinite). Fix or remove it; "

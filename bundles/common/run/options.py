@@ -100,6 +100,10 @@ WINDOW = Rule(
     "must be two values in HU, the lower one first, such as [-175.0,250.0]",
     lambda value: value is None or (_is_list(value, 2) and value[0] < value[1]),
 )
+IGNORED = Rule(
+    "must be the label value of unknown voxels, a whole number from 1, such as 255, or '$None' for no such voxels",
+    lambda value: value is None or (_is_whole(value) and value >= 1),
+)
 SHARE = Rule("must be a share of the window, 0 or more and below 1", _shares)
 
 #: How options are checked. A new option of a plain type needs no entry: see `check_options`.
@@ -115,6 +119,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("batch_dice", "background_in_dice", "masked_only", "skip_air"), SWITCH),
     "foreground_hu": NUMBER,
     "max_gradient_norm": MAX_NORM,
+    "ignore_label": IGNORED,
+    "real_repeats": COUNT,
+    "real_only_steps": WHOLE,
     "spacing": SPACING,
     "hu_window": WINDOW,
     "sheet_window": WINDOW,

@@ -22,6 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from ..data.ignore_label import IGNORE_LABEL
 from ..errors import InputError, RefusedScan
 from ..files import file_stamp, write_text
 from ..run.distributed import gather_lists, rank, world_size
@@ -50,6 +51,7 @@ def check_scans(
     *,
     channels: int = 1,
     labels: Iterable[int] | None = None,
+    ignore_label: int | None = None,
     voxels: bool = True,
     hounsfield: bool = False,
     workers: int = 8,
@@ -68,6 +70,7 @@ def check_scans(
         items: ``{"image": path or list of paths, "label": path}``; ``label`` is optional.
         channels: number of image channels that the network expects.
         labels: values allowed in a label; None: all whole numbers from 0.
+        ignore_label: value of unknown voxels, which is allowed, too.
         voxels: also read the voxels, not only the headers. This decompresses every file once.
         hounsfield: the images should be CT in HU: warn about those that do not look like it (only if voxels are read).
         workers: number of threads.
@@ -79,7 +82,8 @@ def check_scans(
         InputError: some scans are bad. The message counts them, names the first `LISTED` with what is wrong, and says
             what to do.
     """
-    labels = None if labels is None else sorted(int(value) for value in labels)
+    if labels is not None:
+        labels = [*sorted(int(value) for value in labels), *([] if ignore_label is None else [ignore_label])]
     items = list(items)
     read = voxels_once if keep else lambda scan, file: stored_voxels(scan)
     passed = _read_passed(remember)
@@ -232,7 +236,8 @@ def _check_label_values(raw: np.ndarray, slope: float, inter: float, labels: lis
     if wrong:
         shown = ", ".join(f"{value:g}" for value in sorted(wrong)[:10]) + (" ..." if len(wrong) > 10 else "")
         allowed = "whole numbers from 0" if labels is None else f"the declared {labels}"
-        raise RefusedScan(f"holds label value(s) {shown}; allowed are {allowed}")
+        hint = f"; for unknown voxels, pass --ignore_label {IGNORE_LABEL}" if wrong == {IGNORE_LABEL} else ""
+        raise RefusedScan(f"holds label value(s) {shown}; allowed are {allowed}{hint}")
 
 
 # ---- record of passed scans ----------------------------------------------------------------------------------------

@@ -62,6 +62,7 @@ class CaseScores(CaseHandler):
         tolerance: NSD tolerance in mm, one for all organs or one for each organ name.
         output_dir: the folder of the files.
         label_key: key of the true label map, a MetaTensor (1, X, Y, Z) of the label file's own voxels.
+        ignore_label: value of unknown voxels in the label file, which are not scored (see `score_case`); None: none.
         items: all cases of the evaluation, the same in all processes: dictionaries with the files of ``image_key`` and
             ``label_key``. None: no case is recorded, and none can be resumed.
         settings: everything else that affects the scores, such as spacing and overlap, of JSON types.
@@ -84,6 +85,7 @@ class CaseScores(CaseHandler):
         output_dir: str | Path,
         *,
         label_key: str = "reference",
+        ignore_label: int | None = None,
         items: Sequence[Mapping[str, Any]] | None = None,
         settings: Mapping[str, Any] | None = None,
         model: str | Path | Sequence[str | Path] | None = None,
@@ -100,6 +102,7 @@ class CaseScores(CaseHandler):
             raise InputError(
                 f"--nsd_tolerance names {', '.join(unknown)}; the organs are {', '.join(self.labels.values())}."
             )
+        self.ignore_label = ignore_label
         self.tolerance = {organ: _tolerance_of(organ, tolerance) for organ in self.labels.values()}
         decisive = {"labels": self.labels, "tolerance": self.tolerance, "metrics": METRICS}
         decisive |= {"model": None if model is None else _stamps(ensure_tuple(model))} | dict(settings or {})
@@ -154,7 +157,12 @@ class CaseScores(CaseHandler):
         prediction, truth = (self.label_map(item, key, file) for key in (self.pred_key, self.label_key))
         _check_geometry(file, prediction, truth)
         self.scores[file] = score_case(
-            prediction[0], truth[0], labels=self.labels, spacing=truth.pixdim.tolist(), tolerance=self.tolerance
+            prediction[0],
+            truth[0],
+            labels=self.labels,
+            spacing=truth.pixdim.tolist(),
+            tolerance=self.tolerance,
+            ignore_label=self.ignore_label,
         )
         if self.items is not None:
             self._record(file)

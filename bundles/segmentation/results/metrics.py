@@ -27,6 +27,7 @@ def score_case(
     labels: Mapping[int, str],
     spacing: Sequence[float],
     tolerance: float | Mapping[str, float],
+    ignore_label: int | None = None,
 ) -> dict[str, dict[str, float]]:
     """Return Dice, NSD and HD95 of each organ of one case.
 
@@ -48,6 +49,10 @@ def score_case(
     prediction only is NaN, which ignores false positives; with ``ignore_empty=False`` an organ in neither mask is 1,
     which rewards absent organs.
 
+    Voxels that the truth calls unknown are background in both masks, whatever the prediction. Dice then counts known
+    voxels only. Both masks end where the unknown begins and have a surface there: where both reach it, these surfaces
+    coincide and count as equal in NSD and HD95; where only one reaches it, its distance to the other counts.
+
     Each organ is scored in the bounding box of its two masks, so that memory depends on the organ, not on the scan.
 
     Args:
@@ -57,6 +62,7 @@ def score_case(
         spacing: voxel size along X, Y, Z in mm.
         tolerance: NSD tolerance in mm, one for all organs or by organ name. Organs that are not named get that of
             ``otherwise``, or 1 mm.
+        ignore_label: value of unknown voxels in the truth; None: there are none.
 
     Returns:
         ``{organ: {"dice": float, "nsd": float, "hd95": float}}`` in the order of ``labels``.
@@ -73,6 +79,8 @@ def score_case(
         raise InputError(f"spacing is {list(spacing)}: it must be three voxel sizes in mm, each above 0.")
     if not labels or min(labels) < 1:
         raise InputError(f"labels is {dict(labels)}: name at least one organ, by label values from 1 up.")
+    if ignore_label is not None and (unknown := truth == ignore_label).any():
+        prediction, truth = (np.where(unknown, 0, array).astype(array.dtype) for array in (prediction, truth))
 
     boxes_of_prediction = ndimage.find_objects(prediction, max_label=max(labels))
     boxes_of_truth = ndimage.find_objects(truth, max_label=max(labels))

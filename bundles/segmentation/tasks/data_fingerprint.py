@@ -90,7 +90,13 @@ class DataFingerprint:
 
 
 def data_fingerprint(
-    items: Sequence[dict], *, channels: int, labels: Iterable[int], intensities: bool, workers: int = 4
+    items: Sequence[dict],
+    *,
+    channels: int,
+    labels: Iterable[int],
+    ignore_label: int | None = None,
+    intensities: bool,
+    workers: int = 4,
 ) -> DataFingerprint:
     """Measure labelled scans. Each is read once; ``workers`` of them are in memory at a time.
 
@@ -101,6 +107,7 @@ def data_fingerprint(
         items: ``{"image": path or list of paths (one for each channel), "label": path}``.
         channels: number of channels of an image. Several channels in one file are its fourth axis.
         labels: values that a label may contain, including the background 0.
+        ignore_label: value of unknown voxels, which are not counted and no labelled voxels; None: there are none.
         intensities: also sample the intensities of labelled voxels. They are comparable between scans in CT only.
         workers: number of threads.
 
@@ -111,7 +118,7 @@ def data_fingerprint(
     check_scans(items, channels=channels, labels=labels, voxels=False, workers=workers)
     facts, problems = [], []
     with ThreadPoolExecutor(workers) as pool:
-        measured = pool.map(lambda item: _measure_or_explain(item, labels, intensities), items)
+        measured = pool.map(lambda item: _measure_or_explain(item, labels, ignore_label, intensities), items)
         for result in _with_progress(measured, len(items)):
             (facts if isinstance(result, ScanFacts) else problems).append(result)
     if problems:
@@ -129,12 +136,14 @@ def _with_progress(results: Iterator, count: int) -> Iterable:
     return results
 
 
-def _measure_or_explain(item: dict, labels: tuple[int, ...], intensities: bool) -> ScanFacts | str:
+def _measure_or_explain(
+    item: dict, labels: tuple[int, ...], ignore_label: int | None, intensities: bool
+) -> ScanFacts | str:
     """Return the measurements of a scan, or why it is unusable."""
     files = image_files(item)
     file = item["label"]  # the file being read, for the message
     try:
-        label, class_voxels = _read_label(file, labels)
+        label, class_voxels = _read_label(file, labels, ignore_label)
         labelled = _draw_positions(label, seed=SEED) if intensities else np.array([], int)
         profiles, sampled = [], []
         for file in files:
@@ -157,17 +166,19 @@ def _measure_or_explain(item: dict, labels: tuple[int, ...], intensities: bool) 
     )
 
 
-def _read_label(file: str, labels: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the label map (X, Y, Z) and the number of voxels of each value."""
+def _read_label(file: str, labels: tuple[int, ...], ignore_label: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the label map (X, Y, Z), 0 where it is unknown, and the number of known voxels of each value."""
     raw, slope, inter = stored_voxels(open_scan(file))
     label = (raw if (slope, inter) == (1.0, 0.0) else raw * slope + inter).reshape(raw.shape[:3], order="F")
     counts = np.array([np.count_nonzero(label == value) for value in labels])
-    if counts.sum() < label.size:
-        wrong = np.setdiff1d(label, labels)
+    unknown = None if ignore_label is None else label == ignore_label
+    known = label.size if unknown is None else label.size - np.count_nonzero(unknown)
+    if counts.sum() < known:
+        wrong = np.setdiff1d(label, labels if ignore_label is None else (*labels, ignore_label))
         shown = ", ".join(f"{value:g}" for value in wrong[:10]) + (" ..." if len(wrong) > 10 else "")
         whole = "" if np.array_equal(wrong, np.round(wrong)) else "whole numbers, "
         raise RefusedScan(f"holds label value(s) {shown}; allowed are {whole}the declared {list(labels)}")
-    return label, counts
+    return label if known == label.size else np.where(unknown, 0, label), counts
 
 
 def _draw_positions(label: np.ndarray, *, seed: int) -> np.ndarray:

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...common.data.data_list import data_list_labels, parse_data_list
+from ...common.data.ignore_label import IGNORE_LABEL, ignored_value
 from ...common.errors import InputError
 from ...common.files import write_text
 from ...common.networks.roi_size import STRIDE
@@ -78,7 +79,9 @@ class Proposal:
         return row
 
 
-def proposed_row(dataset_json: str | os.PathLike, *, output_dir: str | os.PathLike | None) -> tuple[str, dict]:
+def proposed_row(
+    dataset_json: str | os.PathLike, *, output_dir: str | os.PathLike | None, ignore_label: int | None = IGNORE_LABEL
+) -> tuple[str, dict]:
     """Propose a row for a data set in MSD's format, print it, and write it to ``OUTPUT_DIR/task.yaml``.
 
     Every process of a distributed run must call it: each measures the scans and gets the same row.
@@ -86,6 +89,7 @@ def proposed_row(dataset_json: str | os.PathLike, *, output_dir: str | os.PathLi
     Args:
         dataset_json: the data list. Its labelled training scans are measured.
         output_dir: None writes nothing.
+        ignore_label: value of unknown voxels, unless the list declares it; None: there are none.
 
     Returns:
         Name of the task and the row.
@@ -111,7 +115,11 @@ def proposed_row(dataset_json: str | os.PathLike, *, output_dir: str | os.PathLi
         )
     try:
         fingerprint = data_fingerprint(
-            items, channels=len(channels), labels=map(int, labels), intensities=_all_ct(channels)
+            items,
+            channels=len(channels),
+            labels=map(int, labels),
+            ignore_label=ignored_value(ignore_label=ignore_label, labels=labels),
+            intensities=_all_ct(channels),
         )
         proposal = propose_row(fingerprint, channels=channels, labels=labels)
     except InputError as error:

@@ -19,6 +19,7 @@ import yaml
 from monai.bundle import ConfigParser
 
 from ...common.data.data_list import parse_data_list
+from ...common.data.ignore_label import IGNORE_LABEL
 from ...common.errors import InputError
 from ...common.run.presets import choose
 from ...common.weights.checkpoint_file import checkpoint_facts
@@ -46,6 +47,7 @@ def choose_task(
     preset: str,
     checkpoint: str | None = None,
     output_dir: str | None = None,
+    ignore_label: int | None = IGNORE_LABEL,
 ) -> dict[str, Any]:
     """Return the row of a task with the preset's changes applied, and the task's ``name``.
 
@@ -60,6 +62,7 @@ def choose_task(
             row, its labels and the values of `OF_THE_VOXELS` that it records replace the row's; those that it does not
             record are logged as a warning. A file that does not exist (yet) is ignored.
         output_dir: where a proposed row is written, as ``task.yaml``.
+        ignore_label: value of unknown voxels in the labels that a row is proposed from.
 
     Raises:
         InputError: a file or task does not exist (similar names are suggested); no task is named and the table has
@@ -75,7 +78,7 @@ def choose_task(
         if task and _is_row_file(task):
             _warn_of_other_values(task, kept, str(checkpoint), presets=presets)
         return {"hu_window": None, **kept, "name": trained}
-    name, row, source = _find(str(task or trained or _only_task(file)), file, output_dir)
+    name, row, source = _find(str(task or trained or _only_task(file)), file, output_dir, ignore_label)
     _check_row(name, row, source, presets=presets)
     row = {"hu_window": None, **row, **(row.get(preset) or {})}
     recorded = recorded_training(checkpoint)
@@ -314,10 +317,12 @@ def _is_row_file(task: str) -> bool:
     return Path(task).suffix in (".yaml", ".yml")
 
 
-def _find(task: str, table_file: str, output_dir: str | None) -> tuple[str, dict[str, Any], str]:
+def _find(
+    task: str, table_file: str, output_dir: str | None, ignore_label: int | None = IGNORE_LABEL
+) -> tuple[str, dict[str, Any], str]:
     """Return the name, the row and the file that it comes from."""
     if _is_list(task):
-        name, row = proposed_row(task, output_dir=output_dir)
+        name, row = proposed_row(task, output_dir=output_dir, ignore_label=ignore_label)
         return name, row, task
     if _is_row_file(task):
         if not Path(task).is_file():

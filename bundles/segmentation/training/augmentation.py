@@ -18,6 +18,7 @@ from monai.transforms.utils import create_rotate
 from torch.nn import functional as F
 
 from ...common.errors import InputError
+from .loss import PartlyKnown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,8 @@ def change_crop(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return an augmented copy of a crop and its label, (C, X, Y, Z) each. The inputs are not modified.
 
-    Interpolation is linear for the image and nearest for the label. Both are padded with 0.
+    Interpolation is linear for the image and nearest for the label. Both are padded with 0: what is padded is air in
+    the image, so the label calls it background, and not unknown.
 
     Args:
         image: intensities.
@@ -182,8 +184,12 @@ class CropAugmentation:
 
     def __call__(
         self, batch: Mapping[str, Any], device: torch.device | str, non_blocking: bool = False, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return images (B, C, X, Y, Z) and labels (B, 1, X, Y, Z)."""
+    ) -> tuple[torch.Tensor, torch.Tensor | PartlyKnown]:
+        """Return images (B, C, X, Y, Z) and labels (B, 1, X, Y, Z).
+
+        The labels are in a `PartlyKnown` if a crop has unknown voxels (``"unknown"``) or the cases have weights
+        (``"weight"``); both are read on the host.
+        """
         images, labels = (batch[key].to(device, non_blocking=non_blocking, **kwargs) for key in ("image", "label"))
         square = images.shape[2] == images.shape[3]
         crops = []
@@ -195,7 +201,13 @@ class CropAugmentation:
             if change.noise:
                 noise = torch.Generator(images.device).manual_seed(int(generator.integers(2**63)))
             crops.append(change_crop(images[i], labels[i], change, noise=noise))
-        return torch.stack([image for image, _ in crops]), torch.stack([label for _, label in crops])
+        image, label = (torch.stack(parts) for parts in zip(*crops, strict=True))
+        weight = batch.get("weight")
+        if weight is None and not ("unknown" in batch and batch["unknown"].any()):
+            return image, label
+        if weight is not None:
+            weight = weight.to(device, non_blocking=non_blocking)
+        return image, PartlyKnown(label, weight)
 
 
 KINDS = ("flip", "rot90", "affine", "noise", "contrast", "scale_intensity", "shift_intensity")

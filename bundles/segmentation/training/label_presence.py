@@ -16,35 +16,40 @@ from ...common.run.distributed import rank
 logger = logging.getLogger(__name__)
 
 
-def label_volumes(scans: Sequence[Mapping[str, str]], *, classes: int) -> np.ndarray:
+def label_volumes(scans: Sequence[Mapping[str, str]], *, classes: int, ignore_label: int | None = None) -> np.ndarray:
     """Return the volume of each class in each label file, in mm^3.
 
     Args:
         scans: items with ``label`` files of whole numbers.
         classes: number of classes, background included. Larger values are not counted.
+        ignore_label: value of unknown voxels; adds a last column with their volume. None: no such column.
 
     Returns:
-        float64 (scans, classes).
+        float64 (scans, classes), or (scans, classes + 1) with ``ignore_label``.
     """
+    values = [*range(classes), *([] if ignore_label is None else [ignore_label])]
 
     def volumes(file: str) -> np.ndarray:
         label = nib.load(file)
-        counts = np.bincount(np.asarray(label.dataobj).astype(np.int64).ravel(), minlength=classes)
-        return counts[:classes] * float(np.prod(label.header.get_zooms()[:3]))
+        counts = np.bincount(np.asarray(label.dataobj).astype(np.int64).ravel(), minlength=max(values) + 1)
+        return counts[values] * float(np.prod(label.header.get_zooms()[:3]))
 
     with ThreadPoolExecutor() as pool:
         return np.stack(list(pool.map(lambda item: volumes(item["label"]), scans)))
 
 
-def check_label_presence(*, scans: Sequence[Mapping[str, str]], labels: Mapping[str, str]) -> None:
+def check_label_presence(
+    *, scans: Sequence[Mapping[str, str]], labels: Mapping[str, str], ignore_label: int | None = None
+) -> None:
     """Warn about structures that occur in no training label. Runs on rank 0 only.
 
     Args:
         scans: training items with ``label`` files.
         labels: value to name, of this run.
+        ignore_label: value of unknown voxels, or None.
 
     Raises:
-        InputError: there is no training item, or the labels contain only background.
+        InputError: there is no training item, the labels contain only background, or a label has no known voxel.
     """
     if rank() > 0:
         return
@@ -52,7 +57,11 @@ def check_label_presence(*, scans: Sequence[Mapping[str, str]], labels: Mapping[
         raise InputError(
             "There is no labelled training scan: list some under 'training', or in MONAI Label store a label first."
         )
-    cases = (label_volumes(scans, classes=len(labels)) > 0).sum(axis=0)
+    volumes = label_volumes(scans, classes=len(labels), ignore_label=ignore_label)
+    if ignore_label is not None:
+        volumes, unknown = volumes[:, :-1], volumes[:, -1]
+        _report_unknown(scans, volumes, unknown, ignore_label)
+    cases = (volumes > 0).sum(axis=0)
     names = {int(value): name for value, name in labels.items()}
     absent = [names[value] for value in range(1, len(labels)) if cases[value] == 0]
     if len(absent) == len(labels) - 1:
@@ -68,3 +77,32 @@ def check_label_presence(*, scans: Sequence[Mapping[str, str]], labels: Mapping[
     few = [f"{names[value]} ({cases[value]})" for value in range(1, len(labels)) if 0 < cases[value] < len(scans)]
     if few:
         logger.info("not all of the %d training cases contain %s", len(scans), ", ".join(few))
+
+
+def _report_unknown(
+    scans: Sequence[Mapping[str, str]], volumes: np.ndarray, unknown: np.ndarray, ignore_label: int
+) -> None:
+    if not unknown.any():
+        return
+    partly = unknown > 0
+    for scan in (scan for scan, known in zip(scans, volumes.any(axis=1), strict=True) if not known):
+        raise InputError(
+            f"{scan['label']} has no known voxel: all are {ignore_label}. Remove its entry from the data list."
+        )
+    share = unknown[partly] / (unknown + volumes.sum(axis=1))[partly]
+    logger.info(
+        "%d of the %d training cases have unknown voxels (value %d): %.0f%% of these scans on average. They count in no "
+        "loss.",
+        *(partly.sum(), len(scans), ignore_label, 100 * share.mean()),
+    )
+    suspects = [
+        scan["label"]
+        for scan, some, found in zip(scans, partly, volumes[:, 1:].any(axis=1), strict=True)
+        if some and not found
+    ]
+    if suspects:
+        logger.warning(
+            "%d labels with unknown voxels contain no structure, such as %s. If %d marks a structure there, it is not "
+            "learnt: give it its own value.",
+            *(len(suspects), suspects[0], ignore_label),
+        )

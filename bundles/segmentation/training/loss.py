@@ -4,12 +4,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from monai.losses import DiceLoss
+from monai.networks import one_hot
+from torch.nn import functional as F
 
 from .label_presence import label_volumes
+
+
+class PartlyKnown(NamedTuple):
+    """The target of a batch with unknown voxels or with cases of different weight.
+
+    Attributes:
+        label: label values (B, 1, X, Y, Z).
+        weight: weight of each crop, float32 (B,); None: 1 for each.
+    """
+
+    label: torch.Tensor
+    weight: torch.Tensor | None = None
 
 
 class SegmentationLoss(torch.nn.Module):
@@ -18,12 +33,26 @@ class SegmentationLoss(torch.nn.Module):
     With the defaults it equals the official BTCV code's ``DiceCELoss(to_onehot_y=True, softmax=True,
     squared_pred=True)``, except for the smoothing constants.
 
+    A `PartlyKnown` target changes two things:
+
+    - Unknown voxels (``ignore_label``) are in no sum: neither of the prediction nor of the truth in Dice, and neither
+      above nor below the line of the cross entropy's mean. A batch without a known voxel has cross entropy 0.
+    - The loss of a crop is multiplied by its weight. It is not divided by the sum of the weights: a batch whose crops
+      all have weight 0.5 has half the loss. With ``batch_dice`` the sums of Dice are weighted, and its loss is
+      multiplied by the mean weight.
+
+    Any other target must be known everywhere, and takes MONAI's own path.
+
     Args:
         class_weights: (classes,) weights of the cross entropy; None for equal weights.
         background_in_dice: whether the average of the Dice term includes the background.
         batch_dice: True computes one Dice per class over the whole batch; False one per crop, which pushes the
             prediction of classes that are absent from a crop to zero.
         squared_pred: square the terms in the denominator of the Dice loss (official code).
+        ignore_label: value of unknown voxels in a `PartlyKnown` target; None: there are none.
+
+    Raises:
+        ValueError: from ``forward``, for weighted crops with ``batch_dice`` and without ``squared_pred``.
     """
 
     def __init__(
@@ -33,25 +62,51 @@ class SegmentationLoss(torch.nn.Module):
         background_in_dice: bool = True,
         batch_dice: bool = False,
         squared_pred: bool = True,
+        ignore_label: int | None = None,
     ) -> None:
         super().__init__()
-        self.dice = DiceLoss(
-            include_background=background_in_dice,
-            to_onehot_y=True,
-            softmax=True,
-            squared_pred=squared_pred,
-            batch=batch_dice,
-        )
+        options = {"include_background": background_in_dice, "squared_pred": squared_pred, "batch": batch_dice}
+        self.dice = DiceLoss(to_onehot_y=True, softmax=True, **options)
+        self.dice_of_known = DiceLoss(reduction="none", **options)
         self.cross_entropy = torch.nn.CrossEntropyLoss(weight=class_weights)
+        self.ignore_label = ignore_label
         self.parts: dict[str, torch.Tensor] = {}
 
-    def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """Return the loss of logits (B, classes, X, Y, Z) against label values (B, 1, X, Y, Z)."""
+    def forward(self, logits: torch.Tensor, target: torch.Tensor | PartlyKnown) -> torch.Tensor:
+        """Return the loss of logits (B, classes, X, Y, Z) against label values (B, 1, X, Y, Z) or a `PartlyKnown`."""
         logits = logits.float()
-        dice = self.dice(logits, label)
-        cross_entropy = self.cross_entropy(logits, label[:, 0].long())
+        if isinstance(target, PartlyKnown):
+            dice, cross_entropy = self._of_known(logits, target)
+        else:
+            dice, cross_entropy = self.dice(logits, target), self.cross_entropy(logits, target[:, 0].long())
         self.parts = {"dice": dice.detach(), "cross_entropy": cross_entropy.detach()}
         return dice + cross_entropy
+
+    def _of_known(self, logits: torch.Tensor, target: PartlyKnown) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return Dice loss and cross entropy. No value is read on the host, so the GPU is not waited for."""
+        label = target.label.long()
+        known = torch.ones_like(label, dtype=torch.bool) if self.ignore_label is None else label != self.ignore_label
+        label = torch.where(known, label, 0)
+        weight = logits.new_ones(len(logits)) if target.weight is None else target.weight.to(logits)
+        over = weight.view(-1, 1, 1, 1, 1)
+
+        # Dice sums p^2, t^2 and (p - t)^2: with both scaled by sqrt(weight), the sums are weighted.
+        scale = known.to(logits.dtype)
+        if self.dice.batch and target.weight is not None:
+            if not self.dice.squared_pred:
+                raise ValueError("Weighted crops need squared_pred with batch_dice: only squared sums can be weighted.")
+            scale = scale * over.sqrt()
+        terms = self.dice_of_known(
+            logits.softmax(1) * scale, one_hot(label, num_classes=logits.shape[1], dtype=logits.dtype) * scale
+        )
+        dice = terms.mean() * weight.mean() if self.dice.batch else (terms * over).mean()
+
+        counted = known[:, 0]
+        of_voxels = F.cross_entropy(logits, label[:, 0], weight=self.cross_entropy.weight, reduction="none")
+        weights = self.cross_entropy.weight
+        shares = torch.ones_like(of_voxels) if weights is None else weights[label[:, 0]]
+        total = (torch.where(counted, of_voxels, 0.0) * over[:, 0]).sum()
+        return dice, total / torch.where(counted.any(), (shares * counted).sum(), 1.0)
 
 
 def class_weights(
@@ -63,7 +118,7 @@ def class_weights(
 
     Args:
         scans: items with ``label`` files.
-        classes: number of classes, background included.
+        classes: number of classes, background included. Other values, such as that of unknown voxels, are not counted.
         balance: 0 gives every foreground class weight 1 and reads no file; 1 weights by inverse volume.
         background: weight of class 0.
 

@@ -14,6 +14,7 @@ import pytest
 from bundles.common.data.data_list import (
     data_list_labels,
     inference_scans,
+    label_as_reference,
     parse_data_list,
     segmentation_scans,
     unlabelled_scans,
@@ -424,3 +425,66 @@ def test_a_store_stands_in_the_order_of_its_scans(tmp_path):
     write_list(tmp_path / "raw", training=[entry("a"), entry("b")])
     with pytest.raises(InputError, match="2 scans have no 'store'"):
         unlabelled_scans(tmp_path / "raw", section="all", stored=True)
+
+
+# ---- carried labels ----
+
+
+@pytest.mark.parametrize("section", ["validation", "test"])
+@pytest.mark.parametrize("asked", ["training", "validation"])
+def test_carried_labels_in_validation_and_test_are_refused(tmp_path, section, asked):
+    path = write_list(
+        tmp_path,
+        **{"training": [entry("a"), entry("b")], "validation": [entry("v")], section: [entry("c", carried=True)]},
+    )
+    with pytest.raises(InputError, match=rf"{path}: section '{section}' has 1 .*labelsTr/c.nii.gz"):
+        segmentation_scans(tmp_path, section=asked, fold=None)
+
+
+def test_carried_labels_change_no_fold_and_are_in_training_only(tmp_path):
+    real = [entry(name) for name in "abcdefgh"]
+    carried = [entry(f"c{number}", carried=True) for number in range(20)]
+    write_list(tmp_path / "real", training=real)
+    write_list(tmp_path / "both", training=[*carried[:7], *real, *carried[7:]])
+    for fold in range(4):
+        training, validation = split(tmp_path / "real", fold=fold, folds=4)
+        with_carried = split(tmp_path / "both", fold=fold, folds=4)
+        assert with_carried[1] == validation
+        assert sorted(with_carried[0]) == sorted([*training, *(f"c{number}" for number in range(20))])
+    assert len(segmentation_scans(tmp_path / "both", section="training", fold="all")) == 28
+
+
+def test_a_carried_label_of_a_validation_patient_is_left_out(tmp_path, caplog):
+    caplog.set_level("INFO")
+    real = [entry(name, patient=name) for name in "abcd"]
+    carried = [entry(f"{name}_carried", patient=name, carried=True) for name in "abcd"]
+    write_list(tmp_path, training=[*real, *carried])
+    for fold in range(4):
+        training, (held_out,) = split(tmp_path, fold=fold, folds=4)
+        assert sorted(training) == sorted(
+            each for name in "abcd" if name != held_out for each in (name, f"{name}_carried")
+        )
+    assert "1 of 4 cases with carried labels are left out" in caplog.text
+
+
+def test_a_carried_label_of_the_validation_fold_is_left_out(tmp_path):
+    real = [entry(f"r{number}", fold=number) for number in range(3)]
+    carried = [entry(f"c{number}", fold=number, carried=True) for number in range(3)] + [entry("c", carried=True)]
+    write_list(tmp_path, training=real + carried)
+    assert split(tmp_path, fold=1) == (["r0", "r2", "c0", "c2", "c"], ["r1"])
+
+
+def test_notes_of_an_entry_are_kept_and_checked(tmp_path):
+    path = write_list(tmp_path, training=[entry("a", weight=0.5, carried=True), entry("b")])
+    first, second = segmentation_scans(tmp_path, section="training", fold="all")
+    assert (first["weight"], first["carried"]) == (0.5, True) and second.keys() == {"image", "label"}
+    write_list(tmp_path, training=[entry("a"), entry("b", weight=0)])
+    with pytest.raises(InputError, match=rf"{path}: training\[1\] has the weight 0:"):
+        parse_data_list(path)
+
+
+def test_no_score_is_computed_against_carried_labels():
+    scans = [{"image": "a", "label": "la"}, {"image": "b", "label": "lb", "carried": True}]
+    assert label_as_reference(scans[:1]) == [{"image": "a", "reference": "la"}]
+    with pytest.raises(InputError, match="carried labels, such as lb"):
+        label_as_reference(scans)

@@ -303,3 +303,18 @@ def test_scans_that_do_not_look_like_hu_are_named_once_and_let_pass(tmp_path, ca
     check_scans(items)
     check_scans(items, hounsfield=True, voxels=False)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_the_value_of_unknown_voxels_is_allowed_where_it_is_named(tmp_path):
+    item = {"image": write(tmp_path / "a.nii.gz"), "label": label(tmp_path / "l.nii.gz", (0, 1, 255))}
+    check_scans([item], labels=[0, 1], ignore_label=255)
+    assert fault(item, labels=[0, 1]).endswith(
+        "holds label value(s) 255; allowed are the declared [0, 1]; for unknown voxels, pass --ignore_label 255"
+    )
+    assert "value(s) 1; allowed are the declared [0, 255]" in fault(item, labels=[0], ignore_label=255)
+
+
+def test_a_scan_that_passed_with_unknown_voxels_is_checked_again_without(tmp_path):
+    item = {"image": write(tmp_path / "a.nii.gz"), "label": label(tmp_path / "l.nii.gz", (0, 1, 255))}
+    check_scans([item], labels=[0, 1], ignore_label=255, remember=tmp_path / "r.json")
+    assert "255" in fault(item, labels=[0, 1], remember=tmp_path / "r.json")

@@ -253,6 +253,28 @@ def test_unusable_input_is_named(change, words):
         score_case(**(maps | good | change))
 
 
+def test_unknown_voxels_are_scored_in_neither_mask():
+    truth, prediction = blobs(0), blobs(1)
+    unknown = np.random.default_rng(0).random(truth.shape) < 0.3
+    unknown[:6] = True
+    asked = {"labels": {1: "one", 2: "two"}, "spacing": SPACING, "tolerance": 1.0}
+    scores = score_case(prediction, np.where(unknown, 255, truth).astype(np.uint8), ignore_label=255, **asked)
+    for value, organ in asked["labels"].items():
+        masks = [(array == value) & ~unknown for array in (prediction, truth)]
+        assert scores[organ]["dice"] == pytest.approx(slow_dice(*masks), abs=1e-6)
+        assert scores[organ]["nsd"] == pytest.approx(deepminds_surface_dice(*masks, SPACING, 1.0), abs=1e-6)
+        assert scores[organ]["hd95"] == pytest.approx(slow_hd95(*masks, SPACING), abs=1e-4)
+    changed = np.where(unknown, 3 - prediction % 3, prediction)
+    assert score_case(changed, np.where(unknown, 255, truth), ignore_label=255, **asked) == scores
+    assert score_case(prediction, truth, ignore_label=255, **asked) == score_case(prediction, truth, **asked)
+
+
+def test_an_organ_that_is_predicted_in_the_unknown_only_is_absent():
+    truth, prediction = cube((2, 2, 2), (9, 9, 9), value=255), cube((3, 3, 3), (8, 8, 8))
+    scores = score_case(prediction, truth, labels={1: "a"}, spacing=SPACING, tolerance=1.0, ignore_label=255)["a"]
+    assert all(math.isnan(score) for score in scores.values())
+
+
 # The handler
 
 
@@ -333,6 +355,14 @@ def test_spacing_comes_from_the_reference(tmp_path):
         engine = run(CaseScores({1: "a"}, 2.0, tmp_path), [[item_of(*pair, "x.nii.gz", spacing=spacing)]])
         assert engine.state.metrics["mean_nsd"] == pytest.approx(nsd)
         assert engine.state.metrics["mean_hd95"] == hd95
+
+
+def test_the_handler_leaves_unknown_voxels_out(tmp_path):
+    truth, prediction = cube((2, 2, 2), (6, 6, 6)), cube((2, 2, 2), (6, 6, 9))
+    truth[:, :, 6:] = 255
+    for ignore_label, dice in ((255, 1.0), (None, 2 * 64 / (64 + 112))):
+        run(CaseScores({1: "a"}, 1.0, tmp_path, ignore_label=ignore_label), [[item_of(prediction, truth, "x.nii.gz")]])
+        assert float(rows_of(tmp_path)[0]["dice"]) == pytest.approx(dice, abs=1e-6)
 
 
 def test_a_second_run_starts_afresh(tmp_path):

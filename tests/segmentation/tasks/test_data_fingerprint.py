@@ -198,3 +198,20 @@ def test_a_spacing_of_zero_a_broken_file_and_nan_are_named(tmp_path):
 
     item = {**items[0], "image": str(tmp_path / "gone.nii.gz")}
     assert f"{item['image']}: does not exist" in refusal([item])
+
+
+def test_unknown_voxels_are_not_measured(tmp_path):
+    image, label = ct(0)
+    expected = measure([pair(tmp_path, "a", image, label)])
+    partly = label.copy()
+    partly[0] = 255  # air, outside of the structures
+    item = pair(tmp_path, "b", image, partly)
+    (scan,) = measure([item], ignore_label=255).scans
+    assert scan.class_voxels.tolist() == [480 - 12 - 6 - partly[0].size, 12, 6]
+    np.testing.assert_array_equal(scan.intensities, expected.scans[0].intensities)
+    assert scan.size_above(-900) == expected.scans[0].size_above(-900)
+    with pytest.raises(InputError, match=r"holds label value\(s\) 255; allowed are the declared \[0, 1, 2\]"):
+        measure([item])
+    partly[1, 1, 1] = 7
+    with pytest.raises(InputError, match=r"holds label value\(s\) 7; allowed"):
+        measure([pair(tmp_path, "c", image, partly)], ignore_label=255)

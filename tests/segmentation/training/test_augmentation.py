@@ -201,3 +201,34 @@ def test_crops_draws_and_seeds_differ():
     other, _ = augmentation(seed=1, **noise)(batch_of([4]), "cpu")
     means = [float(image.mean()) for image in [*images, *other]]
     assert len(set(means)) == 5
+
+
+def batch_with(**notes):
+    crops = [crop() for _ in range(3)]
+    images, labels = (torch.stack(parts) for parts in zip(*crops, strict=True))
+    return {"image": images, "label": labels, "draw": torch.tensor([4, 4, 5]), **notes}
+
+
+def test_the_loss_learns_of_weights_and_of_unknown_voxels_only_if_there_are_any():
+    augment = augmentation(flip=1.0)
+    image, label = augment(batch_with(unknown=torch.tensor([False] * 3)), "cpu")
+    assert type(label) is torch.Tensor
+    weights = torch.tensor([0.5, 0.5, 1.0])
+    for notes, expected in (
+        ({"unknown": torch.tensor([False, True, False])}, None),
+        ({"weight": weights}, weights),
+        ({"weight": weights, "unknown": torch.tensor([True] * 3)}, weights),
+    ):
+        of_notes, target = augment(batch_with(**notes), "cpu")
+        assert torch.equal(of_notes, image) and torch.equal(target.label, label)
+        assert target.weight is None if expected is None else torch.equal(target.weight, expected)
+
+
+def test_unknown_voxels_stay_unknown_and_padding_is_background():
+    image = torch.ones(1, 16, 16, 16)
+    label = torch.full((1, 16, 16, 16), 255.0)
+    label[:, :, 8:] = 3
+    changed, changed_label = change_crop(image, label, Change(affine=(0.2, 0.1, 0.3, 1.1, 0.9, 1.0), flips=(1,)))
+    assert set(changed_label.unique().tolist()) == {0, 3, 255}
+    assert (changed_label[changed == 1] > 0).all()
+    assert (changed[changed_label == 0] < 1).all()

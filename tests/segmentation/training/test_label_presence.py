@@ -63,3 +63,44 @@ def test_labels_of_background_alone_are_refused(tmp_path):
 def test_no_scan_at_all_is_refused_with_what_to_do():
     with pytest.raises(InputError, match="no labelled training scan.*store a label first"):
         check_label_presence(scans=[], labels=LABELS)
+
+
+def partly_known(path, unknown, **counts):
+    scan = label_file(path, **counts)
+    label = np.asarray(nib.load(scan["label"]).dataobj).copy()
+    label.ravel()[-unknown:] = 255
+    nib.save(nib.Nifti1Image(label, np.eye(4)), scan["label"])
+    return scan
+
+
+def test_unknown_voxels_are_no_class_and_no_background(tmp_path, caplog):
+    caplog.set_level("INFO")
+    scans = [
+        partly_known(tmp_path / "a.nii.gz", 400, spleen=10, liver=100, aorta=5),
+        partly_known(tmp_path / "b.nii.gz", 200, liver=50, spleen=1, aorta=5),
+        label_file(tmp_path / "c.nii.gz", liver=50, spleen=1, aorta=5),
+    ]
+    expected = [[485, 10, 100, 5, 400], [744, 1, 50, 5, 200], [944, 1, 50, 5, 0]]
+    assert label_volumes(scans, classes=4, ignore_label=255).tolist() == expected
+    assert label_volumes(scans, classes=4).tolist() == [row[:4] for row in expected]
+    weights = class_weights(scans, classes=4, balance=1, background=0.1)
+    np.testing.assert_allclose(weights, [0.1, 200 / 12, 1, 200 / 15], rtol=1e-6)
+    check_label_presence(scans=scans, labels=LABELS, ignore_label=255)
+    (line,) = caplog.messages
+    assert "2 of the 3 training cases have unknown voxels (value 255): 30% of these scans" in line
+
+
+def test_a_label_that_may_mark_its_structure_by_255_is_named(tmp_path, caplog):
+    scans = [
+        partly_known(tmp_path / "mask.nii.gz", 100),
+        label_file(tmp_path / "b.nii.gz", liver=1, spleen=1, aorta=1),
+    ]
+    check_label_presence(scans=scans, labels=LABELS, ignore_label=255)
+    (line,) = caplog.messages
+    assert "1 labels with unknown voxels contain no structure, such as" in line and "mask.nii.gz" in line
+
+
+def test_a_label_without_a_known_voxel_is_refused(tmp_path):
+    scans = [label_file(tmp_path / "b.nii.gz", liver=1), partly_known(tmp_path / "a.nii.gz", 1000)]
+    with pytest.raises(InputError, match=r"a\.nii\.gz has no known voxel: all are 255"):
+        check_label_presence(scans=scans, labels=LABELS, ignore_label=255)

@@ -1,0 +1,33 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""The label value of unknown voxels: voxels of which nobody said what they are. They are no class and no background."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..errors import InputError
+
+#: The usual value (Cityscapes, PASCAL VOC): the largest of a uint8 label.
+IGNORE_LABEL = 255
+
+
+def ignored_value(*, ignore_label: int | None, labels: Iterable[int | str]) -> int | None:
+    """Return the value of unknown voxels, or None if there is none.
+
+    A declared value is a class: where ``labels`` declares 255, the default has no effect.
+
+    Args:
+        ignore_label: the option; None for no unknown voxels.
+        labels: declared values, as numbers or text.
+
+    Raises:
+        InputError: ``ignore_label`` is a declared value other than the default 255.
+    """
+    if ignore_label is None or ignore_label not in {int(value) for value in labels}:
+        return ignore_label
+    if ignore_label == IGNORE_LABEL:
+        return None
+    raise InputError(
+        f"--ignore_label {ignore_label} is also a declared label: a value is either a class or unknown. "
+        "Choose a value that --labels does not declare, or --ignore_label '$None'."
+    )

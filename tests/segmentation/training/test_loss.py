@@ -1,0 +1,151 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""The loss equals slow formulas in NumPy with unknown voxels and weights, and MONAI's without."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.losses import DiceLoss
+
+from bundles.segmentation.training.loss import PartlyKnown, SegmentationLoss
+
+CLASSES = 4
+SHAPE = (5, 4, 6)
+WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 3.5])
+OPTIONS = [
+    {"batch_dice": batch, "background_in_dice": background, "class_weights": weights}
+    for batch in (False, True)
+    for background in (True, False)
+    for weights in (None, WEIGHTS)
+]
+GOLDEN = (1.9906792640686035, 2.099675416946411)  # loss, and sum of the absolute gradient, of version 6297c95
+
+
+def drawn(crops=3, unknown=0.3, seed=0):
+    """Logits and labels; a share of the voxels is 255."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(crops, CLASSES, *SHAPE, generator=generator).mul_(2).requires_grad_()
+    label = torch.randint(0, CLASSES, (crops, 1, *SHAPE), generator=generator).float()
+    label[torch.rand(label.shape, generator=generator) < unknown] = 255
+    return logits, label
+
+
+def slow_loss(logits, label, weight, *, batch_dice, background_in_dice, class_weights):
+    """Dice and cross entropy, voxel by voxel in float64; unknown voxels are never visited."""
+    scores = logits.detach().double().numpy()
+    p = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    of_class = np.ones(CLASSES) if class_weights is None else class_weights.double().numpy()
+    shape = (len(p), CLASSES)
+    overlap, size, above, below = np.zeros(shape), np.zeros(shape), 0.0, 0.0
+    for b, *voxel in np.argwhere(label[:, 0].numpy() != 255):
+        truth = int(label[(b, 0, *voxel)])
+        probabilities = p[(b, slice(None), *voxel)]
+        overlap[b, truth] += probabilities[truth]
+        size[b] += probabilities**2
+        size[b, truth] += 1
+        above -= weight[b] * of_class[truth] * np.log(probabilities[truth])
+        below += of_class[truth]
+    first = 0 if background_in_dice else 1
+    weight = np.array(weight)
+    if batch_dice:
+        dice = 1 - (2 * weight @ overlap + 1e-5) / (weight @ size + 1e-5)
+        return dice[first:].mean() * weight.mean(), above / below
+    dice = 1 - (2 * overlap + 1e-5) / (size + 1e-5)
+    return (dice * weight[:, None])[:, first:].mean(), above / below
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("weight", [[1.0, 1.0, 1.0], [0.25, 1.0, 3.0]])
+def test_the_loss_of_known_voxels_equals_the_slow_formula(options, weight):
+    logits, label = drawn()
+    loss = SegmentationLoss(ignore_label=255, **options)
+    value = loss(logits, PartlyKnown(label, torch.tensor(weight)))
+    dice, cross_entropy = slow_loss(logits, label, weight, **options)
+    assert loss.parts["dice"].item() == pytest.approx(dice, rel=1e-5)
+    assert loss.parts["cross_entropy"].item() == pytest.approx(cross_entropy, rel=1e-5)
+    assert value.item() == pytest.approx(dice + cross_entropy, rel=1e-5)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_unknown_voxels_have_no_gradient_and_no_influence(options):
+    logits, label = drawn()
+    loss = SegmentationLoss(ignore_label=255, **options)
+    value = loss(logits, PartlyKnown(label))
+    value.backward()
+    unknown = (label == 255).expand_as(logits)
+    assert torch.count_nonzero(logits.grad[unknown]) == 0
+    assert (logits.grad[~unknown] != 0).float().mean() > 0.99
+    changed = torch.where(unknown, 30 * torch.randn_like(logits), logits.detach())
+    assert loss(changed, PartlyKnown(label)).item() == pytest.approx(value.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_labels_that_are_known_take_monais_path_to_the_bit(options):
+    logits, label = drawn(unknown=0)
+    value = SegmentationLoss(ignore_label=255, **options)(logits, label)
+    (gradient,) = torch.autograd.grad(value, logits)
+    dice = DiceLoss(
+        include_background=options["background_in_dice"],
+        to_onehot_y=True,
+        softmax=True,
+        squared_pred=True,
+        batch=options["batch_dice"],
+    )
+    expected = dice(logits, label) + torch.nn.CrossEntropyLoss(weight=options["class_weights"])(
+        logits, label[:, 0].long()
+    )
+    assert torch.equal(value, expected)
+    assert torch.equal(gradient, torch.autograd.grad(expected, logits)[0])
+
+
+def test_the_values_are_those_of_the_loss_before_there_were_unknown_voxels():
+    grid = torch.arange(2 * CLASSES * 27, dtype=torch.float64).reshape(2, CLASSES, 3, 3, 3)
+    logits = (grid * 0.7).sin().float().requires_grad_()
+    label = (torch.arange(54).reshape(2, 1, 3, 3, 3) % CLASSES).float()
+    value = SegmentationLoss(class_weights=WEIGHTS)(logits, label)
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert value.item() == pytest.approx(GOLDEN[0], rel=1e-6)
+    assert gradient.abs().sum().item() == pytest.approx(GOLDEN[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_partly_known_target_without_unknown_voxels_gives_the_usual_loss(options):
+    logits, label = drawn(unknown=0)
+    loss = SegmentationLoss(ignore_label=255, **options)
+    usual, special = loss(logits, label), loss(logits, PartlyKnown(label, torch.ones(3)))
+    assert special.item() == pytest.approx(usual.item(), rel=1e-6)
+    gradients = (torch.autograd.grad(value, logits)[0] for value in (usual, special))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_one_weight_for_all_crops_scales_loss_and_gradient(options):
+    logits, label = drawn()
+    loss = SegmentationLoss(ignore_label=255, **options)
+    whole, half = (loss(logits, PartlyKnown(label, torch.full((3,), weight))) for weight in (1.0, 0.5))
+    assert half.item() == pytest.approx(whole.item() / 2, rel=1e-6)
+    gradients = [torch.autograd.grad(value, logits)[0] for value in (whole, half)]
+    torch.testing.assert_close(gradients[0] / 2, gradients[1], rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_batch_without_a_known_voxel_has_no_loss(options):
+    logits, label = drawn(unknown=2.0)
+    value = SegmentationLoss(ignore_label=255, **options)(logits, PartlyKnown(label))
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert value.item() == 0 and torch.count_nonzero(gradient) == 0
+
+
+def test_another_value_may_stand_for_unknown():
+    logits, label = drawn()
+    of_255 = SegmentationLoss(ignore_label=255)(logits, PartlyKnown(label))
+    of_9 = SegmentationLoss(ignore_label=9)(logits, PartlyKnown(torch.where(label == 255, 9, label)))
+    assert torch.equal(of_255, of_9)
+
+
+def test_weighted_sums_need_squares():
+    logits, label = drawn()
+    loss = SegmentationLoss(batch_dice=True, squared_pred=False, ignore_label=255)
+    with pytest.raises(ValueError, match="squared_pred"):
+        loss(logits, PartlyKnown(label, torch.ones(3)))
