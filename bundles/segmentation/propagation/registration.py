@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 RIM = 8.0  # mm around the body that count as well, so that the skin's outline takes part
 LEAST_BODY = 1000  # voxels of the working grid; with fewer the histogram of mutual information is empty
+LEAST_INFORMATION = 0.01  # nats; even unrelated bodies share their outline
+KEPT = 0.95  # of the information at the start: a start that is right already loses some to interpolation
 SCALES = (0.4, 2.5)  # an affine map that stretches any direction by less or more is not one between two adults
 
 
@@ -69,7 +71,9 @@ class RegistrationOptions:
         if len(self.spacing) != 3 or not all(is_number(size) and size > 0 for size in self.spacing):
             raise InputError(f"spacing is {list(self.spacing)}: it must be three sizes in mm, each above 0.")
         if not low <= self.body_above < high:
-            raise InputError(f"body_above is {self.body_above} HU: it must be in hu_window, from {low} to below {high}.")
+            raise InputError(
+                f"body_above is {self.body_above} HU: it must be in hu_window, from {low} to below {high}."
+            )
         for name in ("control_spacing", "affine_iterations", "deformation_iterations"):
             if not is_number(getattr(self, name)) or getattr(self, name) <= 0:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be a number above 0.")
@@ -135,7 +139,7 @@ def register(
     Run pairs in parallel in processes, not in threads: the number of threads is a setting of the whole process.
 
     A pair that cannot be registered is a result with a reason: no body, no common field of view, an optimiser that
-    fails or ends no better than it began, a stretched affine map, a transform that folds in the body.
+    fails or ends worse than it began, a stretched affine map, a transform that folds in the body.
 
     Args:
         moving: scan in HU, or its NIfTI or MetaImage file.
@@ -188,10 +192,10 @@ def register(
                 raise _Failed(
                     f"no common field of view: at the end {so_far.overlap:.0%} of the fixed body is in the moving scan"
                 )
-            if not so_far.after > information[start]:
+            if not so_far.after > max(LEAST_INFORMATION, KEPT * information[start]):
                 raise _Failed(
-                    f"no better than its start: mutual information {so_far.after:.3f} after, {information[start]:.3f} "
-                    "before"
+                    f"the optimiser found nothing: mutual information is {so_far.after:.3f} after and "
+                    f"{information[start]:.3f} before"
                 )
             if not so_far.least_jacobian > 0:
                 raise _Failed(
@@ -251,6 +255,9 @@ class _WorkingScan:
                 f"no body: in the {role} scan {int(body.sum())} voxels of the working grid are connected and above "
                 f"{options.body_above:g} HU, and {LEAST_BODY} must be"
             )
+        inside = sitk.GetArrayViewFromImage(working)[body]
+        if inside.min() == inside.max():
+            raise _Failed(f"nothing to compare: the {role} scan is {inside.min():g} HU everywhere in its body")
         return cls(working, seen, body)
 
 

@@ -107,7 +107,11 @@ def test_an_organ_that_is_not_kept_is_ignored_and_not_background():
 
 def test_leave_one_out_with_three_labelled_scans():
     truths = [row(1, 1, 0, 0), row(1, 1, 2, 0), row(1, 0, 2, 2)]
-    copies = [[row(1, 1, 0, 2), row(1, 0, 2, 0)], [row(1, 1, 0, 0), row(1, 1, 2, 2)], [row(1, 0, 0, 0), row(1, 0, 2, 2)]]
+    copies = [
+        [row(1, 1, 0, 2), row(1, 0, 2, 0)],
+        [row(1, 1, 0, 0), row(1, 1, 2, 2)],
+        [row(1, 0, 0, 0), row(1, 0, 2, 2)],
+    ]
     fused = [row(1, IGNORE, 0, 0), row(1, 1, 2, 2), row(1, 0, 2, 2)]
     rows = leave_one_out(truths, copies, fused, labels=LABELS)
     assert rows[0] == LeftOut(0, "liver", pytest.approx(2 / 3), 1.0)
