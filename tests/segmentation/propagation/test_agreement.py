@@ -34,6 +34,8 @@ def test_dice_leaves_out_voxels_without_an_answer():
     assert dice["liver"] == 2 * 2 / 5
     assert dice["spleen"] == 0  # two of its voxels meet no answer, one is missed
     assert math.isnan(dice["gallbladder"])
+    for one, other in ((row(1, 1), row(1, IGNORE)), (row(1, IGNORE), row(1, 1))):
+        assert dice_of_organs(one, other, labels=LABELS)["liver"] == 1
 
 
 def test_agreement_is_the_mean_over_pairs_that_hold_the_organ():
