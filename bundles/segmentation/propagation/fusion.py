@@ -1,0 +1,177 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Fuse the labels that several labelled scans carried to one scan: votes weighted by how alike the scans look there.
+
+Locally weighted voting: Artaechevarria et al., IEEE TMI 2009 (weights from local cross-correlation, raised to a gain),
+and Sabuncu et al., IEEE TMI 2010 (the model behind it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import uniform_filter
+
+from ...common.errors import InputError
+from ...common.run.options import is_number
+
+IGNORE = 255  # label of voxels without an answer; training leaves them out
+NOISE = 20.0  # HU, standard deviation in an even organ of abdominal CT
+EPSILON = 1e-6  # shares that differ by less are equal
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The fused label of a scan.
+
+    Attributes:
+        label: uint8 (X, Y, Z); `IGNORE` where there is no answer.
+        confidence: float32 (X, Y, Z), from 0 to 1, of the class that has most votes, also where it is too low.
+    """
+
+    label: np.ndarray
+    confidence: np.ndarray
+
+
+def local_likeness(
+    fixed: np.ndarray,
+    moved: np.ndarray,
+    *,
+    spacing: Sequence[float],
+    window: float = 15.0,
+    hu_window: Sequence[float] = (-300.0, 900.0),
+) -> np.ndarray:
+    """Return how alike two scans look around each voxel: their normalised cross-correlation in a cube.
+
+    Both variances, and the covariance, get the variance of noise (`NOISE`) on top. Without it the correlation inside an
+    even organ would be that of two noises, about 0, however well the organs lie on each other; with it, two even
+    windows are alike (1). What a correlation cannot tell is a different brightness: two even organs look alike.
+
+    Args:
+        fixed: (X, Y, Z) in HU.
+        moved: the registered scan on the same voxels in HU; NaN where it has none, as from `carry_scan`.
+        spacing: voxel size in mm.
+        window: edge of the cube in mm; an odd number of voxels, at least 3, that is closest to it along each axis.
+        hu_window: HU are clipped to it, so that metal does not decide.
+
+    Returns:
+        float32 (X, Y, Z) from 0 (not alike, or the opposite) to 1; 0 where ``moved`` is NaN. Windows that reach out of
+        the volume, or of the moved scan, count only what is inside.
+
+    Raises:
+        InputError: the shapes differ, or a size is not above 0.
+    """
+    if fixed.shape != moved.shape or fixed.ndim != 3:
+        raise InputError(
+            f"The scan has the shape {fixed.shape}, the registered one {moved.shape}: both must be the same (X, Y, Z)."
+        )
+    if len(spacing) != 3 or not all(size > 0 for size in spacing) or not window > 0:
+        raise InputError(f"spacing is {list(spacing)} mm and window {window} mm: all must be above 0.")
+    size = [max(3, 2 * round((window / step - 1) / 2) + 1) for step in spacing]
+    seen = np.isfinite(moved)
+    one, other = (np.clip(np.where(seen, scan, 0), *hu_window).astype(np.float64) * seen for scan in (fixed, moved))
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return uniform_filter(values, size, mode="constant")
+
+    count = np.maximum(mean(seen.astype(np.float64)), EPSILON)
+    mean_one, mean_other = mean(one) / count, mean(other) / count
+    noise = NOISE**2
+    variance_one = np.maximum(mean(one * one) / count - mean_one**2, 0) + noise
+    variance_other = np.maximum(mean(other * other) / count - mean_other**2, 0) + noise
+    covariance = mean(one * other) / count - mean_one * mean_other + noise
+    likeness = np.clip(covariance / np.sqrt(variance_one * variance_other), 0, 1)
+    return np.where(seen, likeness, 0).astype(np.float32)
+
+
+def fuse(
+    labels: Sequence[np.ndarray],
+    likeness: Sequence[np.ndarray],
+    *,
+    holds: Sequence[Collection[int]],
+    threshold: float,
+    gain: float = 1.0,
+) -> Fused:
+    """Fuse carried labels of one scan.
+
+    A class's share of a voxel is the weight of the labelled scans that vote for it, over the weight of those that can
+    judge it. These hold the class in their label map (``holds``). A scan that lacks an organ abstains: its background
+    is no vote against the organ. If it has another organ there, that is one. A carried label `IGNORE` is no vote at
+    all. The class with the largest share wins.
+
+    Confidence is the share of the winner. Where only one scan can judge it, its share is always 1 and says nothing:
+    there the scan's likeness is the confidence. With one labelled scan this is so everywhere, and confidence means that
+    the two scans look alike around the voxel after registration. It is no probability, and it does not notice a label
+    that lies in the wrong place that looks the same.
+
+    A voxel is `IGNORE` and never background for want of an answer: where confidence is below the threshold, where the
+    first two classes have equal shares, and where nobody votes or no vote has weight (confidence 0).
+
+    Args:
+        labels: uint8 (X, Y, Z) for each labelled scan, from `carry_label`.
+        likeness: (X, Y, Z) from 0 to 1 for each, from `local_likeness`.
+        holds: label values that occur in each labelled scan's own label map; the background 0 need not be named.
+        threshold: confidence from 0 to 1 that a voxel needs.
+        gain: weights are the likeness to this power; above 1 trusts the most alike scan more.
+
+    Raises:
+        InputError: nothing to fuse, lengths or shapes differ, a value is out of range, or a carried label has a class
+            that its labelled scan does not hold.
+    """
+    _check(labels, likeness, holds, threshold, gain)
+    holds = [{0, *map(int, classes)} - {IGNORE} for classes in holds]
+    votes = [np.asarray(label) for label in labels]
+    weights = [np.asarray(alike, dtype=np.float32) ** np.float32(gain) for alike in likeness]
+    shape = votes[0].shape
+    winner = np.full(shape, IGNORE, np.uint8)
+    best, second, confidence = (np.zeros(shape, np.float32) for _ in range(3))
+    for value in sorted(set.union(*holds)):
+        agree, judge, alike = (np.zeros(shape, np.float32) for _ in range(3))
+        judges = np.zeros(shape, np.uint8)
+        for vote, weight, own, classes in zip(votes, weights, likeness, holds, strict=True):
+            judging = vote != IGNORE
+            if value not in classes:
+                judging &= vote != 0
+            judge += np.where(judging, weight, 0)
+            agree += np.where(vote == value, weight, 0)
+            alike += np.where(vote == value, own, 0)
+            judges += judging
+        share = np.divide(agree, judge, out=np.zeros(shape, np.float32), where=judge > 0)
+        better = share > best + EPSILON
+        second = np.where(better, best, np.maximum(second, share))
+        best = np.where(better, share, best)
+        winner[better] = value
+        confidence[better] = np.where(judges == 1, alike, share)[better]
+    unanswered = (confidence < threshold) | (best - second <= EPSILON)
+    return Fused(np.where(unanswered, IGNORE, winner).astype(np.uint8), confidence)
+
+
+def _check(
+    labels: Sequence[np.ndarray],
+    likeness: Sequence[np.ndarray],
+    holds: Sequence[Collection[int]],
+    threshold: float,
+    gain: float,
+) -> None:
+    if not len(labels) == len(likeness) == len(holds) or not len(labels):
+        raise InputError(
+            f"{len(labels)} carried labels, {len(likeness)} maps of likeness and the classes of {len(holds)} labelled "
+            "scans: give one of each for every labelled scan, and at least one."
+        )
+    shapes = {np.shape(array) for array in (*labels, *likeness)}
+    if len(shapes) > 1:
+        raise InputError(f"Labels and likeness have the shapes {sorted(shapes)}: all must be on the same voxels.")
+    if not is_number(threshold) or not 0 <= threshold <= 1:
+        raise InputError(f"threshold is {threshold}: it must be a share from 0 to 1.")
+    if not is_number(gain) or gain <= 0:
+        raise InputError(f"gain is {gain}: it must be a number above 0.")
+    for i, (label, alike, classes) in enumerate(zip(labels, likeness, holds, strict=True)):
+        strange = set(np.unique(label).tolist()) - {0, IGNORE, *map(int, classes)}
+        if strange:
+            raise InputError(
+                f"Carried label {i} has the classes {sorted(strange)}, which its labelled scan does not hold: "
+                f"{sorted(map(int, classes))}."
+            )
+        if not (np.min(alike) >= 0 and np.max(alike) <= 1):  # false for NaN as well
+            raise InputError(f"Likeness {i} ranges from {np.min(alike)} to {np.max(alike)}: it must be from 0 to 1.")
