@@ -20,9 +20,9 @@ from torch import nn
 from ..common.errors import InputError
 from ..common.networks.fast.swin import FastSwinTransformer
 from ..common.networks.fast.unet_blocks import FastUnetOutBlock, conv_norm_act
+from ..common.networks.positions import UNIT
 from ..common.networks.swin_unetr import build_encoder, build_swin_unetr
 from ..common.weights.dialects import find_weights
-from .proxy_tasks.positions import UNIT
 from .proxy_tasks.tasks import PAPER_TASKS, check_tasks, split_views
 
 EMBEDDING = 512  # length of the contrastive embedding, a linear projection (Tang et al., CVPR 2022)

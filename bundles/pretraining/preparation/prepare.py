@@ -6,10 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-import signal
 import sys
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -17,23 +14,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from ...common.errors import InputError
 from ...common.files import folder_lock, write_text
+from ...common.run.clean_stop import stops_cleanly
+from ...common.run.progress import with_progress
+from ...common.run.worker_pool import Died, in_processes
 from ...common.scans.search import PREPARED, Candidate, Found, find_candidates, scan_in
 from .audit import LEFT_OUT, USED
 from .known_collection import differences, find_collection
 from .one_scan import Outputs, Recipe, Task, identity, prepare_scan, read_record, refused, source_of, writing
 from .patient_split import Split, check_split, split_by_patient
 from .results import audit_csv, audit_table, data_list_text, write_contact_sheets
-from .worker_pool import Died, in_processes
 
 logger = logging.getLogger(__name__)
 
 STATUS_LEFT_OUT = 3  # exit status if the run succeeded but some scans were left out
-SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -84,11 +79,11 @@ def prepare(
     _check_pattern(patient_pattern)
     known = find_collection(collection, collections_file) if collection else None
     # The output is created only after the sources are known to be good: a wrong folder must not be marked as an output.
-    with _stops_cleanly():
+    with stops_cleanly():
         logger.info("searching for scans below %s", source)
         found = _found_outside(out, source)
         candidates = _with_patients(found.candidates, patient_pattern)
-    with _stops_cleanly(), _alone_in(out):
+    with stops_cleanly(), _alone_in(out):
         _remove_temporary_files(out)
         tasks = [Task(candidate, recipe, str(out)) for candidate in candidates]
         kept = _check_records(out, candidates, found.refused)
@@ -137,7 +132,7 @@ def _prepare_all(tasks: list[Task], workers: int) -> dict[str, dict]:
         return rows
     try:
         with closing(in_processes(prepare_scan, tasks, workers=workers)) as results:
-            for task, row in _with_progress(results, len(tasks)):
+            for task, row in with_progress(results, len(tasks), doing="preparing"):
                 if isinstance(row, Died):
                     Outputs(task.folder, task.candidate.name).remove()
                     row = identity(task) | refused(
@@ -147,55 +142,6 @@ def _prepare_all(tasks: list[Task], workers: int) -> dict[str, dict]:
     except InputError as error:
         raise InputError(f"{error} ({len(rows)} of {len(tasks)} scans were finished in this run.)") from error
     return rows
-
-
-def _with_progress(results: Iterable[tuple[Task, Any]], count: int) -> Iterator[tuple[Task, Any]]:
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield from _with_lines(results, count)
-        return
-    columns = (
-        TextColumn("preparing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        bar, start = progress.add_task("", total=count, rate=""), time.monotonic()
-        for number, result in enumerate(results, 1):
-            progress.update(bar, advance=1, rate=f"{number / (time.monotonic() - start):.1f} a second")
-            yield result
-
-
-def _with_lines(results: Iterable[tuple[Task, Any]], count: int) -> Iterator[tuple[Task, Any]]:
-    start = last = time.monotonic()
-    for number, result in enumerate(results, 1):
-        yield result
-        now = time.monotonic()
-        if now - last > SECONDS_BETWEEN_LINES or number == count:
-            last, rate = now, number / (now - start)
-            logger.info("%d of %d scans, %.1f a second, %.0f s left", number, count, rate, (count - number) / rate)
-
-
-@contextmanager
-def _stops_cleanly() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the run without a traceback; finished scans are kept."""
-
-    def stop(number: int, frame: object) -> None:
-        logger.info("stopped by %s; run the same command again to continue", signal.Signals(number).name)
-        sys.exit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    former = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def _found_outside(out: Path, source: str | Sequence[str]) -> Found:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ...common.errors import InputError
+from ...common.networks.positions import positions
 from ...common.run.options import check_choice
 from ..crops.hu_window import check_window, intensities
 from .draws import generator
@@ -28,7 +29,6 @@ from .masking import (
     paste_partners,
 )
 from .position import change_intensities
-from .positions import positions
 from .rotation import draw_turns, plane_axes, rotate
 from .tasks import check_tasks, reads_masked_views
 

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 
 import torch
 
+from ...common.networks.positions import UNIT
 from ...common.run.distributed import sum_over_ranks
 from .draws import draw
-from .positions import UNIT
 
 
 def change_intensities(

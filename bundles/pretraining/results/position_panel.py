@@ -14,10 +14,10 @@ from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
 
 from ...common.files import atomic_path
+from ...common.networks.positions import UNIT, position_map, positions
 from ...common.run.distributed import rank, unwrap
 from ..crops.crop_dataset import whole_scan
 from ..proxy_tasks.position import residuals
-from ..proxy_tasks.positions import UNIT, position_map, positions
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bundles.common.errors import InputError
-from bundles.pretraining.preparation.worker_pool import Died, in_processes
+from bundles.common.run.worker_pool import Died, in_processes
 
 ROOT = Path(__file__).parents[3]
 
@@ -94,7 +94,7 @@ def wait_until(condition, seconds: float = 30) -> bool:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_no_process_stays_when_the_run_is_ended(tmp_path, number):
     code = (
-        "from bundles.pretraining.preparation.worker_pool import in_processes; from tests.pretraining.preparation.test_worker_pool import write_own_id; "
+        "from bundles.common.run.worker_pool import in_processes; from tests.common.run.test_worker_pool import write_own_id; "
         f"list(in_processes(write_own_id, [{str(tmp_path)!r}] * 2, workers=2))"
     )
     # A shell that starts the tests in the background lets them, and all that they start, ignore Ctrl-C.

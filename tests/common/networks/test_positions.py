@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bundles.pretraining.proxy_tasks.positions import position_map, positions
+from bundles.common.networks.positions import position_map, positions
 
 
 def oblique():
