@@ -4,7 +4,7 @@
     python -m evidence.report OUT
 
 Writes ``power.md``; ``curve.csv``, ``curve.md`` and ``curve.png``; for a headroom ``headroom.csv`` and ``headroom.md``;
-and for an ablation ``ablation.csv``, ``ablation.md`` and ``ablation.png``. Runs that are not finished leave their places empty.
+``carried.md`` where labels were carried; and for an ablation ``ablation.csv``, ``ablation.md`` and ``ablation.png``. Runs that are not finished leave their places empty.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from bundles.common.errors import InputError
 from bundles.common.files import atomic_path, write_text
 
+from .results.carried_labels import carried_table
 from .results.convergence import read_chain
 from .results.figure import ablation_figure, curve_figure
 from .results.headroom_table import headroom_markdown, headroom_rows
@@ -51,6 +52,9 @@ def write_report(out: Path) -> str:
     if headroom:
         parts.append(headroom_markdown(outline, of_headroom, chains))
         _write(out, "headroom", of_headroom, parts[-1])
+    if carried := carried_table(out):
+        parts.append("# Carried labels against the true ones that were hidden\n\n" + carried)
+        write_text(out / "carried.md", parts[-1])
     if outline["ablation"]:
         rows = ablation_rows(outline, results)
         parts.append(ablation_markdown(outline, rows, figures))

@@ -182,11 +182,16 @@ def _log(
     facts = settings["facts"]
     params = {"kind": settings["kind"]}
     params |= {key: "" if value is None else str(value) for key, value in facts.items()}
-    params |= {f"train.{key}": str(value)[:500] for key, value in settings["commands"]["train"]["options"].items()}
+    command = next(name for name in ("train", "propagate") if name in settings["commands"])
+    options = settings["commands"][command]["options"]
+    params |= {f"{command}.{key}": str(value)[:500] for key, value in options.items()}
     values = {"seconds": done["seconds"]}
     folder = out / "runs" / name
     if settings["kind"] == "pretraining":
         values |= {f"validation/{key}": value for key, value in figures_of_done(folder, done).items()}
+    elif settings["kind"] == "propagation":
+        dice = [row["dice"] for row in done["carried"] if row["dice"] is not None]
+        values |= {"mean_dice_of_carried_labels": sum(dice) / len(dice)} if dice else {}
     else:
         labels = [label for value, label in settings["row"]["labels"].items() if int(value)]
         table = table_of(done["scores"], cases=settings["cases"]["scored"], labels=labels, absent=outline["absent"])

@@ -23,6 +23,7 @@ from bundles.common.files import write_text
 from bundles.segmentation.results.scores_table import read_scores
 from tools.child_process import run_python
 
+from ..results.carried_labels import compare_with_truth, scores_of_masks
 from ..results.encoder_figures import figures_of
 from ..results.records import DONE, METRICS
 from ..study.study import BUNDLES
@@ -105,8 +106,11 @@ def carry_out(run: Run, *, out: Path, claim: Claim, threads: int, say: Callable[
     done = {"settings": run.settings, "seconds": round(_spent(folder), 1)}
     if run.kind == "pretraining":
         done["figures"] = figures_of(folder, run.settings)
+    if run.kind == "propagation":
+        done["carried"] = compare_with_truth(run, folder)
     if run.kind == "finetuning":
-        done["scores"] = _planned_scores(read_scores(folder / "evaluation" / "scores.csv"), run)
+        table = folder / "evaluation" / "scores.csv"
+        done["scores"] = _planned_scores(read_scores(table), run) if table.is_file() else scores_of_masks(run, folder)
     return done
 
 
@@ -155,7 +159,7 @@ def _run_command(
         )
     finally:
         write_text(folder / SPENT, json.dumps(spent + time.monotonic() - began))
-    if status:
+    if status not in command.statuses:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
         raise RunFailed(f"{tail}\n\n{folder.name}: {command.name} failed with status {status}. Full log: {log}")
 

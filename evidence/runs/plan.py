@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from bundles.common.errors import InputError
 from bundles.common.files import write_text
 from bundles.common.run.mixed_precision import precision
 
+from ..results.carried_labels import CARRIED, TRUTH
 from ..results.convergence import Chain
 from ..study.study import (
     CONTROL,
@@ -46,6 +47,7 @@ from .headroom import chains_of, headroom_runs
 
 Z_SCORE = Path(__file__).with_name("z_score.yaml")
 LISTS = "lists"  # subfolder of a run for its data lists
+CARRIED_LIST = f"{CARRIED}/dataset.json"  # what a propagation writes for the training
 # What a pre-training writes, relative to its folder: its encoder, and, if it trained it, the whole network.
 WEIGHTS = {"encoder": "train/models/encoder.pt", "network": "train/models/network.pt"}
 
@@ -55,12 +57,13 @@ class Command:
     """One call of a bundle.
 
     Attributes:
-        name: ``train`` or ``evaluate``.
+        name: ``train``, ``evaluate`` or ``propagate``.
         bundle: folder name of the bundle.
         configs: config files, relative to the bundle or absolute.
         options: name to value, of plain types or `Path`. Paths are relative to the study's folder; those of data lists,
             ``lists/NAME.json``, to the run's folder.
         result: the file that it writes last, relative to the run's folder.
+        statuses: exit statuses that are no error.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Command:
     configs: tuple[str, ...]
     options: Mapping[str, Any]
     result: str
+    statuses: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +80,8 @@ class Run:
 
     Attributes:
         name: name of the run and of its folder.
-        kind: ``pretraining`` or ``finetuning``. Runs of the same kind and number of steps take about the same time.
+        kind: ``pretraining``, ``propagation`` (of labels) or ``finetuning`` (whatever is scored). Runs of the same kind
+            and number of steps take about the same time.
         facts: what the report needs: arm, n, seed, encoder, tasks, steps.
         commands: its commands, in order.
         lists: name to content of each data list, with paths of this machine; written before every command
@@ -346,8 +351,14 @@ class Planner:
         before = self.pretraining(
             self.pretraining_name(arm, like=like, tasks=tasks), seed=encoder_seed, options=changes
         )
+        if entries.masks_only:
+            return [before, self.carried_masks(arm, n=n, seed=seed, before=before, scored=scored, prefix=prefix)]
+        carrying = []
+        if entries.propagation is not None:
+            carrying = [self.propagation(self._propagation_name(arm), n=n, seed=seed, before=before)]
         return [
             before,
+            *carrying,
             self.finetuning(
                 arm,
                 n=n,
@@ -356,10 +367,122 @@ class Planner:
                 recipe=recipe,
                 scored=scored,
                 prefix=prefix,
-                before=before,
-                start=entries.start or "encoder",
+                before=None if entries.starts_from == "nothing" else before,
+                start=entries.starts_from,
+                labels=carrying[0] if carrying else None,
             ),
         ]
+
+    def _propagation_name(self, arm: str) -> str:
+        """Return the first arm that carries labels in the same way: such arms share its runs."""
+        own = (self.pretraining_name(arm), self.study.arms[arm].propagation)
+        return next(
+            name
+            for name, each in self.study.arms.items()
+            if each.propagation is not None
+            and not each.masks_only
+            and (self.pretraining_name(name), each.propagation) == own
+        )
+
+    def propagation(self, arm: str, *, n: int, seed: int, before: Run) -> Run:
+        """The labels of n patients, carried to all other training and unlabelled scans.
+
+        The labels of the other training patients are not read. They are compared with the carried ones when the run is
+        finished (`carried_labels.compare_with_truth`).
+
+        Args:
+            arm: name of the first arm that uses them.
+            n, seed: number of labelled patients, and the seed that draws them.
+            before: the pre-training of the position network.
+        """
+        subset = labelled_subset(self.parts, n=n, seed=seed)
+        others = {name: case for name, case in self.parts.training.items() if name not in subset}
+        images = [{"image": case["image"]} for case in (*others.values(), *self.parts.unlabelled)]
+        name = self._run_name(f"carry_{arm}", n, seed, before)
+        content = self._list(
+            {
+                "training": [_pair(self.parts.training[case]) for case in subset],
+                "unlabelled": images,
+                "test": [_pair(case) for case in (*self.parts.validation.values(), *self.parts.tuning.values())],
+            }
+        )
+        command = self._propagate(
+            Path("runs", name, "carried"),
+            before,
+            options=self.study.arms[arm].propagation,
+            seed=seed,
+            purpose="training",
+        )
+        return Run(
+            name=name,
+            kind="propagation",
+            facts={"arm": arm, "n": n, "seed": seed, "steps": len(images), **_start_facts(before)},
+            commands=(replace(command, result=CARRIED_LIST),),
+            lists={CARRIED: content, TRUTH: self._list({"test": [_pair(case) for case in others.values()]})},
+            row=self.row,
+            cases={"training": subset, "unlabelled": list(others)},
+            needs=(before.name,),
+            precision={"encoder": before.precision["train"]},
+        )
+
+    def carried_masks(
+        self, arm: str, *, n: int, seed: int, before: Run, scored: Mapping[str, Case], prefix: str
+    ) -> Run:
+        """The labels of n patients, carried to the scored patients: masks without any training on labels.
+
+        Args:
+            arm: name of the arm.
+            n, seed: number of labelled patients, and the seed that draws them.
+            before: the pre-training of the position network.
+            scored: the validation or the tuning patients, by name.
+            prefix: first word of the run's name.
+        """
+        subset = labelled_subset(self.parts, n=n, seed=seed)
+        name = self._run_name(f"{prefix}_{arm}", n, seed, before)
+        training = [_pair(self.parts.training[case]) for case in subset]
+        lists = {
+            CARRIED: self._list({"training": training, "unlabelled": [{"image": c["image"]} for c in scored.values()]}),
+            "scored": self._list({"test": [_pair(case) for case in scored.values()]}),
+        }
+        command = self._propagate(
+            Path("runs", name, "carried"), before, options=self.study.arms[arm].propagation, seed=seed, purpose="masks"
+        )
+        return Run(
+            name=name,
+            kind="finetuning",
+            facts={"arm": arm, "n": n, "seed": seed, "steps": self.study.steps_of(n), **_start_facts(before)},
+            commands=(replace(command, result="carried/propagation.csv"),),
+            lists=lists,
+            row=self.row,
+            cases={"training": subset, "scored": list(scored)},
+            needs=(before.name,),
+            precision={"encoder": before.precision["train"]},
+        )
+
+    def _propagate(self, output: Path, before: Run, *, options: Mapping[str, Any], seed: int, purpose: str) -> Command:
+        return Command(
+            name="propagate",
+            bundle=SEGMENT,
+            configs=("configs/propagate.yaml",),
+            options={
+                "task": self.task,
+                "dataset_dir": Path(LISTS, f"{CARRIED}.json"),
+                "fold": "all",
+                "position_network": Path("runs", before.name, WEIGHTS["network"]),
+                "purpose": purpose,
+                "output_dir": output,
+                "seed": seed,
+                "workers": 0,  # processes work on runs, not on scans
+                **options,
+            },
+            result="",
+            statuses=(0, 3),  # 3: some scans were left out
+        )
+
+    @staticmethod
+    def _run_name(beginning: str, n: int, seed: int, before: Run | None) -> str:
+        name = f"{beginning}_n{n}_seed{seed}"
+        return name if before is None or before.facts["seed"] == seed else f"{name}_encoder{before.facts['seed']}"
 
     def pretraining(self, arm: str, *, seed: int, options: Mapping[str, Any]) -> Run:
         """A pre-training.
@@ -433,6 +556,7 @@ class Planner:
         recipe: Mapping[str, Any] | None = None,
         before: Run | None = None,
         start: str = "encoder",
+        labels: Run | None = None,
         steps: int | None = None,
     ) -> Run:
         """A fine-tuning and its evaluation.
@@ -446,12 +570,11 @@ class Planner:
             recipe: options that the search tries; None: not a search.
             before: the pre-training.
             start: ``encoder`` or ``network``: what it takes from ``before``.
+            labels: the propagation whose labels it learns from as well; None: real labels alone.
             steps: its steps, which are then part of its name; None: those of the study.
         """
         subset = labelled_subset(self.parts, n=n, seed=seed)
-        name = f"{prefix}_{arm}_n{n}_seed{seed}"
-        if before is not None and before.facts["seed"] != seed:
-            name += f"_encoder{before.facts['seed']}"
+        name = self._run_name(f"{prefix}_{arm}", n, seed, before)
         if recipe:
             name += "".join(f"_{key}={_name_part(value)}" for key, value in recipe.items())
         if steps is not None:
@@ -479,7 +602,7 @@ class Planner:
             options={
                 "task": self.task,
                 "preset": self.study.preset,
-                "dataset_dir": training_list,
+                "dataset_dir": training_list if labels is None else Path("runs", labels.name, CARRIED_LIST),
                 "fold": "all",
                 "output_dir": Path("runs", name, "train"),
                 "seed": seed,
@@ -509,8 +632,10 @@ class Planner:
         )
         facts = {"arm": arm, "n": n, "seed": seed, "steps": steps, "encoder": before and before.name}
         facts |= {"encoder_seed": before and before.facts["seed"]}
-        if before:  # a pre-training with other settings but the same name must not match
-            facts["encoder_settings"] = _digest(before.settings_of_study)
+        if before:
+            facts |= _start_facts(before)
+        if labels:
+            facts |= {"labels": labels.name, "labels_settings": _digest(labels.settings_of_study)}
         facts |= {"tasks": before.facts["tasks"] if before else []}
         return Run(
             name=name,
@@ -520,7 +645,7 @@ class Planner:
             lists=lists,
             row=self.row,
             cases={"training": subset, "scored": list(scored)},
-            needs=() if before is None else (before.name,),
+            needs=tuple(each.name for each in (before, labels) if each is not None),
             precision={each.name: precision_of(each.options) for each in (train, evaluate)}
             | ({} if before is None else {"encoder": before.precision["train"]}),
         )
@@ -580,6 +705,15 @@ def _sorted_tasks(options: Mapping[str, Any]) -> dict[str, Any]:
 def unique(runs: Sequence[Run]) -> list[Run]:
     """Return runs with each name once."""
     return list({run.name: run for run in runs}.values())
+
+
+def _start_facts(before: Run) -> dict[str, Any]:
+    """Facts about the pre-training of a run. One with other settings but the same name must not match."""
+    return {
+        "encoder": before.name,
+        "encoder_seed": before.facts["seed"],
+        "encoder_settings": _digest(before.settings_of_study),
+    }
 
 
 def _digest(settings: Mapping[str, Any]) -> str:

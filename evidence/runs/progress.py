@@ -51,10 +51,15 @@ def minutes_of(plan: Plan, out: Path) -> Callable[[Run], float]:
 
 
 def _own_steps(plan: Plan, kind: str) -> int:
-    """Steps that the study's minutes of a kind are for: the most of a fine-tuning, and those of most pre-trainings."""
+    """Steps that the study's minutes of a kind are for: the most of a fine-tuning, and those of most pre-trainings.
+
+    Of a propagation, the scans are counted.
+    """
     if kind == "finetuning":
         steps = plan.study.steps
         return steps if isinstance(steps, int) else max(steps.values())
+    if kind == "propagation":
+        return max(run.facts["steps"] for run in plan.runs if run.kind == kind)
     return statistics.mode(run.facts["steps"] for run in plan.runs if run.kind == kind and not untrained(run))
 
 

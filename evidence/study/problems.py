@@ -54,6 +54,17 @@ def arm_problems(study: Study) -> Iterator[str]:
             )
         elif name == CONTROL and arm.start is not None:
             yield f"arms.{name}.start is {arm.start!r}, but {CONTROL} has no pre-training. Remove it"
+        elif arm.propagation is None and (arm.start == "nothing" or arm.masks_only):
+            yield f"arms.{name} carries no labels: start 'nothing' and masks_only need the entry 'propagation'"
+        elif name == CONTROL and arm.propagation is not None:
+            yield f"arms.{name}.propagation is set, but {CONTROL} has no pre-training. Remove it"
+        elif arm.propagation is not None and POSITION not in study.pretraining_of(name)["tasks"]:
+            yield (
+                f"arms.{name}.propagation needs a network that was pre-trained with the task {POSITION}, and tasks is "
+                f"{study.pretraining_of(name)['tasks']!r}. Add it in arms.{name}.pretraining"
+            )
+        elif arm.masks_only and (arm.start is not None or arm.finetuning):
+            yield f"arms.{name} has masks_only, so that nothing is trained: remove its start and finetuning"
         elif arm.start == "network":
             yield from _whole_network_problems(f"arms.{name}.start", study.pretraining_of(name), study.preset)
     if CONTROL not in study.arms or len(study.arms) < 2:

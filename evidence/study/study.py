@@ -34,6 +34,7 @@ NETWORK = ("feature_size", "depths", "num_heads", "window_size")
 OF_THE_PLAN = (
     *("task", "dataset_dir", "data_list", "output_dir", "pretrained_encoder", "pretrained_model", "resume", "seed"),
     *("fold", "folds", "labels", "bundle_root", "preset", "device"),
+    *("position_network", "pretrain_scans", "pretrain_bundle", "unlabelled", "purpose", "workers"),
 )
 ENTRIES = "entries, 'key: value'"
 RENAMED = {"encoder": "pretraining"}  # keys of earlier versions
@@ -174,14 +175,28 @@ class Arm(Entries):
 
     Attributes:
         pretraining: what it changes in the options of the pre-training; None: it has none.
-        start: what the fine-tuning takes from the pre-training: its ``encoder``, or the whole ``network`` except the
-            output layer. None: the encoder, if there is a pre-training.
+        start: what the fine-tuning takes from the pre-training: its ``encoder``, the whole ``network`` except the
+            output layer, or ``nothing``, if it only carries labels. None: the encoder, if there is a pre-training;
+            nothing, if labels are carried.
+        propagation: options of ``propagate.yaml``: the labels are carried to all other training and unlabelled scans, by
+            the network of the pre-training, which needs the task position; the fine-tuning learns from real and carried
+            labels. None: no labels are carried.
+        masks_only: carry the labels to the scored patients and score these masks; there is no fine-tuning.
         finetuning: what it changes in the options of the fine-tuning.
     """
 
     pretraining: Options | None = None
-    start: Literal["encoder", "network"] | None = None
+    start: Literal["encoder", "network", "nothing"] | None = None
+    propagation: Options | None = None
+    masks_only: bool = False
     finetuning: Options = {}
+
+    @property
+    def starts_from(self) -> str:
+        """``encoder``, ``network`` or ``nothing``."""
+        if self.start is not None:
+            return self.start
+        return "encoder" if self.pretraining is not None and self.propagation is None else "nothing"
 
 
 class Curve(Entries):
@@ -271,6 +286,7 @@ class RunMinutes(Entries):
 
     pretraining: Minutes = 10.0
     finetuning: Minutes = 5.0
+    propagation: Minutes = 60.0
 
 
 class Study(Entries):

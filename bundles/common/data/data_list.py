@@ -81,7 +81,7 @@ def segmentation_scans(
         raise InputError(
             f"dataset_dir {dataset_dir!r} must be a single folder: labelled scans come from one data list."
         )
-    path = _list_path(dataset_dir, data_list)
+    path = data_list_path(dataset_dir, data_list)
     content = parse_data_list(path)
     if section == "test":
         scans = content.get("test", [])
@@ -268,7 +268,7 @@ def data_list_labels(dataset_dir: StrPath, data_list: StrPath | None = None) -> 
     Raises:
         InputError: see `parse_data_list`; or ``labels`` does not map whole numbers to names.
     """
-    path = _list_path(dataset_dir, data_list)
+    path = data_list_path(dataset_dir, data_list)
     labels = parse_data_list(path).get("labels") or {}
     try:
         return {int(number): str(name) for number, name in labels.items()}
@@ -282,7 +282,8 @@ def data_list_labels(dataset_dir: StrPath, data_list: StrPath | None = None) -> 
 # ---- the data list -------------------------------------------------------------------------------------------------
 
 
-def _list_path(dataset_dir: StrPath, data_list: StrPath | None) -> Path:
+def data_list_path(dataset_dir: StrPath, data_list: StrPath | None) -> Path:
+    """Return the file of a data list: ``data_list``, else ``dataset_dir`` itself or its ``dataset.json``."""
     folder = Path(dataset_dir).expanduser().absolute()
     if data_list is not None:
         return folder / Path(data_list).expanduser()
@@ -423,7 +424,7 @@ def _patient(scan: dict, path: Path) -> str:
 
 def _unlabelled_source(source: Path, data_list: StrPath | None, key: str) -> tuple[list[dict], list[dict]]:
     """Return the training and validation entries of one source of `unlabelled_scans`; all have ``key``."""
-    path = _list_path(source, data_list if source.is_dir() else None)
+    path = data_list_path(source, data_list if source.is_dir() else None)
     if key == "store" and (is_nifti(path.name) or not path.is_file()):
         raise InputError(
             f"{source} has no patch store: {path.name if is_nifti(path.name) else path} is not a data list of stored "

@@ -59,7 +59,7 @@ def check_numbers(tensors: Mapping[str, torch.Tensor], path: str) -> None:
         logger.info("%s: weights of type %s are converted to float32", path, ", ".join(types))
 
 
-def _load(
+def load_exactly(
     network: torch.nn.Module,
     state: dict[str, torch.Tensor],
     wanted: set[str],
@@ -68,9 +68,21 @@ def _load(
     patch_embed: str | None = None,
     allow_partial: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Load the tensors ``wanted`` from ``state``.
+    """Load the tensors ``wanted`` from ``state``, all of them or none.
 
-    Returns the number of loaded tensors, the names that keep their values, and how the patch embedding was changed.
+    Args:
+        network: the network.
+        state: tensors under the names of the network.
+        wanted: names in the network that must be loaded.
+        path: the file, for messages.
+        patch_embed, allow_partial: see `load_encoder`.
+
+    Returns:
+        The number of loaded tensors, the names that keep their values, how the patch embedding was changed, and the
+        table by module.
+
+    Raises:
+        InputError: tensors are missing, left over, or have another shape.
     """
     own = network.state_dict()
     state = dict(state)
@@ -176,7 +188,7 @@ def load_encoder(
     check_merging(network, found)
     wanted = {name for name in network.state_dict() if name.startswith(ENCODER)}
     allow_partial = [allow_partial] if isinstance(allow_partial, str) else list(allow_partial)
-    loaded = _load(network, found.encoder, wanted, path, patch_embed=patch_embed, allow_partial=allow_partial)
+    loaded = load_exactly(network, found.encoder, wanted, path, patch_embed=patch_embed, allow_partial=allow_partial)
     release_checkpoint(path)
     report = {"file": str(path), "dialect": list(found.dialect), **loaded, "left_over": sorted(found.rest)}
     log_report(report)
@@ -212,7 +224,7 @@ def load_model(network: torch.nn.Module, path: str, *, expected: Mapping[str, An
     """
     found = find_weights(path)
     check_merging(network, found)
-    loaded = _load(network, {**found.encoder, **found.rest}, set(network.state_dict()), path)
+    loaded = load_exactly(network, {**found.encoder, **found.rest}, set(network.state_dict()), path)
     trained = found.content.get("trained") or {}
     for name, value in (expected or {}).items():
         value = list(value) if isinstance(value, tuple) else value

@@ -18,12 +18,12 @@ import numpy as np
 from ...common.errors import InputError, RefusedScan
 from ...common.files import atomic_path, file_stamp, write_text
 from ...common.run.options import check_option
+from ...common.scans.contact_sheet import thumbnail
 from ...common.scans.nifti_writing import write_nifti
 from ...common.scans.reading import Volume, read_scan
 from ...common.scans.search import PREPARED, Candidate
 from ..crops.patch_store import write_scan
 from .audit import LEFT_OUT, USED, audit_scan, body_box
-from .contact_sheet import thumbnail
 from .patient_split import pseudonym
 
 SAMPLE = 4096  # bytes

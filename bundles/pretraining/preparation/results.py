@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ...common.scans.contact_sheet import write_sheets
 from ...common.scans.search import Candidate, Found
 from .audit import LEFT_OUT, QUANTILES, USED
-from .contact_sheet import write_sheets
 from .one_scan import Outputs, Recipe, refused
 from .patient_split import SECTIONS, Split
 

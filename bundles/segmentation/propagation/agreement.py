@@ -2,7 +2,7 @@
 """Decide for each scan and organ whether its carried label is kept: do the copies agree, and is the size plausible?
 
 Copies that several labelled scans carried to one scan err apart from each other. Where they agree, they are more
-often right. How much more is measured by leaving out one labelled scan after another (`leave_one_out`).
+often right. How much more is measured by leaving out one labelled scan after another (`LeftOut`).
 """
 
 from __future__ import annotations
@@ -241,60 +241,16 @@ class LeftOut:
     """One organ of a labelled scan to which the other labelled scans carried their labels.
 
     Attributes:
-        scan: number of the labelled scan.
+        scan: name of the labelled scan.
         organ: name of the organ.
         agreement: Dice between the copies; NaN with fewer than two.
         dice: Dice of the fused label with the scan's own label.
     """
 
-    scan: int
+    scan: str
     organ: str
     agreement: float
     dice: float
-
-
-def leave_one_out(
-    truths: Sequence[np.ndarray],
-    copies: Sequence[Sequence[np.ndarray]],
-    fused: Sequence[np.ndarray],
-    *,
-    labels: Mapping[int, str],
-) -> list[LeftOut]:
-    """Return agreement and true Dice of every organ of every labelled scan, each from the labels of the others.
-
-    Agreement takes at least two copies, and so three labelled scans. With two, each is reached by one copy: the true
-    Dice is measured, and agreement is NaN.
-
-    Args:
-        truths: own label map (X, Y, Z) of each labelled scan.
-        copies: for each labelled scan, the labels that each other one carried to it, in the order of ``truths`` without
-            the scan itself.
-        fused: for each labelled scan, the label that `fuse` made of its copies.
-        labels: organ name of each label value.
-
-    Returns:
-        A row for each organ that a scan's own label map has.
-
-    Raises:
-        InputError: the numbers of arrays do not fit.
-    """
-    if not len(truths) == len(copies) == len(fused) or any(len(own) != len(truths) - 1 for own in copies):
-        raise InputError(
-            f"{len(truths)} labelled scans, {len(fused)} fused labels and {[len(own) for own in copies]} copies: every "
-            f"labelled scan needs one fused label and {max(len(truths) - 1, 0)} copies."
-        )
-    present = [set(np.unique(truth).tolist()) for truth in truths]
-    rows = []
-    for scan, (truth, own, label) in enumerate(zip(truths, copies, fused, strict=True)):
-        others = [classes for other, classes in enumerate(present) if other != scan]
-        agreed = agreement(own, labels=labels, holds=others)
-        true = dice_of_organs(label, truth, labels=labels)
-        rows += [
-            LeftOut(scan, organ, agreed[organ], true[organ])
-            for value, organ in labels.items()
-            if value in present[scan] and not math.isnan(true[organ])
-        ]
-    return rows
 
 
 @dataclass(frozen=True)
@@ -316,7 +272,7 @@ def relation(rows: Sequence[LeftOut], *, dice: float) -> Relation:
     """Return how well agreement tells the true Dice, and which agreement gives a wanted Dice in the mean.
 
     Args:
-        rows: from `leave_one_out`; rows without agreement are left out.
+        rows: rows without agreement are left out.
         dice: wanted mean Dice of the organs that are kept.
     """
     known = [(row.agreement, row.dice) for row in rows if not math.isnan(row.agreement)]

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import uniform_filter
 
+from ...common.data.ignore_label import IGNORE_LABEL
 from ...common.errors import InputError
 from ...common.run.options import is_number
 
-IGNORE = 255  # label of voxels without an answer; training leaves them out
+IGNORE = IGNORE_LABEL  # label of voxels without an answer; training leaves them out
 NOISE = 20.0  # HU, standard deviation in an even organ of abdominal CT
 EPSILON = 1e-6  # shares that differ by less are equal
 

@@ -17,7 +17,6 @@ from bundles.segmentation.propagation.agreement import (
     dice_of_organs,
     expected_volumes,
     keep_only,
-    leave_one_out,
     relation,
 )
 from bundles.segmentation.propagation.fusion import IGNORE
@@ -107,35 +106,8 @@ def test_an_organ_that_is_not_kept_is_ignored_and_not_background():
         keep_only(row(3), decisions, labels=LABELS)
 
 
-def test_leave_one_out_with_three_labelled_scans():
-    truths = [row(1, 1, 0, 0), row(1, 1, 2, 0), row(1, 0, 2, 2)]
-    copies = [
-        [row(1, 1, 0, 2), row(1, 0, 2, 0)],
-        [row(1, 1, 0, 0), row(1, 1, 2, 2)],
-        [row(1, 0, 0, 0), row(1, 0, 2, 2)],
-    ]
-    fused = [row(1, IGNORE, 0, 0), row(1, 1, 2, 2), row(1, 0, 2, 2)]
-    rows = leave_one_out(truths, copies, fused, labels=LABELS)
-    assert rows[0] == LeftOut(0, "liver", pytest.approx(2 / 3), 1.0)
-    # Scan 0 has no spleen: one copy of the spleen reaches scans 1 and 2.
-    assert [(row.scan, row.organ, row.dice) for row in rows[1:]] == [
-        (1, "liver", 1.0),
-        (1, "spleen", pytest.approx(2 / 3)),
-        (2, "liver", 1.0),
-        (2, "spleen", 1.0),
-    ]
-    assert [math.isnan(row.agreement) for row in rows] == [False, False, True, False, True]
-    with pytest.raises(InputError, match="needs one fused label and 2 copies"):
-        leave_one_out(truths, [own[:1] for own in copies], fused, labels=LABELS)
-
-
-def test_two_labelled_scans_give_the_dice_but_no_agreement():
-    (liver,) = leave_one_out([row(1, 0), row(0, 0)], [[row(1, 1)], [row(0, 0)]], [row(1, 1), row(0, 0)], labels=LABELS)
-    assert math.isnan(liver.agreement) and liver.dice == pytest.approx(2 / 3)
-
-
 def test_the_relation_gives_the_agreement_that_a_dice_needs():
-    rows = [LeftOut(0, "liver", a, d) for a, d in ((0.2, 0.1), (0.5, 0.6), (0.7, 0.5), (0.9, 0.9), (math.nan, 1.0))]
+    rows = [LeftOut("a", "liver", a, d) for a, d in ((0.2, 0.1), (0.5, 0.6), (0.7, 0.5), (0.9, 0.9), (math.nan, 1.0))]
     found = relation(rows, dice=0.65)
     assert found.pairs == 4 and found.rank_correlation == pytest.approx(0.8)
     assert found.min_agreement == 0.5  # (0.6 + 0.5 + 0.9) / 3 = 0.667

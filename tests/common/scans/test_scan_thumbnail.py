@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bundles.pretraining.preparation.contact_sheet import SIDE, thumbnail
+from bundles.common.scans.contact_sheet import SIDE, thumbnail
 
 WHOLE = [[0, 0]] * 3
 

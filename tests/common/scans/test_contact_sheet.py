@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 from matplotlib.image import imread
 
-from bundles.pretraining.preparation.contact_sheet import CAPTION, COLUMNS, PER_PAGE, SIDE, write_sheets
+from bundles.common.scans.contact_sheet import CAPTION, COLUMNS, PER_PAGE, SIDE, write_sheets
 
 
 def scans(number: int) -> list[tuple[str, str, np.ndarray]]:

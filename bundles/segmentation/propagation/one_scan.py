@@ -1,0 +1,317 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Give one scan labels: register labelled scans to it, carry and fuse their labels, and decide which organs to keep."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from ...common.errors import InputError
+from ...common.files import file_stamp, write_text
+from ...common.run.options import is_number
+from ...common.scans.contact_sheet import thumbnail
+from ...common.scans.nifti_writing import write_nifti
+from ...common.scans.reading import Volume
+from ..results.overlay import organ_colours
+from .agreement import Limits, agreement, decide, dice_of_organs, expected_volumes, keep_only
+from .carrying import carry_label, carry_scan
+from .fusion import IGNORE, fuse, local_likeness
+from .itk_images import as_volume
+from .position_fit import PositionFit, from_one_to_other
+from .registration import RegistrationOptions, register
+from .scans_of_run import Scan
+
+logger = logging.getLogger(__name__)
+
+RECORDS = ".propagated"  # folder of the records, in the output
+FORMAT = 1  # of the records; another number makes all scans anew
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How labels are carried.
+
+    Attributes:
+        registration: see `RegistrationOptions`.
+        labels: organ name of each label value, without the background.
+        threshold: confidence below which a voxel is unknown.
+        gain: votes are weighted by local likeness to this power.
+        likeness_window: mm; edge of the cube in which two scans are compared.
+        unknown_margin: mm; where an organ is not kept, voxels this close to any of its carried copies are unknown.
+        limits: what an organ must meet to be kept.
+        min_organs: share of the organs of the labelled scans that a scan must keep, or it is left out; 0: always kept.
+        picture_window: HU shown as black and white.
+    """
+
+    registration: RegistrationOptions
+    labels: Mapping[int, str]
+    threshold: float = 0.6
+    gain: float = 2.0
+    likeness_window: float = 15.0
+    unknown_margin: float = 8.0
+    limits: Limits = field(default_factory=Limits)
+    min_organs: float = 0.5
+    picture_window: Sequence[float] = (-160.0, 240.0)
+
+    def __post_init__(self) -> None:
+        for name in ("threshold", "min_organs"):
+            value = getattr(self, name)
+            if not is_number(value) or not 0 <= value <= 1:
+                raise InputError(f"{name} is {value}: it must be a share from 0 to 1.")
+        for name in ("gain", "likeness_window"):
+            if not is_number(getattr(self, name)) or getattr(self, name) <= 0:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be a number above 0.")
+        if not is_number(self.unknown_margin) or self.unknown_margin < 0:
+            raise InputError(f"unknown_margin is {self.unknown_margin}: it must be a number of mm, 0 or above.")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One scan to label.
+
+    Attributes:
+        target: the scan.
+        fit: its fit of positions.
+        atlases: the labelled scans to carry from, nearest first, with their fits.
+        recipe: how.
+        folder: output folder of the run.
+        leave_out: the target is a labelled scan: measure the carried label against its own, and write no label.
+    """
+
+    target: Scan
+    fit: PositionFit
+    atlases: tuple[tuple[Scan, PositionFit], ...]
+    recipe: Recipe
+    folder: str
+    leave_out: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """Return everything on which the result depends, as it comes back from JSON."""
+        scans = [self.target, *(scan for scan, _ in self.atlases)]
+        files = [file for scan in scans for file in (scan.image, scan.label) if file]
+        recipe = asdict(self.recipe)
+        if self.leave_out:  # measured before the limits are known
+            for name in ("limits", "min_organs", "unknown_margin", "picture_window"):
+                del recipe[name]
+        content = {
+            "format": FORMAT,
+            "stamps": [[os.path.basename(file), *_stamp(file)] for file in files],
+            "fits": [asdict(fit) for fit in (self.fit, *(fit for _, fit in self.atlases))],
+            "recipe": recipe,
+        }
+        return json.loads(json.dumps(content))
+
+    @property
+    def record(self) -> Path:
+        """The file that says what came of the job; written last."""
+        kind = "left_out" if self.leave_out else "labels"
+        return Path(self.folder) / RECORDS / kind / f"{self.target.name}.json"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Files of one scan."""
+
+    folder: str
+    name: str
+
+    @property
+    def label(self) -> Path:
+        """For training: 255 where the class is unknown."""
+        return Path(self.folder) / "labels" / f"{self.name}.nii.gz"
+
+    @property
+    def mask(self) -> Path:
+        """Every voxel has a class."""
+        return Path(self.folder) / "masks" / f"{self.name}_seg.nii.gz"
+
+    @property
+    def confidence(self) -> Path:
+        """Percent, 0 to 100."""
+        return Path(self.folder) / "confidence" / f"{self.name}.nii.gz"
+
+    @property
+    def picture(self) -> Path:
+        """Thumbnail for the contact sheet."""
+        return Path(self.folder) / RECORDS / "pictures" / f"{self.name}.npy"
+
+    def all(self) -> tuple[Path, ...]:
+        """All of them."""
+        return (self.label, self.mask, self.confidence, self.picture)
+
+
+def _stamp(file: str) -> list[int]:
+    try:
+        return file_stamp(file)
+    except OSError:
+        return []
+
+
+def finished(job: Job) -> dict[str, Any] | None:
+    """Return the result of an earlier run of the same job whose files are still there, or None."""
+    try:
+        content = json.loads(job.record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if content.get("identity") != job.identity():
+        return None
+    result = content["result"]
+    if result["labelled"] and not all(path.is_file() for path in Outputs(job.folder, job.target.name).all()):
+        return None
+    return result
+
+
+def label_scan(job: Job) -> dict[str, Any]:
+    """Do one job, write its files and its record, and return its result.
+
+    A result has ``scan``, ``reason`` (why the scan got no label, else ""), ``labelled``, ``pairs`` (what came of each
+    registration), ``organs`` (rows of the table) and, for a labelled scan that was left out, ``measured`` (organ to
+    agreement and Dice with its own label).
+    """
+    started = time.monotonic()
+    # Read before the work: a file that changes meanwhile makes the record stale.
+    identity = job.identity()
+    result = refused(job.target.name, "")
+    try:
+        _label(job, result)
+    except InputError as error:
+        result["reason"] = str(error)
+    seconds = round(time.monotonic() - started, 1)
+    write_text(job.record, json.dumps({"identity": identity, "result": result, "seconds": seconds}, indent=1) + "\n")
+    return result | {"seconds": seconds}
+
+
+def _label(job: Job, result: dict[str, Any]) -> None:
+    recipe, labels = job.recipe, dict(job.recipe.labels)
+    target = as_volume(job.target.image)
+    copies, likeness, holds, volumes, scales = [], [], [], [], []
+    for atlas, fit in job.atlases:
+        scale, shift = from_one_to_other(job.fit, fit)
+        pair: dict[str, Any] = {"atlas": atlas.name}
+        result["pairs"].append(pair)
+        try:
+            scan, label = as_volume(atlas.image), as_volume(atlas.label)
+            found = register(scan, target, scale=scale.tolist(), shift=shift.tolist(), options=recipe.registration)
+        except InputError as error:
+            pair["reason"] = str(error)
+            continue
+        names = ("reason", "start", "before", "affine", "after", "overlap", "least_jacobian")
+        pair |= {name: _rounded(getattr(found, name)) for name in names}
+        if found.transform is None:
+            continue
+        copies.append(carry_label(label, found.transform, like=target))
+        moved = carry_scan(scan, found.transform, like=target)
+        likeness.append(
+            local_likeness(
+                np.asarray(target.voxels, np.float32),
+                moved,
+                spacing=target.spacing,
+                window=recipe.likeness_window,
+                hu_window=recipe.registration.hu_window,
+            )
+        )
+        holds.append({int(value) for value in np.unique(label.voxels)} & set(labels))
+        volumes.append(_millilitres(label.voxels, label, labels))
+        scales.append(scale.tolist())
+    if not copies:
+        reasons = "; ".join(f"{pair['atlas']}: {pair['reason']}" for pair in result["pairs"])
+        result["reason"] = f"no labelled scan could be registered to it ({reasons})"
+        return
+    fused = fuse(copies, likeness, holds=holds, threshold=0.0, gain=recipe.gain)
+    agreed = agreement(copies, labels=labels, holds=holds)
+    if job.leave_out:
+        truth = as_volume(job.target.label).voxels
+        dice = dice_of_organs(fused.label, truth, labels=labels)
+        result["measured"] = {
+            organ: {"agreement": _rounded(agreed[organ]), "dice": _rounded(dice[organ])}
+            for value, organ in labels.items()
+            if (truth == value).any()
+        }
+        return
+    label = np.where(fused.confidence < recipe.threshold, IGNORE, fused.label).astype(np.uint8)
+    decisions = decide(
+        job.target.name,
+        agreements=agreed,
+        confidences={
+            organ: float(fused.confidence[label == value].mean())
+            for value, organ in labels.items()
+            if (label == value).any()
+        },
+        volumes=_millilitres(label, target, labels),
+        expected=expected_volumes(volumes, scales),
+        limits=recipe.limits,
+    )
+    carried = {organ for volume in volumes for organ, size in volume.items() if size > 0}
+    result["organs"] = [
+        {name: _rounded(value) for name, value in asdict(each).items() if name != "scan"} for each in decisions
+    ]
+    kept = sum(decision.kept for decision in decisions)
+    if recipe.min_organs and (kept == 0 or kept < recipe.min_organs * len(carried)):
+        result["reason"] = f"{kept} of {len(carried)} organs can be kept, fewer than {recipe.min_organs:.0%}"
+    else:
+        result["labelled"] = True
+    label = keep_only(label, decisions, labels=labels)
+    names = {organ: value for value, organ in labels.items()}
+    doubtful = [names[decision.organ] for decision in decisions if not decision.kept]
+    near = _near(copies, doubtful, target.spacing, recipe.unknown_margin)
+    label[near & (label == 0)] = IGNORE
+    outputs = Outputs(job.folder, job.target.name)
+    mask = np.where(fused.label == IGNORE, 0, fused.label).astype(np.uint8)
+    percent = np.rint(100 * fused.confidence).astype(np.uint8)
+    for path, voxels in ((outputs.label, label), (outputs.mask, mask), (outputs.confidence, percent)):
+        write_nifti(path, voxels=voxels, affine=target.affine)
+    _write_picture(outputs.picture, target, label, recipe)
+
+
+def _near(copies: Sequence[np.ndarray], values: Sequence[int], spacing: Sequence[float], margin: float) -> np.ndarray:
+    """Return where a copy has one of the values, and what is within ``margin`` mm of that."""
+    votes = np.zeros(copies[0].shape, bool)
+    for copy in copies:
+        votes |= np.isin(copy, values)
+    if not votes.any() or margin == 0:
+        return votes
+    return ndimage.distance_transform_edt(~votes, sampling=spacing) <= margin
+
+
+def _millilitres(voxels: np.ndarray, grid: Volume, labels: Mapping[int, str]) -> dict[str, float]:
+    voxel = abs(float(np.linalg.det(np.asarray(grid.affine)[:3, :3]))) / 1000
+    return {organ: float((voxels == value).sum()) * voxel for value, organ in labels.items()}
+
+
+def _write_picture(path: Path, scan: Volume, label: np.ndarray, recipe: Recipe) -> None:
+    ras, label = scan.to_ras(), Volume(label, scan.affine).to_ras().voxels
+    colours = {**organ_colours(recipe.labels), IGNORE: (1.0, 1.0, 1.0)}
+    picture = thumbnail(
+        ras.voxels, spacing=ras.spacing, box=[], window=tuple(recipe.picture_window), label=label, colours=colours
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    np.save(temporary, picture)
+    os.replace(temporary, path)
+
+
+def _rounded(value: Any) -> Any:
+    """Return a number as it is written: six digits, None for NaN (which JSON lacks)."""
+    if isinstance(value, float):
+        return None if math.isnan(value) else float(f"{value:.6g}")
+    return value
+
+
+def refused(scan: str, reason: str) -> dict[str, Any]:
+    """Return the result of a scan that gets no label."""
+    return {"scan": scan, "reason": reason, "labelled": False, "pairs": [], "organs": []}
+
+
+def with_limits(recipe: Recipe, *, min_agreement: float) -> Recipe:
+    """Return a recipe with another least agreement."""
+    return replace(recipe, limits=replace(recipe.limits, min_agreement=min_agreement))

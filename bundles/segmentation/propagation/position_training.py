@@ -1,0 +1,85 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Train a position network first, where none is given: a run of swin_unetr_pretrain in a process of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...common.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "position_network"  # in the output of the run
+LEAST_SCANS = 2  # one of them for validation
+
+
+def position_network_file(
+    *,
+    position_network: str | None,
+    pretrain_scans: str | Sequence[str] | None,
+    pretrain_bundle: str,
+    pretrain_options: Sequence[str],
+    output_dir: str,
+    device: str,
+) -> str:
+    """Return the file of the position network; train it first if only scans are given.
+
+    A training that was stopped is continued, and one that was finished is used as it is.
+
+    Args:
+        position_network: ``network.pt`` of a pre-training with the task position, or None.
+        pretrain_scans: folders or data lists of scans without labels, for the training.
+        pretrain_bundle: folder of the bundle swin_unetr_pretrain.
+        pretrain_options: further options of its train.yaml, as on the command line.
+        output_dir: the training writes to its subfolder `FOLDER`.
+        device: of the training.
+
+    Raises:
+        InputError: neither or both are given, the file or the bundle does not exist, or the training fails.
+    """
+    if (position_network is None) == (pretrain_scans is None):
+        raise InputError(
+            "Give either --position_network (network.pt of a pre-training of swin_unetr_pretrain with "
+            "--tasks \"['position']\") or --pretrain_scans (a folder of scans without labels, from which it is trained first)."
+        )
+    if position_network is not None:
+        if not Path(position_network).is_file():
+            raise InputError(f"--position_network {position_network} does not exist.")
+        return position_network
+    folder = Path(output_dir) / FOLDER
+    result = folder / "models" / "network.pt"
+    if result.is_file():
+        logger.info("the position network of an earlier run is used: %s", result)
+        return str(result)
+    config = Path(pretrain_bundle) / "configs" / "train.yaml"
+    if not config.is_file():
+        raise InputError(
+            f"--pretrain_scans needs the bundle swin_unetr_pretrain, and {config} does not exist. Set --pretrain_bundle to "
+            "its folder, or train the network there and pass it as --position_network."
+        )
+    command = [
+        *(sys.executable, "-m", "monai.bundle", "run", "--config_file", str(config), "--bundle_root", pretrain_bundle),
+        *("--dataset_dir", _text(pretrain_scans), "--tasks", "['position']", "--reconstruction_head", "unet"),
+        *("--output_dir", str(folder), "--device", str(device)),
+        *("--resume", str((folder / "models" / "last.pt").is_file())),
+        *map(str, pretrain_options),
+    ]
+    logger.info("training the position network: %s", " ".join(command))
+    # Its log goes to this terminal. -P: only the code of that bundle, not of this folder.
+    status = subprocess.run(command, env={**os.environ, "PYTHONSAFEPATH": "1"}, check=False).returncode
+    if status or not result.is_file():
+        raise InputError(
+            f"The training of the position network ended with status {status}; its messages are above. The same command "
+            "continues it."
+        )
+    return str(result)
+
+
+def _text(sources: str | Sequence[str]) -> str:
+    """Return one path, or several as a list, as on the command line."""
+    return str(sources) if isinstance(sources, (str, os.PathLike)) else str([str(source) for source in sources])

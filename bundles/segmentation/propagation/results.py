@@ -1,0 +1,200 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""What a run writes beside the labels: table, data list, contact sheets, and how far agreement can be trusted."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ...common.files import atomic_path, write_text
+from ...common.scans.contact_sheet import write_sheets
+from .agreement import Relation
+from .one_scan import Outputs
+from .scans_of_run import TRAINING, Scan, ScansOfRun
+
+if TYPE_CHECKING:
+    from .propagate import Summary
+
+logger = logging.getLogger(__name__)
+
+TABLE = "propagation.csv"
+MEASURED = "left_one_out.csv"
+DATA_LIST = "dataset.json"
+COLUMNS = ("scan", "organ", "kept", "reason", "agreement", "confidence", "volume")
+HEADER = ("scan", "organ", "kept", "reason", "agreement", "confidence", "volume_ml")
+
+
+def write_results(
+    out: Path,
+    *,
+    scans: ScansOfRun,
+    results: Sequence[Mapping[str, Any]],
+    measured: Sequence[Mapping[str, Any]],
+    min_agreement: float,
+    relation: Relation | None,
+    real: Sequence[Scan],
+    kept: Collection[str] | None,
+    names: Mapping[str, Any],
+) -> None:
+    """Write all results but the labels.
+
+    Args:
+        out: output folder.
+        scans: of the run.
+        results: of `label_scan`, in the order of ``scans.targets``.
+        measured: rows of the labelled scans that were left out one by one.
+        min_agreement: that was used.
+        relation: of agreement and Dice.
+        real: labelled scans whose labels can be used for training.
+        kept: names of the scans with a label; None: write no data list.
+        names: ``labels`` and ``modality`` of the data list.
+    """
+    write_text(out / TABLE, table_text(results))
+    if measured:
+        write_text(out / MEASURED, _csv(("scan", "organ", "agreement", "dice"), measured))
+        with atomic_path(out / "agreement.png") as temporary:
+            agreement_figure(measured, min_agreement, relation).savefig(temporary, format="png", dpi=100)
+    else:
+        for file in (MEASURED, "agreement.png"):
+            (out / file).unlink(missing_ok=True)
+    if kept is not None:
+        write_text(out / DATA_LIST, data_list_text(scans, real, kept, names))
+    _write_sheets(out, results)
+
+
+def table_text(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table: a row per scan and organ, and one row (organ ``*``) for a scan that is left out."""
+    rows = []
+    for result in results:
+        if result["reason"]:
+            rows.append({"scan": result["scan"], "organ": "*", "kept": False, "reason": result["reason"]})
+        rows += [
+            {"scan": result["scan"], **row, "kept": row["kept"] and result["labelled"]} for row in result["organs"]
+        ]
+    return _csv(COLUMNS, rows, header=HEADER)
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, header: Sequence[str] | None = None) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header or columns)
+    for row in rows:
+        writer.writerow([_cell(row.get(column)) for column in columns])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def data_list_text(scans: ScansOfRun, real: Sequence[Scan], kept: Collection[str], names: Mapping[str, Any]) -> str:
+    """Return a data list for training: real labels, carried labels (marked), and the held-out scans as they were.
+
+    Scans have absolute paths, labels of this run relative ones.
+
+    Args:
+        scans: of the run.
+        real: labelled scans.
+        kept: names of the scans with a carried label.
+        names: ``labels`` and ``modality``.
+    """
+
+    def entry(scan: Scan, label: str, **notes: Any) -> dict[str, Any]:
+        return {"image": scan.image, "label": label, **({"patient": scan.patient} if scan.patient else {}), **notes}
+
+    carried = [entry(scan, f"./labels/{scan.name}.nii.gz", carried=True) for scan in scans.targets if scan.name in kept]
+    content = {
+        **names,
+        "training": [entry(scan, scan.label) for scan in real] + carried,
+        **{section: list(entries) for section, entries in scans.held_out.items() if entries},
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def _write_sheets(out: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Write the contact sheets of scans with a label, and of scans that were left out after registration."""
+    for stem, labelled, colour in (("contact_sheet", True, "dimgray"), ("left_out", False, "firebrick")):
+        shown = [result for result in results if result["labelled"] is labelled and result["organs"]]
+        pictures = []
+        for result in shown:
+            picture = np.load(Outputs(str(out), result["scan"]).picture)
+            pictures.append((result["scan"], _remark(result), picture))
+        written = write_sheets(out, pictures, stem=stem, colour=colour)
+        for path in set(out.glob(f"{stem}_[0-9][0-9][0-9].png")) - set(written):
+            path.unlink()
+
+
+def _remark(result: Mapping[str, Any]) -> str:
+    kept = [row for row in result["organs"] if row["kept"]]
+    agreed = [row["agreement"] for row in result["organs"] if row["agreement"] is not None]
+    text = f"{len(kept)} of {len(result['organs'])} organs"
+    if agreed:
+        text += f", mean agreement {sum(agreed) / len(agreed):.2f}"
+    without = [row["organ"] for row in result["organs"] if not row["kept"]]
+    if without and kept:
+        text += f"; without {', '.join(without)}"
+    return text
+
+
+def agreement_figure(measured: Sequence[Mapping[str, Any]], min_agreement: float, relation: Relation | None) -> Figure:
+    """Draw the Dice of carried labels with the labelled scans' own, over the agreement of the copies.
+
+    Organs without agreement (fewer than two copies) are drawn at the left edge.
+
+    Args:
+        measured: rows with ``organ``, ``agreement`` and ``dice``.
+        min_agreement: that was used.
+        relation: of both.
+    """
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for organ in dict.fromkeys(row["organ"] for row in measured):
+        rows = [row for row in measured if row["organ"] == organ and row["dice"] is not None]
+        agreed = [-0.04 if row["agreement"] is None else row["agreement"] for row in rows]
+        axes.scatter(agreed, [row["dice"] for row in rows], s=18, label=organ)
+    axes.axvline(min_agreement, color="black", linewidth=1, linestyle="--")
+    axes.set(
+        xlim=(-0.08, 1),
+        ylim=(0, 1),
+        xlabel="Dice between the copies (left edge: one copy)",
+        ylabel="Dice with the own label",
+    )
+    title = f"labelled scans, each from the others; kept from {min_agreement:.2f} on"
+    if relation is not None and not math.isnan(relation.rank_correlation):
+        title += f"; rank correlation {relation.rank_correlation:.2f}"
+    axes.set_title(title, fontsize=9)
+    axes.legend(fontsize=7)
+    return figure
+
+
+def summary_lines(out: Path, summary: Summary, purpose: str) -> list[str]:
+    """Return the last lines of the log: what came of the run, and what to do next."""
+    total = len(summary.labelled) + len(summary.left_out)
+    lines = [f"{len(summary.labelled)} of {total} scans got a label; each has its rows in {out / TABLE}"]
+    kinds = Counter(reason.split(":")[0].split("(")[0].strip() for reason in summary.left_out.values())
+    lines += [f"left out: {number:4d}  {kind}" for kind, number in kinds.most_common()]
+    lines.append(f"organs are kept from an agreement of {summary.min_agreement:.2f} on")
+    if purpose == TRAINING:
+        lines.append(
+            f"look at {out / 'contact_sheet_001.png'}, remove what is wrong from {out / DATA_LIST}, then train:"
+        )
+        lines.append(f"  --dataset_dir {out} (real and carried labels together; see --real_repeats, --real_only_steps)")
+    else:
+        lines.append(f"masks: {out / 'masks'}")
+    return lines

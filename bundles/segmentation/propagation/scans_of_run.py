@@ -1,0 +1,209 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Which scans give their labels, which get labels, and which must stay apart."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+
+from ...common.data.case_names import case_names
+from ...common.data.data_list import (
+    UNLABELLED_SECTIONS,
+    data_list_path,
+    first_file,
+    image_files,
+    parse_data_list,
+    segmentation_scans,
+)
+from ...common.errors import InputError
+from ..inference.inputs import segmentation_inputs
+from .itk_images import as_volume
+
+logger = logging.getLogger(__name__)
+
+TRAINING, MASKS = "training", "masks"
+PURPOSES = (TRAINING, MASKS)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan of the run.
+
+    Attributes:
+        name: unique in the run; its output files have this name.
+        image: its file.
+        label: its label file; "" for a scan without one.
+        patient: from the data list, "" if it names none.
+    """
+
+    name: str
+    image: str
+    label: str = ""
+    patient: str = ""
+
+
+@dataclass(frozen=True)
+class ScansOfRun:
+    """The scans of a run.
+
+    Attributes:
+        labelled: scans whose labels are carried.
+        targets: scans that get labels.
+        held_out: entries of the validation section or fold, and of the test section, as in the data list.
+    """
+
+    labelled: tuple[Scan, ...]
+    targets: tuple[Scan, ...]
+    held_out: Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def scans_of_run(
+    *,
+    dataset_dir: str,
+    data_list: str | None = None,
+    fold: int | str | None = None,
+    folds: int | None = None,
+    seed: int = 0,
+    unlabelled: str | Sequence[str] | None = None,
+    purpose: str = TRAINING,
+    output_dir: str,
+) -> ScansOfRun:
+    """List the scans of a run.
+
+    Args:
+        dataset_dir, data_list, fold, folds, seed: labelled scans are the training cases, see `segmentation_scans`.
+        unlabelled: folders (NIfTI or DICOM), NIfTI files, or data lists (their ``unlabelled`` section; without one,
+            the images of ``training``). None: the ``unlabelled`` section of the labelled scans' own list.
+        purpose: ``training``: validation and test scans must not be among the unlabelled ones. ``masks``: they may be.
+        output_dir: where converted DICOM series are written.
+
+    Raises:
+        InputError: there are no labelled or no unlabelled scans; or, for training, a validation or test scan is among
+            the unlabelled ones, also as a copy under another name.
+    """
+    path = data_list_path(dataset_dir, data_list)
+    content = parse_data_list(path)
+    listed = {
+        section: segmentation_scans(
+            dataset_dir, data_list=data_list, section=section, fold=fold, folds=folds, seed=seed, may_be_empty=True
+        )
+        for section in ("training", "validation")
+    }
+    labelled = [entry for entry in listed["training"] if not entry.get("carried")]
+    if not labelled:
+        raise InputError(f"{path} has no training case with a label of its own: there is nothing to carry.")
+    if unlabelled is None:
+        entries = _unlabelled_entries(content)
+        if not entries:
+            raise InputError(
+                f"{path} has no section 'unlabelled': name the unlabelled scans by --unlabelled, a folder or a data list."
+            )
+    else:
+        entries = _entries_of(unlabelled, output_dir)
+    own = {_identity(entry) for entry in labelled}
+    targets: dict[str, Mapping[str, Any]] = {}
+    for entry in entries:
+        if (identity := _identity(entry)) not in own:
+            targets.setdefault(identity, entry)
+    if not targets:
+        raise InputError(
+            f"All {len(entries)} unlabelled scans are labelled scans of {path}: there is nothing to label."
+        )
+    held_out = {"validation": listed["validation"], "test": content.get("test", [])}
+    if purpose == TRAINING:
+        _refuse_held_out(targets, held_out, path)
+    names = case_names([first_file(entry) for entry in (*labelled, *targets.values())])
+    return ScansOfRun(
+        tuple(_scan(entry, names) for entry in labelled),
+        tuple(sorted((_scan(entry, names, label=False) for entry in targets.values()), key=lambda scan: scan.name)),
+        held_out,
+    )
+
+
+def _scan(entry: Mapping[str, Any], names: Mapping[str, str], *, label: bool = True) -> Scan:
+    if len(image_files(entry)) > 1:
+        raise InputError(f"{first_file(entry)} is one of several channels: labels are carried between CT scans only.")
+    file = first_file(entry)
+    return Scan(names[file], file, str(entry["label"]) if label else "", str(entry.get("patient") or ""))
+
+
+def _unlabelled_entries(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [entry for section in UNLABELLED_SECTIONS for entry in content.get(section, [])]
+
+
+def _entries_of(sources: str | Sequence[str], output_dir: str) -> list[Mapping[str, Any]]:
+    sources = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    entries: list[Mapping[str, Any]] = []
+    for source in sources:
+        path = Path(source).expanduser().absolute()
+        path = path / "dataset.json" if (path / "dataset.json").is_file() else path
+        if path.suffix == ".json":
+            content = parse_data_list(path)
+            found = _unlabelled_entries(content) or content.get("training", [])
+            if not found:
+                raise InputError(f"{path} has neither unlabelled nor training scans: it has nothing to label.")
+            entries += found
+        else:
+            entries += segmentation_inputs(source, output_dir=output_dir).scans
+    return entries
+
+
+def _identity(entry: Mapping[str, Any]) -> str:
+    """A file is the same through all links."""
+    return os.path.realpath(first_file(entry))
+
+
+def _refuse_held_out(
+    targets: Mapping[str, Mapping[str, Any]], held_out: Mapping[str, Sequence[Mapping[str, Any]]], path: Path
+) -> None:
+    for section, entries in held_out.items():
+        patients = {str(entry["patient"]) for entry in entries if entry.get("patient")}
+        files = {_identity(entry) for entry in entries}
+        both = [
+            entry["image"]
+            for identity, entry in targets.items()
+            if identity in files or (entry.get("patient") and str(entry["patient"]) in patients)
+        ]
+        both = both or _copies(targets, files)
+        if both:
+            raise InputError(
+                f"{len(both)} of the {len(targets)} unlabelled scans are {section} scans or patients of {path}, such as "
+                f"{both[0]}: a network that is trained on them cannot be measured on them. Remove them from the "
+                f"unlabelled scans. (--purpose {MASKS} writes masks of any scan, and no data list for training.)"
+            )
+
+
+def _copies(targets: Iterable[str], files: Iterable[str]) -> list[str]:
+    """Return the targets whose voxels are those of one of the files. Only scans of equal shape are decoded."""
+    by_shape: dict[tuple, list[str]] = {}
+    for file in files:
+        by_shape.setdefault(_shape(file), []).append(file)
+    by_shape.pop((), None)
+    digests = {
+        shape: {digest for file in same if (digest := _digest(file))}
+        for shape, same in by_shape.items()
+        if shape in set(map(_shape, targets))
+    }
+    return [target for target in targets if (known := digests.get(_shape(target))) and _digest(target) in known]
+
+
+def _shape(file: str) -> tuple[int, ...]:
+    """Return the sorted shape by the header, whatever the order of the axes; () for a file that cannot be read, which is reported when it is its turn."""
+    try:
+        return tuple(sorted(nib.load(file).shape))
+    except Exception:  # nibabel, gzip and zlib raise many kinds of errors for broken files
+        return ()
+
+
+def _digest(file: str) -> str:
+    try:
+        return hashlib.sha256(as_volume(file).to_ras().voxels.astype("float32").tobytes()).hexdigest()
+    except InputError:
+        return ""

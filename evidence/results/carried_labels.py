@@ -1,0 +1,149 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Compare carried labels with the true labels that the study hides from them."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nibabel as nib
+import numpy as np
+from scipy.stats import spearmanr
+
+from bundles.common.data.case_names import case_names
+from bundles.common.data.data_list import first_file
+from bundles.common.files import atomic_path
+from bundles.segmentation.models.label_names import organ_names
+from bundles.segmentation.propagation.agreement import dice_of_organs
+from bundles.segmentation.propagation.results import TABLE, agreement_figure
+from bundles.segmentation.results.metrics import score_case
+from bundles.segmentation.results.score_summary import METRICS
+
+from .records import read_done
+
+if TYPE_CHECKING:
+    from ..runs.plan import Run
+
+TRUTH, CARRIED = "truth", "carried"  # data lists of a run; the latter is also the folder of `propagate.yaml`
+PICTURE = "agreement_with_truth.png"
+
+
+def compare_with_truth(run: Run, folder: Path) -> list[dict[str, Any]]:
+    """Return the Dice of every carried organ with the hidden label of its scan, and draw it over the agreement.
+
+    Args:
+        run: a propagation that is finished.
+        folder: its folder, which gets `PICTURE`.
+
+    Returns:
+        Rows with ``case``, ``label``, ``agreement`` (None with one copy), ``kept`` and ``dice`` (None where neither the
+        scan nor the carried label has the organ). Scans that were left out before registration have none.
+    """
+    labels, rows = organ_names(run.row["labels"]), []
+    table = _read_table(folder)
+    names = _names(run)
+    for case, entry in zip(run.cases["unlabelled"], run.lists[TRUTH]["test"], strict=True):
+        name = names[first_file(entry)]
+        mask = folder / CARRIED / "masks" / f"{name}_seg.nii.gz"
+        if not mask.is_file():
+            continue
+        dice = dice_of_organs(_voxels(mask), _voxels(entry["label"]), labels=labels)
+        for row in table.get(name, []):
+            agreed = float(row["agreement"]) if row["agreement"] else None
+            value = dice[row["organ"]]
+            rows.append(
+                {"case": case, "label": row["organ"], "agreement": agreed, "kept": row["kept"] == "true"}
+                | {"dice": None if math.isnan(value) else round(value, 6)}
+            )
+    if rows:
+        shown = [{"organ": row["label"], "agreement": row["agreement"], "dice": row["dice"]} for row in rows]
+        least = min((row["agreement"] for row in rows if row["kept"] and row["agreement"] is not None), default=0.0)
+        figure = agreement_figure(shown, least, None)
+        figure.axes[0].set_title("scans whose labels were hidden; line: smallest agreement that was kept", fontsize=9)
+        with atomic_path(folder / PICTURE) as temporary:
+            figure.savefig(temporary, format="png", dpi=100)
+    return rows
+
+
+def scores_of_masks(run: Run, folder: Path) -> list[dict[str, Any]]:
+    """Return the scores of carried masks, as an evaluation gives them; a scan without a mask scores as background.
+
+    Args:
+        run: a run that carried labels to the scored patients.
+        folder: its folder.
+    """
+    labels, names, rows = organ_names(run.row["labels"]), _names(run), []
+    for case, entry in zip(run.cases["scored"], run.lists["scored"]["test"], strict=True):
+        mask = folder / CARRIED / "masks" / f"{names[first_file(entry)]}_seg.nii.gz"
+        truth = nib.load(entry["label"])
+        voxels = _voxels(mask) if mask.is_file() else np.zeros(truth.shape, np.uint8)
+        scores = score_case(
+            voxels,
+            np.asarray(truth.dataobj).astype(np.uint8),
+            labels=labels,
+            spacing=nib.affines.voxel_sizes(truth.affine).tolist(),
+            tolerance=run.row["nsd_tolerance"],
+        )
+        rows += [
+            {"case": case, "label": organ}
+            | {metric: None if math.isnan(score[metric]) else score[metric] for metric in METRICS}
+            for organ, score in scores.items()
+        ]
+    return rows
+
+
+def carried_table(out: Path) -> str:
+    """Return a table (Markdown) of the finished propagations of a study's folder; empty without any.
+
+    Dice is the mean over the organs that a scan has, of all carried labels and of those that were kept; the correlation is
+    Spearman's between agreement and Dice.
+    """
+    lines = []
+    for folder in sorted(path for path in (out / "runs").glob("carry_*") if path.is_dir()):
+        if not (done := read_done(folder)):
+            continue
+        facts, rows = done["settings"]["facts"], done["carried"]
+        known = [row for row in rows if row["dice"] is not None]
+        both = [(row["agreement"], row["dice"]) for row in known if row["agreement"] is not None]
+        scans = len({row["case"] for row in rows if row["kept"]})
+        lines.append(
+            f"| {facts['arm']} | {facts['n']} | {facts['seed']} | {scans} of {facts['steps']} | {_mean(known)} | "
+            f"{_mean([row for row in known if row['kept']])} | {_correlation(both)} | {done['seconds'] / 60:.0f} |"
+        )
+    if not lines:
+        return ""
+    head = "| arm | n | seed | scans with a label | Dice of all | Dice of kept | correlation | minutes |"
+    return "\n".join([head, "|---|---|---|---|---|---|---|---|", *lines]) + "\n"
+
+
+def _mean(rows: Sequence[Mapping[str, Any]]) -> str:
+    return f"{np.mean([row['dice'] for row in rows]):.3f}" if rows else ""
+
+
+def _correlation(pairs: Sequence[tuple[float, float]]) -> str:
+    agreed, dice = np.array(pairs).reshape(-1, 2).T
+    if len(pairs) < 3 or not np.ptp(agreed) or not np.ptp(dice):
+        return ""
+    return f"{spearmanr(agreed, dice).statistic:.2f}"
+
+
+def _names(run: Run) -> dict[str, str]:
+    """Return the names that the propagation gives its scans, by file."""
+    content = run.lists[CARRIED]
+    return case_names([first_file(entry) for entry in (*content["training"], *content["unlabelled"])])
+
+
+def _read_table(folder: Path) -> dict[str, list[dict[str, str]]]:
+    found: dict[str, list[dict[str, str]]] = {}
+    with open(folder / CARRIED / TABLE, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["organ"] != "*":
+                found.setdefault(row["scan"], []).append(row)
+    return found
+
+
+def _voxels(path: str | Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj).astype(np.uint8)

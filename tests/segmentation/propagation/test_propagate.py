@@ -1,0 +1,375 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Labels reach unlabelled scans, each scan with its reason or its label, and the same bytes however the run goes."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bundles.common.data.data_list import segmentation_scans
+from bundles.common.errors import InputError
+from bundles.common.scans.nifti_writing import write_nifti
+from bundles.common.scans.reading import Volume
+from bundles.segmentation.propagation import propagate as module
+from bundles.segmentation.propagation.agreement import Limits
+from bundles.segmentation.propagation.one_scan import Recipe
+from bundles.segmentation.propagation.position_fit import covered, fit_positions
+from bundles.segmentation.propagation.position_network import ScanPosition
+from bundles.segmentation.propagation.propagate import Selection, propagate
+from bundles.segmentation.propagation.registration import RegistrationOptions
+from bundles.segmentation.propagation.scans_of_run import scans_of_run
+from tools.synthetic_ct import ORGANS, draw_patient
+
+from .bodies import mean_dice, middle, scan_of
+
+RECIPE = Recipe(
+    RegistrationOptions(spacing=(10.0, 10.0, 10.0), affine_iterations=40, deformation_iterations=4),
+    dict(ORGANS),
+    limits=Limits(min_confidence=0.3),
+)
+NAMES = {"labels": {"0": "background"} | {str(value): name for value, name in ORGANS.items()}, "modality": {"0": "CT"}}
+LABELLED, UNLABELLED, HELD_OUT = (0, 1, 4), (2, 3), (5,)
+
+
+def true_positions(scan: Volume, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions in the scan, and those that a good network finds: the same, from the middle of the body, some mm off."""
+    scan = scan.to_ras()
+    body = np.argwhere(scan.voxels > -300)[::50]
+    points = nib.affines.apply_affine(scan.affine, body)
+    noise = np.random.default_rng(0).normal(0, 4, points.shape)
+    return points, points - centre + noise
+
+
+class KnownPositions:
+    """A position network that knows where the synthetic patients are, by the name of the file."""
+
+    calls = 0
+
+    def __init__(self, path: str, *, device: str) -> None:
+        pass
+
+    def locate(self, scan: Volume) -> ScanPosition:
+        type(self).calls += 1
+        seed = int(np.abs(scan.affine[:3, 3]).sum() * 1000) % 1_000_003
+        true, predicted = true_positions(scan, CENTRES[seed])
+        fit = fit_positions(true, predicted)
+        return ScanPosition(fit, tuple(map(tuple, covered(fit, true).tolist())))
+
+
+CENTRES: dict[int, np.ndarray] = {}
+
+
+def write_patient(folder, seed: int) -> dict[str, str]:
+    image, label = scan_of(seed)
+    CENTRES[int(np.abs(image.affine[:3, 3]).sum() * 1000) % 1_000_003] = middle(draw_patient(seed))
+    entry = {}
+    for kind, volume in (("image", image), ("label", label)):
+        file = folder / f"{kind}sTr" / f"p{seed}.nii.gz"
+        write_nifti(file, voxels=volume.voxels, affine=volume.affine)
+        entry[kind] = str(file)
+    return entry
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("patients")
+    entries = {seed: write_patient(folder, seed) for seed in (*LABELLED, *UNLABELLED, *HELD_OUT)}
+    (folder / "dataset.json").write_text(
+        json.dumps(
+            NAMES
+            | {
+                "training": [entries[seed] for seed in LABELLED],
+                "validation": [entries[seed] for seed in HELD_OUT],
+                "unlabelled": [{"image": entries[seed]["image"]} for seed in UNLABELLED],
+            }
+        )
+    )
+    (folder / "network.pt").write_bytes(b"not read")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def known_positions(monkeypatch):
+    monkeypatch.setattr(module, "PositionNetwork", KnownPositions)
+
+
+def run(data, out, *, selection=None, recipe=RECIPE, workers=0, **options):
+    purpose = options.get("purpose", "training")
+    scans = scans_of_run(dataset_dir=str(data), output_dir=str(out), **options)
+    return propagate(
+        scans=scans,
+        position_network=str(data / "network.pt"),
+        recipe=recipe,
+        selection=selection or Selection(),
+        output_dir=str(out),
+        purpose=purpose,
+        workers=workers,
+        names=NAMES,
+    )
+
+
+@pytest.fixture(scope="module")
+def done(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("carried")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PositionNetwork", KnownPositions)
+        return out, run(data, out)
+
+
+def copy_of(done, folder):
+    """A finished run, of which a new run repeats only what differs."""
+    return Path(shutil.copytree(done[0], folder / "copy"))
+
+
+def table(out):
+    with open(out / "propagation.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def digests(out):
+    """Digest of every file that a user sees, by its path."""
+    files = [path for path in sorted(out.rglob("*")) if path.is_file() and ".propagated" not in path.parts]
+    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_carried_labels_are_right_and_unknown_where_they_are_not_sure(data, done):
+    out, summary = done
+    assert summary.labelled == ("p2", "p3") and summary.left_out == {}
+    for seed in UNLABELLED:
+        label = nib.load(out / "labels" / f"p{seed}.nii.gz")
+        mask = np.asarray(nib.load(out / "masks" / f"p{seed}_seg.nii.gz").dataobj)
+        confidence = np.asarray(nib.load(out / "confidence" / f"p{seed}.nii.gz").dataobj)
+        truth = scan_of(seed)[1]
+        assert np.allclose(label.affine, truth.affine) and label.get_data_dtype() == np.uint8
+        label = np.asarray(label.dataobj)
+        assert mean_dice(mask, truth.voxels) > 0.6
+        known = label != 255
+        assert 0.5 < known.mean() < 1 and set(np.unique(mask)) <= {0, *ORGANS}
+        right = (mask == truth.voxels)[truth.voxels > 0]
+        assert (label == truth.voxels)[
+            (truth.voxels > 0) & known
+        ].mean() > right.mean()  # the doubtful voxels were wrong
+        assert (confidence[known & (label > 0)] >= 60).all() and confidence.max() <= 100
+
+
+def test_agreement_is_measured_on_the_labelled_scans(done):
+    out, summary = done
+    rows = list(csv.DictReader(open(out / "left_one_out.csv")))
+    assert {row["scan"] for row in rows} == {"p0", "p1", "p4"}
+    assert summary.relation.pairs >= 6 and summary.relation.rank_correlation > 0
+    assert summary.min_agreement == summary.relation.min_agreement
+    dice = np.array([float(row["dice"]) for row in rows if row["agreement"]])
+    agreed = np.array([float(row["agreement"]) for row in rows if row["agreement"]])
+    assert dice[agreed >= summary.min_agreement - 1e-3].mean() >= 0.6
+    assert (out / "agreement.png").stat().st_size > 1000 and (out / "contact_sheet_001.png").stat().st_size > 1000
+
+
+def test_the_data_list_trains_as_it_is(data, done):
+    out, _ = done
+    training = segmentation_scans(out, section="training", fold=None)
+    assert [bool(entry.get("carried")) for entry in training] == [False] * 3 + [True] * 2
+    assert all(os.path.isfile(entry["image"]) and os.path.isfile(entry["label"]) for entry in training)
+    validation = segmentation_scans(out, section="validation", fold=None)
+    assert [os.path.basename(entry["image"]) for entry in validation] == ["p5.nii.gz"]
+    assert json.loads((out / "dataset.json").read_text())["labels"] == NAMES["labels"]
+
+
+def test_the_table_says_for_each_organ_what_came_of_it(done):
+    rows = table(done[0])
+    assert [row["scan"] for row in rows] == ["p2"] * len(ORGANS) + ["p3"] * len(ORGANS)
+    for row in rows:
+        label = np.asarray(nib.load(done[0] / "labels" / f"{row['scan']}.nii.gz").dataobj)
+        value = {name: value for value, name in ORGANS.items()}[row["organ"]]
+        voxels = float((label == value).sum()) * 8**3 / 1000
+        if row["kept"] == "true":
+            assert float(row["volume_ml"]) == pytest.approx(voxels, rel=1e-3)
+            assert "agree by Dice" in row["reason"]
+        else:
+            assert voxels == 0  # unknown, not background
+
+
+def test_processes_a_stop_and_a_continued_run_give_the_same_bytes(data, done, tmp_path):
+    out, _ = done
+    whole = tmp_path / "whole"
+    assert run(data, whole, workers=4).labelled == ("p2", "p3")
+    stopped = tmp_path / "stopped"
+    calls = 0
+
+    def one_then_stop(job):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return real(job)
+
+    real = module.label_scan
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "label_scan", one_then_stop)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            run(data, stopped)
+    assert not (stopped / "dataset.json").exists()
+    KnownPositions.calls, made = 0, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "label_scan", lambda job: made.append(job.target.name) or real(job))
+        run(data, stopped)
+    assert KnownPositions.calls == len(UNLABELLED)  # those of the labelled scans were known
+    assert made == ["p1", "p4", "p2", "p3"]
+    expected = digests(out)
+    for other in (whole, stopped):
+        found = digests(other)
+        assert found.keys() == expected.keys()
+        # The list alone names paths; they are the same, since the scans did not move.
+        assert [name for name in found if found[name] != expected[name]] == []
+
+
+def test_another_option_makes_only_what_depends_on_it(data, done, tmp_path):
+    out = copy_of(done, tmp_path)
+    made = []
+    real = module.label_scan
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "label_scan", lambda job: made.append((job.leave_out, job.target.name)) or real(job))
+        run(data, out)
+        assert made == []
+        run(data, out, selection=Selection(min_agreement=0.99))
+    assert made == [(False, "p2"), (False, "p3")]
+    run_again = {row["organ"]: row for row in table(out) if row["scan"] == "p2"}
+    assert run_again["*"]["kept"] == "false" and "organs can be kept" in run_again["*"]["reason"]
+    assert (out / "left_out_001.png").exists() and not (out / "contact_sheet_001.png").exists()
+
+
+def test_bad_scans_are_left_out_with_their_reasons_and_the_rest_goes_on(data, done, tmp_path):
+    folder = tmp_path / "scans"
+    good, _ = scan_of(2)
+    write_nifti(folder / "good.nii.gz", voxels=good.voxels, affine=good.affine)
+    write_nifti(folder / "air.nii.gz", voxels=np.full((20, 20, 20), -1000, np.int16), affine=good.affine)
+    (folder / "cut.nii.gz").write_bytes((folder / "good.nii.gz").read_bytes()[:5000])
+
+    class Network(KnownPositions):
+        def locate(self, scan):
+            if scan.voxels.max() < 0:
+                raise InputError("has 0 voxels of body, and 1000 are needed")
+            return super().locate(scan)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PositionNetwork", Network)
+        out = copy_of(done, tmp_path)
+        summary = run(data, out, unlabelled=str(folder))
+    assert summary.labelled == ("good",)
+    assert "0 voxels of body" in summary.left_out["air"]
+    assert "cut" in summary.left_out and "damaged" in summary.left_out["cut"]
+    assert {row["scan"] for row in table(out) if row["organ"] == "*"} == {"air", "cut"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"scale": (-1.0, 1.0, 1.0)}, "mirrored or turned"),
+        ({"residual": (40.0, 30.0, 60.0)}, "another region"),
+        ({"scale": (1.0, 1.0, 2.5)}, "another region"),
+        ({"shift": (0.0, 0.0, 5000.0)}, "no labelled scan covers enough of it"),
+    ],
+)
+def test_scans_that_do_not_fit_by_position_are_left_out(data, done, tmp_path, change, reason):
+    class Network(KnownPositions):
+        def locate(self, scan):
+            position = super().locate(scan)
+            if not np.allclose(scan.affine, scan_of(3)[0].affine, atol=1e-3):
+                return position
+            fit = replace(position.fit, **change)
+            ends = np.array(position.covered) + np.array(change.get("shift", (0, 0, 0)))[:, None]
+            return ScanPosition(fit, tuple(map(tuple, ends.tolist())))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PositionNetwork", Network)
+        out = copy_of(done, tmp_path)
+        shutil.rmtree(out / ".propagated" / "positions")
+        summary = run(data, out)
+    assert summary.labelled == ("p2",) and reason in summary.left_out["p3"]
+    assert not (out / "labels" / "p3.nii.gz").exists()
+
+
+def test_two_labelled_scans_and_one(data, tmp_path):
+    content = json.loads((data / "dataset.json").read_text())
+    for number in (2, 1):
+        content["training"] = content["training"][:number]
+        (tmp_path / "list.json").write_text(json.dumps(content))
+        out = tmp_path / str(number)
+        scans = scans_of_run(dataset_dir=str(tmp_path), data_list="list.json", output_dir=str(out))
+        summary = propagate(
+            scans=scans,
+            position_network=str(data / "network.pt"),
+            recipe=RECIPE,
+            selection=Selection(otherwise=0.35),
+            output_dir=str(out),
+            workers=0,
+            names=NAMES,
+        )
+        assert summary.min_agreement == 0.35 and summary.labelled == ("p2", "p3")
+        assert (out / "left_one_out.csv").exists() == (number == 2)
+        reasons = {row["reason"].split(",")[0].split(" 0.")[0] for row in table(out) if row["kept"] == "true"}
+        assert reasons == ({"the copies agree by Dice"} if number == 2 else {"one copy only"})
+
+
+def test_masks_without_training(data, done, tmp_path):
+    out = copy_of(done, tmp_path)
+    (out / "dataset.json").unlink()
+    summary = run(data, out, unlabelled=str(data / "imagesTr" / "p5.nii.gz"), purpose="masks")
+    assert summary.labelled == ("p5",) and not (out / "dataset.json").exists()
+    mask = np.asarray(nib.load(out / "masks" / "p5_seg.nii.gz").dataobj)
+    assert mean_dice(mask, scan_of(5)[1].voxels) > 0.5
+
+
+def test_labels_that_cannot_be_carried_are_named_and_the_others_are_used(data, done, tmp_path, caplog):
+    content = json.loads((data / "dataset.json").read_text())
+    label = nib.load(content["training"][0]["label"])
+    for number, voxels in enumerate((np.full(label.shape, 77), np.zeros(label.shape), np.zeros((5, 5, 5)))):
+        file = tmp_path / f"bad{number}.nii.gz"
+        write_nifti(file, voxels=voxels.astype(np.uint8), affine=label.affine)
+        content["training"].append({"image": content["training"][0]["image"], "label": str(file)})
+    for number, entry in enumerate(content["training"][3:]):
+        image = tmp_path / f"image{number}.nii.gz"
+        image.write_bytes(open(entry["image"], "rb").read())
+        entry["image"] = str(image)
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    shutil.copy2(data / "network.pt", tmp_path / "network.pt")
+    out = copy_of(done, tmp_path)
+    summary = run(tmp_path, out)
+    assert summary.labelled == ("p2", "p3")
+    for text in ("has the values [77.0]", "has no voxel of any organ", "is on another grid, (5, 5, 5) voxels"):
+        assert text in caplog.text
+    listed = json.loads((out / "dataset.json").read_text())["training"]
+    assert len(listed) == 5  # three real and two carried
+    content["training"] = content["training"][3:]
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="None of the 3 labelled scans can be used"):
+        run(tmp_path, tmp_path / "none")
+
+
+def test_a_second_run_into_the_same_folder_is_refused(data, tmp_path):
+    from bundles.common.files import folder_lock
+
+    with folder_lock(tmp_path / ".propagated" / "lock"), pytest.raises(InputError, match="Another run"):
+        run(data, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"atlases": 0}, "--atlases 0"),
+        ({"wanted_dice": 2}, "--wanted_dice 2"),
+        ({"max_residual": -1}, "--max_residual -1"),
+        ({"min_common": None}, "--min_common None"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(InputError, match=message):
+        Selection(**options)
