@@ -1,0 +1,132 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""No scan that is measured later gets a label for training, under whatever name; labelled scans get none."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bundles.common.errors import InputError
+from bundles.common.scans.nifti_writing import write_nifti
+from bundles.segmentation.propagation.scans_of_run import scans_of_run
+
+LABELS = {"0": "background", "1": "liver"}
+
+
+def write(folder, name: str, number: int) -> str:
+    voxels = np.random.default_rng(number).integers(-100, 100, (6, 5, 4)).astype(np.int16)
+    write_nifti(folder / f"{name}.nii.gz", voxels=voxels, affine=np.eye(4))
+    return f"./{name}.nii.gz"
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Labelled a and b, unlabelled c and d, validation v, test t."""
+    for number, name in enumerate("abcdvt"):
+        write(tmp_path, name, number)
+        write_nifti(tmp_path / f"{name}_label.nii.gz", voxels=np.ones((6, 5, 4), np.uint8), affine=np.eye(4))
+    write_list(tmp_path)
+    return tmp_path
+
+
+def entry(name: str, **more) -> dict:
+    return {"image": f"./{name}.nii.gz", "label": f"./{name}_label.nii.gz", **more}
+
+
+def write_list(folder, **sections) -> None:
+    content = {
+        "labels": LABELS,
+        "training": [entry("a"), entry("b")],
+        "unlabelled": ["./c.nii.gz", "./d.nii.gz"],
+        "validation": [entry("v")],
+        "test": [entry("t")],
+    }
+    (folder / "dataset.json").write_text(json.dumps({**content, **sections}))
+
+
+def run(data, **options):
+    return scans_of_run(dataset_dir=str(data), output_dir=str(data / "out"), **options)
+
+
+def names(scans) -> list[str]:
+    return [scan.name for scan in scans]
+
+
+def test_sections_of_the_list(data):
+    scans = run(data)
+    assert names(scans.labelled) == ["a", "b"] and names(scans.targets) == ["c", "d"]
+    assert scans.labelled[0].label.endswith("a_label.nii.gz") and scans.targets[0].label == ""
+    assert {section: len(entries) for section, entries in scans.held_out.items()} == {"validation": 1, "test": 1}
+
+
+def test_cases_with_carried_labels_give_none(data):
+    write_list(data, training=[entry("a"), entry("b", carried=True)])
+    assert names(run(data).labelled) == ["a"]
+    write_list(data, training=[entry("a", carried=True)])
+    with pytest.raises(InputError, match="no training case with a label of its own"):
+        run(data)
+
+
+def test_labelled_scans_among_the_unlabelled_are_not_labelled_again(data):
+    os.symlink(data / "a.nii.gz", data / "link.nii.gz")
+    write_list(data, unlabelled=["./a.nii.gz", "./link.nii.gz", "./c.nii.gz", "./c.nii.gz"])
+    assert names(run(data).targets) == ["c"]
+    write_list(data, unlabelled=["./a.nii.gz"])
+    with pytest.raises(InputError, match="there is nothing to label"):
+        run(data)
+
+
+def test_other_sources(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("more")
+    write(folder, "x", 8)
+    write(folder, "a", 9)  # another scan of the same name
+    assert names(run(data, unlabelled=str(folder)).targets) == [f"{folder.name}/a", "x"]
+    (folder / "dataset.json").write_text(json.dumps({"training": [{"image": "./x.nii.gz"}]}))
+    assert names(run(data, unlabelled=[str(folder), str(data / "c.nii.gz")]).targets) == ["c", "x"]
+    write_list(data, unlabelled=[])
+    with pytest.raises(InputError, match="no section 'unlabelled'"):
+        run(data)
+
+
+def copy_of_v(data, name: str) -> str:
+    """Validation scan v under another name, with its axes in another order, compressed again."""
+    image = nib.load(data / "v.nii.gz")
+    flipped = image.as_reoriented(nib.orientations.axcodes2ornt(("S", "A", "L")))
+    nib.save(flipped, data / f"{name}.nii")
+    return f"./{name}.nii"
+
+
+@pytest.mark.parametrize("how", ["itself", "link", "copy", "patient", "test"])
+def test_scans_that_are_measured_are_refused(data, how):
+    held_out = {"validation": [entry("v", patient="7")]}
+    if how == "itself":
+        write_list(data, unlabelled=["./c.nii.gz", "./v.nii.gz"])
+    elif how == "link":
+        os.symlink(data / "v.nii.gz", data / "other.nii.gz")
+        write_list(data, unlabelled=["./c.nii.gz", "./other.nii.gz"])
+    elif how == "copy":
+        write_list(data, unlabelled=["./c.nii.gz", copy_of_v(data, "other")])
+    elif how == "patient":
+        write_list(data, unlabelled=[{"image": "./c.nii.gz", "patient": "7"}], **held_out)
+    else:
+        write_list(data, unlabelled=["./t.nii.gz"])
+    with pytest.raises(
+        InputError, match=rf"1 of the \d unlabelled scans are {'test' if how == 'test' else 'validation'}"
+    ):
+        run(data)
+    assert run(data, purpose="masks").targets  # only to look at
+
+
+def test_a_damaged_file_is_reported_later_and_refuses_nothing(data):
+    (data / "c.nii.gz").write_bytes(b"no scan")
+    assert names(run(data).targets) == ["c", "d"]
+
+
+def test_several_channels_are_refused(data):
+    write_list(data, unlabelled=[{"image": ["./c.nii.gz", "./d.nii.gz"]}])
+    with pytest.raises(InputError, match="one of several channels"):
+        run(data)
