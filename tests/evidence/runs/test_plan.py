@@ -296,3 +296,69 @@ def test_a_first_figure_that_the_data_lack_is_refused():
         planner(first_figure=["heart"], row=None, task="Task09_Spleen")
     assert planner(first_figure=["left kidney"]).outline()["first_figure"] == ["left kidney"]
     assert planner().outline()["first_figure"] == ["liver", "left kidney"]
+
+
+CARRIED_ARMS = {
+    "scratch": {"pretraining": None, "finetuning": {"warmup_steps": 5}},
+    "position": {"start": "network", "pretraining": {"tasks": ["position"]}},
+    "carried": {
+        "pretraining": {"tasks": ["position"]},
+        "propagation": {"atlases": 2},
+        "finetuning": {"real_repeats": 3},
+    },
+    "carried_too": {"start": "network", "pretraining": {"tasks": ["position"]}, "propagation": {"atlases": 2}},
+    "masks": {"pretraining": {"tasks": ["position"]}, "propagation": {"atlases": 2}, "masks_only": True},
+}
+
+
+def carried_runs():
+    return named(planner(arms=CARRIED_ARMS, ablation=None, search=None).curve())
+
+
+def test_arms_that_carry_labels_in_the_same_way_share_network_and_labels():
+    runs = carried_runs()
+    kinds = [run.kind for run in runs.values()]
+    # 3 seeds x 2 n: one propagation each, and five arms; one position network for each seed.
+    assert (kinds.count("pretraining"), kinds.count("propagation"), kinds.count("finetuning")) == (3, 6, 30)
+    for arm in ("carried", "carried_too"):
+        run = runs[f"finetune_{arm}_n2_seed1"]
+        assert "carry_carried_n2_seed1" in run.needs
+        assert run.commands[0].options["dataset_dir"] == Path("runs/carry_carried_n2_seed1/carried/dataset.json")
+    options = runs["finetune_carried_n2_seed1"].commands[0].options
+    assert options["real_repeats"] == 3 and "pretrained_model" not in options
+    started = runs["finetune_carried_too_n2_seed1"]
+    assert started.commands[0].options["pretrained_model"] == Path(
+        "runs/pretrain_position_seed1/train/models/network.pt"
+    )
+    assert set(started.needs) == {"pretrain_position_seed1", "carry_carried_n2_seed1"}
+
+
+def test_labels_are_carried_from_the_subset_to_all_others_and_never_to_what_is_scored():
+    run = carried_runs()["carry_carried_n2_seed1"]
+    content = run.lists["carried"]
+    labelled = {Path(entry["image"]).name for entry in content["training"]}
+    targets = {Path(entry["image"]).name for entry in content["unlabelled"]}
+    assert len(labelled) == 2 and len(targets) == 11 and not labelled & targets  # ten others, and one unlabelled scan
+    assert all("label" not in entry for entry in content["unlabelled"])
+    assert not {name for name in targets if name.startswith(("val", "tune"))}
+    assert len(content["test"]) == 23 and "validation" not in content  # --fold all would train on a validation section
+    assert run.commands[0].options["fold"] == "all" and run.commands[0].options["atlases"] == 2
+    assert run.commands[0].statuses == (0, 3)
+    assert [entry["image"] for entry in run.lists["truth"]["test"]] == [e["image"] for e in content["unlabelled"][:10]]
+    assert len(run.cases["unlabelled"]) == 10
+
+
+def test_masks_alone_are_carried_to_the_scored_patients():
+    run = carried_runs()["finetune_masks_n4_seed0"]
+    (command,) = run.commands
+    assert command.options["purpose"] == "masks" and command.options["output_dir"].name == "carried"
+    assert len(run.lists["carried"]["unlabelled"]) == 20 == len(run.cases["scored"])
+    assert "test" not in run.lists["carried"]
+    assert run.needs == ("pretrain_position_seed0",)
+
+
+def test_options_of_a_propagation_are_options_of_its_config():
+    known = ConfigParser.load_config_file(BUNDLES / "segmentation/configs/propagate.yaml")
+    for name in ("carry_carried_n2_seed1", "finetune_masks_n4_seed0"):
+        (command,) = carried_runs()[name].commands
+        assert command.configs == ("configs/propagate.yaml",) and set(command.options) <= set(known)

@@ -104,7 +104,31 @@ HEADROOM = {"n": [2], "seeds": [0], "convergence": {"seeds": [9], "most": 200}}
         ),
         (
             {"arms": arms(pretrained={"start": "decoder"})},
-            "arms.pretrained.start 'decoder' must be 'encoder' or 'network'",
+            "arms.pretrained.start 'decoder' must be 'encoder', 'network' or 'nothing'",
+        ),
+        (
+            {"arms": arms(pretrained={"start": "nothing"})},
+            "arms.pretrained carries no labels: start 'nothing' and masks_only need the entry 'propagation'",
+        ),
+        (
+            {"arms": arms(pretrained={"masks_only": True})},
+            "arms.pretrained carries no labels",
+        ),
+        (
+            {"arms": arms(scratch={"propagation": {}})},
+            "arms.scratch.propagation is set, but scratch has no pre-training",
+        ),
+        (
+            {"arms": arms(pretrained={"propagation": {}})},
+            "arms.pretrained.propagation needs a network that was pre-trained with the task position",
+        ),
+        (
+            {"arms": arms(pretrained={"pretraining": {"tasks": ["position"]}, "propagation": {}, "masks_only": True})},
+            "arms.pretrained has masks_only.*remove its start and finetuning",
+        ),
+        (
+            {"arms": arms(pretrained={"pretraining": {"tasks": ["position"]}, "propagation": {"unlabelled": "x"}})},
+            "arms.pretrained.propagation.unlabelled is set by the plan",
         ),
         (
             {"arms": arms(pretrained={"start": "network"})},
