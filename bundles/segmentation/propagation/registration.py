@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 RIM = 8.0  # mm around the body that count as well, so that the skin's outline takes part
 LEAST_SAMPLES = 4000  # of the metric, at coarse resolutions with few voxels; else its histogram is nearly empty
 LEAST_BODY = 1000  # voxels of the working grid; with fewer the histogram of mutual information is empty
-LEAST_INFORMATION = 0.01  # nats; even unrelated bodies share their outline
+LEAST_INFORMATION = 0.1  # nats; pairs of patients have 0.6 to 1, a body and noise less than 0.03
 KEPT = 0.95  # of the information at the start: a start that is right already loses some to interpolation
 SCALES = (0.4, 2.5)  # an affine map that stretches any direction by less or more is not one between two adults
 
