@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 import os
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -101,11 +103,11 @@ class Job:
         files = [file for scan in scans for file in (scan.image, scan.label) if file]
         recipe = asdict(self.recipe)
         if self.leave_out:  # measured before the limits are known
-            for name in ("limits", "min_organs", "unknown_margin", "picture_window"):
+            for name in ("threshold", "limits", "min_organs", "unknown_margin", "picture_window"):
                 del recipe[name]
         content = {
             "format": FORMAT,
-            "stamps": [[os.path.basename(file), *_stamp(file)] for file in files],
+            "files": [[os.path.basename(file), *file_identity(file, self.folder)] for file in files],
             "fits": [asdict(fit) for fit in (self.fit, *(fit for _, fit in self.atlases))],
             "recipe": recipe,
         }
@@ -150,11 +152,22 @@ class Outputs:
         return (self.label, self.mask, self.confidence, self.picture)
 
 
-def _stamp(file: str) -> list[int]:
+def file_identity(file: str, folder: str | os.PathLike) -> list[Any]:
+    """Return what tells whether a file has changed: size and time, or for a file that each run writes anew its content.
+
+    Args:
+        file: the file.
+        folder: output folder of the run, which holds converted DICOM series.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
     try:
+        if Path(file).is_relative_to(folder):
+            return [hashlib.sha256(Path(file).read_bytes()).hexdigest()]
         return file_stamp(file)
-    except OSError:
-        return []
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
 
 
 def finished(job: Job) -> dict[str, Any] | None:
@@ -163,7 +176,10 @@ def finished(job: Job) -> dict[str, Any] | None:
         content = json.loads(job.record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if content.get("identity") != job.identity():
+    try:
+        if content.get("identity") != job.identity():
+            return None
+    except InputError:  # a file is gone: the job says so
         return None
     result = content["result"]
     if result["labelled"] and not all(path.is_file() for path in Outputs(job.folder, job.target.name).all()):
@@ -179,13 +195,20 @@ def label_scan(job: Job) -> dict[str, Any]:
     agreement and Dice with its own label).
     """
     started = time.monotonic()
-    # Read before the work: a file that changes meanwhile makes the record stale.
-    identity = job.identity()
     result = refused(job.target.name, "")
     try:
+        identity = job.identity()  # before the work: a file that changes meanwhile makes the record stale
         _label(job, result)
     except InputError as error:
         result["reason"] = str(error)
+    except OSError as error:
+        raise InputError(
+            f"Cannot write in {job.folder}: {error.strerror or error}. Finished scans are kept: free some space and run the "
+            "same command again."
+        ) from error
+    except Exception as error:  # of a library, in one scan: the others go on, and the next run tries this one again
+        reason = f"an unexpected error, {type(error).__name__}: {error}"
+        return refused(job.target.name, reason) | {"traceback": traceback.format_exc()}
     seconds = round(time.monotonic() - started, 1)
     write_text(job.record, json.dumps({"identity": identity, "result": result, "seconds": seconds}, indent=1) + "\n")
     return result | {"seconds": seconds}

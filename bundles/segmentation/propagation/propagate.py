@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 
 from ...common.errors import InputError
-from ...common.files import file_stamp, folder_lock, write_text
+from ...common.files import folder_lock, write_text
 from ...common.run.clean_stop import stops_cleanly
 from ...common.run.options import is_number
 from ...common.run.progress import with_progress
@@ -26,7 +26,7 @@ from ...common.run.worker_pool import Died, in_processes
 from .agreement import LeftOut, Relation, relation
 from .fusion import IGNORE
 from .itk_images import as_volume, simple_itk
-from .one_scan import FORMAT, RECORDS, Job, Outputs, Recipe, finished, label_scan, refused, with_limits
+from .one_scan import FORMAT, RECORDS, Job, Outputs, Recipe, file_identity, finished, label_scan, refused, with_limits
 from .position_fit import PositionFit, nearest, share_in_common
 from .position_network import PositionNetwork, ScanPosition
 from .results import summary_lines, write_results
@@ -67,6 +67,9 @@ class Selection:
         for name, value in shares.items():
             if not (value is None and name == "min_agreement") and not (is_number(value) and 0 <= value <= 1):
                 raise InputError(f"--{name} {value!r} must be a number from 0 to 1.")
+        scales = self.scales
+        if len(scales) != 2 or not all(map(is_number, scales)) or not 0 < scales[0] <= 1 <= scales[1]:
+            raise InputError(f"--scales {list(scales)} must be a number from 0 to 1, then one of 1 or more.")
         if not is_number(self.max_residual) or self.max_residual <= 0:
             raise InputError(f"--max_residual {self.max_residual!r} must be a number of mm above 0.")
 
@@ -226,10 +229,11 @@ def _located(
         for scan in scans:
             path = out / RECORDS / "positions" / f"{scan.name}.json"
             try:
-                identity = {"format": FORMAT, "scan": file_stamp(scan.image), "network": file_stamp(network_file)}
-            except OSError as error:
-                yield scan, f"{error.filename} cannot be read: {error.strerror}"
+                files = {"scan": file_identity(scan.image, out), "network": file_identity(network_file, out)}
+            except InputError as error:
+                yield scan, str(error)
                 continue
+            identity = {"format": FORMAT, **files}
             if (known := _recorded_position(path, identity)) is not None:
                 yield scan, known
                 continue
@@ -257,7 +261,7 @@ def _recorded_position(path: Path, identity: dict[str, Any]) -> ScanPosition | N
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if content.get("identity") != identity:
+    if content.get("identity") != json.loads(json.dumps(identity)):
         return None
     fit = PositionFit(**{name: tuple(values) for name, values in content["fit"].items()})
     return ScanPosition(fit, tuple(map(tuple, content["covered"])))
@@ -350,6 +354,8 @@ def _all(jobs: Sequence[Job], workers: int, *, doing: str) -> dict[str, dict[str
                 result = refused(job.target.name, reason)
             results[job.target.name] = result
             logger.info("%s", _line(result))
+            if "traceback" in result:
+                logger.warning("%s", result.pop("traceback"))
     return {job.target.name: results[job.target.name] for job in jobs}
 
 

@@ -19,6 +19,7 @@ from bundles.common.data.data_list import segmentation_scans
 from bundles.common.errors import InputError
 from bundles.common.scans.nifti_writing import write_nifti
 from bundles.common.scans.reading import Volume
+from bundles.segmentation.propagation import one_scan
 from bundles.segmentation.propagation import propagate as module
 from bundles.segmentation.propagation.agreement import Limits
 from bundles.segmentation.propagation.one_scan import Recipe
@@ -371,8 +372,41 @@ def test_a_second_run_into_the_same_folder_is_refused(data, tmp_path):
         ({"wanted_dice": 2}, "--wanted_dice 2"),
         ({"max_residual": -1}, "--max_residual -1"),
         ({"min_common": None}, "--min_common None"),
+        ({"scales": [1.2, 1.6]}, r"--scales \[1.2, 1.6\]"),
     ],
 )
 def test_options_out_of_range(options, message):
     with pytest.raises(InputError, match=message):
         Selection(**options)
+
+
+def test_an_unexpected_error_costs_its_own_scan_and_is_tried_again(data, done, tmp_path, caplog):
+    out = copy_of(done, tmp_path)
+    (out / ".propagated" / "labels" / "p2.json").unlink()
+    real, broken = one_scan.register, True
+
+    def register(*args, **kwargs):
+        if broken:
+            raise ValueError("a library has a bad day")
+        return real(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(one_scan, "register", register)
+        summary = run(data, out)
+        assert summary.labelled == ("p3",) and "ValueError: a library has a bad day" in summary.left_out["p2"]
+        assert "Traceback" in caplog.text and not (out / "labels" / "p2.nii.gz").exists()
+        broken = False
+        assert run(data, out).labelled == ("p2", "p3")
+
+
+def test_a_full_disk_ends_the_run_with_one_message(data, done, tmp_path):
+    out = copy_of(done, tmp_path)
+    (out / ".propagated" / "labels" / "p2.json").unlink()
+
+    def write(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(one_scan, "write_nifti", write)
+        with pytest.raises(InputError, match="No space left on device. Finished scans are kept"):
+            run(data, out)
