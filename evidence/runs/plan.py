@@ -398,6 +398,10 @@ class Planner:
         subset = labelled_subset(self.parts, n=n, seed=seed)
         others = {name: case for name, case in self.parts.training.items() if name not in subset}
         images = [{"image": case["image"]} for case in (*others.values(), *self.parts.unlabelled)]
+        if not images:
+            raise InputError(
+                f"{self.study.source}: with n = {n} no scan is left to which arm {arm} could carry labels."
+            )
         name = self._run_name(f"carry_{arm}", n, seed, before)
         content = self._list(
             {

@@ -165,6 +165,8 @@ def part_problems(study: Study) -> Iterator[str]:
             options = study.pretraining_of(ablation.arm, tasks=tasks)
             place = f"ablation.arm is {ablation.arm}, whose start"
             yield from _whole_network_problems(place, options, study.preset)
+    if ablation and study.arms[ablation.arm].propagation is not None:
+        yield f"ablation.arm {ablation.arm!r} carries labels: an ablation compares pre-trainings. Choose another arm"
     headroom = study.headroom
     if headroom and not (headroom.floor or headroom.ceiling or headroom.convergence):
         yield "headroom measures nothing: floor and ceiling are false and convergence is null. Remove it"

@@ -60,6 +60,7 @@ def segmentation_inputs(
     done = _segmented(Path(output_dir)) if resume else set()
     listed: list[StrPath] = []
     series: dict[str, tuple[str, ...]] = {}
+    made: dict[str, str] = {}  # converted file to its source
     skipped = refused = 0
     for one in sources:
         found = None if _is_listed(one) else find_candidates(one, skip=output_dir)
@@ -74,6 +75,11 @@ def segmentation_inputs(
                 skipped += 1
             elif candidate.kind == "nifti":
                 listed.append(file)
+            elif (other := made.setdefault(file, candidate.source)) != candidate.source:
+                raise InputError(
+                    f"{other} and {candidate.source} would both be converted to {file}: one would replace the other. Pass them "
+                    "in two runs with different --output_dir, or the folder above both."
+                )
             elif (files := _converted(candidate, file)) is None:
                 refused += 1
             else:

@@ -7,7 +7,7 @@ and Sabuncu et al., IEEE TMI 2010 (the model behind it).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from ...common.run.options import is_number
 
 IGNORE = IGNORE_LABEL  # label of voxels without an answer; training leaves them out
 NOISE = 20.0  # HU, standard deviation in an even organ of abdominal CT
+SLAB_VOXELS = 2**22  # voxels that are compared at once: about half a gigabyte of working memory
 EPSILON = 1e-6  # shares that differ by less are equal
 
 
@@ -70,6 +71,23 @@ def local_likeness(
     if len(spacing) != 3 or not all(size > 0 for size in spacing) or not window > 0:
         raise InputError(f"spacing is {list(spacing)} mm and window {window} mm: all must be above 0.")
     size = [max(3, 2 * round((window / step - 1) / 2) + 1) for step in spacing]
+    likeness, halo = np.empty(fixed.shape, np.float32), size[2] // 2
+    for slab in _slabs(fixed.shape):
+        seen_by_slab = slice(max(0, slab.start - halo), slab.stop + halo)
+        alike = _likeness(fixed[:, :, seen_by_slab], moved[:, :, seen_by_slab], size, hu_window)
+        first = slab.start - seen_by_slab.start
+        likeness[:, :, slab] = alike[:, :, first : first + slab.stop - slab.start]
+    return likeness
+
+
+def _slabs(shape: Sequence[int]) -> Iterator[slice]:
+    """Yield slices of z that together are a volume: what is computed at once takes a hundred bytes per voxel."""
+    thickness = max(1, SLAB_VOXELS // (shape[0] * shape[1]))
+    for first in range(0, shape[2], thickness):
+        yield slice(first, min(first + thickness, shape[2]))
+
+
+def _likeness(fixed: np.ndarray, moved: np.ndarray, size: Sequence[int], hu_window: Sequence[float]) -> np.ndarray:
     seen = np.isfinite(moved)
     one, other = (np.clip(np.where(seen, scan, 0), *hu_window).astype(np.float64) * seen for scan in (fixed, moved))
 
@@ -122,8 +140,23 @@ def fuse(
     """
     _check(labels, likeness, holds, threshold, gain)
     holds = [{0, *map(int, classes)} - {IGNORE} for classes in holds]
-    votes = [np.asarray(label) for label in labels]
-    weights = [np.asarray(alike, dtype=np.float32) ** np.float32(gain) for alike in likeness]
+    shape = np.shape(labels[0])
+    label, confidence = np.empty(shape, np.uint8), np.empty(shape, np.float32)
+    for slab in _slabs(shape):
+        votes = [np.asarray(each)[:, :, slab] for each in labels]
+        alike = [np.asarray(each, dtype=np.float32)[:, :, slab] for each in likeness]
+        label[:, :, slab], confidence[:, :, slab] = _fuse(votes, alike, holds, threshold, gain)
+    return Fused(label, confidence)
+
+
+def _fuse(
+    votes: Sequence[np.ndarray],
+    likeness: Sequence[np.ndarray],
+    holds: Sequence[Collection[int]],
+    threshold: float,
+    gain: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    weights = [alike ** np.float32(gain) for alike in likeness]
     shape = votes[0].shape
     winner = np.full(shape, IGNORE, np.uint8)
     best, second, confidence = (np.zeros(shape, np.float32) for _ in range(3))
@@ -145,7 +178,7 @@ def fuse(
         winner[better] = value
         confidence[better] = np.where(judges == 1, alike, share)[better]
     unanswered = (confidence < threshold) | (best - second <= EPSILON)
-    return Fused(np.where(unanswered, IGNORE, winner).astype(np.uint8), confidence)
+    return np.where(unanswered, IGNORE, winner).astype(np.uint8), confidence
 
 
 def _check(

@@ -29,14 +29,14 @@ from .agreement import Limits, agreement, decide, dice_of_organs, expected_volum
 from .carrying import carry_label, carry_scan
 from .fusion import IGNORE, fuse, local_likeness
 from .itk_images import as_volume
-from .position_fit import PositionFit, from_one_to_other
+from .position_fit import Alignment
 from .registration import RegistrationOptions, register
 from .scans_of_run import Scan
 
 logger = logging.getLogger(__name__)
 
 RECORDS = ".propagated"  # folder of the records, in the output
-FORMAT = 1  # of the records; another number makes all scans anew
+FORMAT = 2  # of the records; another number makes all scans anew
 
 
 @dataclass(frozen=True)
@@ -83,19 +83,22 @@ class Job:
 
     Attributes:
         target: the scan.
-        fit: its fit of positions.
-        atlases: the labelled scans to carry from, nearest first, with their fits.
+        atlases: the labelled scans to carry from, best first, and how the target lies over each.
         recipe: how.
         folder: output folder of the run.
         leave_out: the target is a labelled scan: measure the carried label against its own, and write no label.
+        masks_only: write no label for training.
+        held: label values that any labelled scan of the run has. Where none of the copies has one of them, background
+            is unknown: it may be that organ.
     """
 
     target: Scan
-    fit: PositionFit
-    atlases: tuple[tuple[Scan, PositionFit], ...]
+    atlases: tuple[tuple[Scan, Alignment], ...]
     recipe: Recipe
     folder: str
     leave_out: bool = False
+    masks_only: bool = False
+    held: tuple[int, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """Return everything on which the result depends, as it comes back from JSON."""
@@ -108,8 +111,10 @@ class Job:
         content = {
             "format": FORMAT,
             "files": [[os.path.basename(file), *file_identity(file, self.folder)] for file in files],
-            "fits": [asdict(fit) for fit in (self.fit, *(fit for _, fit in self.atlases))],
+            "alignments": [asdict(alignment) for _, alignment in self.atlases],
             "recipe": recipe,
+            "masks_only": self.masks_only,
+            "held": [] if self.leave_out else list(self.held),
         }
         return json.loads(json.dumps(content))
 
@@ -147,9 +152,9 @@ class Outputs:
         """Thumbnail for the contact sheet."""
         return Path(self.folder) / RECORDS / "pictures" / f"{self.name}.npy"
 
-    def all(self) -> tuple[Path, ...]:
-        """All of them."""
-        return (self.label, self.mask, self.confidence, self.picture)
+    def all(self, *, masks_only: bool = False) -> tuple[Path, ...]:
+        """All of them, or all but the label for training."""
+        return (self.mask, self.confidence, self.picture) + (() if masks_only else (self.label,))
 
 
 def file_identity(file: str, folder: str | os.PathLike) -> list[Any]:
@@ -182,9 +187,8 @@ def finished(job: Job) -> dict[str, Any] | None:
     except InputError:  # a file is gone: the job says so
         return None
     result = content["result"]
-    if result["labelled"] and not all(path.is_file() for path in Outputs(job.folder, job.target.name).all()):
-        return None
-    return result
+    files = Outputs(job.folder, job.target.name).all(masks_only=job.masks_only) if result["organs"] else ()
+    return result if all(path.is_file() for path in files) else None
 
 
 def label_scan(job: Job) -> dict[str, Any]:
@@ -199,6 +203,10 @@ def label_scan(job: Job) -> dict[str, Any]:
     try:
         identity = job.identity()  # before the work: a file that changes meanwhile makes the record stale
         _label(job, result)
+        result["seconds"] = round(time.monotonic() - started, 1)
+        # What failed has no record: the next run tries it again.
+        if result["organs"] or "measured" in result:
+            write_text(job.record, json.dumps({"identity": identity, "result": result}, indent=1) + "\n")
     except InputError as error:
         result["reason"] = str(error)
     except OSError as error:
@@ -206,25 +214,22 @@ def label_scan(job: Job) -> dict[str, Any]:
             f"Cannot write in {job.folder}: {error.strerror or error}. Finished scans are kept: free some space and run the "
             "same command again."
         ) from error
-    except Exception as error:  # of a library, in one scan: the others go on, and the next run tries this one again
+    except Exception as error:  # of a library, in one scan: the others go on
         reason = f"an unexpected error, {type(error).__name__}: {error}"
         return refused(job.target.name, reason) | {"traceback": traceback.format_exc()}
-    seconds = round(time.monotonic() - started, 1)
-    write_text(job.record, json.dumps({"identity": identity, "result": result, "seconds": seconds}, indent=1) + "\n")
-    return result | {"seconds": seconds}
+    return result
 
 
 def _label(job: Job, result: dict[str, Any]) -> None:
     recipe, labels = job.recipe, dict(job.recipe.labels)
     target = as_volume(job.target.image)
     copies, likeness, holds, volumes, scales = [], [], [], [], []
-    for atlas, fit in job.atlases:
-        scale, shift = from_one_to_other(job.fit, fit)
+    for atlas, lies in job.atlases:
         pair: dict[str, Any] = {"atlas": atlas.name}
         result["pairs"].append(pair)
         try:
             scan, label = as_volume(atlas.image), as_volume(atlas.label)
-            found = register(scan, target, scale=scale.tolist(), shift=shift.tolist(), options=recipe.registration)
+            found = register(scan, target, scale=lies.scale, shift=lies.shift, options=recipe.registration)
         except InputError as error:
             pair["reason"] = str(error)
             continue
@@ -245,7 +250,7 @@ def _label(job: Job, result: dict[str, Any]) -> None:
         )
         holds.append({int(value) for value in np.unique(label.voxels)} & set(labels))
         volumes.append(_millilitres(label.voxels, label, labels))
-        scales.append(scale.tolist())
+        scales.append(lies.scale)
     if not copies:
         reasons = "; ".join(f"{pair['atlas']}: {pair['reason']}" for pair in result["pairs"])
         result["reason"] = f"no labelled scan could be registered to it ({reasons})"
@@ -266,9 +271,9 @@ def _label(job: Job, result: dict[str, Any]) -> None:
         job.target.name,
         agreements=agreed,
         confidences={
-            organ: float(fused.confidence[label == value].mean())
+            organ: float(fused.confidence[fused.label == value].mean())
             for value, organ in labels.items()
-            if (label == value).any()
+            if (fused.label == value).any()
         },
         volumes=_millilitres(label, target, labels),
         expected=expected_volumes(volumes, scales),
@@ -287,11 +292,14 @@ def _label(job: Job, result: dict[str, Any]) -> None:
     names = {organ: value for value, organ in labels.items()}
     doubtful = [names[decision.organ] for decision in decisions if not decision.kept]
     near = _near(copies, doubtful, target.spacing, recipe.unknown_margin)
+    if set(job.held) - set.union(*holds):
+        near[...] = True
     label[near & (label == 0)] = IGNORE
     outputs = Outputs(job.folder, job.target.name)
     mask = np.where(fused.label == IGNORE, 0, fused.label).astype(np.uint8)
     percent = np.rint(100 * fused.confidence).astype(np.uint8)
-    for path, voxels in ((outputs.label, label), (outputs.mask, mask), (outputs.confidence, percent)):
+    written = {outputs.mask: mask, outputs.confidence: percent} | ({} if job.masks_only else {outputs.label: label})
+    for path, voxels in written.items():
         write_nifti(path, voxels=voxels, affine=target.affine)
     _write_picture(outputs.picture, target, label, recipe)
 

@@ -1,9 +1,9 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Lay a scan over others by its map of positions: a scale and a shift by axis, and how badly they fit.
+"""Lay scans over each other by their maps of positions: a scale and a shift by axis, and how badly they fit.
 
 A position network predicts for every voxel where in an average body it is. Along each axis, the position in the scan (mm)
-is fitted to the predicted one by ``predicted = scale * scan + shift``. Two scans with such fits are laid over each other by
-going through the predicted position.
+is fitted to the predicted one by ``predicted = scale * scan + shift``; the line tells scans of another region. Two scans are laid
+over each other by comparing the predictions for both, slice by slice (`align`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,13 @@ ROUNDS = 20  # of reweighting; the weights settle in fewer
 TUNING = 1.345  # Huber's constant in robust standard deviations: 95% efficiency for normal errors
 MAD = 1.4826  # from the median absolute deviation to the standard deviation of a normal distribution
 AXES = ("x", "y", "z")
+BIN = 5.0  # mm, of a profile
+LEAST_IN_BIN = 0.1  # of the mean number of voxels in a bin
+SCALES_TRIED = tuple(np.geomspace(0.8, 1.25, 15).tolist())  # between two adults
+STEP = 2.5  # mm, of the shifts that are tried
+LEAST_COVERED = 0.3  # of the shorter scan
+PER_LOG_SCALE = 20.0  # mm for a scale of e: another size must be worth it
+PER_UNCOVERED = 10.0  # mm for a shorter scan that is not covered at all
 
 
 @dataclass(frozen=True)
@@ -33,19 +40,15 @@ class PositionFit:
     shift: tuple[float, float, float]
     residual: tuple[float, float, float]
 
-    def problem(self, *, max_residual: float, scales: tuple[float, float]) -> str | None:
+    def problem(self, *, scales: tuple[float, float]) -> str | None:
         """Return why the scan should be left out, or None.
 
         Args:
-            max_residual: largest mean residual over the axes, in mm.
             scales: smallest and largest scale of an axis.
         """
         for axis, scale in zip(AXES, self.scale, strict=True):
             if scale <= 0:
                 return f"its {axis} axis is mirrored or turned (scale {scale:.2f})"
-        mean = float(np.mean(self.residual))
-        if mean > max_residual:
-            return f"its positions are off by {mean:.0f} mm on average, more than {max_residual:.0f}: another region?"
         for axis, scale in zip(AXES, self.scale, strict=True):
             if not scales[0] <= scale <= scales[1]:
                 return f"its {axis} axis has scale {scale:.2f}, not {scales[0]:g} to {scales[1]:g}: another region?"
@@ -89,25 +92,77 @@ def fit_positions(true: np.ndarray, predicted: np.ndarray) -> PositionFit:
     return PositionFit(tuple(scale), tuple(shift), tuple(residual))
 
 
-def from_one_to_other(one: PositionFit, other: PositionFit) -> tuple[np.ndarray, np.ndarray]:
-    """Return scale and shift by axis, (3,) each, that map positions (mm) of one scan onto those of the other."""
-    scale = np.array(one.scale) / np.array(other.scale)
-    return scale, (np.array(one.shift) - np.array(other.shift)) / np.array(other.scale)
+Profile = tuple[tuple[float, ...], tuple[float, ...]]
 
 
-def covered(fit: PositionFit, true: np.ndarray) -> np.ndarray:
-    """Return the range of positions in the average body that a scan covers, (3, 2), from its body voxels (N, 3) in mm."""
-    ends = np.percentile(true, [1, 99], axis=0).T  # (3, 2)
-    return ends * np.array(fit.scale)[:, None] + np.array(fit.shift)[:, None]
+def profiles_of(true: np.ndarray, predicted: np.ndarray) -> tuple[Profile, Profile, Profile]:
+    """Return along each axis where the network believes the slices of a body to be.
+
+    Args:
+        true: (N, 3), positions of the body's voxels in mm.
+        predicted: (N, 3), by the network in mm.
+
+    Returns:
+        For each axis the middles of bins of `BIN` mm, and the median prediction in each. Bins with few voxels are left
+        out.
+    """
+    profiles = []
+    for axis in range(3):
+        bins = np.floor(true[:, axis] / BIN).astype(int)
+        numbers, counts = np.unique(bins, return_counts=True)
+        kept = numbers[counts >= max(2, LEAST_IN_BIN * len(true) / len(numbers))]
+        medians = [float(np.median(predicted[bins == number, axis])) for number in kept]
+        profiles.append((tuple(((kept + 0.5) * BIN).tolist()), tuple(medians)))
+    return tuple(profiles)
 
 
-def share_in_common(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the share of ``other``'s length along z that ``one`` covers, from two results of `covered`."""
-    low, high = max(one[2, 0], other[2, 0]), min(one[2, 1], other[2, 1])
-    return float(max(0.0, high - low) / max(other[2, 1] - other[2, 0], 1e-9))
+@dataclass(frozen=True)
+class Alignment:
+    """How one scan lies over another, by axis: position in the other = scale * position in the one + shift.
+
+    Attributes:
+        scale: sizes, near 1.
+        shift: mm.
+        residual: mm, mean difference of the two predictions where the scans overlap.
+        common: share of the one's length along the body (z) that the other covers.
+    """
+
+    scale: tuple[float, float, float]
+    shift: tuple[float, float, float]
+    residual: tuple[float, float, float]
+    common: float
 
 
-def nearest(target: np.ndarray, atlases: Sequence[np.ndarray], number: int) -> list[int]:
-    """Return the indices of the ``number`` labelled scans that share most of the region of a scan, best first."""
-    shares = [share_in_common(atlas, target) for atlas in atlases]
-    return sorted(range(len(atlases)), key=lambda index: (-shares[index], index))[:number]
+def align(one: Sequence[Profile], other: Sequence[Profile]) -> Alignment:
+    """Lay one scan over another by comparing what the network says of both.
+
+    A network that is unsure says positions that are too close to the middle, in all scans of a region alike. So two
+    scans are compared with each other, and not each with the truth: what is wrong in the same way in both does no harm.
+
+    Args:
+        one, other: from `profiles_of`.
+    """
+    found = [_align_axis(own, its) for own, its in zip(one, other, strict=True)]
+    scale, shift, residual, common = zip(*found, strict=True)
+    return Alignment(scale, shift, residual, common[2])
+
+
+def _align_axis(one: Profile, other: Profile) -> tuple[float, float, float, float]:
+    """Return scale, shift, residual in mm and common share along an axis, by trying all on a grid."""
+    at, says = (np.array(values) for values in one)
+    its_at, its_says = (np.array(values) for values in other)
+    best = (np.inf, 1.0, 0.0, np.inf, 0.0)
+    for scale in SCALES_TRIED:
+        first, last = its_at[0] - scale * at[-1], its_at[-1] - scale * at[0]
+        for shift in np.arange(first, last + STEP, STEP):
+            moved = scale * at + shift
+            inside = (moved >= its_at[0]) & (moved <= its_at[-1])
+            # Of the shorter scan most must be covered: a few slices fit anywhere.
+            covered = inside.sum() / min(len(at), len(its_at))
+            if covered < LEAST_COVERED:
+                continue
+            difference = float(np.abs(np.interp(moved[inside], its_at, its_says) - says[inside]).mean())
+            cost = difference + PER_LOG_SCALE * abs(np.log(scale)) + PER_UNCOVERED * max(0.0, 1 - covered)
+            if cost < best[0] - 1e-9:
+                best = (cost, float(scale), float(shift), difference, float(inside.mean()))
+    return best[1:]

@@ -26,7 +26,7 @@ from ...common.weights.checkpoint_file import release_checkpoint
 from ...common.weights.dialects import find_weights
 from ...common.weights.encoder_record import read_record
 from ...common.weights.loading import decoder_state, load_exactly
-from .position_fit import PositionFit, covered, fit_positions
+from .position_fit import PositionFit, Profile, fit_positions, profiles_of
 
 HEAD = "position_head."  # in the file
 OUTPUT = "out."  # the last layer of Swin UNETR
@@ -41,11 +41,11 @@ class ScanPosition:
 
     Attributes:
         fit: scale, shift and residual by axis.
-        covered: (3, 2), range of the average body that the scan's body covers along each axis, in mm.
+        profiles: what the network says along each axis, see `profiles_of`.
     """
 
     fit: PositionFit
-    covered: tuple[tuple[float, float], ...]
+    profiles: tuple[Profile, Profile, Profile]
 
 
 class PositionNetwork:
@@ -130,5 +130,4 @@ class PositionNetwork:
             RefusedScan: the scan has too little body.
         """
         true, predicted = self.body_positions(scan)
-        fit = fit_positions(true, predicted)
-        return ScanPosition(fit, tuple(map(tuple, covered(fit, true).tolist())))
+        return ScanPosition(fit_positions(true, predicted), profiles_of(true, predicted))

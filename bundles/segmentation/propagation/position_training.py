@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
@@ -11,11 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...common.errors import InputError
+from ...common.files import write_text
+from ...common.run.clean_stop import stops_cleanly
+from .itk_images import simple_itk
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "position_network"  # in the output of the run
-LEAST_SCANS = 2  # one of them for validation
+MADE_WITH = "made_with.json"  # scans and options of the training
+PATIENCE = 60.0  # seconds that a stopped training may take to save its state
 
 
 def position_network_file(
@@ -42,6 +47,7 @@ def position_network_file(
     Raises:
         InputError: neither or both are given, the file or the bundle does not exist, or the training fails.
     """
+    simple_itk()  # missing: better said before a training than after it
     if (position_network is None) == (pretrain_scans is None):
         raise InputError(
             "Give either --position_network (network.pt of a pre-training of swin_unetr_pretrain with "
@@ -53,6 +59,13 @@ def position_network_file(
         return position_network
     folder = Path(output_dir) / FOLDER
     result = folder / "models" / "network.pt"
+    made_with = json.dumps({"pretrain_scans": _text(pretrain_scans), "pretrain_options": [*map(str, pretrain_options)]})
+    note = folder / MADE_WITH
+    if note.is_file() and (before := note.read_text(encoding="utf-8").strip()) != made_with:
+        raise InputError(
+            f"{folder} was made with {before}, and this run has {made_with}. Undo the change, remove the folder to train "
+            "anew, or choose another --output_dir."
+        )
     if result.is_file():
         logger.info("the position network of an earlier run is used: %s", result)
         return str(result)
@@ -70,14 +83,30 @@ def position_network_file(
         *map(str, pretrain_options),
     ]
     logger.info("training the position network: %s", " ".join(command))
-    # Its log goes to this terminal. -P: only the code of that bundle, not of this folder.
-    status = subprocess.run(command, env={**os.environ, "PYTHONSAFEPATH": "1"}, check=False).returncode
+    write_text(note, made_with + "\n")
+    status = _run(command)
     if status or not result.is_file():
         raise InputError(
             f"The training of the position network ended with status {status}; its messages are above. The same command "
             "continues it."
         )
     return str(result)
+
+
+def _run(command: Sequence[str]) -> int:
+    """Run a training, whose log goes to this terminal; stop it in order when this process is stopped."""
+    # Safe path: only the code of that bundle, not of this folder.
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONSAFEPATH": "1"}, start_new_session=True)
+    try:
+        with stops_cleanly():
+            return process.wait()
+    except BaseException:
+        process.terminate()  # it writes last.pt first
+        try:
+            process.wait(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise
 
 
 def _text(sources: str | Sequence[str]) -> str:

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -27,9 +28,9 @@ from .agreement import LeftOut, Relation, relation
 from .fusion import IGNORE
 from .itk_images import as_volume, simple_itk
 from .one_scan import FORMAT, RECORDS, Job, Outputs, Recipe, file_identity, finished, label_scan, refused, with_limits
-from .position_fit import PositionFit, nearest, share_in_common
+from .position_fit import Alignment, PositionFit, align
 from .position_network import PositionNetwork, ScanPosition
-from .results import summary_lines, write_results
+from .results import DATA_LIST, summary_lines, write_results
 from .scans_of_run import TRAINING, Scan, ScansOfRun
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,9 @@ class Selection:
     Attributes:
         atlases: most labelled scans to carry from, for each scan.
         min_common: least share of a scan's length along the body that a labelled scan must cover.
-        max_residual: mm; a scan whose positions fit worse, in the mean over the axes, is left out.
-        scales: least and largest scale between a scan and the average body along an axis.
+        max_residual: mm; a labelled scan for which the network says other positions, by more than this in the mean over
+            the axes, is not used; a scan without any is left out.
+        scales: least and largest slope of the positions of a scan, in the network's mm per mm of the scan.
         min_agreement: Dice between copies that an organ needs; None: derived from the labelled scans, see ``wanted_dice``.
         wanted_dice: Dice that kept organs should have in the mean, when the labelled scans are left out one by one.
         otherwise: ``min_agreement`` where fewer than three labelled scans, or too few organs, allow no derivation.
@@ -54,8 +56,8 @@ class Selection:
 
     atlases: int = 5
     min_common: float = 0.3
-    max_residual: float = 25.0
-    scales: Sequence[float] = (0.6, 1.6)
+    max_residual: float = 20.0
+    scales: Sequence[float] = (0.2, 1.6)
     min_agreement: float | None = None
     wanted_dice: float = 0.6
     otherwise: float = 0.4
@@ -124,12 +126,12 @@ def propagate(
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
         raise InputError(f"--workers {workers!r} must be a whole number, 0 or more, or null for one per core.")
     workers = min(len(os.sched_getaffinity(0)), 16) if workers is None else workers
-    out = Path(output_dir)
+    out = Path(output_dir).expanduser().absolute()
     if purpose != TRAINING:
         recipe = replace(recipe, min_organs=0.0)
     with stops_cleanly(), _alone_in(out):
-        faults = {scan.name: fault for scan in scans.labelled if (fault := _label_fault(scan, recipe.labels))}
-        usable = [scan for scan in scans.labelled if scan.name not in faults]
+        holds, faults = _labels_of(scans.labelled, recipe.labels)
+        usable = [scan for scan in scans.labelled if scan in holds]
         labelled, reasons = _located(usable, position_network, selection, out, device)
         reasons = {**faults, **reasons}
         for name, reason in reasons.items():
@@ -139,22 +141,24 @@ def propagate(
             raise InputError(f"None of the {len(scans.labelled)} labelled scans can be used, such as {name}: {reason}.")
         targets, left_out = _located(scans.targets, position_network, selection, out, device)
         measured, found, min_agreement = _measured(labelled, recipe, selection, out, workers)
+        held = tuple(sorted(set.union(*(values for scan, values in holds.items() if scan in labelled))))
         jobs = []
         for scan, position in targets.items():
-            atlases = _atlases(position, labelled, selection)
+            atlases, reason = _atlases(position, labelled, selection)
             if atlases:
-                jobs.append(
-                    Job(scan, position.fit, atlases, with_limits(recipe, min_agreement=min_agreement), str(out))
-                )
+                own = with_limits(recipe, min_agreement=min_agreement)
+                jobs.append(Job(scan, atlases, own, str(out), masks_only=purpose != TRAINING, held=held))
             else:
-                left_out[scan.name] = _nothing_in_common(position, labelled, selection)
+                left_out[scan.name] = reason
+        if any(finished(job) is None for job in jobs):
+            (out / DATA_LIST).unlink(missing_ok=True)  # until its labels are complete again
         results = _all(jobs, workers, doing="carrying labels")
         results |= {name: refused(name, reason) for name, reason in left_out.items()}
         ordered = [results[scan.name] for scan in scans.targets]
         kept = {result["scan"] for result in ordered if result["labelled"]}
         for result in ordered:
             if not result["organs"]:  # files of an earlier run with other scans or options
-                for path in Outputs(str(out), result["scan"]).all():
+                for path in Outputs(str(out), result["scan"]).all(masks_only=purpose != TRAINING):
                     path.unlink(missing_ok=True)
         summary = Summary(
             tuple(result["scan"] for result in ordered if result["labelled"]),
@@ -169,7 +173,7 @@ def propagate(
             measured=measured,
             min_agreement=min_agreement,
             relation=found,
-            real=[scan for scan in scans.labelled if scan.name not in faults],
+            real=usable,
             kept=kept if purpose == TRAINING else None,
             names=names or {},
         )
@@ -187,26 +191,38 @@ def exit_if_scans_were_left_out(summary: Summary) -> None:
         sys.exit(STATUS_LEFT_OUT)
 
 
-def _label_fault(scan: Scan, labels: Mapping[int, str]) -> str:
-    """Return why the label of a labelled scan cannot be carried, or ""."""
-    try:
-        label = as_volume(scan.label)
-        image = nib.load(scan.image)
-    except InputError as error:
-        return str(error)
-    except Exception as error:  # nibabel, gzip and zlib raise many kinds of errors for broken files
-        return f"{scan.image} cannot be read: {error}"
+def _labels_of(scans: Sequence[Scan], labels: Mapping[int, str]) -> tuple[dict[Scan, set[int]], dict[str, str]]:
+    """Return the label values of each labelled scan, and by name why the label of another one cannot be carried."""
+    holds: dict[Scan, set[int]] = {}
+    faults: dict[str, str] = {}
+    for scan in scans:
+        try:
+            holds[scan] = _values_of(scan, labels)
+        except InputError as error:
+            faults[scan.name] = str(error)
+        except Exception as error:  # nibabel, gzip and zlib raise many kinds of errors for broken files
+            faults[scan.name] = f"{scan.image} cannot be read: {error}"
+    return holds, faults
+
+
+def _values_of(scan: Scan, labels: Mapping[int, str]) -> set[int]:
+    """Return which organs a label has.
+
+    Raises:
+        InputError: it is on another grid than its scan, has undeclared values, or no organ.
+    """
+    label, image = as_volume(scan.label), nib.load(scan.image)
     if image.shape[:3] != label.voxels.shape or not np.allclose(image.affine, label.affine, atol=1e-2):
-        return (
+        raise InputError(
             f"its label {scan.label} is on another grid, {label.voxels.shape} voxels of {_mm(label.spacing)} for "
             f"{image.shape[:3]} of {_mm(image.header.get_zooms()[:3])}"
         )
-    values = np.unique(label.voxels)
-    if strange := sorted({float(value) for value in values} - {0.0, float(IGNORE), *map(float, labels)}):
-        return f"its label {scan.label} has the values {strange[:5]}, and {sorted(labels)} are declared"
-    if not set(values.tolist()) & set(labels):
-        return f"its label {scan.label} has no voxel of any organ"
-    return ""
+    values = {float(value) for value in np.unique(label.voxels)}
+    if strange := sorted(values - {0.0, float(IGNORE), *map(float, labels)}):
+        raise InputError(f"its label {scan.label} has the values {strange[:5]}, and {sorted(labels)} are declared")
+    if not (found := {int(value) for value in values} & set(labels)):
+        raise InputError(f"its label {scan.label} has no voxel of any organ")
+    return found
 
 
 def _mm(spacing: Sequence[float]) -> str:
@@ -224,12 +240,14 @@ def _located(
     located: dict[Scan, ScanPosition] = {}
     reasons: dict[str, str] = {}
 
+    network_identity = file_identity(network_file, out)
+
     def positions() -> Iterator[tuple[Scan, ScanPosition | str]]:
         nonlocal network
         for scan in scans:
             path = out / RECORDS / "positions" / f"{scan.name}.json"
             try:
-                files = {"scan": file_identity(scan.image, out), "network": file_identity(network_file, out)}
+                files = {"scan": file_identity(scan.image, out), "network": network_identity}
             except InputError as error:
                 yield scan, str(error)
                 continue
@@ -243,13 +261,17 @@ def _located(
             except InputError as error:
                 yield scan, str(error)
                 continue
+            except Exception as error:  # of a library, in one scan: the others go on
+                logger.warning("%s", traceback.format_exc())
+                yield scan, f"an unexpected error, {type(error).__name__}: {error}"
+                continue
             write_text(path, json.dumps({"identity": identity, **asdict(position)}, indent=1) + "\n")
             yield scan, position
 
     for scan, position in with_progress(positions(), len(scans), doing="positions"):
         if isinstance(position, str):
             reasons[scan.name] = position
-        elif problem := position.fit.problem(max_residual=selection.max_residual, scales=tuple(selection.scales)):
+        elif problem := position.fit.problem(scales=tuple(selection.scales)):
             reasons[scan.name] = problem
         else:
             located[scan] = position
@@ -264,31 +286,39 @@ def _recorded_position(path: Path, identity: dict[str, Any]) -> ScanPosition | N
     if content.get("identity") != json.loads(json.dumps(identity)):
         return None
     fit = PositionFit(**{name: tuple(values) for name, values in content["fit"].items()})
-    return ScanPosition(fit, tuple(map(tuple, content["covered"])))
+    return ScanPosition(fit, tuple(tuple(map(tuple, profile)) for profile in content["profiles"]))
 
 
 def _atlases(
     position: ScanPosition, labelled: dict[Scan, ScanPosition], selection: Selection, *, apart_from: Scan | None = None
-) -> tuple[tuple[Scan, PositionFit], ...]:
-    """Return the labelled scans that cover most of a scan, best first, with their fits."""
+) -> tuple[tuple[tuple[Scan, Alignment], ...], str]:
+    """Return the labelled scans to carry from, best first, and how a scan lies over them; or why there is none."""
     scans = [scan for scan in labelled if scan != apart_from and not _same_patient(scan, apart_from)]
-    covered = [np.array(labelled[scan].covered) for scan in scans]
-    own = np.array(position.covered)
-    chosen = nearest(own, covered, selection.atlases)
-    enough = [i for i in chosen if share_in_common(covered[i], own) >= selection.min_common]
-    return tuple((scans[i], labelled[scans[i]].fit) for i in enough)
+    if not scans:
+        return (), "there is no labelled scan of another patient"
+    lies = {scan: align(position.profiles, labelled[scan].profiles) for scan in scans}
+    best = min(float(np.mean(each.residual)) for each in lies.values())
+    if not math.isfinite(best):
+        return (), "its positions overlap with those of no labelled scan: another region?"
+    if best > selection.max_residual:
+        return (), (
+            f"its positions differ from those of every labelled scan, by {best:.0f} mm on average, more than "
+            f"{selection.max_residual:g}: another region?"
+        )
+    fitting = [scan for scan in scans if np.mean(lies[scan].residual) <= selection.max_residual]
+    common = max(lies[scan].common for scan in fitting)
+    if common < selection.min_common:
+        return (), (
+            f"no labelled scan covers enough of it: {common:.0%} of its length at most, and {selection.min_common:.0%} "
+            "are needed"
+        )
+    covering = [scan for scan in fitting if lies[scan].common >= selection.min_common]
+    covering.sort(key=lambda scan: (-round(lies[scan].common, 1), float(np.mean(lies[scan].residual))))
+    return tuple((scan, lies[scan]) for scan in covering[: selection.atlases]), ""
 
 
 def _same_patient(scan: Scan, other: Scan | None) -> bool:
     return other is not None and bool(scan.patient) and scan.patient == other.patient
-
-
-def _nothing_in_common(position: ScanPosition, labelled: dict[Scan, ScanPosition], selection: Selection) -> str:
-    best = max(share_in_common(np.array(other.covered), np.array(position.covered)) for other in labelled.values())
-    return (
-        f"no labelled scan covers enough of it: {best:.0%} of its length at most, and {selection.min_common:.0%} are "
-        "needed"
-    )
 
 
 # ---- how good carried labels are -----------------------------------------------------------------------------------
@@ -298,8 +328,9 @@ def _leave_out_jobs(labelled: dict[Scan, ScanPosition], recipe: Recipe, selectio
     """One job for each labelled scan, to which the others carry their labels."""
     jobs = []
     for scan, position in labelled.items():
-        if atlases := _atlases(position, labelled, selection, apart_from=scan):
-            jobs.append(Job(scan, position.fit, atlases, recipe, str(out), leave_out=True))
+        atlases, _ = _atlases(position, labelled, selection, apart_from=scan)
+        if atlases:
+            jobs.append(Job(scan, atlases, recipe, str(out), leave_out=True))
     return jobs
 
 
@@ -329,8 +360,16 @@ def _measured(
     found = relation(known, dice=selection.wanted_dice) if known else None
     if selection.min_agreement is not None:
         return rows, found, selection.min_agreement
-    if found is None or found.pairs < MIN_PAIRS or math.isnan(found.min_agreement):
+    if found is None or found.pairs < MIN_PAIRS:
         return rows, found, selection.otherwise
+    if math.isnan(found.min_agreement):
+        largest = max(row.agreement for row in known if not math.isnan(row.agreement))
+        logger.warning(
+            "no agreement gives a Dice of %.2f (--wanted_dice) on the labelled scans: only organs that agree as well as the "
+            "best of theirs, by %.2f, are kept. Labels carried in this way are poor; look at agreement.png.",
+            *(selection.wanted_dice, largest),
+        )
+        return rows, found, max(largest, selection.otherwise)
     return rows, found, found.min_agreement
 
 

@@ -206,6 +206,8 @@ def register(
     except _Failed as failure:
         return replace(so_far, reason=str(failure))
     except RuntimeError as error:  # what ITK raises, whatever the cause; the last line says it
+        if "alloc" in str(error).lower():
+            raise MemoryError(str(error)) from error  # no property of the pair
         return replace(so_far, reason=f"the optimiser stopped: {str(error).strip().splitlines()[-1].strip()}")
     return replace(so_far, transform=transform)
 

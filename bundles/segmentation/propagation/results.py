@@ -120,10 +120,18 @@ def data_list_text(scans: ScansOfRun, real: Sequence[Scan], kept: Collection[str
     carried = [entry(scan, f"./labels/{scan.name}.nii.gz", carried=True) for scan in scans.targets if scan.name in kept]
     content = {
         **names,
-        "training": [entry(scan, scan.label) for scan in real] + carried,
-        **{section: list(entries) for section, entries in scans.held_out.items() if entries},
+        "training": [entry(scan, scan.label, **_weight(scan)) for scan in real] + carried,
+        **{
+            section: [{key: value for key, value in each.items() if key != "fold"} for each in entries]
+            for section, entries in scans.held_out.items()
+            if entries
+        },
     }
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def _weight(scan: Scan) -> dict[str, float]:
+    return {} if scan.weight == 1 else {"weight": scan.weight}
 
 
 def _write_sheets(out: Path, results: Sequence[Mapping[str, Any]]) -> None:

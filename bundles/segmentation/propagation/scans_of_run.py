@@ -41,12 +41,14 @@ class Scan:
         image: its file.
         label: its label file; "" for a scan without one.
         patient: from the data list, "" if it names none.
+        weight: of its loss, from the data list.
     """
 
     name: str
     image: str
     label: str = ""
     patient: str = ""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def scans_of_run(
     """List the scans of a run.
 
     Args:
-        dataset_dir, data_list, fold, folds, seed: labelled scans are the training cases, see `segmentation_scans`.
+        dataset_dir, data_list, fold, folds, seed: labelled scans are the training cases, see `segmentation_scans`; but
+            without a fold, a list that names neither a validation section nor folds holds no case out.
         unlabelled: folders (NIfTI or DICOM), NIfTI files, or data lists (their ``unlabelled`` section; without one,
             the images of ``training``). None: the ``unlabelled`` section of the labelled scans' own list.
         purpose: ``training``: validation and test scans must not be among the unlabelled ones. ``masks``: they may be.
@@ -90,6 +93,9 @@ def scans_of_run(
     """
     path = data_list_path(dataset_dir, data_list)
     content = parse_data_list(path)
+    entries = content.get("training", []) + content.get("validation", [])
+    if fold is None and not content.get("validation") and not any("fold" in entry for entry in entries):
+        fold = "all"  # of two labels none is to spare
     listed = {
         section: segmentation_scans(
             dataset_dir, data_list=data_list, section=section, fold=fold, folds=folds, seed=seed, may_be_empty=True
@@ -131,7 +137,8 @@ def _scan(entry: Mapping[str, Any], names: Mapping[str, str], *, label: bool = T
     if len(image_files(entry)) > 1:
         raise InputError(f"{first_file(entry)} is one of several channels: labels are carried between CT scans only.")
     file = first_file(entry)
-    return Scan(names[file], file, str(entry["label"]) if label else "", str(entry.get("patient") or ""))
+    patient = str(entry.get("patient") or "")
+    return Scan(names[file], file, str(entry["label"]) if label else "", patient, float(entry.get("weight", 1)))
 
 
 def _unlabelled_entries(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -141,6 +148,7 @@ def _unlabelled_entries(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _entries_of(sources: str | Sequence[str], output_dir: str) -> list[Mapping[str, Any]]:
     sources = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     entries: list[Mapping[str, Any]] = []
+    files = []
     for source in sources:
         path = Path(source).expanduser().absolute()
         path = path / "dataset.json" if (path / "dataset.json").is_file() else path
@@ -151,8 +159,8 @@ def _entries_of(sources: str | Sequence[str], output_dir: str) -> list[Mapping[s
                 raise InputError(f"{path} has neither unlabelled nor training scans: it has nothing to label.")
             entries += found
         else:
-            entries += segmentation_inputs(source, output_dir=output_dir).scans
-    return entries
+            files.append(source)
+    return entries + (segmentation_inputs(files, output_dir=output_dir).scans if files else [])
 
 
 def _identity(entry: Mapping[str, Any]) -> str:

@@ -81,7 +81,11 @@ def test_the_table_of_all_propagations(run, tmp_path):
     assert carried_table(tmp_path) == ""
     done = tmp_path / "runs" / planned.name / "done.json"
     done.parent.mkdir(parents=True)
-    done.write_text(json.dumps({"settings": {"facts": dict(planned.facts)}, "carried": rows, "seconds": 120.0}))
+    done.write_text(
+        json.dumps(
+            {"settings": {"facts": dict(planned.facts), "cases": planned.cases}, "carried": rows, "seconds": 120.0}
+        )
+    )
     mean = (6 / 7 + 4 / 6 + 0) / 3
     line = carried_table(tmp_path).splitlines()[2]
     assert line == f"| arm | 1 | 0 | 1 of 3 | {mean:.3f} | {(6 / 7 + 4 / 6) / 2:.3f} | 1.00 | 2 |"

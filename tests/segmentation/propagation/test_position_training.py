@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from bundles.common.errors import InputError
 from bundles.segmentation.propagation import position_training
 from bundles.segmentation.propagation.position_training import position_network_file
+
+ROOT = Path(__file__).parents[3]
 
 
 def call(tmp_path, **changes):
@@ -28,14 +34,14 @@ def runs(monkeypatch, tmp_path, *, status: int, writes: bool):
     """Stand in for the training; return the commands."""
     commands = []
 
-    def run(command, **_):
+    def run(command):
         commands.append(command)
         if writes:
             (tmp_path / "out" / "position_network" / "models").mkdir(parents=True, exist_ok=True)
             (tmp_path / "out" / "position_network" / "models" / "network.pt").write_bytes(b"")
-        return subprocess.CompletedProcess(command, status)
+        return status
 
-    monkeypatch.setattr(position_training.subprocess, "run", run)
+    monkeypatch.setattr(position_training, "_run", run)
     return commands
 
 
@@ -76,3 +82,30 @@ def test_a_stopped_training_goes_on(tmp_path, bundle, monkeypatch):
 def test_what_is_missing_is_named(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         call(tmp_path, **changes)
+
+
+def test_other_scans_or_options_do_not_reuse_a_network(tmp_path, bundle, monkeypatch):
+    runs(monkeypatch, tmp_path, status=0, writes=True)
+    call(tmp_path, pretrain_scans="/data")
+    with pytest.raises(InputError, match=r"was made with .*/data.*and this run has .*/other"):
+        call(tmp_path, pretrain_scans="/other")
+
+
+def test_a_stopped_run_stops_the_training_in_order(tmp_path):
+    """The child gets SIGTERM and may finish its work."""
+    child = tmp_path / "child.py"
+    child.write_text(
+        "import signal, sys, time, pathlib\n"
+        f"def stop(*_): pathlib.Path({str(tmp_path / 'saved')!r}).write_text(''); sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).write_text('')\n"
+        "time.sleep(60)\n"
+    )
+    code = f"from bundles.segmentation.propagation.position_training import _run; import sys; _run([sys.executable, {str(child)!r}])"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    for _ in range(600):
+        if (tmp_path / "ready").exists():
+            break
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM and (tmp_path / "saved").exists()

@@ -23,7 +23,7 @@ from bundles.segmentation.propagation import one_scan
 from bundles.segmentation.propagation import propagate as module
 from bundles.segmentation.propagation.agreement import Limits
 from bundles.segmentation.propagation.one_scan import Recipe
-from bundles.segmentation.propagation.position_fit import covered, fit_positions
+from bundles.segmentation.propagation.position_fit import fit_positions, profiles_of
 from bundles.segmentation.propagation.position_network import ScanPosition
 from bundles.segmentation.propagation.propagate import Selection, propagate
 from bundles.segmentation.propagation.registration import RegistrationOptions
@@ -64,8 +64,7 @@ class KnownPositions:
         type(self).calls += 1
         seed = int(np.abs(scan.affine[:3, 3]).sum() * 1000) % 1_000_003
         true, predicted = true_positions(scan, CENTRES[seed])
-        fit = fit_positions(true, predicted)
-        return ScanPosition(fit, tuple(map(tuple, covered(fit, true).tolist())))
+        return ScanPosition(fit_positions(true, predicted), profiles_of(true, predicted))
 
 
 CENTRES: dict[int, np.ndarray] = {}
@@ -277,9 +276,9 @@ def test_bad_scans_are_left_out_with_their_reasons_and_the_rest_goes_on(data, do
     ("change", "reason"),
     [
         ({"scale": (-1.0, 1.0, 1.0)}, "mirrored or turned"),
-        ({"residual": (40.0, 30.0, 60.0)}, "another region"),
-        ({"scale": (1.0, 1.0, 2.5)}, "another region"),
-        ({"shift": (0.0, 0.0, 5000.0)}, "no labelled scan covers enough of it"),
+        ({"scale": (1.0, 1.0, 0.1)}, "z axis has scale 0.10, not 0.2 to 1.6: another region"),
+        ({"says": 5000.0}, "differ from those of every labelled scan"),
+        ({"longer": 10.0}, "no labelled scan covers enough of it"),
     ],
 )
 def test_scans_that_do_not_fit_by_position_are_left_out(data, done, tmp_path, change, reason):
@@ -288,9 +287,13 @@ def test_scans_that_do_not_fit_by_position_are_left_out(data, done, tmp_path, ch
             position = super().locate(scan)
             if not np.allclose(scan.affine, scan_of(3)[0].affine, atol=1e-3):
                 return position
-            fit = replace(position.fit, **change)
-            ends = np.array(position.covered) + np.array(change.get("shift", (0, 0, 0)))[:, None]
-            return ScanPosition(fit, tuple(map(tuple, ends.tolist())))
+            fit = replace(position.fit, scale=change.get("scale", position.fit.scale))
+            x, y, (at, says) = position.profiles
+            at, says = np.array(at), np.array(says) + change.get("says", 0.0)
+            if "longer" in change:  # ten times as long as the labelled scans
+                beyond = at[-1] + 5 * np.arange(1, 10 * len(at))
+                at, says = np.append(at, beyond), np.append(says, says[-1] + beyond - at[-1])
+            return ScanPosition(fit, (x, y, (tuple(at.tolist()), tuple(says.tolist()))))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PositionNetwork", Network)
