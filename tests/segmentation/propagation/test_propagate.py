@@ -413,3 +413,49 @@ def test_a_full_disk_ends_the_run_with_one_message(data, done, tmp_path):
         patch.setattr(one_scan, "write_nifti", write)
         with pytest.raises(InputError, match="No space left on device. Finished scans are kept"):
             run(data, out)
+
+
+def test_an_organ_that_no_copy_has_makes_background_unknown(data, done, tmp_path):
+    """Scan p0 alone has no spleen: its background may be the spleen of others."""
+    content = json.loads((data / "dataset.json").read_text())
+    spleen = {name: value for value, name in ORGANS.items()}["spleen"]
+    _, label = scan_of(0)
+    without = tmp_path / "without.nii.gz"
+    write_nifti(without, voxels=np.where(label.voxels == spleen, 0, label.voxels).astype(np.uint8), affine=label.affine)
+    content["training"] = [{**content["training"][0], "label": str(without)}, content["training"][1]]
+    content["unlabelled"] = content["unlabelled"][:1]
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    shutil.copy2(data / "network.pt", tmp_path / "network.pt")
+    recipe = replace(RECIPE, min_organs=0.1)
+    real = one_scan.register
+
+    def register(moving, fixed, **options):  # the scan with a spleen cannot be registered
+        found = real(moving, fixed, **options)
+        failed = np.allclose(moving.affine, scan_of(1)[0].affine, atol=1e-3)
+        return replace(found, transform=None, reason="no common field of view") if failed else found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(one_scan, "register", register)
+        run(tmp_path, tmp_path / "out", recipe=recipe, selection=Selection(otherwise=0.1))
+    label = np.asarray(nib.load(tmp_path / "out" / "labels" / "p2.nii.gz").dataobj)
+    assert not (label == 0).any() and (label == 255).any() and (0 < label[label != 255]).all()
+
+
+def test_masks_leave_the_labels_and_the_list_of_a_training_alone(data, done, tmp_path):
+    out = copy_of(done, tmp_path)
+    before = {name: digest for name, digest in digests(out).items() if name.startswith("labels")}
+    run(data, out, purpose="masks")
+    assert {name: digest for name, digest in digests(out).items() if name.startswith("labels")} == before
+
+
+def test_a_run_that_begins_anew_takes_its_old_list_away(data, done, tmp_path):
+    out = copy_of(done, tmp_path)
+
+    def stop(job):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "label_scan", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(data, out, recipe=replace(RECIPE, threshold=0.7))
+    assert not (out / "dataset.json").exists()

@@ -130,3 +130,17 @@ def test_several_channels_are_refused(data):
     write_list(data, unlabelled=[{"image": ["./c.nii.gz", "./d.nii.gz"]}])
     with pytest.raises(InputError, match="one of several channels"):
         run(data)
+
+
+def test_without_validation_section_and_folds_every_label_is_carried(data):
+    write_list(data, validation=[])
+    assert names(run(data).labelled) == ["a", "b"]
+    write_list(data, validation=[], training=[entry("a")])
+    assert names(run(data).labelled) == ["a"]
+    write_list(data, validation=[], training=[entry("a", fold=0), entry("b", fold=1)])
+    assert names(run(data).labelled) == ["b"]  # as in a training: fold 0 is held out
+
+
+def test_weights_of_labelled_scans_are_kept(data):
+    write_list(data, training=[entry("a", weight=2.5), entry("b")])
+    assert [scan.weight for scan in run(data).labelled] == [2.5, 1.0]
