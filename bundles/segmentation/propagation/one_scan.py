@@ -62,7 +62,7 @@ class Recipe:
     likeness_window: float = 15.0
     unknown_margin: float = 8.0
     limits: Limits = field(default_factory=Limits)
-    min_organs: float = 0.5
+    min_organs: float = 0.3
     picture_window: Sequence[float] = (-160.0, 240.0)
 
     def __post_init__(self) -> None:
@@ -263,7 +263,7 @@ def _label(job: Job, result: dict[str, Any]) -> None:
         result["measured"] = {
             organ: {"agreement": _rounded(agreed[organ]), "dice": _rounded(dice[organ])}
             for value, organ in labels.items()
-            if (truth == value).any()
+            if (truth == value).any() and value in set.union(*holds)  # what no copy has says nothing of carrying
         }
         return
     label = np.where(fused.confidence < recipe.threshold, IGNORE, fused.label).astype(np.uint8)
@@ -275,7 +275,7 @@ def _label(job: Job, result: dict[str, Any]) -> None:
             for value, organ in labels.items()
             if (fused.label == value).any()
         },
-        volumes=_millilitres(label, target, labels),
+        volumes=_millilitres(fused.label, target, labels),
         expected=expected_volumes(volumes, scales),
         limits=recipe.limits,
     )

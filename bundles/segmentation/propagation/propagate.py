@@ -60,7 +60,7 @@ class Selection:
     scales: Sequence[float] = (0.2, 1.6)
     min_agreement: float | None = None
     wanted_dice: float = 0.6
-    otherwise: float = 0.4
+    otherwise: float = 0.3
 
     def __post_init__(self) -> None:
         if isinstance(self.atlases, bool) or not isinstance(self.atlases, int) or self.atlases < 1:
