@@ -15,7 +15,7 @@ from .command_line import BUNDLES
 NAMES = ["swin_unetr_btcv_seg", "swin_unetr_msd", "swin_unetr_pretrain"]
 WORKFLOWS = ["evaluate", "inference", "train"]
 CONFIGS = sorted(path for bundle in NAMES for path in (BUNDLES / bundle / "configs").glob("*.yaml"))
-SHARED = [*WORKFLOWS, "multi_gpu_train", "multi_gpu_evaluate", "export_onnx", "export_pt2", "inference_trt"]
+SHARED = [*WORKFLOWS, "multi_gpu_train", "multi_gpu_evaluate", "export_onnx", "export_pt2", "inference_trt", "propagate"]
 
 
 def config(bundle: str, name: str) -> dict:
@@ -35,10 +35,10 @@ def test_every_config_is_known_to_these_tests():
     exports = {
         f"{bundle}/configs/{name}.yaml"
         for bundle in NAMES[:2]
-        for name in ("export_onnx", "export_pt2", "inference_trt")
+        for name in ("export_onnx", "export_pt2", "inference_trt", "propagate")
     }
     assert found == expected | pretrain | msd | tasks | exports
-    assert len(found) == 31
+    assert len(found) == 33
 
 
 @pytest.mark.parametrize("bundle", NAMES)
