@@ -15,7 +15,15 @@ from .command_line import BUNDLES
 NAMES = ["swin_unetr_btcv_seg", "swin_unetr_msd", "swin_unetr_pretrain"]
 WORKFLOWS = ["evaluate", "inference", "train"]
 CONFIGS = sorted(path for bundle in NAMES for path in (BUNDLES / bundle / "configs").glob("*.yaml"))
-SHARED = [*WORKFLOWS, "multi_gpu_train", "multi_gpu_evaluate", "export_onnx", "export_pt2", "inference_trt", "propagate"]
+SHARED = [
+    *WORKFLOWS,
+    "multi_gpu_train",
+    "multi_gpu_evaluate",
+    "export_onnx",
+    "export_pt2",
+    "inference_trt",
+    "propagate",
+]
 
 
 def config(bundle: str, name: str) -> dict:
