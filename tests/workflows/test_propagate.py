@@ -23,7 +23,7 @@ PRETRAINING = ["--preset", "cpu", "--spacing", "[12.0,12.0,12.0]", "--roi_size",
 PRETRAINING += ["--batch_size", "1", "--max_steps", "80", "--val_interval", "80", "--warmup_steps", "5"]
 PRETRAINING += ["--learning_rate", "2e-3", "--encoder_lr_factor", "1.0", "--validation_draws", "1"]
 OPTIONS = {"spacing": "[12.0,12.0,12.0]", "affine_iterations": 30, "deformation_iterations": 3, "control_spacing": 90.0}
-OPTIONS |= {"max_residual": 40.0, "min_confidence": 0.3, "min_organs": 0.2, "workers": 0}
+OPTIONS |= {"scales": "[0.6,1.6]", "max_residual": 40.0, "min_confidence": 0.3, "min_organs": 0.2, "workers": 0}
 
 
 @pytest.fixture(scope="module")

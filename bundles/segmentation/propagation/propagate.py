@@ -51,7 +51,8 @@ class Selection:
         scales: least and largest slope of the positions of a scan, in the network's mm per mm of the scan.
         min_agreement: Dice between copies that an organ needs; None: derived from the labelled scans, see ``wanted_dice``.
         wanted_dice: Dice that kept organs should have in the mean, when the labelled scans are left out one by one.
-        otherwise: ``min_agreement`` where fewer than three labelled scans, or too few organs, allow no derivation.
+        otherwise: least ``min_agreement`` that is derived, and its value where fewer than three labelled scans, or too few
+            organs, allow no derivation.
     """
 
     atlases: int = 5
@@ -370,7 +371,7 @@ def _measured(
             *(selection.wanted_dice, largest),
         )
         return rows, found, max(largest, selection.otherwise)
-    return rows, found, found.min_agreement
+    return rows, found, max(found.min_agreement, selection.otherwise)
 
 
 def _nan(value: float | None) -> float:
