@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import os
 import time
@@ -19,7 +18,7 @@ import numpy as np
 from scipy import ndimage
 
 from ...common.errors import InputError
-from ...common.files import file_stamp, write_text
+from ...common.files import atomic_path, file_stamp, write_text
 from ...common.run.options import is_number
 from ...common.scans.contact_sheet import thumbnail
 from ...common.scans.nifti_writing import write_nifti
@@ -32,8 +31,6 @@ from .itk_images import as_volume
 from .position_fit import Alignment
 from .registration import RegistrationOptions, register
 from .scans_of_run import Scan
-
-logger = logging.getLogger(__name__)
 
 RECORDS = ".propagated"  # folder of the records, in the output
 FORMAT = 2  # of the records; another number makes all scans anew
@@ -325,10 +322,8 @@ def _write_picture(path: Path, scan: Volume, label: np.ndarray, recipe: Recipe) 
     picture = thumbnail(
         ras.voxels, spacing=ras.spacing, box=[], window=tuple(recipe.picture_window), label=label, colours=colours
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    np.save(temporary, picture)
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        np.save(temporary, picture)
 
 
 def _rounded(value: Any) -> Any:

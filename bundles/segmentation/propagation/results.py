@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -25,8 +24,6 @@ from .scans_of_run import TRAINING, Scan, ScansOfRun
 
 if TYPE_CHECKING:
     from .propagate import Summary
-
-logger = logging.getLogger(__name__)
 
 TABLE = "propagation.csv"
 MEASURED = "left_one_out.csv"

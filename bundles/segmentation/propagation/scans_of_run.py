@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +24,6 @@ from ...common.data.data_list import (
 from ...common.errors import InputError
 from ..inference.inputs import segmentation_inputs
 from .itk_images import as_volume
-
-logger = logging.getLogger(__name__)
 
 TRAINING, MASKS = "training", "masks"
 PURPOSES = (TRAINING, MASKS)
