@@ -11,6 +11,12 @@ from ..errors import InputError
 IGNORE_LABEL = 255
 
 
+def allowed_values(labels: Iterable[int], ignore_label: int | None) -> str:
+    """Return the values that a label may hold, for a message: "the declared [0, 1], and 255 for unknown voxels"."""
+    unknown = "" if ignore_label is None else f", and {ignore_label} for unknown voxels"
+    return f"the declared {list(labels)}{unknown}"
+
+
 def ignored_value(*, ignore_label: int | None, labels: Iterable[int | str]) -> int | None:
     """Return the value of unknown voxels, or None if there is none.
 

@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from ..data.ignore_label import IGNORE_LABEL
+from ..data.ignore_label import IGNORE_LABEL, allowed_values
 from ..errors import InputError, RefusedScan
 from ..files import file_stamp, write_text
 from ..run.distributed import gather_lists, rank, world_size
@@ -83,11 +83,12 @@ def check_scans(
             what to do.
     """
     if labels is not None:
-        labels = [*sorted(int(value) for value in labels), *([] if ignore_label is None else [ignore_label])]
+        labels = sorted(int(value) for value in labels)
     items = list(items)
     read = voxels_once if keep else lambda scan, file: stored_voxels(scan)
     passed = _read_passed(remember)
-    keys = [_key(item, channels, labels, voxels) for item in items]
+    allowed = labels if labels is None or ignore_label is None else [*labels, ignore_label]
+    keys = [_key(item, channels, allowed, voxels) for item in items]
     todo = [i for i, key in enumerate(keys) if key not in passed or passed[key] != _stamps(items[i])]
     todo = gather_lists([todo])[0]  # rank 0 decides: other ranks may see another disk
     shares = [todo[start : start + AT_ONCE * world_size()] for start in range(0, len(todo), AT_ONCE * world_size())]
@@ -101,7 +102,9 @@ def check_scans(
         return (
             i,
             stamp,
-            _problem(items[i], channels, labels, read if voxels else None, doubts if hounsfield else None),
+            _problem(
+                items[i], channels, labels, ignore_label, read if voxels else None, doubts if hounsfield else None
+            ),
             doubts,
         )
 
@@ -149,7 +152,12 @@ def _files(item: dict) -> list[str]:
 
 
 def _problem(
-    item: dict, channels: int, labels: list[int] | None, read: ReadVoxels | None, doubts: list[str] | None
+    item: dict,
+    channels: int,
+    labels: list[int] | None,
+    ignore_label: int | None,
+    read: ReadVoxels | None,
+    doubts: list[str] | None,
 ) -> str | None:
     """Return "file: what is wrong" for the first fault of a scan, None for a good one.
 
@@ -181,7 +189,7 @@ def _problem(
                 _check_label_shape(scan.shape)
                 _check_grid(scan, first, f"image {image_files[0]}")
                 if read:
-                    _check_label_values(*read(scan, file), labels)
+                    _check_label_values(*read(scan, file), labels, ignore_label)
         except RefusedScan as error:
             return f"{file}: {error}"
         except Exception as error:  # nibabel, gzip, zlib and numpy raise many kinds of errors for broken files
@@ -223,19 +231,21 @@ def _numbers(values: np.ndarray) -> str:
     return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
 
 
-def _check_label_values(raw: np.ndarray, slope: float, inter: float, labels: list[int] | None) -> None:
+def _check_label_values(
+    raw: np.ndarray, slope: float, inter: float, labels: list[int] | None, ignore_label: int | None
+) -> None:
     wrong = set()
     for plane in np.moveaxis(raw, 2, 0):  # a plane has few values: sorting each is faster than sorting all
         values = [value * slope + inter for value in np.unique(plane).tolist()]
         if labels is None:
             wrong.update(value for value in values if not (value >= 0 and float(value).is_integer()))
         else:
-            wrong.update(value for value in values if value not in labels)
+            wrong.update(value for value in values if value not in labels and value != ignore_label)
         if len(wrong) > 10:
             break
     if wrong:
         shown = ", ".join(f"{value:g}" for value in sorted(wrong)[:10]) + (" ..." if len(wrong) > 10 else "")
-        allowed = "whole numbers from 0" if labels is None else f"the declared {labels}"
+        allowed = "whole numbers from 0" if labels is None else allowed_values(labels, ignore_label)
         hint = f"; for unknown voxels, pass --ignore_label {IGNORE_LABEL}" if wrong == {IGNORE_LABEL} else ""
         raise RefusedScan(f"holds label value(s) {shown}; allowed are {allowed}{hint}")
 

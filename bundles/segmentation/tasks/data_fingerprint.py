@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ...common.data.data_list import first_file, image_files
+from ...common.data.ignore_label import allowed_values
 from ...common.errors import InputError, RefusedScan
 from ...common.run.distributed import rank
 from ...common.scans.checks import LISTED, WHAT_TO_DO, check_scans
@@ -177,7 +178,7 @@ def _read_label(file: str, labels: tuple[int, ...], ignore_label: int | None) ->
         wrong = np.setdiff1d(label, labels if ignore_label is None else (*labels, ignore_label))
         shown = ", ".join(f"{value:g}" for value in wrong[:10]) + (" ..." if len(wrong) > 10 else "")
         whole = "" if np.array_equal(wrong, np.round(wrong)) else "whole numbers, "
-        raise RefusedScan(f"holds label value(s) {shown}; allowed are {whole}the declared {list(labels)}")
+        raise RefusedScan(f"holds label value(s) {shown}; allowed are {whole}{allowed_values(labels, ignore_label)}")
     return label if known == label.size else np.where(unknown, 0, label), counts
 
 

@@ -311,7 +311,9 @@ def test_the_value_of_unknown_voxels_is_allowed_where_it_is_named(tmp_path):
     assert fault(item, labels=[0, 1]).endswith(
         "holds label value(s) 255; allowed are the declared [0, 1]; for unknown voxels, pass --ignore_label 255"
     )
-    assert "value(s) 1; allowed are the declared [0, 255]" in fault(item, labels=[0], ignore_label=255)
+    assert "value(s) 1; allowed are the declared [0], and 255 for unknown voxels" in fault(
+        item, labels=[0], ignore_label=255
+    )
 
 
 def test_a_scan_that_passed_with_unknown_voxels_is_checked_again_without(tmp_path):

@@ -96,7 +96,7 @@ def test_a_label_that_may_mark_its_structure_by_255_is_named(tmp_path, caplog):
         label_file(tmp_path / "b.nii.gz", liver=1, spleen=1, aorta=1),
     ]
     check_label_presence(scans=scans, labels=LABELS, ignore_label=255)
-    (line,) = caplog.messages
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "1 labels with unknown voxels contain no structure, such as" in line and "mask.nii.gz" in line
 
 
