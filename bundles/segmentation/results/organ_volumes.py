@@ -68,16 +68,18 @@ class OrganVolumes(CaseHandler):
             background 0 is ignored.
         output_dir: the folder of the table.
         resume: keep the rows of an existing table.
-        keys: ``pred_key`` and ``image_key`` of `CaseHandler`.
+        options: ``pred_key``, ``image_key`` and ``failures`` of `CaseHandler`.
 
     Raises:
         InputError: during the run, if a case has no label map with its geometry.
     """
 
+    product = "row of volumes"
+
     def __init__(
-        self, labels: Mapping[int | str, str], output_dir: str | Path, *, resume: bool = False, **keys: str
+        self, labels: Mapping[int | str, str], output_dir: str | Path, *, resume: bool = False, **options: Any
     ) -> None:
-        super().__init__(output_dir, **keys)
+        super().__init__(output_dir, **options)
         self.labels = organ_names(labels)
         self.file = self.output_dir / TABLE
         self.resume = resume
