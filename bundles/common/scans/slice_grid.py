@@ -14,6 +14,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from ..errors import RefusedScan
+from .dicom_size import frame_count, whole_number
 
 MIN_SLICES = 3  # fewer have no two gaps to compare; whether a volume is too thin for its purpose is not judged here
 # Largest distance of a slice from its place on the grid, in mm. Positions rounded to 0.1 mm, as in some archives, are
@@ -50,7 +51,7 @@ def sort_slices(headers: Mapping[str, Dataset]) -> list[Slice]:
     slices = [
         _slice(file, header, frame)
         for file, header in headers.items()
-        for frame in range(int(header.get("NumberOfFrames") or 1))
+        for frame in range(frame_count(header, Path(file).name))
     ]
     first = slices[0]
     for one in slices:
@@ -137,7 +138,7 @@ def _check_gaps(slices: Sequence[Slice], heights: np.ndarray) -> None:
 
 
 def _slice(file: str, header: Dataset, frame: int) -> Slice:
-    shape = (int(header.get("Columns") or 0), int(header.get("Rows") or 0))
+    shape = tuple(whole_number(header, keyword, Path(file).name, missing=0) for keyword in ("Columns", "Rows"))
     position = frame_numbers(header, file, frame, "PlanePositionSequence", "ImagePositionPatient", 3)
     directions = frame_numbers(header, file, frame, "PlaneOrientationSequence", "ImageOrientationPatient", 6).reshape(
         2, 3
