@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import zlib
 from pathlib import Path
 from typing import BinaryIO
 
 from pydicom.dataset import Dataset
-from pydicom.encaps import generate_fragments
+from pydicom.encaps import generate_fragments, parse_basic_offsets
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ..errors import RefusedScan
@@ -103,7 +104,9 @@ def check_fragments(dataset: Dataset, name: str) -> None:
     Raises:
         RefusedScan: the message gives both sizes.
     """
-    fragments = list(generate_fragments(dataset.PixelData))
+    stream = io.BytesIO(dataset.PixelData)
+    parse_basic_offsets(stream)  # comes first, as an item of its own
+    fragments = list(generate_fragments(stream))
     frames = whole_number(dataset, "NumberOfFrames", name, missing=1) or 1
     if frames > len(fragments):
         raise RefusedScan(f"{name} has NumberOfFrames {frames}, but {len(fragments)} compressed frames: copy it again")
