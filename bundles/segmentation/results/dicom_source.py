@@ -52,6 +52,7 @@ ENUMERATED = {
 MOMENTS = {"DA": DA, "DT": DT, "TM": TM}
 LONG_TEXTS = ("LT", "ST", "UT")  # may have line breaks, and a backslash is a character
 UTF_8 = "ISO_IR 192"
+DEFAULT_REPERTOIRE = "ISO 2022 IR 6"
 DECIMALS = 6  # of positions, in mm
 SHOWN = 40  # characters of a value in a message
 
@@ -242,8 +243,11 @@ def _set_character_set(common: Dataset, header: Dataset, texts: Iterable[str], r
     except Exception:
         value = "?"
     if value is not None and not _is_legal_character_set(value):
-        replaced["SpecificCharacterSet"] = f"{_shown(header, 'SpecificCharacterSet')}, now {UTF_8} (UTF-8)"
-        value = UTF_8
+        # An empty first value means the default one, which highdicom wants by its name: the bytes stay the same.
+        named = [DEFAULT_REPERTOIRE, *value[1:]] if isinstance(value, list) and value[0] == "" else UTF_8
+        value = named if _is_legal_character_set(named) else UTF_8
+        now = value if value == UTF_8 else "\\".join(value)
+        replaced["SpecificCharacterSet"] = f"{_shown(header, 'SpecificCharacterSet')}, now {now}"
     elif not all(map(str.isascii, own)) or value is not None and not _can_write(value, words):
         value = UTF_8
     elif value is None and not all(map(str.isascii, words)):

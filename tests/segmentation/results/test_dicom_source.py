@@ -176,7 +176,13 @@ def test_text_that_pydicom_cannot_convert_is_left_out(tmp_path, caplog, keyword)
 @pytest.mark.parametrize(
     ("value", "name", "expected", "message"),
     [
-        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎", "ISO_IR 192", r"'\\ISO 2022 IR 87', now ISO_IR 192"),
+        (
+            ["", "ISO 2022 IR 87"],
+            "Yamada^Tarou=山田^太郎",
+            ["ISO 2022 IR 6", "ISO 2022 IR 87"],
+            r"'\\ISO 2022 IR 87', now ISO 2022 IR 6\ISO 2022 IR 87",
+        ),
+        (["", "ISO 2022 IR 999"], "Doe^Jane", "ISO_IR 192", r"'\\ISO 2022 IR 999', now ISO_IR 192"),
         ("ISO_IR 999", "Doe^Jane", "ISO_IR 192", "'ISO_IR 999', now ISO_IR 192"),
         ("latin1", "Doe^Jane", "ISO_IR 192", "'latin1', now ISO_IR 192"),
         (["ISO_IR 100", "ISO_IR 100"], "Doe^Jane", "ISO_IR 192", r"'ISO_IR 100\\ISO_IR 100', now ISO_IR 192"),
