@@ -18,7 +18,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from ..errors import RefusedScan
 from ..files import file_stamp
-from .dicom_size import LARGEST_HEADER, header_limit, inflate, pixel_bytes
+from .dicom.size import LARGEST_HEADER, header_limit, inflate, pixel_bytes
 
 THREADS = 8  # for headers: over a network, one after the other takes minutes for a few thousand files
 KEPT_HEADERS = 2000  # of CT slices, about 45 KB each

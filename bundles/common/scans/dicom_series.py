@@ -34,10 +34,10 @@ from pydicom.uid import (
 )
 
 from ..errors import RefusedScan
+from .dicom.size import check_fragments, check_size, transfer_syntax
+from .dicom.split import ATTRIBUTES, Image, split_stack
 from .dicom_headers import THREADS, first_line, read_header, read_headers, read_image
-from .dicom_size import check_fragments, check_size, transfer_syntax
 from .int16_voxels import int16_or_float32
-from .series_split import ATTRIBUTES, Image, split_stack
 from .slice_grid import MIN_SLICES, Slice, frame_element, frame_numbers, grid_affine, sort_slices
 
 logger = logging.getLogger(__name__)

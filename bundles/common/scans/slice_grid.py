@@ -14,7 +14,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from ..errors import RefusedScan
-from .dicom_size import frame_count, whole_number
+from .dicom.size import frame_count, whole_number
 
 MIN_SLICES = 3  # fewer have no two gaps to compare; whether a volume is too thin for its purpose is not judged here
 # Largest distance of a slice from its place on the grid, in mm. Positions rounded to 0.1 mm, as in some archives, are

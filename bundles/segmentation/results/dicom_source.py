@@ -54,6 +54,7 @@ LONG_TEXTS = ("LT", "ST", "UT")  # may have line breaks, and a backslash is a ch
 UTF_8 = "ISO_IR 192"
 DEFAULT_REPERTOIRE = "ISO 2022 IR 6"
 DECIMALS = 6  # of positions, in mm
+LONGEST_UID = 64  # characters
 SHOWN = 40  # characters of a value in a message
 
 
@@ -240,8 +241,9 @@ def _set_character_set(common: Dataset, header: Dataset, texts: Iterable[str], r
     try:
         value = header.get("SpecificCharacterSet") or None
         value = list(value) if isinstance(value, (MultiValue, list, tuple)) else value
-    except Exception:
+    except Exception:  # pydicom cannot convert it
         value = "?"
+    value = "?" if isinstance(value, bytes) else value
     if value is not None and not _is_legal_character_set(value):
         # An empty first value means the default one, which highdicom wants by its name: the bytes stay the same.
         named = [DEFAULT_REPERTOIRE, *value[1:]] if isinstance(value, list) and value[0] == "" else UTF_8
@@ -352,7 +354,7 @@ class _Identity:
 def _uid(header: Dataset, keyword: str) -> str:
     """Return a UID; "" if it is missing, empty or no number in dots."""
     text = str(header.get(keyword) or "").strip("\0 ")
-    return text if re.fullmatch(r"[0-9][0-9.]{0,63}", text) else ""
+    return text if re.fullmatch(r"[0-9]+(\.[0-9]+)+", text) and len(text) <= LONGEST_UID else ""
 
 
 def _digest(files: Sequence[str]) -> str:

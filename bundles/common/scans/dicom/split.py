@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .slice_grid import MAX_SHIFT, MIN_SLICES, SAME_PLACE
+from ..slice_grid import MAX_SHIFT, MIN_SLICES, SAME_PLACE
 
 # Attributes that tell acquisitions apart, then reconstructions of one acquisition; the first that sorts them counts.
 ATTRIBUTES = (

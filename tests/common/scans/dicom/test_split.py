@@ -12,7 +12,7 @@ from bundles.common.errors import RefusedScan
 from bundles.common.scans.dicom_series import find_series, read_series
 from bundles.common.scans.search import find_candidates
 
-from .dicom_files import POSITION, write_series
+from ..dicom_files import POSITION, write_series
 
 UID = "1.2.3.4"
 STEP = 2.5  # mm between the slices that `write_series` makes

@@ -22,12 +22,12 @@ from pydicom.uid import (
 )
 
 from bundles.common.errors import RefusedScan
+from bundles.common.scans.dicom.size import inflate
 from bundles.common.scans.dicom_headers import read_header, read_headers
 from bundles.common.scans.dicom_series import find_series, read_series
-from bundles.common.scans.dicom_size import inflate
 from bundles.common.scans.slice_grid import sort_slices
 
-from .dicom_files import write_enhanced, write_series
+from ..dicom_files import write_enhanced, write_series
 
 MB = 2**20
 

@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import generate_fragments, parse_basic_offsets
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from ..errors import RefusedScan
+from ...errors import RefusedScan
 
 LARGEST_SIDE = 8192  # pixels; CT images have 512 to 2048
 # No CT volume is compressed by more. Deflate reaches 1032 at most, other methods more only for images of one value.
