@@ -36,9 +36,10 @@ from pydicom.uid import (
 from ..errors import RefusedScan
 from .dicom.size import check_fragments, check_size, transfer_syntax
 from .dicom.split import ATTRIBUTES, Image, split_stack
+from .dicom.tilt import straighten
 from .dicom_headers import THREADS, first_line, read_header, read_headers, read_image
 from .int16_voxels import int16_or_float32
-from .slice_grid import MIN_SLICES, Slice, frame_element, frame_numbers, grid_affine, sort_slices
+from .slice_grid import MIN_SLICES, Slice, frame_element, frame_numbers, grid_affine, is_tilted, sort_slices
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,8 @@ class DicomVolume:
     Attributes:
         voxels: HU, shape (X, Y, Z): columns, rows, slices; int16 if all values are whole and fit, else float32.
         affine: (4, 4), voxel indices to mm in RAS, as in nibabel. Z runs along row direction x column direction.
-        files: the file of each slice along Z; that of an Enhanced (multi-frame) image is repeated.
+        files: the file of each slice along Z; that of an Enhanced (multi-frame) image is repeated. Empty if the voxels
+            were resampled.
     """
 
     voxels: np.ndarray
@@ -263,10 +265,15 @@ def _text(dataset: Dataset, keyword: str) -> str:
     return "" if value is None else str(value).strip("\0 ")
 
 
-def read_series(series: Series) -> DicomVolume:
+def read_series(series: Series, *, straighten_tilt: bool = False) -> DicomVolume:
     """Read a CT series in HU, with the slices in spatial order.
 
     HU is the stored value x RescaleSlope + RescaleIntercept of each slice. Padding keeps its value.
+
+    Args:
+        series: one of `find_series`.
+        straighten_tilt: resample a scan made with a tilted gantry on an upright grid instead of refusing it (see
+            `straighten`). Its ``files`` are then empty: the grid is not that of the slices.
 
     Raises:
         RefusedScan: the files are not one CT volume of evenly spaced, upright slices, or cannot be decoded.
@@ -274,7 +281,7 @@ def read_series(series: Series) -> DicomVolume:
     if series.modality != "CT":
         raise RefusedScan(f"its modality is {series.modality or 'missing'}: only CT is supported")
     try:
-        return _read(series)
+        return _read(series, straighten_tilt)
     except (RefusedScan, MemoryError):
         raise
     except Exception as error:  # pydicom raises many kinds for values of the wrong form
@@ -283,7 +290,7 @@ def read_series(series: Series) -> DicomVolume:
         ) from error
 
 
-def _read(series: Series) -> DicomVolume:
+def _read(series: Series, straighten_tilt: bool) -> DicomVolume:
     headers = read_headers(series.files)
     first = series.files[0]
     for file, header in headers.items():
@@ -295,7 +302,7 @@ def _read(series: Series) -> DicomVolume:
                 "SeriesInstanceUID and positions: use the files of one patient only, or export the series again"
             )
     slices = sort_slices(headers)
-    affine = grid_affine(slices)
+    affine = grid_affine(slices, tilted=straighten_tilt)
     rescale = [_rescale(one, headers[one.file]) for one in slices]
 
     planes: list[np.ndarray] = []
@@ -304,7 +311,10 @@ def _read(series: Series) -> DicomVolume:
         if one.file not in opened:
             opened = {one.file: _decode(one.file, headers[one.file]).reshape(-1, *one.shape[::-1])}
         planes.append(int16_or_float32(opened[one.file][one.frame].astype(np.float64) * slope + intercept))
-    return DicomVolume(np.stack(planes).T, affine, tuple(one.file for one in slices))
+    voxels = np.stack(planes).T
+    if straighten_tilt and is_tilted(affine, len(slices)):
+        return DicomVolume(*straighten(voxels, affine), ())
+    return DicomVolume(voxels, affine, tuple(one.file for one in slices))
 
 
 def _check_kind(name: str, header: Dataset) -> None:
