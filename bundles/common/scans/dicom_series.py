@@ -240,7 +240,7 @@ def _same_directions(one: np.ndarray | None, other: np.ndarray | None) -> bool:
 
 
 def _is_localizer(header: Dataset) -> bool:
-    return "LOCALIZER" in (header.get("ImageType") or ())
+    return "LOCALIZER" in _text(header, "ImageType")
 
 
 def _numbers(header: Dataset, keyword: str, count: int) -> np.ndarray | None:

@@ -243,7 +243,9 @@ class SaveDicomSegmentations(CaseHandler):
                 model_name=self.model_name,
                 model_version=self.model_version,
             )
-        except RefusedScan as reason:
+        except Exception as reason:  # whatever it is, the other cases go on
+            if isinstance(reason, InputError) and not isinstance(reason, RefusedScan):
+                raise InputError(f"No DICOM segmentation of the case {case_name(file)} ({file}): {reason}") from reason
             path.unlink(missing_ok=True)
             self.failed[file] = f"no DICOM segmentation: {reason}"
             logger.warning(
@@ -252,8 +254,6 @@ class SaveDicomSegmentations(CaseHandler):
                 file,
                 reason,
             )
-        except InputError as error:
-            raise InputError(f"No DICOM segmentation of the case {case_name(file)} ({file}): {error}") from error
 
 
 def _on_slices(label_map: MetaTensor, files: Sequence[str]) -> np.ndarray:

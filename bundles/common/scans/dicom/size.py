@@ -151,7 +151,7 @@ def inflate(stream: BinaryIO, limit: int) -> tuple[bytes, bool]:
     """Inflate a raw deflate stream up to a limit in bytes. Returns the start of the data, and whether that is all."""
     engine, parts, size = zlib.decompressobj(-zlib.MAX_WBITS), [], 0
     while size < limit and not engine.eof:
-        data = engine.unconsumed_tail or stream.read(CHUNK)
+        data = stream.read(CHUNK)
         if not data:
             break
         parts.append(engine.decompress(data, limit - size))

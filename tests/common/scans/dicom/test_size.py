@@ -123,10 +123,13 @@ def jpeg_2000(columns: int, rows: int, samples: int = 1) -> bytes:
 
 
 def jpeg(marker: int, columns: int, rows: int, samples: int = 1) -> bytes:
-    """The start of a JPEG (C0: baseline, C3: lossless) or JPEG-LS (F7) stream, after a comment."""
+    """The start of a JPEG (C1: sequential, C3: lossless) or JPEG-LS (F7) stream, after a comment and a table (C4)."""
     frame = b"\x10" + rows.to_bytes(2) + columns.to_bytes(2) + bytes([samples]) + b"\x01\x11\x00" * samples
     comment = b"\xff\xfe\x00\x04\xff\xc0"
-    return b"\xff\xd8" + comment + b"\xff\xff" + bytes([marker]) + (2 + len(frame)).to_bytes(2) + frame + bytes(60)
+    table = b"\xff\xc4\x00\x0a\x08\x00\x01\x00\x01\x01\x01\x11"
+    return (
+        b"\xff\xd8" + comment + table + b"\xff\xff" + bytes([marker]) + (2 + len(frame)).to_bytes(2) + frame + bytes(60)
+    )
 
 
 @pytest.mark.parametrize(

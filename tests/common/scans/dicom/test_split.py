@@ -141,3 +141,10 @@ def test_a_number_that_changes_with_every_slice_or_two_splits_nothing(tmp_path, 
 
     write(tmp_path, 1, edit=number)
     assert_volumes(tmp_path, 1)
+
+
+def test_pairs_of_slices_are_no_volumes(tmp_path):
+    for seed in (1, 2):
+        write(tmp_path, seed, slices=2, AcquisitionNumber=seed)
+    (series,), _ = find_series(tmp_path.iterdir())
+    assert len(series.files) == 4
