@@ -18,7 +18,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from ..errors import RefusedScan
 from ..files import file_stamp
-from .dicom.size import LARGEST_HEADER, header_limit, inflate, pixel_bytes
+from .dicom.size import LARGEST_HEADER, header_limit, inflate, pixel_bytes, transfer_syntax
 
 THREADS = 8  # for headers: over a network, one after the other takes minutes for a few thousand files
 KEPT_HEADERS = 2000  # of CT slices, about 45 KB each
@@ -26,6 +26,7 @@ KEPT_HEADERS = 2000  # of CT slices, about 45 KB each
 _BARE_STARTS = (b"\x02\x00", b"\x08\x00")
 # One of these makes a file without the preamble DICOM: by chance, other files start like one.
 _KEYWORDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "Modality")
+HEAD = 4096  # bytes that hold the meta information of any usual file
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 
 _kept: OrderedDict[str, tuple[list[int], Dataset]] = OrderedDict()  # by file; the last one was used last
@@ -102,13 +103,14 @@ def _read(file: str) -> Dataset:
             _kept.move_to_end(file)
             return _kept[file][1]
     with open(file, "rb") as stream:
-        start = stream.read(132)
+        start = stream.read(HEAD)
     if not start:
         raise RefusedScan("it is empty (0 bytes)")
-    bare = start[128:] != b"DICM"
+    bare = start[128:132] != b"DICM"
     if bare and start[:2] not in _BARE_STARTS:
         raise RefusedScan("it is not a DICOM file")
-    header = _deflated(file, bare) or pydicom.dcmread(file, stop_before_pixels=True, force=bare)
+    header = _deflated(file, bare) if _may_be_deflated(start) else None
+    header = header or pydicom.dcmread(file, stop_before_pixels=True, force=bare)
     with _lock:
         _kept[file] = (stamp, header)
         while len(_kept) > KEPT_HEADERS:
@@ -128,7 +130,14 @@ def read_image(file: str, header: Dataset) -> Dataset:
         Exception: it is damaged; pydicom raises several kinds.
     """
     limit = LARGEST_HEADER + pixel_bytes(header, Path(file).name)
-    return _deflated(file, True, limit) or pydicom.dcmread(file, force=True)
+    deflated = transfer_syntax(header) == DeflatedExplicitVRLittleEndian
+    return deflated and _deflated(file, True, limit) or pydicom.dcmread(file, force=True)
+
+
+def _may_be_deflated(start: bytes) -> bool:
+    """Tell from the first bytes of a file whether its meta information may name deflate; it is seldom read twice."""
+    sized = start[132:140] == b"\x02\x00\x00\x00UL\x04\x00" and int.from_bytes(start[140:144], "little") < HEAD - 144
+    return not sized or DeflatedExplicitVRLittleEndian.encode() in start
 
 
 def _deflated(file: str, bare: bool, limit: int | None = None) -> FileDataset | None:

@@ -151,21 +151,25 @@ def _legal_part(header: Dataset, replaced: dict[str, str]) -> Dataset:
 
 @functools.lru_cache(maxsize=8)
 def _copied_by_highdicom(keywords: frozenset[str]) -> list[str]:
-    """Return which attributes highdicom copies from a source image into a segmentation, of those in a header."""
-    uids = {name: generate_uid() for name in ("study_instance_uid", "series_instance_uid", "sop_instance_uid")}
-    target = hd.SOPClass(**uids, sop_class_uid=SegmentationStorage, series_number=1, instance_number=1, modality="SEG")
-    before = dict.fromkeys(EMPTY_IF_UNKNOWN)
-    for keyword in list(target.dir()):
-        if keyword not in ("SOPClassUID", "SOPInstanceUID"):
-            delattr(target, keyword)
+    """Return which attributes of a header highdicom copies into a segmentation, apart from the UIDs."""
     probe = Dataset()
     for keyword in keywords:
         setattr(probe, keyword, None)
-    probe.SOPClassUID, probe.SOPInstanceUID = CTImageStorage, uids["sop_instance_uid"]
+    probe.SOPClassUID, probe.SOPInstanceUID = CTImageStorage, generate_uid()
+    target = _bare_object()
+    for keyword in target.dir():
+        if keyword != "SOPClassUID":  # says which modules there are
+            delattr(target, keyword)
     target.copy_patient_and_study_information(probe)
     target.copy_specimen_information(probe)
-    copied = set(target.dir()) & keywords | set(before)
+    copied = keywords & {*target.dir(), *EMPTY_IF_UNKNOWN}
     return sorted(copied - {"SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SpecificCharacterSet"})
+
+
+def _bare_object(**options: Any) -> hd.SOPClass:
+    uids = {name: generate_uid() for name in ("study_instance_uid", "series_instance_uid", "sop_instance_uid")}
+    numbers = {"series_number": 1, "instance_number": 1}
+    return hd.SOPClass(**uids, **numbers, sop_class_uid=SegmentationStorage, modality="SEG", **options)
 
 
 def _legal_value(dataset: Dataset, keyword: str) -> Any:
@@ -261,10 +265,8 @@ def _set_character_set(common: Dataset, header: Dataset, texts: Iterable[str], r
 
 
 def _is_legal_character_set(value: str | list[str]) -> bool:
-    uids = {name: "1.2" for name in ("study_instance_uid", "series_instance_uid", "sop_instance_uid")}
-    numbers = {"series_number": 1, "instance_number": 1}
     try:
-        hd.SOPClass(**uids, **numbers, sop_class_uid=SegmentationStorage, modality="SEG", specific_character_set=value)
+        _bare_object(specific_character_set=value)
         convert_encodings(value)
     except Exception:  # highdicom and pydicom raise several kinds
         return False
