@@ -11,6 +11,7 @@ import functools
 import hashlib
 import math
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +103,10 @@ def segmentation_source(slices: Sequence[Slice], headers: Mapping[str, Dataset],
         RefusedScan: the slices have no common grid.
     """
     replaced: dict[str, str] = {}
-    files = list(dict.fromkeys(one.file for one in slices))
+    frames: dict[str, list[tuple[int, int]]] = defaultdict(list)  # of each file, with the index of the slice
+    for index, one in enumerate(slices):
+        frames[one.file].append((one.frame, index))
+    files = list(frames)
     common = _legal_part(headers[files[0]], replaced)
     _set_character_set(common, headers[files[0]], texts, replaced)
     _set_thickness(common, headers[files[0]], slices, replaced)
@@ -115,14 +119,13 @@ def segmentation_source(slices: Sequence[Slice], headers: Mapping[str, Dataset],
     places = _places(slices)
     images = []
     for file in files:
-        frames = sorted((one.frame, index) for index, one in enumerate(slices) if one.file == file)
         image = Dataset()
         image.update(common)  # the elements are shared: nothing changes them
-        several = len(frames) > 1 or _is_multi_frame(headers[file])
+        several = len(frames[file]) > 1 or _is_multi_frame(headers[file])
         kind = _uid(headers[file], "SOPClassUID") or CTImageStorage
         image.SOPClassUID = EnhancedCTImageStorage if several and kind == CTImageStorage else kind
         image.SOPInstanceUID = identity.instance(file, replaced)
-        _set_grid(image, slices[0], [places[index] for _, index in frames], several)
+        _set_grid(image, slices[0], [places[index] for _, index in sorted(frames[file])], several)
         images.append(image)
     return Source(images, places, replaced)
 
@@ -315,7 +318,8 @@ class _Identity:
 
     def __init__(self, files: Sequence[str], headers: Mapping[str, Dataset]) -> None:
         self.files, self.headers = files, headers
-        self.instances = [_uid(headers[file], "SOPInstanceUID") for file in files]
+        self.instances = {file: _uid(headers[file], "SOPInstanceUID") for file in files}
+        self.counts = Counter(self.instances.values())
 
     @functools.cached_property
     def key(self) -> list[str]:
@@ -340,8 +344,8 @@ class _Identity:
 
     def instance(self, file: str, replaced: dict[str, str]) -> str:
         """Return the UID of a file. Some anonymisers write one UID into all files: then it names none."""
-        uid = self.instances[self.files.index(file)]
-        if uid and self.instances.count(uid) == 1:
+        uid = self.instances[file]
+        if uid and self.counts[uid] == 1:
             return uid
         what = "the same in several files" if uid else self._wrong(file, "SOPInstanceUID")
         replaced["SOPInstanceUID"] = f"{what}, now new ones"
