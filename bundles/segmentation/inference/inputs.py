@@ -40,7 +40,12 @@ class SegmentationInputs:
 
 
 def segmentation_inputs(
-    source: StrPath | Sequence[StrPath], *, output_dir: StrPath, failures: Failures, resume: bool = False
+    source: StrPath | Sequence[StrPath],
+    *,
+    output_dir: StrPath,
+    failures: Failures,
+    resume: bool = False,
+    straighten_tilt: bool = False,
 ) -> SegmentationInputs:
     """Find the scans to segment.
 
@@ -55,6 +60,8 @@ def segmentation_inputs(
         failures: takes the scans that cannot be read.
         resume: skip scans that an earlier run into ``output_dir`` has segmented: those in its table of volumes whose
             mask exists and is no older than the scan, and which lack nothing (`Failures.earlier`).
+
+        straighten_tilt: resample scans of a tilted gantry (see `read_series`); False: they cannot be read.
 
     Raises:
         InputError: see `inference_scans`; or no scan can be read.
@@ -87,7 +94,7 @@ def segmentation_inputs(
                 )
             else:
                 try:
-                    files = _converted(candidate, file)
+                    files = _converted(candidate, file, straighten_tilt)
                 except NoScan as reason:
                     logger.info("%s (%s) is left out: %s", candidate.source, candidate.name, reason)
                     none += 1
@@ -125,12 +132,13 @@ def _segmented(output_dir: Path) -> set[str]:
     return images
 
 
-def _converted(candidate: Candidate, file: str) -> tuple[str, ...]:
+def _converted(candidate: Candidate, file: str, straighten_tilt: bool) -> tuple[str, ...]:
     """Convert a series, or a scan in another format, to NIfTI.
 
     Args:
         candidate: the scan.
         file: the NIfTI file to write.
+        straighten_tilt: see `read_series`.
 
     Returns:
         The DICOM files in slice order; () for other formats.
@@ -141,7 +149,10 @@ def _converted(candidate: Candidate, file: str) -> tuple[str, ...]:
     """
     if candidate.fault:
         raise RefusedScan(candidate.fault)
-    volume = read_series(candidate.series) if candidate.series else read_scan(candidate)
+    if candidate.series:
+        volume = read_series(candidate.series, straighten_tilt=straighten_tilt)
+    else:
+        volume = read_scan(candidate)
     write_nifti(file, voxels=volume.voxels, affine=volume.affine)
     logger.info("converted %s (%d slices) to %s", candidate.source, volume.voxels.shape[2], file)
     return volume.files if candidate.series else ()
