@@ -21,8 +21,10 @@ from monai.utils import ensure_tuple
 from nibabel.spatialimages import SpatialImage
 from nibabel.volumeutils import apply_read_scaling
 
+from ..data.nifti_files import NIFTI_SUFFIXES
+from ..errors import InputError, RefusedScan
 from ..files import file_stamp
-from .nifti import stored_voxels
+from .nifti import open_scan, stored_voxels
 
 KEPT_BYTES = 2**29  # 4 CT scans of 512 x 512 x 250 voxels of int16
 
@@ -103,7 +105,9 @@ def _kept_bytes() -> int:
 
 
 class DecodeOnceReader(NibabelReader):
-    """MONAI's reader of NIfTI files; it reads through `voxels_once`.
+    """MONAI's reader of NIfTI files, which opens them with `open_scan`: shape, affine and unit are those of the checks.
+
+    MONAI's own reader replaces an sform by the qform where its scale differs from pixdim, and ignores the unit.
 
     Args:
         used_again: keep the voxels after reading, for a picture; whoever reads them last calls `forget_voxels`.
@@ -113,19 +117,29 @@ class DecodeOnceReader(NibabelReader):
         super().__init__()
         self.used_again = used_again
 
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> SpatialImage | list[SpatialImage]:
+    def read(self, data: Sequence[PathLike] | PathLike, **_: Any) -> SpatialImage | list[SpatialImage]:
         """Open a file, or several for the channels of one image.
 
         Raises:
-            RefusedScan: the voxels are not plain numbers.
+            InputError: a file was refused (see `open_scan`); the message names it.
         """
         images = []
-        for file, image in zip(ensure_tuple(data), ensure_tuple(super().read(data, **kwargs)), strict=True):
-            voxels_once(image, file, make_room=True)
+        self.filenames = ensure_tuple(data)
+        for file in self.filenames:
+            try:
+                image = open_scan(file)
+                if self.used_again:
+                    voxels_once(image, file, make_room=True)
+            except RefusedScan as error:
+                raise InputError(f"{file}: {error}") from error
             images.append(with_kept_voxels(image, file))
             if not self.used_again:
                 forget_voxels(file)
         return images if len(images) > 1 else images[0]
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Return whether all files are named ``.nii`` or ``.nii.gz``, in any case."""
+        return all(os.fspath(file).lower().endswith(NIFTI_SUFFIXES) for file in ensure_tuple(filename))
 
 
 class LoadScand(LoadImaged):
