@@ -75,6 +75,12 @@ def _tell(file: str, doubts: tuple[Doubt, ...]) -> None:
             logger.warning("Further files like this one are not named.")
 
 
+def check_dimensions(shape: tuple[int, ...]) -> None:
+    """Raise `RefusedScan` unless the shape is (X, Y, Z) or (X, Y, Z, C), whatever the number of channels."""
+    if len(shape) != 4:
+        check_image_shape(shape, 1)
+
+
 def check_image_shape(shape: tuple[int, ...], channels: int) -> None:
     """Raise `RefusedScan` unless the shape is (X, Y, Z) for one channel, or (X, Y, Z, channels)."""
     spatial = _without_trailing_ones(shape)

@@ -13,6 +13,8 @@ from bundles.common.scans import decode_once
 from bundles.common.scans.checks import check_scans
 from bundles.common.scans.decode_once import LoadScand, forget_voxels, voxels_once, with_kept_voxels
 
+#: MONAI makes up a pixdim for the fourth axis, and keeps one of size 1.
+OF_FOURTH_AXIS = ("dim", "pixdim", "original_pixdim", "original_channel_dim")
 AFFINE = np.array([[-0.7, 0, 0, 90], [0, 0.8, 0, -70.0], [0, 0, 2.5, 11], [0, 0, 0, 1]])
 
 
@@ -71,11 +73,7 @@ def test_scans_are_loaded_as_by_monai(tmp_path, dtype, slope, shape, suffix):
         assert (loaded.as_tensor() == expected.as_tensor()).all()
         assert loaded.meta.keys() == expected.meta.keys()
         for key, value in expected.meta.items():
-            if len(shape) > 3 and key in (
-                "dim",
-                "pixdim",
-                "original_pixdim",
-            ):  # MONAI makes up a pixdim for the fourth axis
+            if len(shape) > 3 and key in OF_FOURTH_AXIS:
                 continue
             np.testing.assert_array_equal(np.asarray(loaded.meta[key]), np.asarray(value), err_msg=key)
 

@@ -80,7 +80,7 @@ def _check_compression(start: bytes, packed: bool) -> None:
             advice = "rename it to .nii.gz" if magic == GZIP else "decompress it, and compress it with gzip"
             raise RefusedScan(f"is {kind}-compressed though named {named}: {advice}")
     if packed:
-        raise RefusedScan(f"cannot be read: it is named .nii.gz, but is no gzip file; it begins with {start!r}")
+        raise RefusedScan(f"cannot be read: it is no NIfTI file compressed with gzip, but begins with {start!r}")
 
 
 def _check_offset(header: Nifti1Header, stream: BinaryIO, size: int) -> int:
