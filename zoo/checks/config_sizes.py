@@ -36,6 +36,8 @@ def check_config_sizes(folder: Path) -> None:
                     _count(document, name, {}, 0)
         except RecursionError:
             raise InputError(f"{name} is nested too deeply to be a config.") from None
+        except InputError:
+            raise
         except (yaml.YAMLError, ValueError):
             pass  # the check of this file says what is wrong
 

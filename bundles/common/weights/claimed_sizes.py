@@ -15,7 +15,8 @@ from ..errors import InputError
 
 UNPACKED = 10  # times the size of the file; torch.save does not compress, and weights barely compress
 EXPANDED = 2**24  # bytes of a tensor that may repeat its storage, such as a buffer made by expand()
-NO_TRUST = "torch.save of a real training does not write that; do not trust the file"
+MAX_DEPTH = 100
+NO_TRUST = "No training writes that; do not trust the file"
 
 
 def check_unpacked_size(path: Path) -> None:
@@ -32,7 +33,7 @@ def check_unpacked_size(path: Path) -> None:
     size = os.path.getsize(path)
     if claimed > UNPACKED * size + EXPANDED:
         raise InputError(
-            f"{path} was refused: its {size} bytes would unpack to {claimed}. {NO_TRUST[0].upper()}{NO_TRUST[1:]}."
+            f"{path} was refused: its {size} bytes would unpack to {claimed}. {NO_TRUST}."
         )
 
 
@@ -40,31 +41,32 @@ def check_tensor_sizes(content: Any, path: Path) -> None:
     """Check that every tensor of an opened file has its numbers in the file.
 
     Raises:
-        InputError: a tensor has far more numbers than its storage (a stride of 0), no storage (on the device meta), or a
-            sparse layout, which can claim any shape.
+        InputError: tensors have far more numbers than their storage (a stride of 0), one has no storage (on the device
+            meta) or a sparse layout, which can claim any shape; or the content is nested too deeply.
     """
-    todo, seen = [("", content)], set()
+    todo, seen, repeated = [("", content, 0)], set(), 0
     while todo:  # not recursive: a hostile file may be nested deeper than Python's stack
-        name, value = todo.pop()
+        name, value, depth = todo.pop()
         if isinstance(value, torch.Tensor):
-            _check_tensor(value, name, path)
-            continue
-        if not isinstance(value, (Mapping, list, tuple, set)) or id(value) in seen:
-            continue
-        seen.add(id(value))
-        inner = value.items() if isinstance(value, Mapping) else enumerate(value)
-        todo += [(f"{name}::{key}"[-80:].lstrip(":"), each) for key, each in inner]
+            repeated += _repeated_bytes(value, name, path)
+            if repeated > EXPANDED:
+                raise InputError(
+                    f"{path} was refused: its tensor {name} {tuple(value.shape)} claims {value.numel()} numbers, and the file "
+                    f"holds {value.untyped_storage().nbytes()} bytes of it. {NO_TRUST}."
+                )
+        elif isinstance(value, (Mapping, list, tuple, set)) and id(value) not in seen:
+            if depth > MAX_DEPTH:
+                raise InputError(f"{path} was refused: it is nested more than {MAX_DEPTH} levels deep. {NO_TRUST}.")
+            seen.add(id(value))
+            inner = value.items() if isinstance(value, Mapping) else enumerate(value)
+            todo += [(f"{name}::{key}"[-80:].lstrip(":"), each, depth + 1) for key, each in inner]
 
 
-def _check_tensor(tensor: torch.Tensor, name: str, path: Path) -> None:
+def _repeated_bytes(tensor: torch.Tensor, name: str, path: Path) -> int:
+    """Return how many bytes a tensor claims beyond those of its storage."""
     if tensor.layout != torch.strided or tensor.is_meta:
         kind = "on the device meta" if tensor.is_meta else f"of layout {tensor.layout}"
         raise InputError(
             f"{path} was refused: its tensor {name} {tuple(tensor.shape)} is {kind}; weights are plain tensors."
         )
-    claimed, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
-    if claimed > stored and claimed > EXPANDED:
-        raise InputError(
-            f"{path} was refused: its tensor {name} claims {tensor.numel()} numbers, {claimed} bytes, and the file holds "
-            f"{stored}; {NO_TRUST}."
-        )
+    return max(0, tensor.numel() * tensor.element_size() - tensor.untyped_storage().nbytes())

@@ -9,6 +9,7 @@ import pytest
 from monai.transforms import EnsureChannelFirstd, LoadImaged
 from nibabel.arrayproxy import ArrayProxy
 
+from bundles.common.errors import InputError
 from bundles.common.scans import decode_once
 from bundles.common.scans.checks import check_scans
 from bundles.common.scans.decode_once import LoadScand, forget_voxels, voxels_once, with_kept_voxels
@@ -141,3 +142,17 @@ def test_the_memory_is_limited(tmp_path, monkeypatch):
     large = write(tmp_path / "large.nii.gz", shape=(40, 40, 40))
     voxels_once(nib.load(large), large)
     assert kept() == ["0.nii.gz", "3.nii.gz"]
+
+
+def test_labels_are_whole_numbers_once_loaded(tmp_path):
+    voxels = np.zeros((9, 7, 5), np.float32)
+    voxels.flat[:3] = 0.9999999, 2.0005, 255
+    nib.save(nib.Nifti1Image(voxels, AFFINE), tmp_path / "label.nii.gz")
+    load = LoadScand(["image", "label"], labels="label", image_only=True)
+    item = load({"image": tmp_path / "label.nii.gz", "label": tmp_path / "label.nii.gz"})
+    assert item["label"].flatten().unique().tolist() == [0, 1, 2, 255]
+    assert item["image"].flatten().unique().tolist() == pytest.approx([0, 0.9999999, 2.0005, 255])
+    voxels.flat[3] = 1.4
+    nib.save(nib.Nifti1Image(voxels, AFFINE), tmp_path / "label.nii.gz")
+    with pytest.raises(InputError, match=r"label\.nii\.gz: holds the label value 1\.4, but label values are whole"):
+        load({"image": tmp_path / "label.nii.gz", "label": tmp_path / "label.nii.gz"})
