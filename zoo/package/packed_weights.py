@@ -53,7 +53,16 @@ def open_safely(path: Path) -> Any:
     check_unpacked_size(Path(path))
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        LookupError,
+        ValueError,
+        TypeError,
+        MemoryError,
+    ) as error:
         load_checkpoint_file(path)  # raises an InputError for everything but NumPy numbers, which it accepts
         raise InputError(
             f"{path} contains NumPy numbers, which torch.load(weights_only=True) refuses, so clients could not open "

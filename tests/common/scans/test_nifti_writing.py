@@ -122,7 +122,8 @@ def test_an_image_on_another_grid_or_without_its_scan_carries_its_own(tmp_path):
     for changed in ({"affine": half}, {"shape": (7, 6, 4)}):
         mask = write_mask(tmp_path, **changed)
         assert (mask.header["qform_code"], mask.header["sform_code"]) == (1, 1)
-        np.testing.assert_allclose(mask.get_qform(), changed.get("affine", AFFINE), atol=1e-4)
+        np.testing.assert_allclose(mask.get_sform(), changed.get("affine", AFFINE), atol=1e-4)
+        assert mask.header["qoffset_x"] == pytest.approx(mask.header["srow_x"][3])
     assert write_mask(tmp_path, source="gone.nii.gz").header["qform_code"] == 1
 
 
