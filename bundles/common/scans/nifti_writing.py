@@ -58,9 +58,11 @@ class AtomicNibabelWriter(NibabelWriter):
         image = self.create_backend_obj(self.data_obj, affine=affine, dtype=self.output_dtype, **obj_kwargs)
         image.set_sform(affine, code=1)
         image.set_qform(affine, code=1)
-        if self.source is not None:
-            for name, value in placing_fields(self.source, shape=image.shape, affine=affine).items():
-                image.header[name] = value
+        fields = placing_fields(self.source, shape=image.shape, affine=affine) if self.source else {}
+        for name, value in fields.items():
+            image.header[name] = value
+        if fields:  # without an affine of its own, nibabel writes the forms of the header as they are
+            image = type(image)(image.dataobj, None, image.header)
         with atomic_path(filename) as temporary:
             nib.save(image, temporary)
         if verbose:

@@ -115,6 +115,16 @@ def test_a_mask_on_the_grid_of_its_scan_carries_both_forms(tmp_path):
     assert mask.header.get_xyzt_units() == ("mm", "sec")
 
 
+def test_a_mask_of_a_scan_in_metres_is_in_metres(tmp_path):
+    affine = np.diag([2.0, 2, 3, 1]) + np.eye(4, k=3) * 40
+    image = nib.Nifti1Image(np.zeros((7, 6, 5), np.int16), np.diag([1e-3, 1e-3, 1e-3, 1]) @ affine)
+    image.header.set_xyzt_units("meter")
+    nib.save(image, tmp_path / "ct1.nii.gz")
+    mask = write_mask(tmp_path, affine=affine)  # loaded scans are in mm
+    np.testing.assert_array_equal(mask.affine, nib.load(tmp_path / "ct1.nii.gz").affine)
+    assert mask.header.get_xyzt_units()[0] == "meter"
+
+
 def test_an_image_on_another_grid_or_without_its_scan_carries_its_own(tmp_path):
     write_scan(tmp_path)
     half = AFFINE.copy()
