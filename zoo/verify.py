@@ -30,6 +30,7 @@ from bundles.common.errors import InputError
 
 from .checks import file_checks as bundle_checks
 from .checks.bundle_process import run_checks
+from .checks.config_sizes import check_config_sizes
 from .checks.file_checks import NotChecked, check_schema, read_metadata
 from .pack import stage
 from .package.archive import extract_archive, file_hash
@@ -83,6 +84,12 @@ def verify(
         build: also build networks and workflows, which takes half a minute and **runs the bundle's code**, in a process
             without this one's tokens. Nothing is built if a check of `DECISIVE` failed.
     """
+    try:
+        check_config_sizes(folder)
+    except InputError as error:
+        yield Verdict("sizes of the configs", "FAILED", str(error))
+        yield Verdict("everything else", "not checked", "nothing is read after sizes of the configs failed")
+        return
     checks = {name: partial(check, folder) for name, check in bundle_checks.CHECKS.items()}
     checks["schema of the metadata"] = lambda: check_schema(folder, schema or schema_copy(folder))
     if archive is not None and model_info is not None:

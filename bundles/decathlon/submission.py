@@ -205,8 +205,9 @@ def _fault(mask_file: Path, image_file: str, labels: Iterable[int]) -> str | Non
         image = open_scan(image_file)
         file = mask_file
         mask = open_scan(str(mask_file))
-        if mask.shape != image.shape[:3]:
-            return f"{mask_file} has shape {mask.shape}, its image {image_file} {image.shape[:3]}"
+        shape = nib.load(mask_file).shape  # with axes of one, which `open_scan` drops: the leaderboard may not
+        if shape != image.shape[:3]:
+            return f"{mask_file} has shape {shape}, its image {image_file} {image.shape[:3]}"
         corners = np.array([[*corner, 1] for corner in product(*((0, size - 1) for size in mask.shape))]).T
         shift = np.linalg.norm(((mask.affine - image.affine) @ corners)[:3], axis=0).max()
         if shift > MAX_SHIFT_MM:

@@ -17,6 +17,9 @@ from .bundle_files import files_of
 FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can store
 PERMISSIONS = stat.S_IFREG | 0o644
 UNIX = 3  # the system that "created" the entries
+MAX_ENTRIES = 10_000
+MAX_RATIO = 20  # of text in zips that others compressed; weights barely compress
+SMALL = 2**26  # bytes, of a zip of configs without weights
 ENCRYPTED = 1  # bit of an entry's flags
 
 
@@ -46,7 +49,7 @@ def extract_archive(path: Path, target: Path) -> Path:
     """Unpack a zip into a folder; return the bundle's folder in it.
 
     Raises:
-        InputError: if it is not a zip, is encrypted, contains links, has entries outside of the target folder, or does
+        InputError: if it is not a zip, unpacks to far more than its size, is encrypted, contains links, has entries outside of the target folder, or does
             not have exactly one folder at its top level. Nothing is unpacked then.
     """
     try:
@@ -72,10 +75,23 @@ def extract_archive(path: Path, target: Path) -> Path:
                 raise InputError(
                     f"{path} must contain one folder, the bundle, but contains {', '.join(tops) or 'nothing'}."
                 )
+            _check_sizes(path, archive.infolist(), target)
             archive.extractall(target)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError) as error:
         raise InputError(f"{path} cannot be read as a zip: {error}. Pack or download it again.") from error
     return target / tops[0]
+
+
+def _check_sizes(path: Path, entries: list[zipfile.ZipInfo], target: Path) -> None:
+    """Refuse a zip that unpacks to far more than it is. zipfile reads no more of an entry than the directory says."""
+    claimed, size = sum(entry.file_size for entry in entries), path.stat().st_size
+    if len(entries) > MAX_ENTRIES or claimed > max(MAX_RATIO * size, SMALL):
+        raise InputError(
+            f"{path} claims {len(entries)} entries of {claimed} bytes in a file of {size}: it is no package of a bundle, and "
+            "was not unpacked. Do not trust it."
+        )
+    if claimed > (free := shutil.disk_usage(target if target.exists() else target.parent).free):
+        raise InputError(f"{path} unpacks to {claimed} bytes, but {target} has {free} free. Free some space.")
 
 
 def file_hash(path: Path, kind: str) -> str:

@@ -15,6 +15,7 @@ import torch
 
 from bundles.common.errors import InputError
 from bundles.common.weights.checkpoint_file import load_checkpoint_file
+from bundles.common.weights.claimed_sizes import check_tensor_sizes, check_unpacked_size
 from bundles.common.weights.dialects import find_weights
 from bundles.common.weights.plain_facts import check_plain_facts
 
@@ -49,14 +50,26 @@ def open_safely(path: Path) -> Any:
     Raises:
         InputError: if that fails, with the reason.
     """
+    check_unpacked_size(Path(path))
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError) as error:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        LookupError,
+        ValueError,
+        TypeError,
+        MemoryError,
+    ) as error:
         load_checkpoint_file(path)  # raises an InputError for everything but NumPy numbers, which it accepts
         raise InputError(
             f"{path} contains NumPy numbers, which torch.load(weights_only=True) refuses, so clients could not open "
             "it. Save a file that contains only the state dict."
         ) from error
+    check_tensor_sizes(content, Path(path))
+    return content
 
 
 #: Records that are written into configs: numbers, lists of numbers, or None.

@@ -304,6 +304,8 @@ def parse_data_list(path: Path) -> dict:
         raise InputError(f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is not a JSON data list: it is not UTF-8 text.") from None
+    except RecursionError:
+        raise InputError(f"{path} is not a JSON data list: its brackets are nested too deeply.") from None
     keys = list(content) if isinstance(content, dict) else f"none, it is a {type(content).__name__}"
     if not isinstance(content, dict) or not any(content.get(section) for section in SECTIONS):
         raise InputError(

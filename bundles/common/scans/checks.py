@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,13 @@ from rich.console import Console
 from rich.progress import track
 
 from ..data.ignore_label import IGNORE_LABEL, allowed_values
+from ..data.label_values import whole_labels
 from ..errors import InputError, RefusedScan
 from ..files import file_stamp, write_text
 from ..run.distributed import gather_lists, rank, world_size
 from .decode_once import voxels_once
+from .headers.axes import in_ras
+from .headers.nifti_grid import corner_shift
 from .hounsfield import doubt_of_hounsfield
 from .nifti import _without_trailing_ones, check_finite, check_image_shape, open_scan, stored_voxels
 
@@ -64,9 +66,10 @@ def check_scans(
 
     In a distributed run, each rank checks its share.
 
-    Images must be readable NIfTI files with positive spacing, a finite affine and finite voxels. Their shape must be
-    (X, Y, Z) for one channel; for several, (X, Y, Z, C) or a list of C files (X, Y, Z). A label must have shape
-    (X, Y, Z), be on the grid of its image (see `MAX_ORIGIN_SHIFT`, `MAX_CORNER_SHIFT`) and contain only allowed values.
+    Images must be readable NIfTI files with a usable affine, a plausible size (see `open_scan`) and finite voxels. Their
+    shape must be (X, Y, Z) for one channel; for several, (X, Y, Z, C) or a list of C files (X, Y, Z). A label must have
+    shape (X, Y, Z), be on the grid of its image once both are turned to RAS (see `MAX_ORIGIN_SHIFT`,
+    `MAX_CORNER_SHIFT`), and contain only allowed values, to within 0.001 (see `whole_labels`).
 
     Args:
         items: ``{"image": path or list of paths, "label": path}``; ``label`` is optional.
@@ -232,7 +235,7 @@ def _problem(
                 first = first or scan
             else:
                 _check_label_shape(scan.shape)
-                _check_grid(scan, first, f"image {image_files[0]}")
+                _check_grid(scan, first, f"image {image_files[0]}", may_be_turned=True)
                 if read:
                     _check_label_values(*read(scan, file), labels, ignore_label)
         except RefusedScan as error:
@@ -249,19 +252,29 @@ def _check_label_shape(shape: tuple[int, ...]) -> None:
         )
 
 
-def _check_grid(scan: nib.spatialimages.SpatialImage, other: nib.spatialimages.SpatialImage, name: str) -> None:
-    shape = scan.shape[:3]
-    if shape != other.shape[:3]:
-        raise RefusedScan(f"has shape {shape}, but its {name} has {other.shape[:3]}; both must have the same grid")
-    # Corners of this grid in voxels of the other grid, minus where they should be.
-    corners = np.array([[*corner, 1] for corner in product(*((0, size - 1) for size in shape))]).T
-    shift = np.abs(((np.linalg.inv(other.affine) @ scan.affine - np.eye(4)) @ corners)[:3]).max(axis=0)
+def _check_grid(
+    scan: nib.spatialimages.SpatialImage,
+    other: nib.spatialimages.SpatialImage,
+    name: str,
+    *,
+    may_be_turned: bool = False,
+) -> None:
+    """Raise `RefusedScan` unless both have the same grid; with ``may_be_turned``, the same after both turn to RAS."""
+    (shape, affine), (expected, wanted) = ((each.shape[:3], each.affine) for each in (scan, other))
+    if may_be_turned:
+        (shape, affine), (expected, wanted) = in_ras(shape, affine), in_ras(expected, wanted)
+    if shape != expected:
+        raise RefusedScan(
+            f"has shape {scan.shape[:3]}, but its {name} has {other.shape[:3]}; both must have the same grid"
+        )
+    shift = corner_shift(affine, wanted, shape)
     if shift[0] > MAX_ORIGIN_SHIFT or shift.max() > MAX_CORNER_SHIFT:
         raise RefusedScan(
             f"is not aligned with its {name}: the affines differ by up to {shift.max():.3g} voxels (origin "
             f"{_numbers(scan.affine[:3, 3])} versus {_numbers(other.affine[:3, 3])}, spacing "
             f"{_numbers(nib.affines.voxel_sizes(scan.affine))} versus "
-            f"{_numbers(nib.affines.voxel_sizes(other.affine))}); resample it to that grid, or copy the correct header"
+            f"{_numbers(nib.affines.voxel_sizes(other.affine))}); resample it to that grid. Copy the header of the other "
+            "only if you know that the voxels of both are in the same order"
         )
 
 
@@ -281,9 +294,9 @@ def _check_label_values(
 ) -> None:
     wrong = set()
     for plane in np.moveaxis(raw, 2, 0):  # a plane has few values: sorting each is faster than sorting all
-        values = [value * slope + inter for value in np.unique(plane).tolist()]
+        values = whole_labels(np.unique(plane).astype(float) * slope + inter).tolist()
         if labels is None:
-            wrong.update(value for value in values if not (value >= 0 and float(value).is_integer()))
+            wrong.update(value for value in values if not (value >= 0 and value.is_integer()))
         else:
             wrong.update(value for value in values if value not in labels and value != ignore_label)
         if len(wrong) > 10:

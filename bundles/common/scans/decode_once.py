@@ -10,19 +10,22 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from monai.config import PathLike
-from monai.data import NibabelReader
+import torch
+from monai.config import KeysCollection, PathLike
+from monai.data import ImageReader, NibabelReader
 from monai.transforms import LoadImaged
 from monai.utils import ensure_tuple
 from nibabel.spatialimages import SpatialImage
 from nibabel.volumeutils import apply_read_scaling
 
+from ..data.label_values import TOLERANCE
+from ..errors import InputError, RefusedScan
 from ..files import file_stamp
-from .nifti import stored_voxels
+from .nifti import check_dimensions, check_finite, open_scan, stored_voxels
 
 KEPT_BYTES = 2**29  # 4 CT scans of 512 x 512 x 250 voxels of int16
 
@@ -103,7 +106,9 @@ def _kept_bytes() -> int:
 
 
 class DecodeOnceReader(NibabelReader):
-    """MONAI's reader of NIfTI files; it reads through `voxels_once`.
+    """MONAI's reader of NIfTI files, which opens them with `open_scan`: shape, affine and unit are those of the checks.
+
+    MONAI's own reader replaces an sform by the qform where its scale differs from pixdim, and ignores the unit.
 
     Args:
         used_again: keep the voxels after reading, for a picture; whoever reads them last calls `forget_voxels`.
@@ -113,29 +118,75 @@ class DecodeOnceReader(NibabelReader):
         super().__init__()
         self.used_again = used_again
 
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> SpatialImage | list[SpatialImage]:
+    def read(self, data: Sequence[PathLike] | PathLike, **_: Any) -> SpatialImage | list[SpatialImage]:
         """Open a file, or several for the channels of one image.
 
         Raises:
-            RefusedScan: the voxels are not plain numbers.
+            InputError: a file was refused (see `open_scan`), or is no volume; the message names it.
         """
         images = []
-        for file, image in zip(ensure_tuple(data), ensure_tuple(super().read(data, **kwargs)), strict=True):
-            voxels_once(image, file, make_room=True)
+        self.filenames = ensure_tuple(data)
+        for file in self.filenames:
+            try:
+                image = open_scan(file)
+                check_dimensions(image.shape)
+                if self.used_again:
+                    voxels_once(image, file, make_room=True)
+            except RefusedScan as error:
+                raise InputError(f"{file}: {error}") from error
             images.append(with_kept_voxels(image, file))
             if not self.used_again:
                 forget_voxels(file)
         return images if len(images) > 1 else images[0]
 
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Return True: no other reader is tried, so that a file in another format is refused with the reason."""
+        return True
+
+    def _get_array_data(self, img: SpatialImage, filename: PathLike) -> np.ndarray:
+        voxels = super()._get_array_data(img, filename)
+        try:
+            if voxels.dtype.kind == "f":
+                check_finite(voxels, 1.0, 0.0)
+        except RefusedScan as error:
+            raise InputError(f"{filename}: {error}") from error
+        return voxels
+
 
 class LoadScand(LoadImaged):
-    """`LoadImaged` that decodes a NIfTI file once (see `voxels_once`). Other formats are read by MONAI's readers.
+    """`LoadImaged` that opens NIfTI files with `DecodeOnceReader`, and refuses all others.
 
     Args:
         arguments, options: those of `LoadImaged`, except for ``reader``.
+        labels: keys of label maps, whose values are rounded to the whole numbers that they stand for (`whole_labels`).
         used_again: see `DecodeOnceReader`.
     """
 
-    def __init__(self, *arguments: Any, used_again: bool = False, **options: Any) -> None:
+    def __init__(self, *arguments: Any, labels: KeysCollection = (), used_again: bool = False, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.labels = ensure_tuple(labels)
         self.register(DecodeOnceReader(used_again=used_again))
+
+    def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
+        """Load the files of an item.
+
+        Raises:
+            InputError: a file was refused (see `open_scan`), or a label has values that are no whole numbers.
+        """
+        item = super().__call__(data, reader)
+        for key in self.labels:
+            if key in item:
+                item[key] = _whole(item[key], str(data[key]))
+        return item
+
+
+def _whole(label: torch.Tensor, file: str) -> torch.Tensor:
+    nearest = label.round()
+    off = (label - nearest).abs().max()
+    if not off <= TOLERANCE:  # NaN, too
+        worst = label.flatten()[(label - nearest).abs().nan_to_num(nan=torch.inf).argmax()]
+        raise InputError(
+            f"{file}: holds the label value {worst:g}, but label values are whole numbers. Was it resampled with "
+            "interpolation? Resample the label with nearest neighbour, or remove its entry from the data list."
+        )
+    return nearest if off else label

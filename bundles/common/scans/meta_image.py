@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import os
+import re
 import zlib
-from pathlib import Path
 
 import numpy as np
 
 from ..errors import RefusedScan
+from .headers.plausible import check_plausible
 
 SUFFIXES = (".mhd", ".mha")
 # Other names of these fields; MetaIO, the reader of ITK, accepts all of them.
@@ -31,10 +32,17 @@ def data_file(path: str | os.PathLike) -> str:
     """Return the file that holds the voxels: the file of the header itself, or the one that it names.
 
     Raises:
-        RefusedScan: the header cannot be read.
+        RefusedScan: the header cannot be read, or names a file outside of its folder.
     """
     name = _header(path)[0]["ElementDataFile"]
-    return os.fspath(path) if name == "LOCAL" else os.path.join(os.path.dirname(path), name)
+    if name == "LOCAL":
+        return os.fspath(path)
+    if not name or os.path.isabs(name) or re.match("[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
+        raise RefusedScan(
+            f"names {name!r} as its data file, which is not in the folder of the header: put the file there, and write its "
+            "name alone (ElementDataFile)"
+        )
+    return os.path.join(os.path.dirname(path), name)
 
 
 def read_meta_image(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
@@ -60,21 +68,41 @@ def read_meta_image(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
         raise RefusedScan(f"has shape {shape.tolist()} and spacing {spacing.tolist()} mm; all must be above 0")
     big = _true(fields, "BinaryDataByteOrderMSB") or _true(fields, "ElementByteOrderMSB")
     dtype = np.dtype((">" if big else "<") + TYPES[fields["ElementType"]])
-    data = Path(data_file(path)).read_bytes()[start if fields["ElementDataFile"] == "LOCAL" else 0 :]
-    if _true(fields, "CompressedData"):
-        data = zlib.decompress(data)
-    expected = int(np.prod(shape)) * dtype.itemsize
-    if len(data) != expected:
-        raise RefusedScan(
-            f"is cut short, or has a damaged header: it has {len(data)} bytes of voxels, but its header requires "
-            f"{expected}"
-        )
-    voxels = np.frombuffer(data, dtype).reshape(shape, order="F").astype(dtype.newbyteorder("="), copy=False)
     affine = np.eye(4)
     # The rows of TransformMatrix are the directions of the axes.
     affine[:3, :3] = _numbers(fields, "TransformMatrix", 9, default=np.eye(3).ravel()).reshape(3, 3).T * spacing
     affine[:3, 3] = _numbers(fields, "Offset", 3, default=np.zeros(3))
+    check_plausible(shape.tolist(), affine)
+    expected = int(np.prod(shape)) * dtype.itemsize
+    data = _read_data(path, fields, start, expected)
+    voxels = np.frombuffer(data, dtype).reshape(shape, order="F").astype(dtype.newbyteorder("="), copy=False)
     return voxels, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+def _read_data(path: str | os.PathLike, fields: dict[str, str], start: int, expected: int) -> bytes:
+    """Read ``expected`` bytes of voxels. Neither a large file nor one that unpacks to more is read as a whole."""
+    file = data_file(path)
+    start = start if fields["ElementDataFile"] == "LOCAL" else 0
+    with open(file, "rb") as stream:
+        if not os.path.isfile(file):
+            raise RefusedScan(f"names {file} as its data file, which is no regular file")
+        have = os.path.getsize(file) - start
+        packed = _true(fields, "CompressedData")
+        if have > expected + (expected // 100 + 1024 if packed else 0):
+            raise _other_size(have, expected)
+        stream.seek(start)
+        data = stream.read(have)
+    if packed:
+        data = zlib.decompressobj().decompress(data, expected + 1)
+    if len(data) != expected:
+        raise _other_size(len(data), expected)
+    return data
+
+
+def _other_size(have: int, expected: int) -> RefusedScan:
+    return RefusedScan(
+        f"is cut short, or has a damaged header: it has {have} bytes of voxels, but its header requires {expected}"
+    )
 
 
 def _header(path: str | os.PathLike) -> tuple[dict[str, str], int]:

@@ -3,41 +3,82 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
+from collections import Counter
 
 import nibabel as nib
 import numpy as np
 
 from ..errors import RefusedScan
+from .headers.nifti_bytes import stored_header
+from .headers.nifti_grid import Doubt, grid_of
+from .headers.plausible import check_plausible
+
+logger = logging.getLogger(__name__)
+
+NAMED = 10  # files with doubts of one kind that are named in the log of a process
+
+_told: set[tuple[str, str]] = set()  # file and kind of the doubts that were logged
+_lock = threading.Lock()
 
 
-def open_scan(file: str) -> nib.spatialimages.SpatialImage:
-    """Open a NIfTI file without reading its voxels.
+def open_scan(file: str | os.PathLike) -> nib.spatialimages.SpatialImage:
+    """Open a NIfTI file without reading its voxels. Everything that reads scans opens them here.
+
+    The image has its grid in mm (see `headers.nifti_grid.grid_of`) and no trailing axes of one voxel: (X, Y, Z, 1, 1)
+    becomes (X, Y, Z). Where a header can be read in two ways, a warning gives both, once for each file.
 
     Raises:
-        RefusedScan: it is missing or empty, or its header has no voxels, no positive spacing, or no usable affine.
+        RefusedScan: it is missing, empty, or no NIfTI file; or its header has no voxels, no positive spacing, no usable
+            affine, a grid that no scan has (see `headers.plausible`), or more voxels than the file can hold.
     """
     if not os.path.isfile(file):
         raise RefusedScan("does not exist")
     if os.path.getsize(file) == 0:
         raise RefusedScan("is empty (0 bytes)")
+    stored = stored_header(file)
     scan = nib.load(file)
-    if 0 in scan.shape:
-        raise RefusedScan(f"has no voxels: its shape is {scan.shape}")
-    spacing = np.asarray(scan.header.get_zooms()[:3], dtype=float)
-    if isinstance(scan, nib.Nifti1Image):
-        # nibabel changes a spacing of 0 to 1 and drops a minus sign when it loads a file: read the stored values.
-        with scan.file_map["image"].get_prepare_fileobj("rb") as stream:
-            spacing = type(scan.header).from_fileobj(stream, check=False)["pixdim"][1:4].astype(float)
-    spacing = spacing[: len(scan.shape)]
+    # nibabel changes a spacing of 0 to 1 and drops a minus sign when it loads a file: use the stored values.
+    spacing = stored["pixdim"][1:4].astype(float)[: len(scan.shape)]
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
         raise RefusedScan(f"has spacing {spacing.tolist()} mm; every spacing must be above 0")
-    if not np.isfinite(scan.affine).all():
-        raise RefusedScan(f"has an affine that is not finite: {scan.affine.tolist()}")
-    lengths = np.linalg.norm(scan.affine[:3, :3], axis=0)
-    if len(scan.shape) > 2 and abs(np.linalg.det(scan.affine[:3, :3])) <= 1e-3 * lengths.prod():
-        raise RefusedScan(f"has an affine whose axes are zero or lie in one plane: {scan.affine.tolist()}")
-    return scan
+    shape = _without_trailing_ones(scan.shape)
+    if len(shape) < 3:  # one slice, which no reader accepts: see `check_image_shape`
+        return scan
+    grid = grid_of(stored)
+    check_plausible(shape, grid.affine, unit=grid.unit)
+    _tell(os.path.abspath(file), grid.doubts)
+    if shape == scan.shape and np.array_equal(grid.affine, scan.affine):
+        return scan
+    header = scan.header.copy()
+    header.set_data_shape(shape)
+    if grid.unit:
+        header.set_xyzt_units("mm")
+    if not np.array_equal(grid.affine, scan.affine):
+        header.set_sform(grid.affine, code=max(int(header["sform_code"]), int(header["qform_code"]), 1))
+        header.set_qform(grid.affine, code=int(header["qform_code"]))
+    return type(scan)(scan.dataobj.reshape(shape), grid.affine, header, file_map=scan.file_map)
+
+
+def _tell(file: str, doubts: tuple[Doubt, ...]) -> None:
+    for doubt in doubts:
+        with _lock:
+            if (file, doubt.kind) in _told:
+                continue
+            _told.add((file, doubt.kind))
+            count = Counter(kind for _, kind in _told)[doubt.kind]
+        if count <= NAMED:
+            logger.warning("%s: %s", file, doubt.text)
+        if count == NAMED:
+            logger.warning("Further files like this one are not named.")
+
+
+def check_dimensions(shape: tuple[int, ...]) -> None:
+    """Raise `RefusedScan` unless the shape is (X, Y, Z) or (X, Y, Z, C), whatever the number of channels."""
+    if len(shape) != 4:
+        check_image_shape(shape, 1)
 
 
 def check_image_shape(shape: tuple[int, ...], channels: int) -> None:

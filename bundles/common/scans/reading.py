@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -11,12 +10,11 @@ import numpy as np
 
 from ..errors import RefusedScan
 from .dicom_series import read_series
+from .headers.plausible import check_plausible
 from .int16_voxels import int16_or_float32
 from .meta_image import read_meta_image
 from .nifti import check_finite, check_image_shape, open_scan, stored_voxels
 from .search import Candidate
-
-DEFLATE_RATIO = 1100  # gzip compresses at most 1032 bytes into one
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,9 @@ def read_scan(candidate: Candidate) -> Volume:
     """
     try:
         if candidate.series is not None:
-            volume = read_series(candidate.series)
-            return Volume(volume.voxels, volume.affine)
+            series = read_series(candidate.series)
+            check_plausible(series.voxels.shape, series.affine)
+            return Volume(series.voxels, series.affine)
         return _read_meta_image(candidate.source) if candidate.kind == "metaimage" else _read_nifti(candidate.source)
     except RefusedScan:
         raise
@@ -75,15 +74,9 @@ def read_scan(candidate: Candidate) -> Volume:
 def _read_nifti(path: str) -> Volume:
     scan = open_scan(path)
     check_image_shape(scan.shape, 1)
-    claimed = float(np.prod(scan.shape, dtype=float)) * scan.header.get_data_dtype().itemsize
-    if claimed > os.path.getsize(path) * (DEFLATE_RATIO if path.lower().endswith(".gz") else 1):
-        raise RefusedScan(
-            f"is cut short, or has a damaged header: its shape {scan.shape} requires {claimed:.0f} bytes of voxels, "
-            f"and the file has {os.path.getsize(path)}"
-        )
     raw, slope, inter = stored_voxels(scan)
     check_finite(raw, slope, inter)
-    return Volume(scaled(raw, slope, inter).reshape(scan.shape[:3]), scan.affine)
+    return Volume(scaled(raw, slope, inter), scan.affine)
 
 
 def _read_meta_image(path: str) -> Volume:

@@ -17,6 +17,7 @@ import torch
 
 from ..errors import InputError
 from ..files import atomic_path, file_stamp
+from .claimed_sizes import check_tensor_sizes, check_unpacked_size
 from .plain_facts import check_plain_facts
 
 GIT_LFS_POINTER = b"version https://git-lfs"
@@ -80,7 +81,7 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: str | torch.devi
 
     Raises:
         InputError: the file is missing, empty, truncated, a git-LFS pointer, a web page, not written by `torch.save`,
-            or contains Python objects other than tensors and plain containers.
+            contains Python objects other than tensors and plain containers, or claims more memory than its size allows.
     """
     path = Path(path)
     if not path.exists():
@@ -103,10 +104,19 @@ def load_checkpoint_file(path: str | os.PathLike, map_location: str | torch.devi
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path, device=str(map_location))
+        check_unpacked_size(path)
         with torch.serialization.safe_globals(NUMPY_NUMBERS):
-            return torch.load(path, map_location=map_location, weights_only=True)
-    except torch.OutOfMemoryError:
+            content = torch.load(path, map_location=map_location, weights_only=True)
+        if torch.device(map_location).type != "meta":  # there, nothing takes memory
+            check_tensor_sizes(content, path)
+        return content
+    except (torch.OutOfMemoryError, InputError):
         raise
+    except (MemoryError, RecursionError) as error:
+        raise InputError(
+            f"{path} was refused: it asks for more memory than there is, or is nested too deeply. Create it or download it "
+            "again; if it was so from the start, do not trust it."
+        ) from error
     # What torch raises for a broken file depends on the place of the damage: RuntimeError from the zip reader, OSError
     # from the memory map, EOFError, or KeyError and UnpicklingError, because it reads any other bytes as an old pickle.
     except (

@@ -82,7 +82,7 @@ def write_scan(
         raise ValueError(
             f"expected voxels (X, Y, Z), affine (4, 4) and a box of 3 axes, got {voxels.shape}, {affine.shape}, {box}"
         )
-    if not all(0 <= low <= high <= size for (low, high), size in zip(box, voxels.shape, strict=True)):
+    if not _is_inside(box, voxels.shape):
         raise ValueError(f"body_box {box} is not inside a volume of {voxels.shape} voxels")
     header = {"format": FORMAT, "affine": affine.tolist(), "body_box": box, "details": dict(details or {})}
     entry = json.dumps(header)
@@ -103,6 +103,14 @@ def write_scan(
         )
         array.schunk.vlmeta[ENTRY] = entry
         del array  # closes the file
+
+
+def _is_inside(box: Sequence[Sequence[int]], shape: Sequence[int]) -> bool:
+    """Return whether a box, half-open per axis, is inside a volume."""
+    return len(box) == len(shape) == 3 and all(
+        isinstance(low, int) and isinstance(high, int) and 0 <= low <= high <= size
+        for (low, high), size in zip(box, shape, strict=True)
+    )
 
 
 class StoredScan:
@@ -137,6 +145,7 @@ class StoredScan:
             array = blosc2.open(self.path, mode="r", dparams=blosc2.DParams(**THREADS))
             header = json.loads(array.schunk.vlmeta[ENTRY])
             written = header["format"]
+            inside = written != FORMAT or _is_inside(header["body_box"], array.shape)
         # The errors of blosc2 and of the lines after it depend on what the file is.
         except Exception as error:
             raise InputError(
@@ -147,6 +156,11 @@ class StoredScan:
             raise InputError(
                 f"{self.path} is a stored scan of format {written}, but this code reads format {FORMAT}: "
                 "run prepare again."
+            )
+        if not inside:
+            raise InputError(
+                f"{self.path} is damaged: its body box {str(header['body_box'])[:80]} is not inside its {array.shape} voxels. "
+                "Delete it and run prepare again."
             )
         return array, header
 

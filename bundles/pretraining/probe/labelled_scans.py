@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from monai.transforms import Compose, EnsureChannelFirst, LoadImage, ResampleToMatch
+from monai.transforms import Compose, EnsureChannelFirst, ResampleToMatch
 
 from ...common.errors import InputError
+from ...common.scans.decode_once import LoadScand
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ def load_labelled_scan(item: Mapping, *, preprocessing: Compose, values: Sequenc
         InputError: the label holds another value.
     """
     image = preprocessing({"image": item["image"]})["image"]
-    label = EnsureChannelFirst(channel_dim="no_channel")(LoadImage(image_only=True)(item["label"]))
+    label = LoadScand("label", labels="label", image_only=True)({"label": item["label"]})["label"]
+    label = EnsureChannelFirst(channel_dim="no_channel")(label)
     label = ResampleToMatch(mode="nearest", padding_mode="zeros")(label, image)[0].as_tensor().numpy()
     classes = np.searchsorted(values, label).clip(max=len(values) - 1)
     if (strange := np.asarray(values)[classes] != label).any():

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from ...common.errors import InputError
@@ -24,6 +23,7 @@ from ...common.run.clean_stop import stops_cleanly
 from ...common.run.options import is_number
 from ...common.run.progress import with_progress
 from ...common.run.worker_pool import Died, in_processes
+from ...common.scans.nifti import open_scan
 from .agreement import LeftOut, Relation, relation
 from .fusion import IGNORE
 from .itk_images import as_volume, simple_itk
@@ -212,7 +212,7 @@ def _values_of(scan: Scan, labels: Mapping[int, str]) -> set[int]:
     Raises:
         InputError: it is on another grid than its scan, has undeclared values, or no organ.
     """
-    label, image = as_volume(scan.label), nib.load(scan.image)
+    label, image = as_volume(scan.label), open_scan(scan.image)
     if image.shape[:3] != label.voxels.shape or not np.allclose(image.affine, label.affine, atol=1e-2):
         raise InputError(
             f"its label {scan.label} is on another grid, {label.voxels.shape} voxels of {_mm(label.spacing)} for "

@@ -18,9 +18,10 @@ from matplotlib.patches import Patch
 from monai.data import MetaTensor
 
 from ...common.cases.case_handler import CaseHandler
-from ...common.errors import InputError
+from ...common.errors import InputError, RefusedScan
 from ...common.files import atomic_path
 from ...common.scans.decode_once import forget_voxels, with_kept_voxels
+from ...common.scans.nifti import open_scan
 from ..models.label_names import organ_names
 
 # For each plane: the axis perpendicular to it, and the anatomical directions at the left and at the top of the picture.
@@ -129,12 +130,10 @@ def load_ras(path: str | os.PathLike) -> tuple[np.ndarray, tuple[float, float, f
         InputError: the file is missing, or is not a 3D or 4D image.
     """
     try:
-        image = nib.as_closest_canonical(with_kept_voxels(nib.load(path), path))
-    except FileNotFoundError as error:
-        raise InputError(f"The image {path} does not exist: check the path in the data list.") from error
-    except nib.filebasedimages.ImageFileError as error:
+        image = nib.as_closest_canonical(with_kept_voxels(open_scan(path), path))
+    except RefusedScan as error:
         raise InputError(
-            f"The image {path} cannot be read as NIfTI ({error}): convert or download it again."
+            f"The image {path} {error}. Check the path in the data list, or convert the scan again."
         ) from error
     if image.ndim not in (3, 4):
         raise InputError(f"The image {path} has the shape {image.shape}: a scan of shape (X, Y, Z) is needed.")

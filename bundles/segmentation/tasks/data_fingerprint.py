@@ -19,9 +19,11 @@ from rich.progress import track
 
 from ...common.data.data_list import first_file, image_files
 from ...common.data.ignore_label import allowed_values
+from ...common.data.label_values import whole_labels
 from ...common.errors import InputError, RefusedScan
 from ...common.run.distributed import rank
 from ...common.scans.checks import LISTED, WHAT_TO_DO, check_scans
+from ...common.scans.headers.axes import turned
 from ...common.scans.nifti import check_finite, open_scan, stored_voxels
 
 logger = logging.getLogger(__name__)
@@ -144,7 +146,7 @@ def _measure_or_explain(
     files = image_files(item)
     file = item["label"]  # the file being read, for the message
     try:
-        label, class_voxels = _read_label(file, labels, ignore_label)
+        label, class_voxels = _read_label(file, labels, ignore_label, like=open_scan(files[0]).affine)
         labelled = _draw_positions(label, seed=SEED) if intensities else np.array([], int)
         profiles, sampled = [], []
         for file in files:
@@ -167,10 +169,17 @@ def _measure_or_explain(
     )
 
 
-def _read_label(file: str, labels: tuple[int, ...], ignore_label: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the label map (X, Y, Z), 0 where it is unknown, and the number of known voxels of each value."""
-    raw, slope, inter = stored_voxels(open_scan(file))
-    label = (raw if (slope, inter) == (1.0, 0.0) else raw * slope + inter).reshape(raw.shape[:3], order="F")
+def _read_label(
+    file: str, labels: tuple[int, ...], ignore_label: int | None, *, like: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the label map (X, Y, Z), 0 where it is unknown, and the number of known voxels of each value.
+
+    Its axes run as those of the image, whose affine is ``like``.
+    """
+    scan = open_scan(file)
+    raw, slope, inter = stored_voxels(scan)
+    label = whole_labels(raw if (slope, inter) == (1.0, 0.0) else raw * slope + inter)
+    label, _ = turned(label, scan.affine, like=like)
     counts = np.array([np.count_nonzero(label == value) for value in labels])
     unknown = None if ignore_label is None else label == ignore_label
     known = label.size if unknown is None else label.size - np.count_nonzero(unknown)

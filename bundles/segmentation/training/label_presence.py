@@ -10,10 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 import nibabel as nib
 import numpy as np
 
+from ...common.data.label_values import whole_labels
 from ...common.errors import InputError
 from ...common.run.distributed import rank
+from ...common.scans.nifti import open_scan, stored_voxels
 
 logger = logging.getLogger(__name__)
+
+
+#: Voxels of the training's spacing from which a structure is sure to be left by resampling.
+SAFE_SIZE = 64
 
 
 def label_volumes(scans: Sequence[Mapping[str, str]], *, classes: int, ignore_label: int | None = None) -> np.ndarray:
@@ -30,23 +36,72 @@ def label_volumes(scans: Sequence[Mapping[str, str]], *, classes: int, ignore_la
     values = [*range(classes), *([] if ignore_label is None else [ignore_label])]
 
     def volumes(file: str) -> np.ndarray:
-        label = nib.load(file)
-        counts = np.bincount(np.asarray(label.dataobj).astype(np.int64).ravel(), minlength=max(values) + 1)
-        return counts[values] * float(np.prod(label.header.get_zooms()[:3]))
+        label, spacing = _read(file)
+        return _counts(label, max(values) + 1)[values] * float(np.prod(spacing))
 
     with ThreadPoolExecutor() as pool:
         return np.stack(list(pool.map(lambda item: volumes(item["label"]), scans)))
 
 
+def resampled_away(scans: Sequence[Mapping[str, str]], *, volumes: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """Tell which structures of which labels have no voxel left after preprocessing: turning to RAS, nearest neighbour.
+
+    Only labels with a structure below `SAFE_SIZE` voxels of the new spacing are read.
+
+    Args:
+        scans: items with ``label`` files of whole numbers.
+        volumes: (scans, classes), see `label_volumes`.
+        spacing: that of the training, mm along R, A, S.
+
+    Returns:
+        bool (scans, classes).
+    """
+
+    def lost(scan: Mapping[str, str], present: np.ndarray) -> np.ndarray:
+        small = (present > 0) & (present < SAFE_SIZE * np.prod(spacing))
+        small[0] = False
+        if not small.any():
+            return small
+        label, sizes = _read(scan["label"])
+        # As MONAI's Spacing: the first voxels coincide, and their centres keep the extent.
+        taken = [
+            np.rint(np.arange(round((count - 1) * size / new + 1)) * new / size).astype(int).clip(max=count - 1)
+            for count, size, new in zip(label.shape, sizes, spacing, strict=True)
+        ]
+        return small & (_counts(label[np.ix_(*taken)], len(present))[: len(present)] == 0)
+
+    with ThreadPoolExecutor() as pool:
+        return np.stack(list(pool.map(lost, scans, volumes)))
+
+
+def _read(file: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return a label map in RAS, and its spacing in mm."""
+    scan = open_scan(file)
+    raw, slope, inter = stored_voxels(scan)
+    label = whole_labels(raw if (slope, inter) == (1.0, 0.0) else raw * slope + inter)
+    orientation = nib.io_orientation(scan.affine)
+    order = np.argsort(orientation[:, 0])
+    return nib.apply_orientation(label, orientation), nib.affines.voxel_sizes(scan.affine)[order]
+
+
+def _counts(label: np.ndarray, number: int) -> np.ndarray:
+    return np.bincount(label.astype(np.int64).ravel(), minlength=number)
+
+
 def check_label_presence(
-    *, scans: Sequence[Mapping[str, str]], labels: Mapping[str, str], ignore_label: int | None = None
+    *,
+    scans: Sequence[Mapping[str, str]],
+    labels: Mapping[str, str],
+    ignore_label: int | None = None,
+    spacing: Sequence[float] | None = None,
 ) -> None:
-    """Warn about structures that occur in no training label. Runs on rank 0 only.
+    """Warn about structures that occur in no training label, or are lost by resampling. Runs on rank 0 only.
 
     Args:
         scans: training items with ``label`` files.
         labels: value to name, of this run.
         ignore_label: value of unknown voxels, or None.
+        spacing: that of the training, mm along R, A, S; None: the labels are not resampled.
 
     Raises:
         InputError: there is no training item, the labels contain only background, or a label has no known voxel.
@@ -77,6 +132,27 @@ def check_label_presence(
     few = [f"{names[value]} ({cases[value]})" for value in range(1, len(labels)) if 0 < cases[value] < len(scans)]
     if few:
         logger.info("not all of the %d training cases contain %s", len(scans), ", ".join(few))
+    if spacing is not None:
+        _report_lost(scans, volumes, cases, names, spacing)
+
+
+def _report_lost(
+    scans: Sequence[Mapping[str, str]],
+    volumes: np.ndarray,
+    cases: np.ndarray,
+    names: Mapping[int, str],
+    spacing: Sequence[float],
+) -> None:
+    lost = resampled_away(scans, volumes=volumes, spacing=spacing)
+    for value in np.flatnonzero(lost.any(axis=0)).tolist():
+        where = np.flatnonzero(lost[:, value])
+        logger.warning(
+            "%s is so small in %d of its %d training cases that no voxel of it is left at a spacing of %s mm, such as in "
+            "%s (%.3g mm^3): %s. Choose a finer --spacing, or remove it from --labels.",
+            *(names[value], len(where), cases[value], " x ".join(f"{size:g}" for size in spacing)),
+            *(scans[where[0]]["label"], volumes[where[0], value]),
+            "the network cannot learn it" if len(where) == cases[value] else "the network does not learn it there",
+        )
 
 
 def _report_unknown(

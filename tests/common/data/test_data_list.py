@@ -488,3 +488,9 @@ def test_no_score_is_computed_against_carried_labels():
     assert label_as_reference(scans[:1]) == [{"image": "a", "reference": "la"}]
     with pytest.raises(InputError, match="carried labels, such as lb"):
         label_as_reference(scans)
+
+
+def test_brackets_without_end_are_refused(tmp_path):
+    (tmp_path / "dataset.json").write_text('{"training": ' + "[" * 200_000)
+    with pytest.raises(InputError, match=r"dataset\.json is not a JSON data list: its brackets are nested too deeply"):
+        parse_data_list(tmp_path / "dataset.json")

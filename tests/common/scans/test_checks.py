@@ -78,7 +78,10 @@ def test_a_file_cut_short_is_found_when_voxels_are_read(tmp_path, name):
     write(path)
     path.write_bytes(path.read_bytes()[:-1500])
     assert fault({"image": str(path)}).startswith(f"{path}: cannot be read, perhaps damaged or cut short")
-    check_scans([{"image": str(path)}], voxels=False)
+    if name == "cut.nii":  # its size tells
+        assert "requires 3232 bytes, and the file has 1732" in fault({"image": str(path)}, voxels=False)
+    else:
+        check_scans([{"image": str(path)}], voxels=False)
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
@@ -342,3 +345,28 @@ def test_a_scan_that_passed_with_unknown_voxels_is_checked_again_without(tmp_pat
     item = {"image": write(tmp_path / "a.nii.gz"), "label": label(tmp_path / "l.nii.gz", (0, 1, 255))}
     check_scans([item], labels=[0, 1], ignore_label=255, remember=tmp_path / "r.json")
     assert "255" in fault(item, labels=[0, 1], remember=tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("axes", ["RAS", "SPL", "IAR"])
+def test_a_label_that_is_only_turned_passes_and_one_that_is_also_shifted_does_not(tmp_path, axes):
+    image = write(tmp_path / "a.nii")
+    turn = nib.orientations.ornt_transform(nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt(axes))
+    turned = nib.load(label(tmp_path / "l.nii")).as_reoriented(turn)
+    nib.save(turned, tmp_path / "turned.nii")
+    check_scans([{"image": image, "label": str(tmp_path / "turned.nii")}], labels=[0, 1, 2])
+    shifted = turned.affine.copy()
+    shifted[0, 3] += 0.4
+    nib.save(nib.Nifti1Image(np.asarray(turned.dataobj), shifted), tmp_path / "shifted.nii")
+    found = fault({"image": image, "label": str(tmp_path / "shifted.nii")})
+    assert "is not aligned with its image" in found and "differ by up to 0.5 voxels" in found
+    with pytest.raises(InputError, match="must have the same grid|is not aligned"):  # channels are stacked as they are
+        check_scans([{"image": [image, str(tmp_path / "turned.nii")]}], channels=2)
+
+
+def test_label_values_off_by_a_rounding_error_pass(tmp_path):
+    image = write(tmp_path / "a.nii")
+    good = label(tmp_path / "l.nii", (0, 1.0000001, 1.9995), dtype=np.float32)
+    check_scans([{"image": image, "label": good}], labels=[0, 1, 2])
+    check_scans([{"image": image, "label": good}])
+    bad = label(tmp_path / "b.nii", (0, 1.002), dtype=np.float32)
+    assert "holds label value(s) 1.002;" in fault({"image": image, "label": bad}, labels=[0, 1, 2])

@@ -132,3 +132,38 @@ def test_the_grid_is_read_by_its_other_names(tmp_path, offset, matrix):
     affine = read_meta_image(write(tmp_path / "b.mha", voxels, local=True, **fields))[1]
     np.testing.assert_array_equal(affine, expected)
     assert not np.allclose(affine[:3, 3], 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../voxels.raw", "sub/../../voxels.raw", "..\\voxels.raw", "C:\\voxels.raw", "/dev/zero"]
+)
+def test_a_data_file_elsewhere_is_refused(tmp_path, name):
+    path = write(tmp_path / "scan.mhd", np.zeros(SHAPE, np.int16), ElementDataFile=name)
+    for read in (data_file, read_meta_image):
+        with pytest.raises(RefusedScan, match="which is not in the folder of the header"):
+            read(path)
+
+
+def test_no_more_is_unpacked_than_the_header_needs(tmp_path):
+    path = write(tmp_path / "scan.mha", np.zeros(SHAPE, np.int16), local=True, compressed=True)
+    content = path.read_bytes()
+    start = content.index(b"ElementDataFile = LOCAL\n") + len(b"ElementDataFile = LOCAL\n")
+    path.write_bytes(content[:start] + zlib.compress(bytes(10**6)))
+    with pytest.raises(RefusedScan, match="it has 421 bytes of voxels, but its header requires 420"):
+        read_meta_image(path)
+    path.write_bytes(content[:start] + bytes(5000))
+    with pytest.raises(RefusedScan, match="it has 5000 bytes"):
+        read_meta_image(path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"DimSize": "99999 99999 99999"}, "claims 1e\\+15 voxels"),
+        ({"ElementSpacing": "0.0007 0.0008 0.0025"}, "its numbers look like metres"),
+    ],
+)
+def test_a_grid_that_no_scan_has_is_refused(tmp_path, changed, words):
+    path = write(tmp_path / "scan.mha", np.zeros(SHAPE, np.int16), local=True, **changed)
+    with pytest.raises(RefusedScan, match=words):
+        read_meta_image(path)

@@ -85,3 +85,58 @@ def test_the_log_names_the_final_file(tmp_path, caplog):
         save(tmp_path, AtomicNibabelWriter, print_log=True)
     assert str(tmp_path / "ct1_seg.nii.gz") in caplog.text
     assert "/." not in caplog.text
+
+
+def write_mask(folder, shape=(7, 6, 5), affine=AFFINE, source="ct1.nii.gz"):
+    meta = {"filename_or_obj": str(folder / source)}
+    item = {"pred": MetaTensor(torch.ones((1, *shape), dtype=torch.uint8), affine=affine, meta=meta)}
+    SaveImaged("pred", output_dir=folder, output_postfix="seg", separate_folder=False, writer=AtomicNibabelWriter)(item)
+    return nib.load(folder / source.replace(".nii", "_seg.nii"))
+
+
+def write_scan(folder, **changed):
+    image = nib.Nifti1Image(np.zeros((7, 6, 5), np.int16), AFFINE)
+    other = AFFINE.copy()
+    other[:3, 3] += 30
+    image.set_sform(AFFINE, code=4)
+    image.set_qform(other, code=2)
+    image.header.set_xyzt_units(changed.get("unit", "mm"), "sec")
+    nib.save(image, folder / "ct1.nii.gz")
+    return nib.load(folder / "ct1.nii.gz")
+
+
+def test_a_mask_on_the_grid_of_its_scan_carries_both_forms(tmp_path):
+    scan = write_scan(tmp_path)
+    mask = write_mask(tmp_path)
+    for form in ("get_sform", "get_qform"):
+        expected, actual = getattr(scan, form)(coded=True), getattr(mask, form)(coded=True)
+        np.testing.assert_array_equal(actual[0], expected[0])
+        assert actual[1] == expected[1]
+    assert mask.header.get_xyzt_units() == ("mm", "sec")
+
+
+def test_a_mask_of_a_scan_in_metres_is_in_metres(tmp_path):
+    affine = np.diag([2.0, 2, 3, 1]) + np.eye(4, k=3) * 40
+    image = nib.Nifti1Image(np.zeros((7, 6, 5), np.int16), np.diag([1e-3, 1e-3, 1e-3, 1]) @ affine)
+    image.header.set_xyzt_units("meter")
+    nib.save(image, tmp_path / "ct1.nii.gz")
+    mask = write_mask(tmp_path, affine=affine)  # loaded scans are in mm
+    np.testing.assert_array_equal(mask.affine, nib.load(tmp_path / "ct1.nii.gz").affine)
+    assert mask.header.get_xyzt_units()[0] == "meter"
+
+
+def test_an_image_on_another_grid_or_without_its_scan_carries_its_own(tmp_path):
+    write_scan(tmp_path)
+    half = AFFINE.copy()
+    half[0, 3] += 0.1
+    for changed in ({"affine": half}, {"shape": (7, 6, 4)}):
+        mask = write_mask(tmp_path, **changed)
+        assert (mask.header["qform_code"], mask.header["sform_code"]) == (1, 1)
+        np.testing.assert_allclose(mask.get_sform(), changed.get("affine", AFFINE), atol=1e-4)
+        assert mask.header["qoffset_x"] == pytest.approx(mask.header["srow_x"][3])
+    assert write_mask(tmp_path, source="gone.nii.gz").header["qform_code"] == 1
+
+
+def test_a_mask_of_one_slice_has_three_axes(tmp_path):
+    assert write_mask(tmp_path, shape=(7, 6, 1)).shape == (7, 6, 1)
+    assert write_mask(tmp_path, shape=(1, 1, 1)).shape == (1, 1, 1)

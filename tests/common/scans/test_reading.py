@@ -118,7 +118,7 @@ def test_header_of_a_size_that_the_file_does_not_hold(tmp_path, name, size):
         hounsfield(),
         dim=[3, 8, 9, 10 * size, 1, 1, 1, 1] if size < 10 else [3, size, size, size, 1, 1, 1, 1],
     )
-    assert "cut short" in reason(file)
+    assert ("cut short" if size < 10 else "more than any scan") in reason(file)
 
 
 def test_header_that_is_none(tmp_path):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -223,3 +224,17 @@ def test_a_file_of_another_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(InputError, match="scan.b2nd is a stored scan of format 7.*reads format 1: run prepare again"):
         scan.read((slice(0, 1),) * 3)
+
+
+@pytest.mark.parametrize(
+    "box", [[[0, 99], [0, 1], [0, 1]], [[-1, 1], [0, 1], [0, 1]], [[2, 1], [0, 1], [0, 1]], [[0, 1]]]
+)
+def test_a_body_box_outside_of_the_voxels_is_refused(tmp_path, box):
+    scan = scan_of(noise(), tmp_path)
+    array = blosc2.open(scan.path, mode="a")
+    array.schunk.vlmeta["scan"] = json.dumps({**json.loads(array.schunk.vlmeta["scan"]), "body_box": box})
+    del array
+    with pytest.raises(
+        InputError, match=r"scan.b2nd is damaged: its body box \[\[.* is not inside its \(.* run prepare again"
+    ):
+        StoredScan(scan.path).body_box  # noqa: B018

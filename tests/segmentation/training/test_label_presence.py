@@ -4,9 +4,10 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, Spacingd
 
 from bundles.common.errors import InputError
-from bundles.segmentation.training.label_presence import check_label_presence, label_volumes
+from bundles.segmentation.training.label_presence import check_label_presence, label_volumes, resampled_away
 from bundles.segmentation.training.loss import class_weights
 
 LABELS = {"0": "background", "1": "spleen", "2": "liver", "3": "aorta"}
@@ -104,3 +105,38 @@ def test_a_label_without_a_known_voxel_is_refused(tmp_path):
     scans = [label_file(tmp_path / "b.nii.gz", liver=1), partly_known(tmp_path / "a.nii.gz", 1000)]
     with pytest.raises(InputError, match=r"a\.nii\.gz has no known voxel: all are 255"):
         check_label_presence(scans=scans, labels=LABELS, ignore_label=255)
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "SAR"])
+def test_structures_that_resampling_loses_are_those_that_monai_loses(tmp_path, axes, caplog):
+    rng = np.random.default_rng(3)
+    affine = np.diag([0.9, 1.1, 2.0, 1.0])
+    affine[:3, 3] = -20, 30, 7
+    new, scans, lost = (2.0, 2.0, 4.0), [], []
+    for number in range(6):
+        label = np.zeros((21, 18, 13), np.uint8)
+        label[2:9, 2:9, 2:9] = 2
+        label[tuple(rng.integers(9, size, 1)[0] for size in label.shape)] = 1
+        image = nib.Nifti1Image(label, affine)
+        turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(axes))
+        nib.save(image.as_reoriented(turn), tmp_path / f"{number}.nii.gz")
+        scans.append({"label": str(tmp_path / f"{number}.nii.gz")})
+        load = [LoadImaged("label"), EnsureChannelFirstd("label"), Orientationd("label", axcodes="RAS", labels=None)]
+        loaded = Compose([*load, Spacingd("label", pixdim=new, mode="nearest")])(scans[-1])["label"]
+        lost.append([False, not (loaded == 1).any(), False, False])
+    volumes = label_volumes(scans, classes=4)
+    np.testing.assert_allclose(volumes[:, 1], 0.9 * 1.1 * 2.0, rtol=1e-6)
+    found = resampled_away(scans, volumes=volumes, spacing=new)
+    np.testing.assert_array_equal(found, lost)
+    assert 0 < found.sum() < 6  # the test tests something
+    check_label_presence(scans=scans, labels=LABELS, spacing=new)
+    (warning,) = [each for each in caplog.messages if "no voxel of it is left" in each]
+    first = scans[int(found[:, 1].argmax())]["label"]
+    assert f"spleen is so small in {found.sum()} of its 6 training cases" in warning and first in warning
+
+
+def test_rounding_errors_of_labels_are_no_other_class(tmp_path):
+    label = np.zeros((4, 4, 4), np.float32)
+    label[0, 0] = 0.9999999
+    nib.save(nib.Nifti1Image(label, np.eye(4)), tmp_path / "l.nii.gz")
+    assert label_volumes([{"label": str(tmp_path / "l.nii.gz")}], classes=2).tolist() == [[60, 4]]

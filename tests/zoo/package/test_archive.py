@@ -126,3 +126,25 @@ def test_hashes_are_those_of_the_bytes(tmp_path):
     (tmp_path / "a").write_bytes(b"abc" * 1000)
     assert file_hash(tmp_path / "a", "sha1") == hashlib.sha1(b"abc" * 1000).hexdigest()
     assert file_hash(tmp_path / "a", "sha256") == hashlib.sha256(b"abc" * 1000).hexdigest()
+
+
+def test_a_zip_that_unpacks_to_far_more_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.package.archive.SMALL", 2**20)
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("b/zeros", bytes(2 * 2**20))
+    with pytest.raises(InputError, match=r"claims 1 entries of 2097152 bytes in a file of \d+: it is no package"):
+        extract_archive(path, tmp_path / "out")
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(10_001):
+            archive.writestr(f"b/{number}", "")
+    with pytest.raises(InputError, match="claims 10001 entries"):
+        extract_archive(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_zip_larger_than_the_disk_is_not_unpacked(tmp_path, bundle, monkeypatch):
+    write_archive(bundle, tmp_path / "some.zip")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
+    with pytest.raises(InputError, match="has 10 free"):
+        extract_archive(tmp_path / "some.zip", tmp_path)
