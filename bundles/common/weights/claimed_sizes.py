@@ -32,9 +32,7 @@ def check_unpacked_size(path: Path) -> None:
         return  # torch says what is wrong
     size = os.path.getsize(path)
     if claimed > UNPACKED * size + EXPANDED:
-        raise InputError(
-            f"{path} was refused: its {size} bytes would unpack to {claimed}. {NO_TRUST}."
-        )
+        raise InputError(f"{path} was refused: its {size} bytes would unpack to {claimed}. {NO_TRUST}.")
 
 
 def check_tensor_sizes(content: Any, path: Path) -> None:
