@@ -2,8 +2,9 @@
 """Decide where the voxels of a NIfTI file lie, which its header states in up to three ways and in several units.
 
 The rules are those of the standard (nifti1.h): the sform counts where its code is above 0, else the qform, and pixdim
-alone if neither has a code. Where they disagree, other programs may use another one (ITK takes spacing from pixdim), so
-every disagreement is named. See https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h.
+alone if neither has a code. But where the voxels of the sform have another size than pixdim, the qform counts if it has a
+code, as in MONAI and ITK. Every disagreement is named, since other programs may decide otherwise. See
+https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ def grid_of(header: nib.Nifti1Header) -> Grid:
     if sform is not None and qform is not None and _is_flat(sform):
         doubts.append(Doubt("sform", f"its sform is invalid ({sform[:3].tolist()}); the qform is used"))
         sform = None
-    affine = next((form for form in (sform, qform) if form is not None), None)
+    usable = qform is not None and not _is_flat(qform) and np.isfinite(qform).all()
+    scaled = sform is not None and np.abs(nib.affines.voxel_sizes(sform) / pixdim - 1).max() > SCALE_TOLERANCE
+    affine = next((form for form in (qform if scaled and usable else None, sform, qform) if form is not None), None)
     if affine is None:
         affine = header.get_base_affine()
         doubts.append(
@@ -93,14 +96,17 @@ def grid_of(header: nib.Nifti1Header) -> Grid:
     elif _is_flat(affine):
         raise RefusedScan(f"has an affine whose axes are zero or lie in one plane: {affine.tolist()}")
     if sform is not None:
-        spacing = nib.affines.voxel_sizes(sform)
-        scaled = np.abs(spacing / pixdim - 1).max() > SCALE_TOLERANCE
         if scaled:
+            sizes = f"its sform has voxels of {_numbers(nib.affines.voxel_sizes(sform))}, its pixdim says {_numbers(pixdim)}"
+            used, other = (
+                ("pixdim and qform are used, as by MONAI and ITK", "sform")
+                if usable
+                else ("the sform is used", "pixdim")
+            )
             doubts.append(
                 Doubt(
                     "spacing",
-                    f"its sform has voxels of {_numbers(spacing)}, its pixdim says {_numbers(pixdim)}; the sform is used, as "
-                    "the NIfTI standard demands. If the pixdim is right, all volumes will be wrong: correct the sform",
+                    f"{sizes}; {used}. If the {other} is right, all volumes will be wrong: correct the header",
                 )
             )
         if qform is not None:
@@ -136,7 +142,8 @@ def placing_fields(file: str | os.PathLike, *, shape: tuple[int, ...], affine: n
         )
     except Exception:  # a source that is gone, in another format or damaged: the mask keeps its own header
         return {}
-    if header.get_data_shape()[:3] != tuple(shape[:3]) or not np.allclose(as_stored, grid.affine):
+    readable = np.allclose(as_stored, grid.affine) or any(doubt.kind == "spacing" for doubt in grid.doubts)
+    if header.get_data_shape()[:3] != tuple(shape[:3]) or not readable:
         return {}
     if corner_shift(affine, grid.affine, shape[:3]).max() > SAME_GRID:
         return {}
