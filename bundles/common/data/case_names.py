@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -13,11 +12,12 @@ from ignite.engine import Engine
 from monai.utils import ImageMetaKey, ensure_tuple
 
 from ..errors import InputError
+from .nifti_files import without_suffix
 
 
 def case_name(image_file: str | PurePath) -> str:
-    """Return the file name of an image without its folder and without ``.nii`` or ``.nii.gz``."""
-    return re.sub(r"\.nii(\.gz)?$", "", PurePath(image_file).name)
+    """Return the file name of an image without its folder and without ``.nii`` or ``.nii.gz``, in any case."""
+    return without_suffix(PurePath(image_file).name)
 
 
 def case_names(image_files: Iterable[str]) -> dict[str, str]:

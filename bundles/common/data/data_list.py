@@ -7,7 +7,9 @@ A data list is the JSON file that the Medical Segmentation Decathlon (MSD) ships
      "validation": [...], "test": ["imagesTs/b.nii.gz", ...], "labels": {"0": "background", "1": "spleen"}}
 
 Paths are relative to the folder of the list. An entry may carry ``fold`` (its cross-validation fold) and ``patient``
-(scans of one patient are never on both sides of a split), and ``weight`` and ``carried`` (see `carried_labels`).
+(scans of one patient are never on both sides of a split), ``weight`` and ``carried`` (see `carried_labels`), and
+``labelled`` (see `partial_labels`). A folder without a data list gets one from the names of its files (see
+`labelled_folder`), nnU-Net's ``dataset.json`` is read as one (see `nnunet_folder`).
 """
 
 from __future__ import annotations
@@ -16,22 +18,28 @@ import json
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from monai.utils import ensure_tuple
 
 from ..errors import InputError
 from ..run.options import check_choice
-from .btcv_folder import btcv_data_list
+from .labelled_folder import folder_data_list, nifti_in
 from .carried_labels import check_notes, refuse_carried
-from .nifti_files import _content, _first, _nifti_below, _one_nifti, is_nifti, is_scan
+from .nifti_files import _content, _first, _nifti_below, _one_nifti, is_mask_folder, is_nifti, is_scan
+from .nnunet_folder import is_nnunet, nnunet_data_list, with_channel_files
+from .partial_labels import check_labelled, with_values
 from .splits import draw_folds, draw_share
 
 logger = logging.getLogger(__name__)
 
 UNLABELLED_SECTIONS = ("unlabeled", "unlabelled")
 SECTIONS = ("training", "validation", "test", *UNLABELLED_SECTIONS)
+
+#: What programs write for a patient that they do not know.
+NO_PATIENT = frozenset({"", "none", "null", "nan", "n/a", "<na>"})
 
 StrPath = str | os.PathLike
 
@@ -45,6 +53,7 @@ def segmentation_scans(
     folds: int | None = None,
     seed: int = 0,
     may_be_empty: bool = False,
+    labels: Mapping[Any, str] | None = None,
 ) -> list[dict]:
     """List the scans of one section for fine-tuning or evaluation.
 
@@ -68,12 +77,13 @@ def segmentation_scans(
         folds: number of folds for rule 4; None: `FOLDS`, or one per patient if there are fewer patients.
         seed: seed of the split of rule 4.
         may_be_empty: with ``fold="all"``, return an empty validation instead of raising an error.
+        labels: value to name, of this run: ``labelled`` of an entry then holds label values (`partial_labels`).
 
     Returns:
         Entries ``{"image": path or list of paths, "label": path, ...}``.
 
     Raises:
-        InputError: see `parse_data_list`; files of these scans do not exist; a label is missing; there are fewer
+        InputError: see `parse_data_list` and `partial_labels.with_values`; files of these scans do not exist; a label is missing; there are fewer
             patients than folds; the fold does not exist; the section is empty.
     """
     check_choice(name="section", value=section, choices=("training", "validation", "test", "all"))
@@ -113,7 +123,26 @@ def segmentation_scans(
             f"{unlabelled[0]['image']}. Add their labels to the list, or remove these entries from it."
         )
     _check_files(scans, section, path, keys=("image", "label"))
-    return scans
+    if section == "training":
+        _note_patients(scans, path)
+    return scans if labels is None else with_values(scans, labels=labels, declared=_names_of(content), where=str(path))
+
+
+def _names_of(content: Mapping[str, Any]) -> dict[int, str]:
+    """Return the label names of a list by value; none if they are invalid, which `data_list_labels` reports."""
+    labels = content.get("labels")
+    pairs = labels.items() if isinstance(labels, dict) else ()
+    return {int(value): str(name) for value, name in pairs if str(value).isdecimal()}
+
+
+def _note_patients(scans: Sequence[dict], path: Path | str) -> None:
+    """Warn if some scans have a patient and others none: a patient may then be on both sides of a split."""
+    without = [scan for scan in scans if "patient" not in scan]
+    if 0 < len(without) < len(scans):
+        logger.warning(
+            "%s: %d of %d scans name no patient, such as %s: each of them counts as a patient of its own",
+            *(path, len(without), len(scans), first_file(without[0])),
+        )
 
 
 def unlabelled_scans(
@@ -166,6 +195,8 @@ def unlabelled_scans(
         training |= {_identity(scan["image"]): scan for scan in listed}
         validation |= {_identity(scan["image"]): scan for scan in held_out}
     pool = training | validation
+    if section != "validation":
+        _note_patients(list(pool.values()), ", ".join(map(str, sources)))
     if len(pool) < 2:
         raise InputError(
             f"Pre-training needs at least 2 scans, one of them for validation; {len(pool)} found in "
@@ -279,6 +310,21 @@ def data_list_labels(dataset_dir: StrPath, data_list: StrPath | None = None) -> 
         ) from None
 
 
+def data_list_ignore_label(dataset_dir: StrPath, data_list: StrPath | None = None) -> int | None:
+    """Return the value of unknown voxels that the data list declares (``ignore_label``); None if it, or the list, is not there.
+
+    Raises:
+        InputError: see `parse_data_list`; or it is no whole number.
+    """
+    path = data_list_path(dataset_dir, data_list)
+    if not path.parent.is_dir():
+        return None
+    declared = parse_data_list(path).get("ignore_label")
+    if declared is not None and (isinstance(declared, bool) or not isinstance(declared, int) or declared < 0):
+        raise InputError(f"{path}: 'ignore_label' is {declared!r}: it must be the label value of unknown voxels.")
+    return declared
+
+
 # ---- the data list -------------------------------------------------------------------------------------------------
 
 
@@ -287,16 +333,22 @@ def data_list_path(dataset_dir: StrPath, data_list: StrPath | None) -> Path:
     folder = Path(dataset_dir).expanduser().absolute()
     if data_list is not None:
         return folder / Path(data_list).expanduser()
-    return folder if folder.is_file() else folder / "dataset.json"
+    is_list = folder.is_file() or (folder.suffix == ".json" and not folder.is_dir())
+    return folder if is_list else folder / "dataset.json"
 
 
 def parse_data_list(path: Path) -> dict:
-    """Read a data list, or make one for a folder in BTCV's layout; paths become absolute, files may be missing."""
-    content = btcv_data_list(path.parent) if path.name == "dataset.json" and not path.is_file() else None
+    """Read a data list, or make one for a folder without (`folder_data_list`); paths become absolute.
+
+    Files may be missing. nnU-Net's ``dataset.json`` is read as a data list, too (`nnunet_data_list`). A ``patient`` that
+    says nothing (null, empty text, ``nan``) is removed: its scans are not of one patient.
+    """
+    content = folder_data_list(path.parent) if path.name == "dataset.json" and not path.is_file() else None
     if content is None and not path.is_file():
         raise InputError(
             f"Data list {path} not found. {_content(path.parent)} (Without a data list, a folder with labels must have "
-            "the layout of BTCV: imagesTr and labelsTr, or RawData/Training/img and label.)"
+            "the layout of BTCV, imagesTr and labelsTr with a file for each case, or a folder for each case, "
+            f"case/ct.nii.gz and case/label.nii.gz.{_way_on(path.parent)})"
         )
     try:
         content = content or json.loads(path.read_text(encoding="utf-8-sig"))
@@ -304,6 +356,8 @@ def parse_data_list(path: Path) -> dict:
         raise InputError(f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is not a JSON data list: it is not UTF-8 text.") from None
+    if is_nnunet(content):
+        content = nnunet_data_list(path, content)
     keys = list(content) if isinstance(content, dict) else f"none, it is a {type(content).__name__}"
     if not isinstance(content, dict) or not any(content.get(section) for section in SECTIONS):
         raise InputError(
@@ -311,6 +365,7 @@ def parse_data_list(path: Path) -> dict:
             'It must look like {"training": [{"image": ..., "label": ...}, ...]}. To use all NIfTI files of a folder, '
             "pass the folder of the images itself."
         )
+    content = with_channel_files(content, path)
     for section in SECTIONS:
         if section not in content:
             continue
@@ -339,9 +394,40 @@ def _entry(entry: str | dict, where: str, path: Path) -> dict:
     elif isinstance(entry["label"], str):
         entry["label"] = _resolve(entry["label"], path)
     check_notes(entry, where)
+    check_labelled(entry, where)
+    patient = _patient_text(entry.pop("patient", None), where)
+    entry |= {"patient": patient} if patient else {}
     if isinstance(entry.get("store"), str):
         entry["store"] = _resolve(entry["store"], path)
     return entry
+
+
+def _patient_text(patient: Any, where: str) -> str:
+    """Return a patient as text, or "" if none is named: numbers as they are written, 7.0 as 7."""
+    if isinstance(patient, float) and patient.is_integer():
+        patient = int(patient)  # what spreadsheets make of a column of whole numbers with gaps
+    if isinstance(patient, bool) or not isinstance(patient, (str, int, float, type(None))):
+        raise InputError(f"{where} has the patient {patient!r}: it must be text or a number, or left out.")
+    text = "" if patient is None else str(patient).strip()
+    return "" if text.casefold() in NO_PATIENT else text
+
+
+def _way_on(folder: Path) -> str:
+    """Return what a folder without a data list has instead, for a message."""
+    lists = sorted(path.name for path in folder.glob("*.json")) if folder.is_dir() else []
+    if lists:
+        return f" Its other JSON files, such as {lists[0]}, can be named: --data_list {lists[0]} or --task PATH/{lists[0]}."
+    inside = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    if any(is_mask_folder(each.name) for path in inside for each in path.iterdir() if each.is_dir()):
+        return (
+            " The masks are in a subfolder of each case, one for each structure: merge them into one label map a case."
+        )
+    if any(nifti_in(each) for each in (folder, *inside)):
+        return (
+            " It has images without masks: use them for pre-training (swin_unetr_pretrain), or let inference.yaml or "
+            "propagate.yaml make masks."
+        )
+    return ""
 
 
 def _resolve(file: str, list_path: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bundles.common.data.btcv_folder import btcv_data_list
+from bundles.common.data.labelled_folder import folder_data_list
 from bundles.common.data.data_list import data_list_labels, inference_scans, segmentation_scans
 from bundles.common.errors import InputError
 
@@ -32,7 +32,7 @@ def test_each_layout_pairs_image_and_label_by_number(tmp_path, images, labels, t
     numbers = ["0001", "0002", "0010"]
     touch(tmp_path, *[f"{images}/img{n}.nii.gz" for n in numbers], *[f"{labels}/label{n}.nii.gz" for n in numbers])
     touch(tmp_path, f"{test}/img0061.nii.gz", f"{images}/.DS_Store.nii.gz")
-    content = btcv_data_list(tmp_path)
+    content = folder_data_list(tmp_path)
     assert [entry["image"] for entry in content["training"]] == [f"{images}/img{n}.nii.gz" for n in numbers]
     assert [entry["label"] for entry in content["training"]] == [f"{labels}/label{n}.nii.gz" for n in numbers]
     assert content["test"] == [f"{test}/img0061.nii.gz"]
@@ -40,28 +40,30 @@ def test_each_layout_pairs_image_and_label_by_number(tmp_path, images, labels, t
 
 def test_files_of_one_name_are_a_pair_too(tmp_path):
     touch(tmp_path, "imagesTr/spleen_2_0000.nii.gz", "labelsTr/spleen_2.nii.gz", "imagesTr/a b.nii", "labelsTr/a b.nii")
-    pairs = [(entry["image"], entry["label"]) for entry in btcv_data_list(tmp_path)["training"]]
+    pairs = [(entry["image"], entry["label"]) for entry in folder_data_list(tmp_path)["training"]]
     assert pairs == [
         ("imagesTr/a b.nii", "labelsTr/a b.nii"),
         ("imagesTr/spleen_2_0000.nii.gz", "labelsTr/spleen_2.nii.gz"),
     ]
 
 
-def test_a_file_without_partner_is_named(tmp_path):
-    touch(tmp_path, "img/img0001.nii.gz", "img/img0002.nii.gz", "label/label0001.nii.gz")
-    with pytest.raises(InputError, match=r"1 have no partner, such as .*img0002\.nii\.gz"):
-        btcv_data_list(tmp_path)
+def test_files_without_partner_are_named(tmp_path, caplog):
+    touch(tmp_path, "img/img0001.nii.gz", "img/img0002.nii.gz", "label/label0001.nii.gz", "label/label0003.nii.gz")
+    content = folder_data_list(tmp_path)
+    assert len(content["training"]) == 1 and content["unlabelled"] == ["img/img0002.nii.gz"]
+    assert "1 image(s) have no mask, such as img0002.nii.gz: they are listed as unlabelled" in caplog.text
+    assert "1 mask(s) have no image, such as" in caplog.text and "label0003.nii.gz: they are left out" in caplog.text
 
 
 def test_two_files_of_one_case_are_refused(tmp_path):
     touch(tmp_path, "img/img0001.nii.gz", "img/img0001.nii", "label/label0001.nii.gz")
     with pytest.raises(InputError, match=r"img0001\.nii.* both case '0001'"):
-        btcv_data_list(tmp_path)
+        folder_data_list(tmp_path)
 
 
 def test_another_folder_has_no_such_list(tmp_path):
     touch(tmp_path, "scans/a.nii.gz")
-    assert btcv_data_list(tmp_path) is None
+    assert folder_data_list(tmp_path) is None
     with pytest.raises(InputError, match="have the layout of BTCV"):
         segmentation_scans(tmp_path, section="training")
 
