@@ -26,11 +26,11 @@ from monai.utils import ensure_tuple
 
 from ..errors import InputError
 from ..run.options import check_choice
-from .labelled_folder import folder_data_list, nifti_in
 from .carried_labels import check_notes, refuse_carried
+from .labelled_folder import folder_data_list, nifti_in
 from .nifti_files import _content, _first, _nifti_below, _one_nifti, is_mask_folder, is_nifti, is_scan
 from .nnunet_folder import is_nnunet, nnunet_data_list, with_channel_files
-from .partial_labels import check_labelled, with_values
+from .partial_labels import LABELLED, check_labelled, with_values
 from .splits import draw_folds, draw_share
 
 logger = logging.getLogger(__name__)
@@ -300,7 +300,12 @@ def data_list_labels(dataset_dir: StrPath, data_list: StrPath | None = None) -> 
         InputError: see `parse_data_list`; or ``labels`` does not map whole numbers to names.
     """
     path = data_list_path(dataset_dir, data_list)
-    labels = parse_data_list(path).get("labels") or {}
+    return label_names(parse_data_list(path), path)
+
+
+def label_names(content: Mapping[str, Any], path: Path) -> dict[int, str]:
+    """Return the ``labels`` of the content of a data list, see `data_list_labels`."""
+    labels = content.get("labels") or {}
     try:
         return {int(number): str(name) for number, name in labels.items()}
     except (AttributeError, ValueError):
@@ -551,4 +556,7 @@ def label_as_reference(scans: Sequence[dict]) -> list[dict]:
         InputError: a case has carried labels.
     """
     refuse_carried(scans, where="The section to score")
-    return [{"image": item["image"], "reference": item["label"]} for item in scans]
+    return [
+        {"image": item["image"], "reference": item["label"]} | ({LABELLED: item[LABELLED]} if LABELLED in item else {})
+        for item in scans
+    ]

@@ -11,9 +11,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from ..data.labelled_folder import has_layout
+from ..data.carried_labels import NOTES
 from ..data.data_list import SECTIONS, image_files, parse_data_list
+from ..data.labelled_folder import has_layout
 from ..data.nifti_files import is_mask_folder, is_nifti, is_scan
 from ..errors import InputError, RefusedScan
 from .dicom_headers import is_dicom
@@ -65,6 +67,7 @@ class Candidate:
         section: ``training``, ``validation`` or ``test``, if a data list names the scan, else "".
         fault: why it must not be used, whatever its content, else "".
         remark: what the user should know about it although it is used, else "".
+        notes: what a data list says about its label (`NOTES`).
     """
 
     name: str
@@ -77,6 +80,7 @@ class Candidate:
     section: str = ""
     fault: str = ""
     remark: str = ""
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def series_uid(self) -> str:
@@ -96,6 +100,7 @@ class Found:
         candidates: scans, sorted by name.
         refused: files and folders that could not be examined, with the reasons.
         labels: label names of the data lists, if all lists with label names agree.
+        ignore_label: value of unknown voxels that these lists declare, or None.
         notes: what the user should know.
         left_out: files and folders that are no scans by their names, although their content may be, with the reasons.
     """
@@ -106,6 +111,7 @@ class Found:
     labels: dict[str, str]
     notes: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    ignore_label: int | None = None
 
 
 def find_candidates(sources: StrPath | Sequence[StrPath], *, skip: StrPath | None = None) -> Found:
@@ -154,12 +160,13 @@ def find_candidates(sources: StrPath | Sequence[StrPath], *, skip: StrPath | Non
             "(.nii, .nii.gz), MetaImage (.mhd, .mha) and DICOM files, skipping hidden files and, except for DICOM, "
             f"folders of masks (labels, segmentations, masks).{_first_of(search.left_out)}"
         )
-    labels = search.common_labels()
+    labels, ignore_label = search.common_labels()
     refused = dict(sorted(search.refused.items()))
     left_out = dict(sorted(search.left_out.items()))
     if left_out:
         logger.warning("%d files and folders are left out.%s", len(left_out), _first_of(left_out))
-    return Found(", ".join(root.name for root in roots), candidates, refused, labels, search.notes, left_out)
+    name = ", ".join(root.name for root in roots)
+    return Found(name, candidates, refused, labels, search.notes, left_out, ignore_label)
 
 
 def _first_of(left_out: Mapping[str, str]) -> str:
@@ -189,7 +196,7 @@ class _Search:
         self.dicom: dict[str, str] = {}  # path -> its place below the source
         self.listed: dict[str, dict] = {}  # real path -> its entry in a data list
         self.label_files: set[str] = set()
-        self.label_names: list[dict] = []
+        self.label_names: list[tuple[dict, int | None]] = []  # with the value of unknown voxels
         self.roots: list[Path] = []
         self.unknown: list[str] = []  # files that are not scans by name or content
         self.contradictions: list[str] = []
@@ -256,7 +263,7 @@ class _Search:
             self.refused[str(path)] = f"cannot be read: {error.strerror or error}"
             return
         if content.get("labels"):
-            self.label_names.append(content["labels"])
+            self.label_names.append((content["labels"], content.get("ignore_label")))
         for section in SECTIONS:
             for entry in content.get(section, []):
                 if isinstance(entry.get("label"), str):
@@ -320,6 +327,7 @@ class _Search:
                 if several
                 else "",
                 remark=f"its label {label} does not exist" if missing else "",
+                notes={key: entry[key] for key in NOTES if key in entry and label and not missing},
             )
         broken = _broken_folders(self.refused)
         for series, place in all_series:
@@ -352,7 +360,7 @@ class _Search:
             )
         if lost_labels:
             self.notes.append(f"{len(lost_labels)} label(s) of the source lists do not exist, such as {lost_labels[0]}")
-        if self.label_names and not self.common_labels():
+        if self.label_names and not self.common_labels()[0]:
             self.notes.append(
                 "the dataset.json files of the sources name the labels differently: no names are written. Prepare "
                 "these sources one by one if you need their labels"
@@ -388,9 +396,9 @@ class _Search:
         for series, folder in zip(all_series, folders, strict=True):
             yield series, folder if series_in[folder] == 1 else f"{folder}-{_short(series.series_uid)}"
 
-    def common_labels(self) -> dict[str, str]:
-        first = self.label_names[0] if self.label_names else {}
-        return first if all(names == first for names in self.label_names) else {}
+    def common_labels(self) -> tuple[dict[str, str], int | None]:
+        first = self.label_names[0] if self.label_names else ({}, None)
+        return first if all(names == first for names in self.label_names) else ({}, None)
 
 
 def _broken_folders(refused: Collection[str]) -> set[str]:

@@ -21,6 +21,7 @@ from ...common.data.data_list import (
     parse_data_list,
     segmentation_scans,
 )
+from ...common.data.partial_labels import refuse_partial
 from ...common.errors import InputError
 from ..inference.inputs import segmentation_inputs
 from .itk_images import as_volume
@@ -102,6 +103,7 @@ def scans_of_run(
     labelled = [entry for entry in listed["training"] if not entry.get("carried")]
     if not labelled:
         raise InputError(f"{path} has no training case with a label of its own: there is nothing to carry.")
+    refuse_partial(labelled, where=f"{path}: carrying labels")
     if unlabelled is None:
         entries = _unlabelled_entries(content)
         if not entries:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import nibabel as nib
 import numpy as np
 
+from ...common.data.partial_labels import shown_classes
 from ...common.errors import InputError
 from ...common.run.distributed import rank
 
@@ -41,10 +42,10 @@ def label_volumes(scans: Sequence[Mapping[str, str]], *, classes: int, ignore_la
 def check_label_presence(
     *, scans: Sequence[Mapping[str, str]], labels: Mapping[str, str], ignore_label: int | None = None
 ) -> None:
-    """Warn about structures that occur in no training label. Runs on rank 0 only.
+    """Warn about structures that occur in no training label that should show them. Runs on rank 0 only.
 
     Args:
-        scans: training items with ``label`` files.
+        scans: training items with ``label`` files; those with ``labelled`` show these structures only.
         labels: value to name, of this run.
         ignore_label: value of unknown voxels, or None.
 
@@ -61,8 +62,10 @@ def check_label_presence(
     if ignore_label is not None:
         volumes, unknown = volumes[:, :-1], volumes[:, -1]
         _report_unknown(scans, volumes, unknown, ignore_label)
-    cases = (volumes > 0).sum(axis=0)
     names = {int(value): name for value, name in labels.items()}
+    shown = np.stack([shown_classes(scan, classes=len(labels)).numpy() for scan in scans])
+    _report_partial(scans, volumes, shown, names)
+    cases, of = ((volumes > 0) & shown).sum(axis=0), shown.sum(axis=0)
     absent = [names[value] for value in range(1, len(labels)) if cases[value] == 0]
     if len(absent) == len(labels) - 1:
         raise InputError(
@@ -74,9 +77,32 @@ def check_label_presence(
             "no training case contains %s, so the network cannot learn it. Add cases that contain it, or remove it from --labels.",
             ", ".join(absent),
         )
-    few = [f"{names[value]} ({cases[value]})" for value in range(1, len(labels)) if 0 < cases[value] < len(scans)]
+    few = [
+        f"{names[value]} ({cases[value]}{'' if of[value] == len(scans) else f' of {of[value]} that show it'})"
+        for value in range(1, len(labels))
+        if 0 < cases[value] < of[value]
+    ]
     if few:
         logger.info("not all of the %d training cases contain %s", len(scans), ", ".join(few))
+
+
+def _report_partial(
+    scans: Sequence[Mapping[str, str]], volumes: np.ndarray, shown: np.ndarray, names: Mapping[int, str]
+) -> None:
+    partial = ~shown.all(axis=1)
+    if not partial.any():
+        return
+    logger.info(
+        "%d of the %d training cases show some structures only. Cases that show each: %s",
+        *(partial.sum(), len(scans)),
+        ", ".join(f"{names[value]} {number}" for value, number in enumerate(shown.sum(axis=0)) if value),
+    )
+    for case, value in np.argwhere((volumes > 0) & ~shown)[:1]:
+        logger.warning(
+            "%s contains %s, which its entry does not name under 'labelled': there it counts as background or any other "
+            "structure. Name it, if all of it is labelled.",
+            *(scans[case]["label"], names[value]),
+        )
 
 
 def _report_unknown(

@@ -569,7 +569,7 @@ def test_a_changed_file_is_noticed(tmp_path, caplog, file, left, change):
     os.utime(tmp_path / file, ns=(status.st_atime_ns, status.st_mtime_ns + (change == "time")))
     caplog.set_level(logging.INFO)
     assert evaluate(handler_for(tmp_path))[0] == left
-    assert ("with different model" if file == "model.pt" else "before its image or label file changed") in caplog.text
+    assert ("with different model" if file == "model.pt" else "before its files or 'labelled' changed") in caplog.text
 
 
 def test_without_resume_everything_is_scored_again(tmp_path):

@@ -149,7 +149,7 @@ def test_a_file_must_hold_one_row(tmp_path):
     (tmp_path / "two.yaml").write_text("A: {}\nB: {}\n")
     with pytest.raises(InputError, match="two.yaml must contain exactly one row"):
         choose(str(tmp_path / "two.yaml"))
-    with pytest.raises(InputError, match="none.yaml not found.*--task DIR/dataset.json proposes a row"):
+    with pytest.raises(InputError, match="none.yaml not found.*--task FOLDER proposes a row"):
         choose(str(tmp_path / "none.yaml"))
 
 
