@@ -104,3 +104,124 @@ def test_a_list_wins_over_the_folders_and_the_official_24_6_list_is_read_as_it_i
     assert len(segmentation_scans(folder, data_list="dataset_0.json", section="training", fold=None)) == 24
     (tested,) = inference_scans(folder / "dataset_0.json")
     assert tested["image"].endswith("imagesTs/img0061.nii.gz")
+
+
+# ---- any folder with images and masks ----
+
+FOLDERS = {
+    "images and labels": (
+        ["images/a.nii.gz", "images/b.nii.gz", "labels/a.nii.gz", "labels/b.nii.gz"],
+        [("images/a.nii.gz", "labels/a.nii.gz"), ("images/b.nii.gz", "labels/b.nii.gz")],
+        [],
+    ),
+    "images and masks, with suffixes of their own": (
+        ["Images/a_ct.nii.gz", "Images/b_ct.nii", "masksTr/a_mask.nii.gz", "masksTr/b-seg.nii.gz", "labelsTs/c.nii.gz"],
+        [("Images/a_ct.nii.gz", "masksTr/a_mask.nii.gz"), ("Images/b_ct.nii", "masksTr/b-seg.nii.gz")],
+        [],
+    ),
+    "suffixes in capitals": (
+        ["imagesTr/A.NII.GZ", "labelsTr/A.nii.gz"],
+        [("imagesTr/A.NII.GZ", "labelsTr/A.nii.gz")],
+        [],
+    ),
+    "numbers that are no channels": (
+        ["imagesTr/p_0000.nii.gz", "imagesTr/p_0001.nii.gz", "imagesTr/p_0002.nii.gz"]
+        + ["labelsTr/p_0000.nii.gz", "labelsTr/p_0001.nii.gz"],
+        [(f"imagesTr/p_000{n}.nii.gz", f"labelsTr/p_000{n}.nii.gz") for n in (0, 1)],
+        ["imagesTr/p_0002.nii.gz"],
+    ),
+    "channels": (
+        [f"imagesTr/p{case}_000{n}.nii.gz" for case in (1, 2) for n in (0, 1)] + ["labelsTr/p1.nii.gz"],
+        [(["imagesTr/p1_0000.nii.gz", "imagesTr/p1_0001.nii.gz"], "labelsTr/p1.nii.gz")],
+        [{"image": ["imagesTr/p2_0000.nii.gz", "imagesTr/p2_0001.nii.gz"]}],
+    ),
+    "one folder for each case": (
+        ["s1/ct.nii.gz", "s1/label.nii.gz", "s2/CT.nii.gz", "s2/Segmentation.nii", "s3/ct.nii.gz", "labels/x.nii.gz"],
+        [("s1/ct.nii.gz", "s1/label.nii.gz"), ("s2/CT.nii.gz", "s2/Segmentation.nii")],
+        ["s3/ct.nii.gz"],
+    ),
+    "one folder for each case, with its name in the files": (
+        ["p1/p1_imaging.nii.gz", "p1/p1_seg.nii.gz", "p2/p2_0000.nii.gz", "p2/p2_0001.nii.gz", "p2/p2_mask.nii.gz"],
+        [
+            ("p1/p1_imaging.nii.gz", "p1/p1_seg.nii.gz"),
+            (["p2/p2_0000.nii.gz", "p2/p2_0001.nii.gz"], "p2/p2_mask.nii.gz"),
+        ],
+        [],
+    ),
+    "all files in one folder": (
+        ["volume-0.nii", "segmentation-0.nii", "volume-1.nii", "segmentation-1.nii", "volume-10.nii"],
+        [("volume-0.nii", "segmentation-0.nii"), ("volume-1.nii", "segmentation-1.nii")],
+        ["volume-10.nii"],
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", FOLDERS)
+def test_images_and_masks_are_found(tmp_path, layout):
+    files, pairs, unlabelled = FOLDERS[layout]
+    content = folder_data_list(touch(tmp_path, *files))
+    assert [(entry["image"], entry["label"]) for entry in content["training"]] == pairs
+    assert content["unlabelled"] == unlabelled
+
+
+UNCLEAR = {
+    "two folders of masks": (["images/a.nii.gz", "labels/a.nii.gz", "masks/a.nii.gz"], "masks in labels or masks"),
+    "two images of a case": (
+        ["s/ct.nii.gz", "s/ct2.nii.gz", "s/seg.nii.gz"],
+        r"2 image\(s\) and 1 mask\(s\): ct.nii.gz, ct2",
+    ),
+    "two masks of a case": (
+        ["s/ct.nii.gz", "s/seg.nii.gz", "s/label.nii.gz"],
+        r"s should hold one case, .*label.nii.gz, seg",
+    ),
+    "two suffixes": (["s/ct.nii.gz", "s/ct.nii", "s/seg.nii.gz"], "ct.nii.* are both case 'ct'"),
+    "two masks of one image": (
+        ["img/a_ct.nii.gz", "label/a_seg.nii.gz", "label/a_mask.nii.gz"],
+        r"not clear which belong together: .*a_ct.*a_mask.*a_seg",
+    ),
+    "a channel is missing": (
+        ["imagesTr/p_0000.nii.gz", "imagesTr/p_0002.nii.gz", "labelsTr/p.nii.gz"],
+        "p_0000.nii.gz has the channels 0000, 0002",
+    ),
+    "no name is shared": (
+        ["images/a.nii.gz", "labels/b.nii.gz"],
+        r"1 image\(s\) \(a.nii.gz\) and 1 mask\(s\) \(b.nii.gz\)",
+    ),
+    "no masks": (
+        ["imagesTr/a.nii.gz", "labelsTr/readme.txt"],
+        r"1 image\(s\) \(a.nii.gz\) and 0 mask\(s\) \(none\).*pre-training",
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", UNCLEAR)
+def test_what_is_not_clear_is_refused_with_the_files(tmp_path, layout):
+    files, message = UNCLEAR[layout]
+    with pytest.raises(InputError, match=message):
+        segmentation_scans(touch(tmp_path, *files), section="training", fold="all")
+
+
+NO_LIST = {
+    "images alone": (["a.nii.gz", "b.nii.gz"], "images without masks: use them for pre-training"),
+    "cases without masks": (["s1/ct.nii.gz", "s2/ct.nii.gz"], "images without masks"),
+    "a mask for each structure": (
+        ["s1/ct.nii.gz", "s1/segmentations/liver.nii.gz"],
+        "one for each structure: merge them",
+    ),
+    "another list": (["my_list.json"], "--data_list my_list.json"),
+    "nothing": ([], "The folder .* holds: nothing"),
+}
+
+
+@pytest.mark.parametrize("layout", NO_LIST)
+def test_a_folder_without_pairs_says_how_to_go_on(tmp_path, layout):
+    files, message = NO_LIST[layout]
+    with pytest.raises(InputError, match=message):
+        segmentation_scans(touch(tmp_path, *files), section="training")
+
+
+def test_masks_that_these_bundles_wrote_are_no_labels(tmp_path):
+    touch(tmp_path, "a.nii.gz", "a_seg.nii.gz", "volumes.csv", "s/ct.nii.gz", "s/ct_seg.nii.gz")
+    assert folder_data_list(tmp_path) is None
+    (tmp_path / "volumes.csv").unlink()
+    assert folder_data_list(tmp_path)["training"] == [{"image": "s/ct.nii.gz", "label": "s/ct_seg.nii.gz"}]
