@@ -219,6 +219,18 @@ def test_the_data_lie_beside_a_list_that_is_the_task():
     assert dataset_folder(task="Task09_Spleen", otherwise="./data") == "./data"
 
 
+def test_a_folder_is_own_data_unless_the_table_has_its_name(tmp_path, monkeypatch):
+    (tmp_path / "Task09_Spleen").mkdir()
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert dataset_folder(task="mine", otherwise="./data", file=TABLE) == "mine"
+    assert dataset_folder(task="Task09_Spleen", otherwise="./data", file=TABLE) == "./data"
+    assert dataset_folder(task="./Task09_Spleen", otherwise="./data", file=TABLE) == "./Task09_Spleen"
+    assert choose("Task09_Spleen")["labels"] == {"0": "background", "1": "spleen"}
+    with pytest.raises(InputError, match="mine/dataset.json not found"):
+        choose("mine")
+
+
 def test_a_list_of_another_name_is_the_data_and_not_the_dataset_json_beside_it(tmp_path):
     write_list(tmp_path)
     content = {"labels": {"0": "background", "1": "kidney"}, "modality": {"0": "CT"}, "test": ["a.nii.gz"]}
