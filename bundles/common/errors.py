@@ -45,3 +45,7 @@ def report_input_errors() -> None:
 
 class RefusedScan(InputError):
     """Why one scan cannot be used. The code that catches it adds the name of the file or series."""
+
+
+class NoScan(RefusedScan):
+    """Why an object that lies among scans is none, such as a scout view or a report: nothing is missing without it."""

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import re
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -84,7 +85,7 @@ def test_a_dicom_series_is_segmented_measured_and_written_as_dicom(tmp_path, seg
         "output_dir": tmp_path / "out",
     }
     output = succeed(run_bundle("swin_unetr_btcv_seg", "inference.yaml", **options, mirror_axes="[0]", **WINDOW))
-    assert "scout" in output and "is skipped" in output
+    assert "scout" in output and "is left out: it is a localizer" in output
     (mask_file,) = (tmp_path / "out").glob("*_seg.nii.gz")
     name = mask_file.name.removesuffix("_seg.nii.gz")
     mask, made = nib.load(mask_file), nib.load(tmp_path / "out" / "dicom" / f"{name}.nii.gz")
@@ -108,6 +109,65 @@ def test_a_dicom_series_is_segmented_measured_and_written_as_dicom(tmp_path, seg
     assert "1 scans are already segmented" in again
     other = run_bundle("swin_unetr_btcv_seg", "inference.yaml", **options, **WINDOW)
     assert other.returncode == 1 and "mirror_axes was [0], now []" in other.stderr.splitlines()[-1]
+
+
+def test_four_odd_patients_of_ten_cost_none_of_the_others(tmp_path, segmenter):
+    """Six masks, a summary that names the four, status 3; --resume true tries only the four."""
+    voxels = np.random.default_rng(0).integers(-100, 200, (24, 24, 12)).astype(np.int16)
+    study = tmp_path / "study"
+    for number in range(7):
+        write_series(study / f"p{number}", voxels, spacing=(4, 4, 5), intercept=0.0)
+    cut = sorted((study / "p1").iterdir())[-1]
+    cut.write_bytes(cut.read_bytes()[:300])
+    gap = write_series(study / "p2", voxels, spacing=(4, 4, 5), intercept=0.0)[5]
+    gap.unlink()
+    for number in range(7, 10):
+        (study / f"p{number}").mkdir()
+        values = np.where(voxels == voxels.max(), np.nan, voxels) if number == 8 else voxels
+        nib.save(nib.Nifti1Image(values, np.diag([4, 4, 5, 1])), study / f"p{number}" / f"ct{number}.nii.gz")
+    short = study / "p9" / "ct9.nii.gz"
+    short.write_bytes(short.read_bytes()[:2000])
+    options = {"pretrained_model": segmenter / "models" / "model.pt", "output_dir": tmp_path / "out", **WINDOW}
+    run = run_bundle("swin_unetr_btcv_seg", "inference.yaml", dataset_dir=study, **options)
+    assert run.returncode == 3 and "Traceback" not in run.stderr + run.stdout
+    masks = {path.name for path in (tmp_path / "out").glob("*_seg.nii.gz")}
+    assert masks == {f"study__p{number}_seg.nii.gz" for number in (0, 3, 4, 5, 6)} | {"ct7_seg.nii.gz"}
+    with open(tmp_path / "out" / "volumes.csv", newline="") as file:
+        assert len({row["image"] for row in csv.DictReader(file)}) == 6
+    with open(tmp_path / "out" / "failed.csv", newline="") as file:
+        failed = {row["scan"]: row["reason"] for row in csv.DictReader(file)}
+    odd = {str(cut): "truncated", str(study / "p1"): "perhaps slices of it", str(study / "p2"): "lacks 1 of its slices"}
+    odd |= {str(study / "p8" / "ct8.nii.gz"): "NaN", str(short): "cut short"}
+    assert set(failed) == set(odd) and all(words in failed[scan] for scan, words in odd.items())
+    summary = (run.stdout + run.stderr)[(run.stdout + run.stderr).rindex("scans are done") :]
+    assert all(scan in summary for scan in odd)
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*_seg.nii.gz")}
+
+    write_series(study / "p2", voxels, spacing=(4, 4, 5), intercept=0.0)
+    again = run_bundle("swin_unetr_btcv_seg", "inference.yaml", dataset_dir=study, **options, resume=True)
+    assert again.returncode == 3 and "6 scans are already segmented" in again.stdout + again.stderr
+    assert (tmp_path / "out" / "study__p2_seg.nii.gz").exists()
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    with open(tmp_path / "out" / "failed.csv", newline="") as file:
+        assert {row["scan"] for row in csv.DictReader(file)} == set(odd) - {str(study / "p2")}
+
+
+def test_a_case_that_cannot_be_scored_is_left_out_and_named(tmp_path, segmenter, btcv):
+    data = shutil.copytree(btcv, tmp_path / "data")
+    broken = data / "imagesTr" / "img0001.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:20000])
+    options = {"pretrained_model": segmenter / "models" / "model.pt", "output_dir": tmp_path / "out", **WINDOW}
+    run = run_bundle("swin_unetr_btcv_seg", "evaluate.yaml", dataset_dir=data, section="all", **options)
+    assert run.returncode == 3 and "Traceback" not in run.stderr + run.stdout
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["cases"] == ["img0000", "img0002"] and summary["not_scored"] == [str(broken)]
+    assert "2 of 3 scans are done" in run.stdout + run.stderr
+    broken.write_bytes((btcv / "imagesTr" / "img0001.nii.gz").read_bytes())
+    again = succeed(run_bundle("swin_unetr_btcv_seg", "evaluate.yaml", dataset_dir=data, section="all", **options))
+    assert "2 of 3 cases are already scored" in again
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert len(summary["cases"]) == 3 and "not_scored" not in summary
+    assert not (tmp_path / "out" / "failed.csv").exists()
 
 
 def test_what_the_model_says_is_what_runs(tmp_path, segmenter, btcv):

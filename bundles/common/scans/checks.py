@@ -60,6 +60,8 @@ def check_scans(
 ) -> None:
     """Open every image and label, and raise an error if any of them is unfit for training.
 
+    `examine_scans` does the same work, but returns what is wrong with which scan.
+
     In a distributed run, each rank checks its share.
 
     Images must be readable NIfTI files with positive spacing, a finite affine and finite voxels. Their shape must be
@@ -82,9 +84,56 @@ def check_scans(
         InputError: some scans are bad. The message counts them, names the first `LISTED` with what is wrong, and says
             what to do.
     """
+    options = {"channels": channels, "labels": labels, "ignore_label": ignore_label, "voxels": voxels}
+    options |= {"hounsfield": hounsfield, "workers": workers, "remember": remember, "keep": keep}
+    items = list(items)
+    problems = _examine(items, **options)
+    bad = [problem for problem in problems if problem]
+    if bad:
+        lines = [f"  {problem}" for problem in bad[:LISTED]]
+        lines += [f"  and {len(bad) - LISTED} more"] if len(bad) > LISTED else []
+        raise InputError("\n".join([f"{len(bad)} of {len(items)} scans are bad:", *lines, WHAT_TO_DO]))
+
+
+def examine_scans(items: Sequence[dict], **options: Any) -> tuple[list[dict], dict[str, str]]:
+    """Open every image and label, and tell good scans from bad ones, so that a run can go on without the bad ones.
+
+    In a distributed run, each rank checks its share, and all ranks return the same.
+
+    Args:
+        items: those of `check_scans`.
+        options: those of `check_scans`.
+
+    Returns:
+        The good items in their order, and what is wrong with each bad one, by its first image file. A reason that
+        concerns another file, such as the label, begins with the name of that file.
+    """
+    items = list(items)
+    good, reasons = [], {}
+    for item, problem in zip(items, _examine(items, **options), strict=True):
+        if problem is None:
+            good.append(item)
+        else:
+            first = _files(item)[0]
+            reasons[first] = problem.removeprefix(f"{first}: ")
+    return good, reasons
+
+
+def _examine(
+    items: list[dict],
+    *,
+    channels: int = 1,
+    labels: Iterable[int] | None = None,
+    ignore_label: int | None = None,
+    voxels: bool = True,
+    hounsfield: bool = False,
+    workers: int = 8,
+    remember: str | os.PathLike | None = None,
+    keep: bool = False,
+) -> list[str | None]:
+    """Return "file: what is wrong" for each item, None for a good one. For the arguments, see `check_scans`."""
     if labels is not None:
         labels = sorted(int(value) for value in labels)
-    items = list(items)
     read = voxels_once if keep else lambda scan, file: stored_voxels(scan)
     passed = _read_passed(remember)
     allowed = labels if labels is None or ignore_label is None else [*labels, ignore_label]
@@ -94,7 +143,7 @@ def check_scans(
     shares = [todo[start : start + AT_ONCE * world_size()] for start in range(0, len(todo), AT_ONCE * world_size())]
     if not todo:
         logger.info("All %d scans passed these checks in an earlier run.", len(items))
-        return
+        return [None] * len(items)
 
     def check(i: int) -> tuple[int, Any, str | None, list[str]]:
         stamp = _stamps(items[i])  # before reading: a file that changes while it is read is checked again next time
@@ -127,11 +176,7 @@ def check_scans(
             "%d of %d scans do not look like CT in HU, which the network expects; their masks may be wrong:%s",
             *(len(doubtful), len(items), "".join(f"\n  {doubt}" for doubt in doubtful[:LISTED])),
         )
-    bad = [problems[i] for i in todo if problems[i]]
-    if bad:
-        lines = [f"  {problem}" for problem in bad[:LISTED]]
-        lines += [f"  and {len(bad) - LISTED} more"] if len(bad) > LISTED else []
-        raise InputError("\n".join([f"{len(bad)} of {len(items)} scans are bad:", *lines, WHAT_TO_DO]))
+    return [problems.get(i) for i in range(len(items))]
 
 
 def _with_progress(shares: list, count: int) -> Iterable:

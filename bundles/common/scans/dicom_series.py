@@ -32,7 +32,7 @@ from pydicom.uid import (
     LegacyConvertedEnhancedCTImageStorage,
 )
 
-from ..errors import RefusedScan
+from ..errors import NoScan, RefusedScan
 from .dicom_headers import THREADS, first_line, read_header, read_headers
 from .int16_voxels import int16_or_float32
 from .slice_grid import MAX_SHIFT, SAME_PLACE, Slice, frame_element, frame_numbers, grid_affine, sort_slices
@@ -257,10 +257,12 @@ def read_series(series: Series) -> DicomVolume:
     HU is the stored value x RescaleSlope + RescaleIntercept of each slice. Padding keeps its value.
 
     Raises:
+        NoScan: they are something else than a CT volume, such as a scout view.
         RefusedScan: the files are not one CT volume of evenly spaced, upright slices, or cannot be decoded.
     """
     if series.modality != "CT":
-        raise RefusedScan(f"its modality is {series.modality or 'missing'}: only CT is supported")
+        kind = NoScan if series.modality else RefusedScan
+        raise kind(f"its modality is {series.modality or 'missing'}: only CT is supported")
     headers = read_headers(series.files)
     first = series.files[0]
     for file, header in headers.items():
@@ -288,12 +290,12 @@ def _check_kind(name: str, header: Dataset) -> None:
     sop_class = header.get("SOPClassUID")
     if sop_class not in (None, *CT_CLASSES) or "ConversionType" in header:
         kind = "a converted image (ConversionType)" if sop_class in (None, *CT_CLASSES) else f"a {sop_class.name}"
-        raise RefusedScan(f"{name} is {kind}, not a CT image, so its values are not in HU: use the original series")
+        raise NoScan(f"{name} is {kind}, not a CT image, so its values are not in HU: use the original series")
     colours = header.get("PhotometricInterpretation") or "MONOCHROME2"
     if not colours.startswith("MONOCHROME"):
-        raise RefusedScan(f"{name} is a colour image ({colours}), not a CT image: use the original series")
+        raise NoScan(f"{name} is a colour image ({colours}), not a CT image: use the original series")
     if _is_localizer(header):
-        raise RefusedScan("it is a localizer (scout view), not a volume: exclude it")
+        raise NoScan("it is a localizer (scout view), not a volume: exclude it")
 
 
 def _rescale(one: Slice, header: Dataset) -> tuple[float, float]:

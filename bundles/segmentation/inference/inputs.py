@@ -13,11 +13,12 @@ from typing import Any
 from ...common.data.case_names import case_name
 from ...common.data.data_list import StrPath, first_file, inference_scans
 from ...common.data.nifti_files import is_scan
-from ...common.errors import InputError, RefusedScan
+from ...common.errors import InputError, NoScan, RefusedScan
 from ...common.scans.dicom_series import read_series
 from ...common.scans.nifti_writing import write_nifti
 from ...common.scans.reading import read_scan
 from ...common.scans.search import Candidate, find_candidates
+from ..results.failures import Failures
 from ..results.organ_volumes import TABLE, read_volumes
 
 logger = logging.getLogger(__name__)
@@ -30,45 +31,49 @@ class SegmentationInputs:
     Attributes:
         scans: items ``{"image": NIfTI file or list of files}``.
         series: for each NIfTI file made from a DICOM series, the files of the series in slice order.
+        count: number of scans that were found, with those that are done or cannot be read.
     """
 
     scans: list[dict[str, Any]]
     series: dict[str, tuple[str, ...]]
+    count: int = 0
 
 
 def segmentation_inputs(
-    source: StrPath | Sequence[StrPath], *, output_dir: StrPath, resume: bool = False
+    source: StrPath | Sequence[StrPath], *, output_dir: StrPath, failures: Failures, resume: bool = False
 ) -> SegmentationInputs:
     """Find the scans to segment.
 
     A folder that contains NIfTI files or a ``dataset.json`` is read by `data_list.inference_scans`. Any other folder is
     searched for scans at any depth. DICOM CT series (and MetaImage files) are converted on their own grid to
-    ``output_dir/dicom/NAME.nii.gz``. Series that are no CT volume or may be incomplete, and files that cannot be read,
-    are skipped with a warning that gives the reason.
+    ``output_dir/dicom/NAME.nii.gz``. Series that may be incomplete and files that cannot be read become `Failures`;
+    what lies beside a CT and is none (scout views, reports, other modalities) is left out with a line in the log.
 
     Args:
         source: a NIfTI file, a data list, a folder, or several of them.
         output_dir: folder of the masks.
+        failures: takes the scans that cannot be read.
         resume: skip scans that an earlier run into ``output_dir`` has segmented: those in its table of volumes whose
-            mask exists and is no older than the scan.
+            mask exists and is no older than the scan, and which lack nothing (`Failures.earlier`).
 
     Raises:
-        InputError: see `inference_scans`; or every series was skipped.
+        InputError: see `inference_scans`; or no scan can be read.
     """
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     folder = Path(output_dir).expanduser().absolute() / "dicom"
-    done = _segmented(Path(output_dir)) if resume else set()
+    done = _segmented(Path(output_dir)) - failures.earlier() if resume else set()
     listed: list[StrPath] = []
     series: dict[str, tuple[str, ...]] = {}
     made: dict[str, str] = {}  # converted file to its source
-    skipped = refused = 0
+    skipped = bad = none = 0
     for one in sources:
         found = None if _is_listed(one) else find_candidates(one, skip=output_dir)
         if found is None or all(candidate.kind == "nifti" for candidate in found.candidates):
             listed.append(one)
             continue
         for file, reason in found.refused.items():
-            logger.warning("%s is skipped: %s", file, reason)
+            failures.add(file, "mask", reason)
+            bad += 1
         for candidate in found.candidates:
             file = candidate.source if candidate.kind == "nifti" else str(folder / f"{candidate.name}.nii.gz")
             if file in done:
@@ -80,20 +85,28 @@ def segmentation_inputs(
                     f"{other} and {candidate.source} would both be converted to {file}: one would replace the other. Pass them "
                     "in two runs with different --output_dir, or the folder above both."
                 )
-            elif (files := _converted(candidate, file)) is None:
-                refused += 1
             else:
+                try:
+                    files = _converted(candidate, file)
+                except NoScan as reason:
+                    logger.info("%s (%s) is left out: %s", candidate.source, candidate.name, reason)
+                    none += 1
+                    continue
+                except Exception as error:  # beside `RefusedScan`, what libraries raise for odd files
+                    failures.add(candidate.source, "mask", error)
+                    bad += 1
+                    continue
                 listed.append(file)
                 series |= {file: files} if files else {}
-    if refused and not listed and not skipped:
+    if (bad or none) and not listed and not skipped:
         raise InputError(
-            f"{source}: none of its {refused} series can be segmented; see the warnings above for the reasons."
+            f"{source}: none of its {bad + none} series and files can be segmented; see the lines above for the reasons."
         )
     scans = inference_scans(listed) if listed else []
     todo = [scan for scan in scans if first_file(scan) not in done]
     if resume:
         logger.info("%d scans are already segmented (%s)", skipped + len(scans) - len(todo), Path(output_dir) / TABLE)
-    return SegmentationInputs(todo, series)
+    return SegmentationInputs(todo, series, skipped + len(scans) + bad)
 
 
 def _is_listed(source: StrPath) -> bool:
@@ -112,7 +125,7 @@ def _segmented(output_dir: Path) -> set[str]:
     return images
 
 
-def _converted(candidate: Candidate, file: str) -> tuple[str, ...] | None:
+def _converted(candidate: Candidate, file: str) -> tuple[str, ...]:
     """Convert a series, or a scan in another format, to NIfTI.
 
     Args:
@@ -120,15 +133,15 @@ def _converted(candidate: Candidate, file: str) -> tuple[str, ...] | None:
         file: the NIfTI file to write.
 
     Returns:
-        The DICOM files in slice order; () for other formats; None if the scan was skipped.
+        The DICOM files in slice order; () for other formats.
+
+    Raises:
+        NoScan: it is no CT volume, and none is missing.
+        RefusedScan: it cannot be used.
     """
-    try:
-        if candidate.fault:
-            raise RefusedScan(candidate.fault)
-        volume = read_series(candidate.series) if candidate.series else read_scan(candidate)
-    except RefusedScan as reason:
-        logger.warning("%s (%s) is skipped: %s", candidate.source, candidate.name, reason)
-        return None
+    if candidate.fault:
+        raise RefusedScan(candidate.fault)
+    volume = read_series(candidate.series) if candidate.series else read_scan(candidate)
     write_nifti(file, voxels=volume.voxels, affine=volume.affine)
     logger.info("converted %s (%d slices) to %s", candidate.source, volume.voxels.shape[2], file)
     return volume.files if candidate.series else ()

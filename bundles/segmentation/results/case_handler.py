@@ -13,6 +13,7 @@ from monai.data import MetaTensor
 
 from ...common.data.case_names import case_name, case_names, image_file, image_file_of, items_of
 from ...common.errors import InputError
+from .failures import Failures
 
 
 class CaseHandler(ABC):
@@ -28,7 +29,12 @@ class CaseHandler(ABC):
         label_key: key of the true label map, a MetaTensor (1, X, Y, Z); None: the handler needs none.
         items: all cases, the same in all processes: dictionaries with the files of ``image_key``. Cases with the same
             file name in several folders then get unique names (see `case_names`).
+        failures: takes the cases for which the handler raises; the other handlers and cases go on. None: the error ends
+            the run.
     """
+
+    #: What a case lacks for which the handler raises.
+    product = "result"
 
     def __init__(
         self,
@@ -38,11 +44,13 @@ class CaseHandler(ABC):
         image_key: str = "image",
         label_key: str | None = None,
         items: Sequence[Mapping[str, Any]] | None = None,
+        failures: Failures | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.pred_key = pred_key
         self.image_key = image_key
         self.label_key = label_key
+        self.failures = failures
         # By image file and not by case name: two folders may contain files of the same name.
         self.items = None if items is None else {image_file(item[image_key]): item for item in items}
         self.names = case_names(self.items or ())
@@ -54,7 +62,13 @@ class CaseHandler(ABC):
     def iteration_completed(self, engine: Engine) -> None:
         """Call `case_completed` for each case of the iteration."""
         for item in items_of(engine):
-            self.case_completed(item, image_file_of(item, self.image_key, self.pred_key, self.label_key))
+            file = image_file_of(item, self.image_key, self.pred_key, self.label_key)
+            try:
+                self.case_completed(item, file)
+            except Exception as error:
+                if self.failures is None:
+                    raise
+                self.failures.add(file, self.product, error)
 
     @abstractmethod
     def case_completed(self, item: Mapping[str, Any], file: str) -> None:

@@ -45,7 +45,7 @@ class CaseScores(CaseHandler):
 
     - ``scores.csv``: ``case,label,dice,nsd,hd95``, one row for each case and organ, an empty field for NaN;
     - ``summary.json``: see `summarise`, with the tolerance in mm, the names of the cases, and ``details`` under
-      ``evaluated``; null for NaN;
+      ``evaluated``; null for NaN; the files of cases that could not be scored under ``not_scored``, if there are any;
     - ``scores.png``: see `score_figure`.
 
     Every process has ``mean_dice``, ``mean_nsd``, ``mean_hd95`` and ``dice_<organ>`` in ``engine.state.metrics``. That
@@ -72,13 +72,15 @@ class CaseScores(CaseHandler):
         resume: keep cases that were scored with equal settings and the same model and files.
         details: description of the evaluation, for programs that collect several: task, split, training of the model.
             Changing it does not invalidate scores.
-        keys: ``pred_key`` and ``image_key`` of `CaseHandler`.
+        options: ``pred_key``, ``image_key`` and ``failures`` of `CaseHandler`.
 
     Raises:
         InputError: here if a label or tolerance is invalid or the model's file is missing; during the run if a case's
             prediction and truth differ in shape or orientation, or an item lacks a key.
         ValueError: ``resume`` without ``items``.
     """
+
+    product = "score"
 
     def __init__(
         self,
@@ -93,11 +95,11 @@ class CaseScores(CaseHandler):
         model: str | Path | Sequence[str | Path] | None = None,
         resume: bool = False,
         details: Mapping[str, Any] | None = None,
-        **keys: str,
+        **options: Any,
     ) -> None:
         if resume and items is None:
             raise ValueError("resume needs items, the list of all cases.")
-        super().__init__(output_dir, label_key=label_key, items=items, **keys)
+        super().__init__(output_dir, label_key=label_key, items=items, **options)
         self.labels = organ_names(labels)
         unknown = sorted(set(tolerance) - {OTHERWISE, *self.labels.values()}) if isinstance(tolerance, Mapping) else []
         if unknown:
@@ -140,6 +142,8 @@ class CaseScores(CaseHandler):
             for file in sorted(scores, key=names.__getitem__)
             for organ, score in scores[file].items()
         ]
+        failed = [] if self.failures is None else self.failures.all()
+        not_scored = sorted({failure.scan for failure in failed if failure.missing == self.product})
         summary = summarise(rows, organs=self.labels.values())
         engine.state.metrics |= {f"mean_{metric}": summary[f"mean_{metric}"] for metric in METRICS}
         for organ, moments in summary["labels"].items():
@@ -148,6 +152,7 @@ class CaseScores(CaseHandler):
         if rank() == 0:
             summary |= {"tolerance": self.tolerance, "cases": sorted({row["case"] for row in rows})}
             summary |= {"evaluated": self.details}
+            summary |= {"not_scored": not_scored} if not_scored else {}
             self._write(rows, summary)
             logger.info("%s", format_summary(summary))
 

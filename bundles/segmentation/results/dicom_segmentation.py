@@ -197,11 +197,13 @@ class SaveDicomSegmentations(CaseHandler):
         labels: organ name of each label value; text keys, as in a JSON file, are read as numbers.
         output_dir: the folder of the segmentations.
         metadata: the bundle's ``metadata.json``; its ``name`` and ``version`` are recorded as the model.
-        keys: ``pred_key`` and ``image_key`` of `CaseHandler`.
+        options: ``pred_key``, ``image_key`` and ``failures`` of `CaseHandler`.
 
     Raises:
         InputError: during the run, if a label map is missing or does not match the geometry of the DICOM series.
     """
+
+    product = "DICOM SEG"
 
     def __init__(
         self,
@@ -209,9 +211,9 @@ class SaveDicomSegmentations(CaseHandler):
         labels: Mapping[int | str, str],
         output_dir: str | Path,
         metadata: str,
-        **keys: str,
+        **options: Any,
     ) -> None:
-        super().__init__(output_dir, **keys)
+        super().__init__(output_dir, **options)
         self.series = {os.path.abspath(file): list(sources) for file, sources in series.items()}
         self.labels = {int(value): str(organ) for value, organ in labels.items()}
         content = json.loads(Path(metadata).read_text(encoding="utf-8"))

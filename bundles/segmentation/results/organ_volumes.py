@@ -19,6 +19,7 @@ from ...common.files import atomic_path
 from ...common.run.distributed import gather_lists, rank
 from ..models.label_names import organ_names
 from .case_handler import CaseHandler
+from .colour_table import write_colour_table
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,8 @@ def read_volumes(file: str | Path) -> dict[str, list[dict[str, Any]]]:
 class OrganVolumes(CaseHandler):
     """Handler of an evaluator: writes ``volumes.csv`` with one row ``case,label,voxels,ml,image`` per case and organ.
 
+    It also writes the names of the label values for 3D Slicer, see `write_colour_table`.
+
     List it last, after the handlers that write something else for each case. A scan is then added to the table
     only after its other outputs are written. ``image`` is the file of the scan, which distinguishes cases with the same
     name in several folders. The table is rewritten after every case, so that a stopped run keeps its rows. With several
@@ -68,16 +71,18 @@ class OrganVolumes(CaseHandler):
             background 0 is ignored.
         output_dir: the folder of the table.
         resume: keep the rows of an existing table.
-        keys: ``pred_key`` and ``image_key`` of `CaseHandler`.
+        options: ``pred_key``, ``image_key`` and ``failures`` of `CaseHandler`.
 
     Raises:
         InputError: during the run, if a case has no label map with its geometry.
     """
 
+    product = "row of volumes"
+
     def __init__(
-        self, labels: Mapping[int | str, str], output_dir: str | Path, *, resume: bool = False, **keys: str
+        self, labels: Mapping[int | str, str], output_dir: str | Path, *, resume: bool = False, **options: Any
     ) -> None:
-        super().__init__(output_dir, **keys)
+        super().__init__(output_dir, **options)
         self.labels = organ_names(labels)
         self.file = self.output_dir / TABLE
         self.resume = resume
@@ -91,6 +96,8 @@ class OrganVolumes(CaseHandler):
 
     def _clear(self, engine: Engine) -> None:
         self.volumes = read_volumes(self.file) if self.resume else {}
+        if rank() == 0:
+            write_colour_table(self.output_dir, labels=self.labels)
 
     def iteration_completed(self, engine: Engine) -> None:
         """Measure the cases of the iteration and write the table."""

@@ -152,12 +152,14 @@ class SaveOverlays(CaseHandler):
             background 0 is ignored.
         output_dir: the folder of the pictures.
         window: the HU shown as black and white; see `overlay_figure`.
-        options: ``pred_key``, ``image_key``, ``label_key`` (None draws the prediction alone) and ``items`` of
-            `CaseHandler`. Without ``items``, cases with the same file name overwrite each other's picture.
+        options: ``pred_key``, ``image_key``, ``label_key`` (None draws the prediction alone), ``items`` and
+            ``failures`` of `CaseHandler`. Without ``items``, cases with the same file name overwrite each other's picture.
 
     Raises:
         InputError: during the run, if the scan cannot be read or a label map is missing or has another shape.
     """
+
+    product = "picture"
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from bundles.common.errors import InputError
 from bundles.common.scans import checks as scan_checks
-from bundles.common.scans.checks import check_scans
+from bundles.common.scans.checks import check_scans, examine_scans
 
 SHAPE = (8, 9, 10)
 AFFINE = np.array([[-0.8, 0, 0, 100], [0, -0.8, 0, 90], [0, 0, 2.5, -300], [0, 0, 0, 1]])
@@ -223,6 +223,28 @@ def test_all_bad_scans_are_counted_and_ten_are_listed(tmp_path):
 
 
 # ---- remember ----
+
+
+def test_good_scans_are_told_from_bad_ones_so_that_a_run_can_go_on(tmp_path):
+    voxels = np.zeros(SHAPE, np.float32)
+    voxels[0, 0, 0] = np.nan
+    nan, good = write(tmp_path / "nan.nii.gz", voxels), write(tmp_path / "good.nii.gz")
+    wrong, gone = label(tmp_path / "wrong.nii.gz", (0, 7)), str(tmp_path / "gone.nii.gz")
+    items = [
+        {"image": nan},
+        {"image": good, "label": label(tmp_path / "l.nii.gz"), "fold": 3},
+        {"image": [gone, good]},
+        {"image": write(tmp_path / "other.nii.gz"), "label": wrong},
+        {"image": write(tmp_path / "last.nii.gz")},
+    ]
+    found, reasons = examine_scans(items, labels=[0, 1, 2])
+    assert found == [items[1], items[4]] and found[0] is items[1]
+    assert list(reasons) == [nan, gone, items[3]["image"]]
+    assert reasons[nan].startswith("has 1 of 720 voxels that are NaN")
+    assert reasons[gone].startswith("this scan is a list of 2 files")
+    assert reasons[items[3]["image"]] == f"{wrong}: holds label value(s) 7; allowed are the declared [0, 1, 2]"
+    assert examine_scans([items[0]], voxels=False) == ([items[0]], {})
+    assert examine_scans([]) == ([], {})
 
 
 @pytest.fixture

@@ -10,12 +10,19 @@ import pytest
 
 from bundles.common.data.case_names import case_name
 from bundles.common.errors import InputError
-from bundles.segmentation.inference.inputs import segmentation_inputs
+from bundles.common.scans.dicom_series import read_series
+from bundles.segmentation.inference import inputs as inputs_module
+from bundles.segmentation.inference.inputs import SegmentationInputs, segmentation_inputs
+from bundles.segmentation.results.failures import Failures
 from bundles.segmentation.results.organ_volumes import COLUMNS
 
 from ...common.scans.dicom_files import POSITION, SPACING, write_series
 
 VOXELS = np.random.default_rng(0).integers(-1000, 1500, (12, 10, 9)).astype(np.int16)
+
+
+def inputs_of(source, *, output_dir: Path, failures: Failures | None = None, **options) -> SegmentationInputs:
+    return segmentation_inputs(source, output_dir=output_dir, failures=failures or Failures(output_dir), **options)
 
 
 def nifti(path: Path) -> str:
@@ -34,25 +41,27 @@ def already_segmented(output_dir: Path, *images: str) -> None:
 
 def test_nifti_files_are_taken_as_they_are(tmp_path):
     files = [nifti(tmp_path / "scans" / name) for name in ("a.nii.gz", "b.nii")]
-    inputs = segmentation_inputs(tmp_path / "scans", output_dir=tmp_path / "out")
+    inputs = inputs_of(tmp_path / "scans", output_dir=tmp_path / "out")
     assert (inputs.scans, inputs.series) == ([{"image": file} for file in files], {})
     assert not (tmp_path / "out").exists()
 
 
 def test_every_ct_series_of_a_study_is_written_on_its_own_grid(tmp_path, caplog):
+    caplog.set_level("INFO")
     study = tmp_path / "study"
     order = write_series(study / "ct 1", VOXELS + 1024)
     write_series(study / "ct 2", VOXELS[:, :, ::-1] + 1024)
     write_series(study / "scout", VOXELS[:, :, :1], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-    inputs = segmentation_inputs(study, output_dir=tmp_path / "out")
+    inputs = inputs_of(study, output_dir=tmp_path / "out")
     assert [Path(scan["image"]).name for scan in inputs.scans] == ["study__ct_1.nii.gz", "study__ct_2.nii.gz"]
     first = nib.load(inputs.scans[0]["image"])
     np.testing.assert_array_equal(np.asarray(first.dataobj), VOXELS)
     x, y, z = POSITION
     np.testing.assert_allclose(first.affine, np.diag([-1, -1, 1, 1]) @ np.diag([*SPACING, 1]) + _column(-x, -y, z))
     assert [Path(file).name for file in inputs.series[inputs.scans[0]["image"]]] == [path.name for path in order]
-    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert "scout" in warning and "is skipped" in warning and "localizer" in warning
+    (line,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert "scout" in line and "localizer" in line
+    assert inputs.count == 2 and not (tmp_path / "out" / "failed.csv").exists()
 
 
 def _column(*origin: float) -> np.ndarray:
@@ -63,8 +72,8 @@ def _column(*origin: float) -> np.ndarray:
 
 def test_a_study_without_a_usable_series_is_refused(tmp_path):
     write_series(tmp_path / "study", VOXELS, Modality="MR")
-    with pytest.raises(InputError, match="none of its 1 series can be segmented"):
-        segmentation_inputs(tmp_path / "study", output_dir=tmp_path / "out")
+    with pytest.raises(InputError, match="none of its 1 series and files can be segmented"):
+        inputs_of(tmp_path / "study", output_dir=tmp_path / "out")
 
 
 def test_resuming_leaves_out_what_the_table_names(tmp_path, caplog):
@@ -73,39 +82,37 @@ def test_resuming_leaves_out_what_the_table_names(tmp_path, caplog):
     write_series(tmp_path / "study", VOXELS)
     write_series(tmp_path / "study" / "scout", VOXELS[:, :, :1], ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     sources = [tmp_path / "scans", tmp_path / "study"]
-    (_, _, of_series) = (scan["image"] for scan in segmentation_inputs(sources, output_dir=tmp_path / "out").scans)
+    (_, _, of_series) = (scan["image"] for scan in inputs_of(sources, output_dir=tmp_path / "out").scans)
     already_segmented(tmp_path / "out", done, of_series)
-    assert (
-        segmentation_inputs(sources[1], output_dir=tmp_path / "out", resume=True).scans == []
-    )  # only the scout is left
-    inputs = segmentation_inputs(sources, output_dir=tmp_path / "out", resume=True)
+    assert inputs_of(sources[1], output_dir=tmp_path / "out", resume=True).scans == []  # only the scout is left
+    inputs = inputs_of(sources, output_dir=tmp_path / "out", resume=True)
     assert (inputs.scans, inputs.series) == ([{"image": left}], {})
     assert "2 scans are already segmented" in caplog.text
-    assert len(segmentation_inputs(sources, output_dir=tmp_path / "out").scans) == 3
+    assert len(inputs_of(sources, output_dir=tmp_path / "out").scans) == 3
     already_segmented(tmp_path / "out", done, left, of_series)
-    assert segmentation_inputs(sources, output_dir=tmp_path / "out", resume=True).scans == []
+    assert inputs_of(sources, output_dir=tmp_path / "out", resume=True).scans == []
 
 
 def test_an_output_among_the_sources_is_not_segmented(tmp_path):
     write_series(tmp_path / "study", VOXELS)
-    first = segmentation_inputs(tmp_path / "study", output_dir=tmp_path / "study" / "masks").scans
-    assert segmentation_inputs(tmp_path / "study", output_dir=tmp_path / "study" / "masks").scans == first
+    first = inputs_of(tmp_path / "study", output_dir=tmp_path / "study" / "masks").scans
+    assert inputs_of(tmp_path / "study", output_dir=tmp_path / "study" / "masks").scans == first
 
 
 def test_a_folder_of_neither_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("no scan")
     with pytest.raises(InputError, match="No scans in"):
-        segmentation_inputs(tmp_path, output_dir=tmp_path / "out")
+        inputs_of(tmp_path, output_dir=tmp_path / "out")
 
 
 def test_a_mask_that_is_gone_or_older_than_its_scan_is_made_again(tmp_path):
     file = nifti(tmp_path / "scans" / "a.nii.gz")
     already_segmented(tmp_path / "out", file)
-    assert segmentation_inputs(file, output_dir=tmp_path / "out", resume=True).scans == []
+    assert inputs_of(file, output_dir=tmp_path / "out", resume=True).scans == []
     os.utime(tmp_path / "out" / "a_seg.nii.gz", (0, 0))
-    assert segmentation_inputs(file, output_dir=tmp_path / "out", resume=True).scans == [{"image": file}]
+    assert inputs_of(file, output_dir=tmp_path / "out", resume=True).scans == [{"image": file}]
     (tmp_path / "out" / "a_seg.nii.gz").unlink()
-    assert segmentation_inputs(file, output_dir=tmp_path / "out", resume=True).scans == [{"image": file}]
+    assert inputs_of(file, output_dir=tmp_path / "out", resume=True).scans == [{"image": file}]
 
 
 def test_a_series_beside_files_that_cannot_be_read_is_left_out(tmp_path, caplog):
@@ -113,19 +120,46 @@ def test_a_series_beside_files_that_cannot_be_read_is_left_out(tmp_path, caplog)
     files = write_series(tmp_path / "study" / "cut", VOXELS)
     files[-1].write_bytes(files[-1].read_bytes()[:200])
     write_series(tmp_path / "study" / "whole", VOXELS)
-    inputs = segmentation_inputs(tmp_path / "study", output_dir=tmp_path / "out")
+    failures = Failures(tmp_path / "out")
+    inputs = inputs_of(tmp_path / "study", output_dir=tmp_path / "out", failures=failures)
     assert [Path(scan["image"]).name for scan in inputs.scans] == ["study__whole.nii.gz"]
-    assert f"{files[-1]} is skipped" in caplog.text and "perhaps slices of it" in caplog.text
+    assert [failure.scan for failure in failures.all()] == [str(files[-1]), str(files[-1].parent)]
+    assert "perhaps slices of it" in failures.all()[1].reason and inputs.count == 3
 
 
 def test_nifti_below_a_study_is_taken_too(tmp_path):
     write_series(tmp_path / "study" / "dicom", VOXELS)
     file = nifti(tmp_path / "study" / "export" / "b.nii.gz")
-    inputs = segmentation_inputs(tmp_path / "study", output_dir=tmp_path / "out")
+    inputs = inputs_of(tmp_path / "study", output_dir=tmp_path / "out")
     assert sorted(Path(scan["image"]).name for scan in inputs.scans) == ["b.nii.gz", "study__dicom.nii.gz"]
     assert file not in inputs.series and len(inputs.series) == 1
 
 
 def test_a_path_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match=r"nowhere not found"):
-        segmentation_inputs(tmp_path / "nowhere", output_dir=tmp_path / "out")
+        inputs_of(tmp_path / "nowhere", output_dir=tmp_path / "out")
+
+
+def test_whatever_a_library_raises_for_one_series_the_others_are_converted(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        write_series(tmp_path / "study" / name, VOXELS)
+
+    def read(series):
+        if "/a/" in series.files[0]:
+            raise AttributeError("'str' object has no attribute 'name'")
+        return read_series(series)
+
+    monkeypatch.setattr(inputs_module, "read_series", read)
+    failures = Failures(tmp_path / "out")
+    inputs = inputs_of(tmp_path / "study", output_dir=tmp_path / "out", failures=failures)
+    assert [Path(scan["image"]).name for scan in inputs.scans] == ["study__b.nii.gz"]
+    (failure,) = failures.all()
+    assert failure.scan.endswith("study/a") and failure.reason == "AttributeError: 'str' object has no attribute 'name'"
+
+
+def test_a_scan_that_lacks_something_is_segmented_again(tmp_path):
+    done, lacking = (nifti(tmp_path / "scans" / name) for name in ("a.nii.gz", "b.nii.gz"))
+    already_segmented(tmp_path / "out", done, lacking)
+    Failures(tmp_path / "out").add(lacking, "DICOM SEG", "no reason")
+    inputs = inputs_of(tmp_path / "scans", output_dir=tmp_path / "out", resume=True)
+    assert inputs.scans == [{"image": lacking}] and inputs.count == 2

@@ -1,0 +1,157 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""What a run could not do for single scans: listed in a table while the others go on, and told at the end."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ...common.errors import InputError, find_input_error
+from ...common.files import atomic_path
+from ...common.run.distributed import gather_lists, rank, world_size
+
+logger = logging.getLogger(__name__)
+
+TABLE = "failed.csv"
+RESULTS = ("mask", "score")  # without one of these a scan has no result
+STATUS_FAILED = 3  # exit status of a run that succeeded for some scans
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no scan can be written: going on would fail for each
+NAMED = 20  # failures in the summary; the table has all
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One thing that was not done.
+
+    Attributes:
+        scan: file or folder of the scan.
+        missing: what the scan lacks now: ``mask``, ``DICOM SEG``, ``picture``, ...
+        reason: why.
+    """
+
+    scan: str
+    missing: str
+    reason: str
+
+
+class Failures:
+    """The failures of a run, in ``failed.csv`` of its output folder.
+
+    The table is rewritten after each failure, so that a stopped run keeps it. A run without failures leaves no table.
+
+    Args:
+        output_dir: folder of the results.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike) -> None:
+        self.file = Path(output_dir).expanduser() / TABLE
+        self.failed = False
+        self._found: list[Failure] = []
+
+    def earlier(self) -> set[str]:
+        """Return the scans in the table of an earlier run. They are tried again."""
+        try:
+            with open(self.file, newline="", encoding="utf-8") as table:
+                return {row["scan"] for row in csv.DictReader(table) if row.get("scan")}
+        except FileNotFoundError:
+            return set()
+
+    def add(self, scan: str, missing: str, error: Exception | str) -> None:
+        """Log a failure as a WARNING and write the table.
+
+        Args:
+            scan: file or folder of the scan.
+            missing: what it lacks now.
+            error: what was raised, or the reason.
+
+        Raises:
+            InputError: the disk is full or cannot be written: the run cannot go on.
+        """
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise InputError(
+                f"{error.filename or self.file.parent} cannot be written: {error.strerror}. Make room, then repeat the "
+                "command with --resume true."
+            ) from error
+        failure = Failure(scan, missing, error if isinstance(error, str) else reason_of(error))
+        self._found.append(failure)
+        logger.warning("%s has no %s: %s", failure.scan, failure.missing, failure.reason)
+        if isinstance(error, Exception):
+            logger.debug("what was raised for %s", scan, exc_info=error)
+        if world_size() == 1:
+            self._write(self._found)
+
+    def all(self) -> list[Failure]:
+        """Return the failures of all processes. All must call it."""
+        return list(dict.fromkeys(gather_lists(self._found)))
+
+    def report(self, scans: int) -> None:
+        """Write the table and log a summary. All processes must call it, when the work is done.
+
+        Args:
+            scans: number of scans in the run, with those that failed.
+
+        Raises:
+            InputError: no scan has a result.
+        """
+        failures = self.all()
+        if rank() == 0:
+            self._write(failures)
+        self._refuse_if_all(failures, scans)
+        failed = {failure.scan for failure in failures}
+        lines = self._lines(failures)
+        if failures and rank() == 0:
+            logger.warning(
+                "%d of %d scans are done; these %d are not, or lack something (%s):\n%s",
+                *(scans - len(failed), scans, len(failed), self.file, "\n".join(lines)),
+            )
+        self.failed = bool(failures)
+
+    def exit_status(self) -> None:
+        """End the process with status 3 if `report` had failures to tell; last of all."""
+        if self.failed:
+            sys.exit(STATUS_FAILED)
+
+    def refuse_if_all(self, scans: Sequence[Any]) -> None:
+        """Raise an error if all scans of the run have failed already. All processes must call it.
+
+        Raises:
+            InputError: no scan is left.
+        """
+        self._refuse_if_all(self.all(), len(scans))
+
+    def _refuse_if_all(self, failures: Sequence[Failure], scans: int) -> None:
+        without = {failure.scan for failure in failures if failure.missing in RESULTS}
+        if scans and len(without) == scans:
+            raise InputError("\n".join([f"None of the {scans} scans has a result:", *self._lines(failures)]))
+
+    def _lines(self, failures: Sequence[Failure]) -> list[str]:
+        lines = [f"  {failure.scan}: no {failure.missing}: {failure.reason}" for failure in failures[:NAMED]]
+        return lines + ([f"  ... and {len(failures) - NAMED} more in {self.file}"] if len(failures) > NAMED else [])
+
+    def _write(self, failures: Sequence[Failure]) -> None:
+        if not failures:
+            self.file.unlink(missing_ok=True)
+            return
+        with atomic_path(self.file) as path, open(path, "w", newline="", encoding="utf-8") as table:
+            writer = csv.DictWriter(table, [field.name for field in fields(Failure)], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(asdict(failure) for failure in failures)
+
+
+def reason_of(error: Exception) -> str:
+    """Return one line: the message of the first `InputError` among the causes, else the type and text of the last one."""
+    if (known := find_input_error(error)) is not None:
+        return " ".join(str(known).split())
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):  # MONAI's transforms wrap errors
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return "it does not fit into memory"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

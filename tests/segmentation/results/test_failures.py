@@ -1,0 +1,61 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+from __future__ import annotations
+
+import pytest
+
+from bundles.common.errors import InputError
+from bundles.segmentation.results.failures import Failure, Failures
+
+
+def test_failures_are_told_and_give_status_3(tmp_path, caplog):
+    failures = Failures(tmp_path)
+    failures.report(2)
+    failures.exit_status()
+    assert not failures.file.exists()
+    failures.add("a.nii.gz", "mask", InputError("first\nsecond"))
+    failures.add("a.nii.gz", "picture", "no room")
+    caplog.clear()
+    failures.report(2)
+    (summary,) = caplog.messages
+    assert summary.startswith("1 of 2 scans are done; these 1 are not")
+    assert "a.nii.gz: no mask: first second" in summary and "a.nii.gz: no picture: no room" in summary
+    with pytest.raises(SystemExit) as exit:
+        failures.exit_status()
+    assert exit.value.code == 3
+    assert failures.file.read_text().splitlines() == [
+        "scan,missing,reason",
+        "a.nii.gz,mask,first second",
+        "a.nii.gz,picture,no room",
+    ]
+
+
+def test_a_run_without_failures_removes_the_table_of_an_earlier_one(tmp_path):
+    Failures(tmp_path).add("a.nii.gz", "mask", "damaged")
+    again = Failures(tmp_path)
+    assert again.earlier() == {"a.nii.gz"}
+    again.report(1)
+    assert not again.file.exists() and again.earlier() == set()
+
+
+def test_a_run_in_which_all_scans_fail_has_no_result(tmp_path):
+    failures = Failures(tmp_path)
+    for name in ("a", "b"):
+        failures.add(name, "mask", "damaged")
+    with pytest.raises(InputError, match=r"None of the 2 scans has a result:\n  a: no mask: damaged\n  b: no mask"):
+        failures.report(2)
+    with pytest.raises(InputError, match="None of the 2 scans"):
+        failures.refuse_if_all([1, 2])
+    failures.refuse_if_all([1, 2, 3])
+    pictures = Failures(tmp_path)
+    pictures.add("a", "picture", "no font")
+    pictures.report(1)  # it has a mask
+
+
+def test_a_long_list_of_failures_is_cut(tmp_path, caplog):
+    failures = Failures(tmp_path)
+    for number in range(25):
+        failures.add(f"scan{number}", "mask", "damaged")
+    caplog.clear()
+    failures.report(30)
+    assert caplog.messages[0].startswith("5 of 30") and caplog.messages[0].endswith(f"and 5 more in {failures.file}")
+    assert len(failures.earlier()) == 25 and failures.all()[0] == Failure("scan0", "mask", "damaged")
