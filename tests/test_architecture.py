@@ -27,6 +27,10 @@ MAY_IMPORT = {
     "bundles.common.scans": {
         *("bundles.common.errors", "bundles.common.files", "bundles.common.run", "bundles.common.data"),
     },
+    "bundles.common.cases": {
+        *("bundles.common.errors", "bundles.common.files", "bundles.common.run", "bundles.common.data"),
+        "bundles.common.scans",
+    },
     "bundles.common.training": {
         *("bundles.common.errors", "bundles.common.files", "bundles.common.run", "bundles.common.data"),
         "bundles.common.weights",

@@ -64,18 +64,23 @@ def test_evaluation_repeats_the_validation_of_the_training(tmp_path, pretrained,
 
 
 def test_inference_reconstructs_and_embeds_in_the_scans_geometry(tmp_path, pretrained, unlabelled):
-    scan = unlabelled / "site 0" / "scan.nii.gz"
+    """A scan that is cut short costs the other nothing."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    scan = shutil.copy(unlabelled / "site 0" / "scan.nii.gz", scans)
+    (scans / "cut.nii.gz").write_bytes(Path(scan).read_bytes()[:9000])
     options = {name: SMALL[name] for name in ("preset", "roi_size")}
     run = run_bundle(
         "swin_unetr_pretrain",
         "inference.yaml",
-        dataset_dir=scan,
+        dataset_dir=scans,
         pretrained_model=pretrained / "models" / "model.pt",
         output_dir=tmp_path,
         mask_fill="['zero']",
         **options,
     )
-    succeed(run)
+    assert run.returncode == 3 and "1 of 2 scans are done" in run.stdout + run.stderr
+    assert "cut.nii.gz,reconstruction" in (tmp_path / "failed.csv").read_text()
     original, masked = nib.load(scan), nib.load(tmp_path / "scan_masked.nii.gz")
     reconstruction = nib.load(tmp_path / "scan_reconstruction.nii.gz")
     for image in (masked, reconstruction):

@@ -3,17 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
 from monai.inferers import SlidingWindowInferer
 
-from ...common.data.case_names import case_name, image_file_of
+from ...common.cases.case_handler import CaseHandler
 from ...common.errors import InputError
 from ...common.files import atomic_path
 from ...common.run.distributed import unwrap
@@ -68,63 +67,56 @@ class MaskedWindows(SlidingWindowInferer):
         return {**outputs, "embedding": torch.cat(embeddings)[None]}
 
 
-class SaveEmbeddings:
-    """Handler for `SupervisedEvaluator`: write the embedding of each scan to ``<scan>_embedding.npz``.
+class SaveEmbeddings(CaseHandler):
+    """Handler of an evaluator: writes the embedding of each scan to ``<scan>_embedding.npz``.
 
     The file has ``windows`` (windows, features), in the order of the sliding window, and their mean ``embedding``
     (features,).
 
     Args:
-        folder: output folder.
+        output_dir: output folder.
+        options: ``failures`` of `CaseHandler`.
     """
 
-    def __init__(self, *, folder: str) -> None:
-        self.folder = Path(folder)
+    product = "embedding"
 
-    def attach(self, engine: Engine) -> None:
-        """Register the handler, to write after each scan."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        for item in engine.state.output:
-            name = case_name(image_file_of(item, "image"))
-            windows = item["embedding"].numpy()
-            with atomic_path(self.folder / f"{name}_embedding.npz") as temporary, open(temporary, "wb") as file:
-                np.savez_compressed(file, embedding=windows.mean(axis=0), windows=windows)
+    def case_completed(self, item: Mapping[str, Any], file: str) -> None:
+        """Write one scan."""
+        windows = item["embedding"].numpy()
+        path = self.output_dir / f"{self.name_of(file)}_embedding.npz"
+        with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+            np.savez_compressed(stream, embedding=windows.mean(axis=0), windows=windows)
 
 
-class SaveReconstructionPictures:
-    """Handler for `SupervisedEvaluator`: draw scan, masked scan and reconstruction in three planes.
+class SaveReconstructionPictures(CaseHandler):
+    """Handler of an evaluator: draws scan, masked scan and reconstruction in three planes.
 
     Writes ``<scan>_reconstruction.png``.
 
     Args:
-        folder: output folder.
+        output_dir: output folder.
         hu_window: (low, high) of the grey scale in HU.
+        options: ``failures`` of `CaseHandler`.
     """
 
-    def __init__(self, *, folder: str, hu_window: list[float]) -> None:
-        self.folder = Path(folder)
+    product = "picture"
+
+    def __init__(self, output_dir: str | Path, *, hu_window: Sequence[float], **options: Any) -> None:
+        super().__init__(output_dir, **options)
         self.hu_window = hu_window
 
-    def attach(self, engine: Engine) -> None:
-        """Register the handler, to draw after each scan."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        for item in engine.state.output:
-            figure = Figure(figsize=(9, 9), layout="constrained")
-            for row, key in enumerate(("scan", "masked", "reconstruction")):
-                volume, spacing = item[key], item[key].pixdim.tolist()
-                for column, plane in enumerate(("x", "y", "z")):
-                    picture = volume[0].select(column, volume.shape[column + 1] // 2).cpu().numpy().T
-                    wide, high = (spacing[axis] for axis in range(3) if axis != column)
-                    axes = figure.add_subplot(3, 3, 3 * row + column + 1)
-                    low, up = self.hu_window
-                    axes.imshow(picture, cmap="gray", origin="lower", vmin=low, vmax=up, aspect=high / wide)
-                    axes.set_axis_off()
-                    axes.set_title(f"{key}, middle of {plane}", fontsize=9)
-            with atomic_path(
-                self.folder / f"{case_name(image_file_of(item, 'image'))}_reconstruction.png"
-            ) as temporary:
-                figure.savefig(temporary, dpi=100)
+    def case_completed(self, item: Mapping[str, Any], file: str) -> None:
+        """Draw one scan."""
+        figure = Figure(figsize=(9, 9), layout="constrained")
+        low, up = self.hu_window
+        for row, key in enumerate(("scan", "masked", "reconstruction")):
+            volume, spacing = item[key], item[key].pixdim.tolist()
+            for column, plane in enumerate(("x", "y", "z")):
+                picture = volume[0].select(column, volume.shape[column + 1] // 2).cpu().numpy().T
+                wide, high = (spacing[axis] for axis in range(3) if axis != column)
+                axes = figure.add_subplot(3, 3, 3 * row + column + 1)
+                axes.imshow(picture, cmap="gray", origin="lower", vmin=low, vmax=up, aspect=high / wide)
+                axes.set_axis_off()
+                axes.set_title(f"{key}, middle of {plane}", fontsize=9)
+        with atomic_path(self.output_dir / f"{self.name_of(file)}_reconstruction.png") as temporary:
+            figure.savefig(temporary, dpi=100)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...common.cases.failures import Failures
 from ...common.data.case_names import case_name
 from ...common.data.data_list import StrPath, first_file, inference_scans
 from ...common.data.nifti_files import is_scan
@@ -18,7 +19,6 @@ from ...common.scans.dicom_series import read_series
 from ...common.scans.nifti_writing import write_nifti
 from ...common.scans.reading import read_scan
 from ...common.scans.search import Candidate, find_candidates
-from ..results.failures import Failures
 from ..results.organ_volumes import TABLE, read_volumes
 
 logger = logging.getLogger(__name__)

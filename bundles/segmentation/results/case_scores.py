@@ -17,13 +17,13 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.utils import ensure_tuple
 
+from ...common.cases.case_handler import CaseHandler
 from ...common.data.case_names import case_name, case_names
 from ...common.data.partial_labels import LABELLED
 from ...common.errors import InputError
 from ...common.files import file_stamp, write_text
 from ...common.run.distributed import gather_lists, rank
 from ..models.label_names import organ_names
-from .case_handler import CaseHandler
 from .metrics import OTHERWISE, _tolerance_of, score_case
 from .overlay import save_figure
 from .score_plots import score_figure

@@ -19,13 +19,13 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
+from ...common.cases.case_handler import CaseHandler
 from ...common.data.case_names import case_name
 from ...common.errors import InputError
 from ...common.files import atomic_path
 from ...common.scans.dicom_headers import read_headers
 from ...common.scans.slice_grid import MAX_SHIFT, grid_affine, sort_slices
 from ..models.label_names import organ_names
-from .case_handler import CaseHandler
 from .overlay import organ_colours
 
 logger = logging.getLogger(__name__)

@@ -14,11 +14,11 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.utils import convert_to_numpy
 
+from ...common.cases.case_handler import CaseHandler
 from ...common.data.case_names import case_name
 from ...common.files import atomic_path
 from ...common.run.distributed import gather_lists, rank
 from ..models.label_names import organ_names
-from .case_handler import CaseHandler
 from .colour_table import write_colour_table
 
 logger = logging.getLogger(__name__)

@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from monai.data import MetaTensor
 
+from ...common.cases.case_handler import CaseHandler
 from ...common.errors import InputError
 from ...common.files import atomic_path
 from ...common.scans.decode_once import forget_voxels, with_kept_voxels
 from ..models.label_names import organ_names
-from .case_handler import CaseHandler
 
 # For each plane: the axis perpendicular to it, and the anatomical directions at the left and at the top of the picture.
 PLANES = {"axial": (2, "R", "A"), "coronal": (1, "R", "S"), "sagittal": (0, "A", "S")}

@@ -90,12 +90,12 @@ def case(name, **entries):
 
 
 def engine_with(*items):
-    return SimpleNamespace(state=SimpleNamespace(output=list(items)))
+    return SimpleNamespace(state=SimpleNamespace(batch=[{} for _ in items], output=list(items)))
 
 
 def test_embeddings_are_saved_per_scan_with_their_mean(tmp_path):
     embedding = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
-    SaveEmbeddings(folder=str(tmp_path / "new"))(
+    SaveEmbeddings(tmp_path / "new").iteration_completed(
         engine_with(case("a", embedding=embedding), case("b", embedding=2 * embedding))
     )
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a_embedding.npz", "b_embedding.npz"]
@@ -115,7 +115,7 @@ def test_a_picture_per_scan_shows_masked_scan_and_reconstruction_in_true_proport
         name: MetaTensor(torch.rand(1, 4, 6, 8), affine=item["image"].affine)
         for name in ("scan", "masked", "reconstruction")
     }
-    SaveReconstructionPictures(folder=str(tmp_path), hu_window=[-100.0, 300.0])(engine_with(item | volumes))
+    SaveReconstructionPictures(tmp_path, hu_window=[-100.0, 300.0]).iteration_completed(engine_with(item | volumes))
     assert [path.name for path in tmp_path.iterdir()] == ["a_reconstruction.png"]
     (figure,) = figures
     assert len(figure.axes) == 9

@@ -8,12 +8,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bundles.common.cases.failures import Failures
 from bundles.common.data.case_names import case_name
 from bundles.common.errors import InputError
 from bundles.common.scans.dicom_series import read_series
 from bundles.segmentation.inference import inputs as inputs_module
 from bundles.segmentation.inference.inputs import SegmentationInputs, segmentation_inputs
-from bundles.segmentation.results.failures import Failures
 from bundles.segmentation.results.organ_volumes import COLUMNS
 
 from ...common.scans.dicom_files import POSITION, SPACING, write_series

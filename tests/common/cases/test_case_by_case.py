@@ -11,11 +11,11 @@ import torch
 from monai.data import DataLoader
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
+from bundles.common.cases.case_by_case import CaseDataset, CaseEvaluator, collate_case, good_cases
+from bundles.common.cases.case_handler import CaseHandler
+from bundles.common.cases.failures import Failures
 from bundles.common.data.case_names import case_name
 from bundles.common.errors import InputError
-from bundles.segmentation.inference.case_by_case import CaseDataset, CaseEvaluator, collate_case, good_cases
-from bundles.segmentation.results.case_handler import CaseHandler
-from bundles.segmentation.results.failures import Failures
 
 
 def scan(folder: Path, name: str, value: float = 1.0) -> dict[str, str]:

@@ -11,8 +11,8 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
-from ...common.data.case_names import case_name, case_names, image_file, image_file_of, items_of
-from ...common.errors import InputError
+from ..data.case_names import case_name, case_names, image_file, image_file_of, items_of
+from ..errors import InputError
 from .failures import Failures
 
 

@@ -10,10 +10,10 @@ from typing import Any
 from monai.data import Dataset, list_data_collate
 from monai.engines import SupervisedEvaluator
 
-from ...common.data.case_names import image_file
-from ...common.run.options import check_choice
-from ...common.scans.checks import examine_scans
-from ..results.failures import Failures, reason_of
+from ..data.case_names import image_file
+from ..run.options import check_choice
+from ..scans.checks import examine_scans
+from .failures import Failures, reason_of
 
 SCAN = "scan_of_case"  # key of an item's image file
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import pytest
 
+from bundles.common.cases.failures import Failure, Failures
 from bundles.common.errors import InputError
-from bundles.segmentation.results.failures import Failure, Failures
 
 
 def test_failures_are_told_and_give_status_3(tmp_path, caplog):

@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import InputError, find_input_error
-from ...common.files import atomic_path
-from ...common.run.distributed import gather_lists, rank, world_size
+from ..errors import InputError, find_input_error
+from ..files import atomic_path
+from ..run.distributed import gather_lists, rank, world_size
 
 logger = logging.getLogger(__name__)
 
 TABLE = "failed.csv"
-RESULTS = ("mask", "score")  # without one of these a scan has no result
+RESULTS = ("mask", "score", "reconstruction")  # without one of these a scan has no result
 STATUS_FAILED = 3  # exit status of a run that succeeded for some scans
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no scan can be written: going on would fail for each
 NAMED = 20  # failures in the summary; the table has all
