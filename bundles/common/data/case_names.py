@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ignite.engine import Engine
+from monai.data.folder_layout import FolderLayoutBase
 from monai.utils import ImageMetaKey, ensure_tuple
 
 from ..errors import InputError
@@ -41,6 +42,33 @@ def case_names(image_files: Iterable[str]) -> dict[str, str]:
             depth += 1
         names |= {file: "/".join(tail[-depth:]) for file, tail in tails.items()}
     return names
+
+
+class CaseFiles(FolderLayoutBase):
+    """MONAI's folder layout for `SaveImaged`: ``FOLDER/NAME_POSTFIX.nii.gz``, with names that no two cases share.
+
+    MONAI's own layout names a file by the image's file name alone.
+
+    Args:
+        output_dir: the folder.
+        postfix: of each file.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike, postfix: str) -> None:
+        self.output_dir = Path(output_dir)
+        self.postfix = postfix
+        self.names: Mapping[str, str] = {}
+
+    def use(self, names: Mapping[str, str]) -> None:
+        """Set the names of the images, see `case_names`; others have their `case_name`."""
+        self.names = dict(names)
+
+    def filename(self, subject: str | os.PathLike = "", idx: Any = None, **options: Any) -> str:
+        """Return the file of an image, and create its folder."""
+        name = self.names.get(str(subject), case_name(str(subject)))
+        path = self.output_dir / f"{name}_{self.postfix}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return str(path)
 
 
 def items_of(engine: Engine) -> list[dict[str, Any]]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,16 @@ from ..errors import InputError
 from ..run.options import check_choice
 from .carried_labels import check_notes, refuse_carried
 from .labelled_folder import folder_data_list, nifti_in
-from .nifti_files import _content, _first, _nifti_below, _one_nifti, is_mask_folder, is_nifti, is_scan
+from .nifti_files import (
+    _content,
+    _first,
+    _nifti_below,
+    _one_nifti,
+    is_mask_folder,
+    is_nifti,
+    is_scan,
+    without_suffix,
+)
 from .nnunet_folder import is_nnunet, nnunet_data_list, with_channel_files
 from .partial_labels import LABELLED, check_labelled, with_values
 from .splits import draw_folds, draw_share
@@ -157,7 +165,7 @@ def unlabelled_scans(
     """List the scans of one section for pre-training: images only.
 
     For a folder with a ``dataset.json``, these are its training, unlabelled and validation sections (never its test
-    section). For a folder without one, every NIfTI file below it, except masks and results (`MASK_FOLDERS`,
+    section). For a folder without one, every NIfTI file below it, except masks and results (`is_mask_folder`,
     `RESULT_NAMES`). If any source has a validation section, its scans are the validation and all others are for
     training. Otherwise ``validation_share`` of the patients (an entry's ``patient``, else each scan counts as one), at
     least one, are drawn for validation.
@@ -232,13 +240,15 @@ def _drawn_by_patient(pool: dict[tuple, dict], *, share: float, seed: int) -> se
     return {each for each, patient in patients.items() if patient in drawn}
 
 
-def inference_scans(source: StrPath | Sequence[StrPath]) -> list[dict]:
+def inference_scans(source: StrPath | Sequence[StrPath], *, equal_names: bool = False) -> list[dict]:
     """List the scans to predict: images only.
 
     Args:
         source: one or several of: a NIfTI file; a JSON data list (its ``test`` section); a folder (the NIfTI files in
             it, else the ``test`` section of its ``dataset.json``, else the NIfTI files below it, without those of
-            `MASK_FOLDERS`).
+            masks).
+        equal_names: allow scans with the same file name in different folders (see `case_names`). A scan that is found
+            twice counts once.
 
     Returns:
         Items ``{"image": path or list of paths}``.
@@ -249,10 +259,12 @@ def inference_scans(source: StrPath | Sequence[StrPath]) -> list[dict]:
     """
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     scans = [scan for one in sources for scan in _inference_scans(one)]
+    if equal_names:
+        return list({first_file(scan): scan for scan in scans}.values())
     files: dict[str, str] = {}
     for scan in scans:
         file = first_file(scan)
-        other = files.setdefault(re.sub(r"\.nii(\.gz)?$", "", os.path.basename(file)), file)
+        other = files.setdefault(without_suffix(os.path.basename(file)), file)
         if other != file:
             raise InputError(
                 f"{other} and {file} have the same name, and so would their masks: one would overwrite the other. "

@@ -12,6 +12,7 @@ from typing import Any
 
 import nibabel as nib
 
+from ...common.cases.failures import Failures
 from ...common.data.case_names import case_names
 from ...common.data.data_list import (
     UNLABELLED_SECTIONS,
@@ -159,7 +160,9 @@ def _entries_of(sources: str | Sequence[str], output_dir: str) -> list[Mapping[s
             entries += found
         else:
             files.append(source)
-    return entries + (segmentation_inputs(files, output_dir=output_dir).scans if files else [])
+    failures = Failures(output_dir)  # scans that cannot be read: failed.csv lists them
+    found = segmentation_inputs(files, output_dir=output_dir, failures=failures).scans if files else []
+    return [*entries, *found]
 
 
 def _identity(entry: Mapping[str, Any]) -> str:

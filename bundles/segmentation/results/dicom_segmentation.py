@@ -227,7 +227,7 @@ class SaveDicomSegmentations(CaseHandler):
         label_map = self.label_map(item, self.pred_key, file)
         try:
             write_dicom_segmentation(
-                self.output_dir / f"{case_name(file)}_seg.dcm",
+                self.output_dir / f"{self.name_of(file)}_seg.dcm",
                 label_map=_on_slices(label_map, files),
                 labels=self.labels,
                 files=files,

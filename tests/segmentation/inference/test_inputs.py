@@ -33,7 +33,7 @@ def nifti(path: Path) -> str:
 
 def already_segmented(output_dir: Path, *images: str) -> None:
     output_dir.mkdir(exist_ok=True)
-    rows = [",".join(COLUMNS)] + [f"x,liver,1,1.0,{image}" for image in images]
+    rows = [",".join(COLUMNS)] + [f"{case_name(image)},liver,1,1.0,{image}" for image in images]
     (output_dir / "volumes.csv").write_text("\n".join(rows) + "\n")
     for image in images:
         (output_dir / f"{case_name(image)}_seg.nii.gz").touch()
