@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -35,8 +36,9 @@ def case_names(image_files: Iterable[str]) -> dict[str, str]:
     for name, paths in by_name.items():
         count = len(set(paths.values()))
         tails = {file: (*path.parts[1:-1], name) for file, path in paths.items()}
-        if len(set(tails.values())) < count:  # ct.nii beside ct.nii.gz
-            tails = {file: path.parts[1:] for file, path in paths.items()}
+        by_tail = Counter((tails[file], path.name) for file, path in paths.items())
+        twice = {tail for tail, number in Counter(tail for tail, _ in by_tail).items() if number > 1}
+        tails |= {file: path.parts[1:] for file, path in paths.items() if tails[file] in twice}  # ct.nii, ct.nii.gz
         depth = 1
         while len({tail[-depth:] for tail in tails.values()}) < count:
             depth += 1

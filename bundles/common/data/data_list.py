@@ -280,7 +280,7 @@ def _inference_scans(source: StrPath) -> list[dict]:
     if source.is_dir():
         direct = sorted(str(path) for path in source.iterdir() if is_scan(path.name) and path.is_file())
         if direct or not (source / "dataset.json").is_file():
-            return [{"image": image} for image in direct or _nifti_below(source)]
+            return [{"image": image} for image in direct or _images_below(source)]
         source = source / "dataset.json"
     if is_nifti(source.name):
         return [{"image": image} for image in _one_nifti(source)]
@@ -537,7 +537,7 @@ def _unlabelled_source(source: Path, data_list: StrPath | None, key: str) -> tup
     if is_nifti(source.name) and not source.is_dir():
         return [{"image": image} for image in _one_nifti(source)], []
     if source.is_dir() and data_list is None and not path.is_file():
-        return [{"image": image} for image in _nifti_below(source)], []
+        return [{"image": image} for image in _images_below(source)], []
     if not source.exists():
         raise InputError(f"{source} not found. {_content(source.parent)}")
     content = parse_data_list(path)
@@ -554,6 +554,17 @@ def _unlabelled_source(source: Path, data_list: StrPath | None, key: str) -> tup
     _check_files(training, "training", path, keys=(key,))
     _check_files(validation, "validation", path, keys=(key,))
     return training, validation
+
+
+def _images_below(folder: Path) -> list[str]:
+    """Return the NIfTI files below a folder that are neither masks by their names nor results."""
+    images = _nifti_below(folder)
+    try:
+        content = folder_data_list(folder) or {}
+    except InputError:
+        return images
+    masks = {os.path.normpath(folder / entry["label"]) for entry in content.get("training", [])}
+    return [image for image in images if os.path.normpath(image) not in masks]
 
 
 def _identity(image: str | list[str]) -> tuple[str, ...]:

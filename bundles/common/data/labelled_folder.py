@@ -161,7 +161,7 @@ def data_list(folder: Path, pairs: Pairs, *, tests: Iterable[Image] = (), where:
     if pairs.unlabelled:
         _warn(
             f"{where}: {len(pairs.unlabelled)} image(s) have no mask, such as {_names(pairs.unlabelled)[0]}: they are "
-            "listed as unlabelled, and no network is trained on them here"
+            "listed as unlabelled"
         )
     if pairs.lost:
         _warn(f"{where}: {len(pairs.lost)} mask(s) have no image, such as {pairs.lost[0]}: they are left out")

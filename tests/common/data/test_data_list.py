@@ -430,6 +430,21 @@ def test_masks_and_results_are_not_taken_for_scans(tmp_path):
     assert [scan["image"] for scan in inference_scans(tmp_path)] == [str(tmp_path / "ct.nii.gz")]
 
 
+def test_labels_beside_their_images_are_no_scans(tmp_path):
+    touch(
+        tmp_path,
+        "p1/ct.nii.gz",
+        "p1/label.nii.gz",
+        "p2/scan.nii.gz",
+        "p2/mask.nii.gz",
+        "p3/mr.nii.gz",
+        "labelled/x.nii.gz",
+    )
+    images = ["labelled/x.nii.gz", "p1/ct.nii.gz", "p2/scan.nii.gz", "p3/mr.nii.gz"]
+    assert [os.path.relpath(scan["image"], tmp_path) for scan in inference_scans(tmp_path)] == images
+    assert [os.path.relpath(scan["image"], tmp_path) for scan in unlabelled_scans(tmp_path, section="all")] == images
+
+
 def test_several_sources_are_predicted_together_and_one_folder_is_trained_on(tmp_path):
     for name in ("a.nii.gz", "b.nii.gz"):
         (tmp_path / name).touch()

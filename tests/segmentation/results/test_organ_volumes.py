@@ -150,3 +150,10 @@ def test_two_processes_write_one_table_of_all_cases(tmp_path):
     rows = [(row[0], int(row[2])) for row in rows_of(tmp_path / "rank0")[1:]]
     assert rows == [(name, 10 * ord(name)) for name in "abcd"]
     assert not (tmp_path / "rank1").exists()
+
+
+def test_cases_have_the_names_that_they_are_given_and_keep_those_of_earlier_runs(tmp_path):
+    run(OrganVolumes(LABELS, tmp_path), [[item_of("s1/ct.nii.gz", {1: 4})]])
+    names = {"s2/ct.nii.gz": "s2/ct"}
+    run(OrganVolumes(LABELS, tmp_path, resume=True, names=names), [[item_of("s2/ct.nii.gz", {1: 5})]])
+    assert {(row[0], row[4]) for row in rows_of(tmp_path)[1:]} == {("ct", "s1/ct.nii.gz"), ("s2/ct", "s2/ct.nii.gz")}
