@@ -328,14 +328,14 @@ def label_names(content: Mapping[str, Any], path: Path) -> dict[int, str]:
 
 
 def data_list_ignore_label(dataset_dir: StrPath, data_list: StrPath | None = None) -> int | None:
-    """Return the value of unknown voxels that the data list declares (``ignore_label``); None if it, or the list, is not there.
+    """Return the value of unknown voxels that the data list declares (``ignore_label``); None if there is none.
 
     Raises:
         InputError: see `parse_data_list`; or it is no whole number.
     """
     path = data_list_path(dataset_dir, data_list)
-    if not path.parent.is_dir():
-        return None
+    if not path.is_file():
+        return None  # a folder without a list; what lacks one is reported where its scans are read
     declared = parse_data_list(path).get("ignore_label")
     if declared is not None and (isinstance(declared, bool) or not isinstance(declared, int) or declared < 0):
         raise InputError(f"{path}: 'ignore_label' is {declared!r}: it must be the label value of unknown voxels.")
