@@ -74,9 +74,9 @@ class Failures:
         Raises:
             InputError: the disk is full or cannot be written: the run cannot go on.
         """
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, Exception) and (full := _full_disk(error)) is not None:
             raise InputError(
-                f"{error.filename or self.file.parent} cannot be written: {error.strerror}. Make room, then repeat the "
+                f"{full.filename or self.file.parent} cannot be written: {full.strerror}. Make room, then repeat the "
                 "command with --resume true."
             ) from error
         failure = Failure(scan, missing, error if isinstance(error, str) else reason_of(error))
@@ -143,6 +143,15 @@ class Failures:
             writer = csv.DictWriter(table, [field.name for field in fields(Failure)], lineterminator="\n")
             writer.writeheader()
             writer.writerows(asdict(failure) for failure in failures)
+
+
+def _full_disk(error: BaseException | None) -> OSError | None:
+    """Return the error of a full disk among an error and its causes."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def reason_of(error: Exception) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from collections import OrderedDict
@@ -11,15 +12,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pydicom
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.filereader import read_dataset, read_preamble
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from ..errors import RefusedScan
 from ..files import file_stamp
+from .dicom.size import LARGEST_HEADER, header_limit, inflate, pixel_bytes, transfer_syntax
 
 THREADS = 8  # for headers: over a network, one after the other takes minutes for a few thousand files
 KEPT_HEADERS = 2000  # of CT slices, about 45 KB each
 # A file without the preamble starts with an element of group 2 or 8.
 _BARE_STARTS = (b"\x02\x00", b"\x08\x00")
+# One of these makes a file without the preamble DICOM: by chance, other files start like one.
+_KEYWORDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "Modality")
+HEAD = 4096  # bytes that hold the meta information of any usual file
+_PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 
 _kept: OrderedDict[str, tuple[list[int], Dataset]] = OrderedDict()  # by file; the last one was used last
 _lock = threading.Lock()
@@ -31,7 +39,8 @@ def is_dicom(path: str | os.PathLike) -> bool:
         with open(path, "rb") as stream:
             if stream.read(132)[128:] == b"DICM":
                 return True
-        return "SOPClassUID" in read_header(path, convert=["SOPClassUID"])
+        header = read_header(path, convert=_KEYWORDS)
+        return any(keyword in header for keyword in _KEYWORDS)
     except (OSError, RefusedScan):
         return False
 
@@ -94,15 +103,65 @@ def _read(file: str) -> Dataset:
             _kept.move_to_end(file)
             return _kept[file][1]
     with open(file, "rb") as stream:
-        start = stream.read(132)
+        start = stream.read(HEAD)
     if not start:
         raise RefusedScan("it is empty (0 bytes)")
-    bare = start[128:] != b"DICM"
+    bare = start[128:132] != b"DICM"
     if bare and start[:2] not in _BARE_STARTS:
         raise RefusedScan("it is not a DICOM file")
-    header = pydicom.dcmread(file, stop_before_pixels=True, force=bare)
+    header = _deflated(file, bare) if _may_be_deflated(start) else None
+    header = header or pydicom.dcmread(file, stop_before_pixels=True, force=bare)
     with _lock:
         _kept[file] = (stamp, header)
         while len(_kept) > KEPT_HEADERS:
             _kept.popitem(last=False)
     return header
+
+
+def read_image(file: str, header: Dataset) -> Dataset:
+    """Read a file with its pixels, decompressed only if the whole file is (deflate).
+
+    Args:
+        file: the file.
+        header: its header, which says how many pixels to expect.
+
+    Raises:
+        RefusedScan: it unpacks to more than its header claims.
+        Exception: it is damaged; pydicom raises several kinds.
+    """
+    limit = LARGEST_HEADER + pixel_bytes(header, Path(file).name)
+    deflated = transfer_syntax(header) == DeflatedExplicitVRLittleEndian
+    return deflated and _deflated(file, True, limit) or pydicom.dcmread(file, force=True)
+
+
+def _may_be_deflated(start: bytes) -> bool:
+    """Tell from the first bytes of a file whether its meta information may name deflate; it is seldom read twice."""
+    sized = start[132:140] == b"\x02\x00\x00\x00UL\x04\x00" and int.from_bytes(start[140:144], "little") < HEAD - 144
+    return not sized or DeflatedExplicitVRLittleEndian.encode() in start
+
+
+def _deflated(file: str, bare: bool, limit: int | None = None) -> FileDataset | None:
+    """Return a data set that is deflated as a whole, without the pixels if ``limit`` is None; None if it is not.
+
+    pydicom inflates such a file without a limit: 1 MB can become 1 GB.
+    """
+    with open(file, "rb") as stream:
+        preamble = read_preamble(stream, bare)
+        meta = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag.group != 2)
+        if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+            return None
+        allowed = limit or header_limit(os.path.getsize(file))
+        content, complete = inflate(stream, allowed)
+    if limit and not complete:
+        raise RefusedScan(f"it unpacks to more than the {allowed:,} bytes that its header allows: exclude it")
+    reached = []
+
+    def at_pixels(tag: int, *_: object) -> bool:
+        if tag in _PIXELS:
+            reached.append(tag)
+        return bool(reached) and limit is None
+
+    dataset = read_dataset(io.BytesIO(content), False, True, stop_when=at_pixels)
+    if not complete and not reached:
+        raise RefusedScan(f"its header unpacks to more than {allowed:,} bytes: exclude it")
+    return FileDataset(file, dataset, preamble, FileMetaDataset(meta), is_implicit_VR=False, is_little_endian=True)

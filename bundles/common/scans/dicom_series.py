@@ -12,30 +12,34 @@ into a sheared grid.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset
 from pydicom.pixels import get_decoder
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     EnhancedCTImageStorage,
-    ImplicitVRLittleEndian,
     LegacyConvertedEnhancedCTImageStorage,
+    MediaStorageDirectoryStorage,
 )
 
 from ..errors import NoScan, RefusedScan
-from .dicom_headers import THREADS, first_line, read_header, read_headers
+from .dicom.size import check_fragments, check_size, transfer_syntax
+from .dicom.split import ATTRIBUTES, Image, split_stack
+from .dicom.tilt import straighten
+from .dicom_headers import THREADS, first_line, read_header, read_headers, read_image
 from .int16_voxels import int16_or_float32
-from .slice_grid import MAX_SHIFT, SAME_PLACE, Slice, frame_element, frame_numbers, grid_affine, sort_slices
+from .slice_grid import MIN_SLICES, Slice, frame_element, frame_numbers, grid_affine, is_tilted, sort_slices
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +64,6 @@ _GROUPING_TAGS = [
     "ImageOrientationPatient",
     "ImagePositionPatient",
 ]
-# Compared as they are stored: some scanners write values that pydicom refuses to convert.
-_UNCONVERTED_TAGS = ["AcquisitionNumber", "InstanceNumber"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class DicomVolume:
     Attributes:
         voxels: HU, shape (X, Y, Z): columns, rows, slices; int16 if all values are whole and fit, else float32.
         affine: (4, 4), voxel indices to mm in RAS, as in nibabel. Z runs along row direction x column direction.
-        files: the file of each slice along Z; that of an Enhanced (multi-frame) image is repeated.
+        files: the file of each slice along Z; that of an Enhanced (multi-frame) image is repeated. Empty if the voxels
+            were resampled.
     """
 
     voxels: np.ndarray
@@ -104,8 +107,12 @@ def find_series(files: Iterable[str | os.PathLike]) -> tuple[list[Series], dict[
     """Group DICOM files into series by their headers; file names and folders do not matter.
 
     A series that mixes image sizes, orientations, or localizers and slices is split into one `Series` for each. Other
-    tags, such as ImageType and SeriesDescription, can change within a volume. They split a series only if the slice
-    positions confirm it, see `_split`. `read_series` refuses mixtures that remain. Copies of a file count once.
+    tags, such as AcquisitionNumber and ImageType, can change within a volume. They split a series only if the slice
+    positions confirm it, see `split_stack`. `read_series` refuses mixtures that remain. Files with equal headers and
+    pixels count once.
+
+    Images without a SeriesInstanceUID, as some anonymisers leave them, form one series a folder and patient. One or two
+    of them beside images that have one belong to no series: they may be slices of it.
 
     Args:
         files: any files.
@@ -114,112 +121,116 @@ def find_series(files: Iterable[str | os.PathLike]) -> tuple[list[Series], dict[
         The series, sorted by their first file, and a dict of the files that belong to no series, with the reasons.
     """
     names = sorted({os.fspath(file) for file in files})
-    reasons: dict[str, str] = {}
-    stacks: dict[tuple, list[list[_Found]]] = {}
-    instances: dict[tuple, str] = {}
-    copies = []
     with ThreadPoolExecutor(THREADS) as pool:
-        for name, found in zip(names, pool.map(_find, names), strict=True):
-            if isinstance(found, str):
-                reasons[name] = found
-                continue
-            original = instances.setdefault(found.instance, name)
-            if original != name:
-                copies.append(f"{name} of {original}")
-                continue
-            groups = stacks.setdefault(found.key, [])
-            for members in groups:
-                if _same_directions(members[0].directions, found.directions):
-                    members.append(found)
-                    break
-            else:
-                groups.append([found])
+        found = dict(zip(names, pool.map(_find, names), strict=True))
+    reasons = {name: one for name, one in found.items() if isinstance(one, str)}
+    images = [one for one in found.values() if not isinstance(one, str)]
+    images, strays = _without_strays(images)
+    reasons.update(strays)
+    copies = _copies(images)
+    stacks: dict[tuple, list[list[Image]]] = {}
+    for one in images:
+        if one.file in copies:
+            continue
+        groups = stacks.setdefault(one.key, [])
+        for members in groups:
+            if _same_directions(members[0].directions, one.directions):
+                members.append(one)
+                break
+        else:
+            groups.append([one])
     if copies:
-        logger.info("Skipped %d files that are copies of others, such as %s.", len(copies), copies[0])
-    parts = [part for groups in stacks.values() for members in groups for part in _split(members)]
+        copy, original = next(iter(copies.items()))
+        logger.info("Skipped %d files that are copies of others, such as %s of %s.", len(copies), copy, original)
+    parts = [part for groups in stacks.values() for members in groups for part in split_stack(members)]
     series = [Series(tuple(one.file for one in part), *part[0].texts) for part in parts]
     return sorted(series, key=lambda one: one.files), reasons
 
 
-class _Found(NamedTuple):
-    file: str
-    texts: tuple[str, ...]  # the text fields of `Series`
-    key: tuple  # files with different keys never belong to one stack
-    owner: tuple[str, str]  # patient and study
-    image_type: str
-    directions: np.ndarray | None
-    position: np.ndarray | None
-    instance: tuple
-
-
-def _find(file: str) -> _Found | str:
+def _find(file: str) -> Image | str:
     """Return the properties that `find_series` groups a file by, or the reason why it belongs to no series."""
     try:
         header = read_header(file, convert=_GROUPING_TAGS)
     except RefusedScan as reason:
         return str(reason)
-    if "SeriesInstanceUID" not in header:
-        return "it belongs to no DICOM series (no SeriesInstanceUID): it may be a DICOMDIR, or truncated"
     keywords = ("SeriesInstanceUID", "StudyInstanceUID", "PatientID", "Modality", "SeriesDescription")
     texts = tuple(sys.intern(_text(header, keyword)) for keyword in keywords)  # one string for all files that share it
     series, study, patient, modality, _ = texts
+    size = (_text(header, "Rows"), _text(header, "Columns"))
+    directory = header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
+    if directory or "SeriesInstanceUID" not in header and not all(size):
+        return "it belongs to no DICOM series (no SeriesInstanceUID): it may be a DICOMDIR, or truncated"
+    # Without a UID, files of one folder and patient form a series: elsewhere, the same slice may be of somebody else.
+    identity = (series,) if series else ("", sys.intern(os.path.dirname(os.path.abspath(file))), study, patient)
     # Some anonymisers write one SOPInstanceUID into all files: a copy must agree in everything else as well.
     rest = [_text(header, keyword) for keyword in ("SOPInstanceUID", "ImageType", "ImagePositionPatient")]
-    rest += [_stored_text(header, keyword) for keyword in _UNCONVERTED_TAGS]
-    return _Found(
+    rest += [_any_text(header, keyword) for keyword in ("AcquisitionNumber", "InstanceNumber", "ConvolutionKernel")]
+    return Image(
         file=file,
         texts=texts,
-        key=(series, modality, _is_localizer(header), _text(header, "Rows"), _text(header, "Columns")),
+        key=(*identity, modality, _is_localizer(header), *size),
         owner=(patient, study),
-        image_type=_text(header, "ImageType"),
+        attributes=tuple(sys.intern(_any_text(header, keyword)) for keyword in ATTRIBUTES),
         directions=_numbers(header, "ImageOrientationPatient", 6),
         position=_numbers(header, "ImagePositionPatient", 3),
-        instance=(series, study, patient, *rest),
+        instance=(*identity, study, patient, *rest),
     )
 
 
-def _split(stack: list[_Found]) -> list[list[_Found]]:
-    """Split files of one SeriesInstanceUID, size and orientation if they are clearly several volumes.
-
-    They are split by patient and study, since some anonymisers write one UID into all series; but not if together they
-    form one evenly spaced stack, whose halves would pass as volumes. They are split by ImageType only if the files of
-    each value have the same positions, as those of two reconstructions. Files without positions (multi-frame images)
-    are split by both.
-    """
-    owners = _parts(stack, "owner")
-    if len(owners) > 1 and not _is_even(stack):
-        return [part for owner in owners for part in _split(owner)]
-    parts = _parts(stack, "image_type")
-    heights = [_heights(part) for part in parts]
-    if all(one is None for one in heights):
-        return parts
-    once = all(one is not None and (np.diff(one) >= SAME_PLACE).all() for one in heights)
-    if once and all(len(one) == len(heights[0]) and np.abs(one - heights[0]).max() < SAME_PLACE for one in heights):
-        return parts
-    return [stack]
+def _without_strays(images: list[Image]) -> tuple[list[Image], dict[str, str]]:
+    """Take out the few images without a SeriesInstanceUID in a folder of images that have one."""
+    identified = {os.path.dirname(os.path.abspath(one.file)) for one in images if one.texts[0]}
+    counts = Counter(one.key for one in images)
+    reason = (
+        "it has no SeriesInstanceUID, unlike the other images in its folder: it may be a slice of one of them, or "
+        "truncated; export the series again"
+    )
+    strays = {
+        one.file: reason
+        for one in images
+        if not one.texts[0] and one.key[1] in identified and one.position is not None and counts[one.key] < MIN_SLICES
+    }
+    return [one for one in images if one.file not in strays], strays
 
 
-def _parts(stack: list[_Found], name: str) -> list[list[_Found]]:
-    parts: dict[tuple | str, list[_Found]] = {}
-    for one in stack:
-        parts.setdefault(getattr(one, name), []).append(one)
-    return list(parts.values())
+def _copies(images: Sequence[Image]) -> dict[str, str]:
+    """Return the files that are copies of others, each with the first file that has the same headers and pixels."""
+    alike: dict[tuple, list[Image]] = {}
+    for one in images:
+        alike.setdefault(one.instance, []).append(one)
+    groups = [group for group in alike.values() if len(group) > 1]
+    files = [one.file for group in groups for one in group]
+    copies = {}
+    with ThreadPoolExecutor(THREADS) as pool:
+        stored = dict(zip(files, pool.map(_stored_pixels, files), strict=True))
+    for group in groups:
+        # One image may be stored in two ways: then what they decode to counts.
+        same_form = len({stored[one.file][0] for one in group}) == 1
+        originals: dict[str, str] = {}
+        for one in group:
+            content = stored[one.file][1] if same_form else _decoded_pixels(one.file)
+            original = originals.setdefault(content, one.file)
+            if original != one.file:
+                copies[one.file] = original
+    return copies
 
 
-def _heights(stack: list[_Found]) -> np.ndarray | None:
-    """Return the sorted positions of the files along the slice normal in mm; None if a file has no position."""
-    if stack[0].directions is None or any(one.position is None for one in stack):
-        return None
-    normal = np.cross(stack[0].directions[:3], stack[0].directions[3:])
-    return np.sort([one.position @ normal for one in stack])
+def _stored_pixels(file: str) -> tuple[str, str]:
+    """Return the transfer syntax and a checksum of the pixels as they are stored, or of the file if it has none."""
+    header = read_header(file)
+    try:
+        pixels = read_image(file, header).PixelData
+    except Exception:  # no image, or damaged: whoever reads it says so
+        pixels = Path(file).read_bytes()
+    return str(transfer_syntax(header)), hashlib.sha256(pixels).hexdigest()
 
 
-def _is_even(stack: list[_Found]) -> bool:
-    heights = _heights(stack)
-    if heights is None or (np.diff(heights) < SAME_PLACE).any():
-        return False
-    even = np.linspace(heights[0], heights[-1], len(heights))
-    return bool(np.abs(heights - even).max() <= MAX_SHIFT)
+def _decoded_pixels(file: str) -> str:
+    try:
+        pixels = _decode(file, read_header(file)).tobytes()
+    except RefusedScan:
+        pixels = Path(file).read_bytes()
+    return hashlib.sha256(pixels).hexdigest()
 
 
 def _same_directions(one: np.ndarray | None, other: np.ndarray | None) -> bool:
@@ -229,7 +240,7 @@ def _same_directions(one: np.ndarray | None, other: np.ndarray | None) -> bool:
 
 
 def _is_localizer(header: Dataset) -> bool:
-    return "LOCALIZER" in (header.get("ImageType") or ())
+    return "LOCALIZER" in _text(header, "ImageType")
 
 
 def _numbers(header: Dataset, keyword: str, count: int) -> np.ndarray | None:
@@ -240,21 +251,29 @@ def _numbers(header: Dataset, keyword: str, count: int) -> np.ndarray | None:
     return found if found.shape == (count,) and np.isfinite(found).all() else None
 
 
-def _stored_text(header: Dataset, keyword: str) -> str:
-    """Return a value as it is stored, whether or not pydicom can convert it, or has; "" if it is missing."""
-    value = header.get_item(keyword).value if keyword in header else ""
-    return value.decode("latin-1").strip("\0 ") if isinstance(value, bytes) else str(value)
+def _any_text(header: Dataset, keyword: str) -> str:
+    """Return a value as text; as it is stored if pydicom cannot convert it, as some scanners write."""
+    try:
+        return _text(header, keyword)
+    except Exception:  # pydicom raises several kinds
+        value = header.get_item(keyword).value
+        return value.decode("latin-1").strip("\0 ") if isinstance(value, bytes) else str(value)
 
 
 def _text(dataset: Dataset, keyword: str) -> str:
     value = dataset.get(keyword)
-    return "" if value is None else str(value)
+    return "" if value is None else str(value).strip("\0 ")
 
 
-def read_series(series: Series) -> DicomVolume:
+def read_series(series: Series, *, straighten_tilt: bool = False) -> DicomVolume:
     """Read a CT series in HU, with the slices in spatial order.
 
     HU is the stored value x RescaleSlope + RescaleIntercept of each slice. Padding keeps its value.
+
+    Args:
+        series: one of `find_series`.
+        straighten_tilt: resample a scan made with a tilted gantry on an upright grid instead of refusing it (see
+            `straighten`). Its ``files`` are then empty: the grid is not that of the slices.
 
     Raises:
         NoScan: they are something else than a CT volume, such as a scout view.
@@ -263,33 +282,49 @@ def read_series(series: Series) -> DicomVolume:
     if series.modality != "CT":
         kind = NoScan if series.modality else RefusedScan
         raise kind(f"its modality is {series.modality or 'missing'}: only CT is supported")
+    try:
+        return _read(series, straighten_tilt)
+    except (RefusedScan, MemoryError):
+        raise
+    except Exception as error:  # pydicom raises many kinds for values of the wrong form
+        raise RefusedScan(
+            f"it cannot be read as a CT volume ({type(error).__name__}: {first_line(error)}): export it again"
+        ) from error
+
+
+def _read(series: Series, straighten_tilt: bool) -> DicomVolume:
     headers = read_headers(series.files)
     first = series.files[0]
     for file, header in headers.items():
         _check_kind(Path(file).name, header)
+        check_size(file, header)
         if _text(header, "PatientID") != _text(headers[first], "PatientID"):
             raise RefusedScan(
                 f"{Path(first).name} and {Path(file).name} are of two patients (PatientID), but of one series by their "
                 "SeriesInstanceUID and positions: use the files of one patient only, or export the series again"
             )
     slices = sort_slices(headers)
-    affine = grid_affine(slices)
+    affine = grid_affine(slices, tilted=straighten_tilt)
     rescale = [_rescale(one, headers[one.file]) for one in slices]
 
     planes: list[np.ndarray] = []
     opened: dict[str, np.ndarray] = {}  # the decoded frames of one file at a time
     for one, (slope, intercept) in zip(slices, rescale, strict=True):
         if one.file not in opened:
-            opened = {one.file: _decode(one, headers[one.file])}
+            opened = {one.file: _decode(one.file, headers[one.file]).reshape(-1, *one.shape[::-1])}
         planes.append(int16_or_float32(opened[one.file][one.frame].astype(np.float64) * slope + intercept))
-    return DicomVolume(np.stack(planes).T, affine, tuple(one.file for one in slices))
+    voxels = np.stack(planes).T
+    if straighten_tilt and is_tilted(affine, len(slices)):
+        return DicomVolume(*straighten(voxels, affine), ())
+    return DicomVolume(voxels, affine, tuple(one.file for one in slices))
 
 
 def _check_kind(name: str, header: Dataset) -> None:
     """Refuse objects of modality CT that are not slices of a CT volume in grey values."""
-    sop_class = header.get("SOPClassUID")
-    if sop_class not in (None, *CT_CLASSES) or "ConversionType" in header:
-        kind = "a converted image (ConversionType)" if sop_class in (None, *CT_CLASSES) else f"a {sop_class.name}"
+    sop_class = UID(_text(header, "SOPClassUID"))
+    known = sop_class in ("", *CT_CLASSES)
+    if not known or _text(header, "ConversionType"):
+        kind = "a converted image (ConversionType)" if known else f"a {sop_class.name}"
         raise NoScan(f"{name} is {kind}, not a CT image, so its values are not in HU: use the original series")
     colours = header.get("PhotometricInterpretation") or "MONOCHROME2"
     if not colours.startswith("MONOCHROME"):
@@ -310,21 +345,27 @@ def _rescale(one: Slice, header: Dataset) -> tuple[float, float]:
     return slope, intercept
 
 
-def _decode(one: Slice, header: Dataset) -> np.ndarray:
-    """Return the stored values of all frames in the file of a slice, shape (frames, rows, columns)."""
-    # A file without the preamble does not record its transfer syntax and uses the default one.
-    syntax = header.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
-    name = f"{Path(one.file).name} ({syntax.name})"
+def _decode(file: str, header: Dataset) -> np.ndarray:
+    """Return the stored values of all frames of a file."""
+    syntax = transfer_syntax(header)
+    name = f"{Path(file).name} ({syntax.name})"
     try:
         supported = not syntax.is_compressed or get_decoder(syntax).is_available
     except (NotImplementedError, ValueError):
         supported = False
     if not supported:
         raise RefusedScan(f"the compression of {name} is not supported: decompress it, e.g. with gdcmconv --raw")
+    check_size(file, header)
     try:
-        dataset = pydicom.dcmread(one.file, force=True)
+        dataset = read_image(file, header)
         dataset.file_meta.TransferSyntaxUID = syntax
-        return dataset.pixel_array.reshape(-1, *one.shape[::-1])
+        if syntax.is_encapsulated:
+            check_fragments(dataset, name)
+        if not dataset.get("PhotometricInterpretation"):
+            dataset.PhotometricInterpretation = "MONOCHROME2"
+        return dataset.pixel_array
+    except RefusedScan as reason:
+        raise RefusedScan(str(reason) if name in str(reason) else f"{name}: {reason}") from reason
     except MemoryError:
         raise
     except Exception as error:  # each decoder raises its own errors for broken data

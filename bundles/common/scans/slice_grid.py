@@ -14,6 +14,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from ..errors import RefusedScan
+from .dicom.size import frame_count, whole_number
 
 MIN_SLICES = 3  # fewer have no two gaps to compare; whether a volume is too thin for its purpose is not judged here
 # Largest distance of a slice from its place on the grid, in mm. Positions rounded to 0.1 mm, as in some archives, are
@@ -22,6 +23,7 @@ MAX_SHIFT = 0.1
 # Largest angle between slice normal and stacking direction, in degrees. Tilted gantries start near 0.5 degrees; cosines
 # and positions rounded to three decimals stay below 0.1.
 MAX_TILT = 0.1
+LARGEST_TILT = 35.0  # degrees; gantries tilt by 30 at most
 SAME_PLACE = 0.01  # mm along the normal; CT slices are 0.2 mm apart or more
 # Tolerance of direction cosines between slices: 0.05 mm at the far side of a 500 mm image. Most have 6 decimals.
 COSINE_TOLERANCE = 1e-4
@@ -50,7 +52,7 @@ def sort_slices(headers: Mapping[str, Dataset]) -> list[Slice]:
     slices = [
         _slice(file, header, frame)
         for file, header in headers.items()
-        for frame in range(int(header.get("NumberOfFrames") or 1))
+        for frame in range(frame_count(header, Path(file).name))
     ]
     first = slices[0]
     for one in slices:
@@ -69,8 +71,12 @@ def sort_slices(headers: Mapping[str, Dataset]) -> list[Slice]:
     return sorted(slices, key=lambda one: one.position @ _normal(first))
 
 
-def grid_affine(slices: Sequence[Slice]) -> np.ndarray:
+def grid_affine(slices: Sequence[Slice], *, tilted: bool = False) -> np.ndarray:
     """Return the affine (4, 4) of sorted slices, voxel indices (X, Y, Z) to mm in RAS.
+
+    Args:
+        slices: as from `sort_slices`.
+        tilted: accept slices that are stacked obliquely, by up to `LARGEST_TILT`. The third axis then leans.
 
     Raises:
         RefusedScan: there are too few slices, two share a position, or they are not evenly stacked at right angles. The
@@ -83,12 +89,11 @@ def grid_affine(slices: Sequence[Slice]) -> np.ndarray:
     _check_gaps(slices, positions @ _normal(first))
 
     step = (positions[-1] - positions[0]) / (count - 1)
-    sideways = step - step @ _normal(first) * _normal(first)
-    tilt = np.degrees(np.arctan2(np.linalg.norm(sideways), step @ _normal(first)))
-    if tilt > MAX_TILT and np.linalg.norm(sideways) * (count - 1) > MAX_SHIFT:
+    tilt, leans = _lean(step, _normal(first), count)
+    if leans and (not tilted or tilt > LARGEST_TILT):
         raise RefusedScan(
             f"its slices are stacked obliquely, by {tilt:.1f} degrees (tilted gantry), which a voxel grid cannot "
-            "represent: resample it, e.g. with dcm2niix (the file it names _Tilt) or dicom2nifti (resampling enabled), "
+            "represent: pass --straighten_tilt true to inference.yaml, or resample it, e.g. with dcm2niix (the file it names _Tilt) or dicom2nifti (resampling enabled), "
             "and use the NIfTI file"
         )
     shifts = np.linalg.norm(positions - positions[0] - np.arange(count)[:, None] * step, axis=1)
@@ -102,6 +107,19 @@ def grid_affine(slices: Sequence[Slice]) -> np.ndarray:
     affine[:3, 2] = step
     affine[:3, 3] = first.position
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # from LPS, which DICOM uses
+
+
+def is_tilted(affine: np.ndarray, count: int) -> bool:
+    """Tell whether the third axis of an affine of ``count`` slices leans, by more than rounded positions do."""
+    normal = np.cross(affine[:3, 0], affine[:3, 1])
+    return _lean(affine[:3, 2], normal / np.linalg.norm(normal), count)[1]
+
+
+def _lean(step: np.ndarray, normal: np.ndarray, count: int) -> tuple[float, bool]:
+    """Return the angle between a step and the normal in degrees, and whether it is more than rounding explains."""
+    sideways = np.linalg.norm(step - step @ normal * normal)
+    tilt = float(np.degrees(np.arctan2(sideways, abs(step @ normal))))
+    return tilt, bool(tilt > MAX_TILT and sideways * (count - 1) > MAX_SHIFT)
 
 
 def _check_gaps(slices: Sequence[Slice], heights: np.ndarray) -> None:
@@ -137,7 +155,7 @@ def _check_gaps(slices: Sequence[Slice], heights: np.ndarray) -> None:
 
 
 def _slice(file: str, header: Dataset, frame: int) -> Slice:
-    shape = (int(header.get("Columns") or 0), int(header.get("Rows") or 0))
+    shape = tuple(whole_number(header, keyword, Path(file).name, missing=0) for keyword in ("Columns", "Rows"))
     position = frame_numbers(header, file, frame, "PlanePositionSequence", "ImagePositionPatient", 3)
     directions = frame_numbers(header, file, frame, "PlaneOrientationSequence", "ImageOrientationPatient", 6).reshape(
         2, 3

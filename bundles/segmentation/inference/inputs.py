@@ -41,14 +41,20 @@ class SegmentationInputs:
 
 
 def segmentation_inputs(
-    source: StrPath | Sequence[StrPath], *, output_dir: StrPath, failures: Failures, resume: bool = False
+    source: StrPath | Sequence[StrPath],
+    *,
+    output_dir: StrPath,
+    failures: Failures,
+    resume: bool = False,
+    straighten_tilt: bool = False,
 ) -> SegmentationInputs:
     """Find the scans to segment.
 
     A file and a folder with a ``dataset.json`` are read by `data_list.inference_scans`. Any other folder is searched for
-    scans at any depth, NIfTI and DICOM alike. Scans of equal file names are named by their folders, too. DICOM CT series (and MetaImage files) are converted on their own grid to
-    ``output_dir/dicom/NAME.nii.gz``. Series that may be incomplete and files that cannot be read become `Failures`;
-    what lies beside a CT and is none (scout views, reports, other modalities) is left out with a line in the log.
+    scans at any depth, NIfTI and DICOM alike. Scans of equal file names are named by their folders, too. DICOM CT series
+    (and MetaImage files) are converted on their own grid to ``output_dir/dicom/NAME.nii.gz``. Series that may be
+    incomplete and files that cannot be read become `Failures`; what lies beside a CT and is none (scout views, reports,
+    other modalities) is left out with a line in the log.
 
     Args:
         source: a NIfTI file, a data list, a folder, or several of them.
@@ -56,6 +62,8 @@ def segmentation_inputs(
         failures: takes the scans that cannot be read.
         resume: skip scans that an earlier run into ``output_dir`` has segmented: those in its table of volumes whose
             mask exists and is no older than the scan, and which lack nothing (`Failures.earlier`).
+
+        straighten_tilt: resample scans of a tilted gantry (see `read_series`); False: they cannot be read.
 
     Raises:
         InputError: see `inference_scans`; or no scan can be read.
@@ -90,7 +98,7 @@ def segmentation_inputs(
                 )
             else:
                 try:
-                    files = _converted(candidate, file)
+                    files = _converted(candidate, file, straighten_tilt)
                 except NoScan as reason:
                     logger.info("%s (%s) is left out: %s", candidate.source, candidate.name, reason)
                     none += 1
@@ -136,12 +144,13 @@ def _segmented(output_dir: Path, cases: Mapping[str, str]) -> set[str]:
     return images
 
 
-def _converted(candidate: Candidate, file: str) -> tuple[str, ...]:
+def _converted(candidate: Candidate, file: str, straighten_tilt: bool) -> tuple[str, ...]:
     """Convert a series, or a scan in another format, to NIfTI.
 
     Args:
         candidate: the scan.
         file: the NIfTI file to write.
+        straighten_tilt: see `read_series`.
 
     Returns:
         The DICOM files in slice order; () for other formats.
@@ -152,7 +161,10 @@ def _converted(candidate: Candidate, file: str) -> tuple[str, ...]:
     """
     if candidate.fault:
         raise RefusedScan(candidate.fault)
-    volume = read_series(candidate.series) if candidate.series else read_scan(candidate)
+    if candidate.series:
+        volume = read_series(candidate.series, straighten_tilt=straighten_tilt)
+    else:
+        volume = read_scan(candidate)
     write_nifti(file, voxels=volume.voxels, affine=volume.affine)
     logger.info("converted %s (%d slices) to %s", candidate.source, volume.voxels.shape[2], file)
     return volume.files if candidate.series else ()

@@ -15,17 +15,16 @@ import highdicom as hd
 import nibabel as nib
 import numpy as np
 from monai.data import MetaTensor
-from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from ...common.cases.case_handler import CaseHandler
-from ...common.data.case_names import case_name
-from ...common.errors import InputError
+from ...common.errors import InputError, RefusedScan
 from ...common.files import atomic_path
-from ...common.scans.dicom_headers import read_headers
+from ...common.scans.dicom_headers import first_line, read_headers
 from ...common.scans.slice_grid import MAX_SHIFT, grid_affine, sort_slices
 from ..models.label_names import organ_names
+from .dicom_source import segmentation_source
 from .overlay import organ_colours
 
 logger = logging.getLogger(__name__)
@@ -49,17 +48,6 @@ ORGANS: dict[str, Code] = {
 SIDES = {"right": codes.SCT.Right, "left": codes.SCT.Left}
 SERIES_NUMBER = 9000  # above the numbers of a scanner's own series; it need not be unique
 LONGEST_TEXT = 64  # maximum length of a DICOM long string (LO)
-# Attributes that highdicom copies, but that an anonymised source image may lack. All of them may be empty.
-COPIED = (
-    "PatientID",
-    "PatientName",
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-)
 
 
 def write_dicom_segmentation(
@@ -75,7 +63,8 @@ def write_dicom_segmentation(
 
     Each organ that is present becomes a binary segment with its name, its SNOMED code and the colour of
     `overlay.organ_colours`. Segments are numbered from 1 in the order of the label values. Patient, study and frame of
-    reference are those of the source images, and every frame refers to its source image.
+    reference are those of the source images, and every frame refers to its source image. Values of the source images
+    that the standard does not allow are replaced (see `segmentation_source`), and a warning names them.
 
     A SEG cannot be empty. For a label map without organs no file is written, the file of an earlier run is removed, and
     a warning is logged.
@@ -89,19 +78,40 @@ def write_dicom_segmentation(
         model_version: version of the model.
 
     Raises:
-        InputError: the label map is not on the grid of the files, or has a value without a name.
+        InputError: the label map has a value without a name.
+        RefusedScan: the label map is not on the grid of the files, or the file cannot be written, for whatever reason.
+            That of an earlier run is removed: it would belong to another label map.
     """
+    try:
+        _write(path, label_map, labels, files, _long_string(model_name), _long_string(model_version))
+    except Exception as error:  # highdicom and pydicom raise many kinds; a full disk is one more
+        if isinstance(error, InputError) and not isinstance(error, RefusedScan):
+            raise
+        Path(path).unlink(missing_ok=True)
+        if isinstance(error, RefusedScan):
+            raise
+        raise RefusedScan(f"it cannot be written ({type(error).__name__}: {first_line(error)})") from error
+
+
+def _write(
+    path: str | os.PathLike,
+    label_map: np.ndarray,
+    labels: Mapping[int, str],
+    files: Sequence[str],
+    model_name: str,
+    model_version: str,
+) -> None:
     names = organ_names(labels)
     headers = read_headers(files)
     slices = sort_slices(headers)
     shape = (*slices[0].shape, len(slices))
     if label_map.shape != shape:
-        raise InputError(
+        raise RefusedScan(
             f"The label map for {path} has the shape {label_map.shape}, its DICOM series {shape}: it must be in the "
             "geometry of the series."
         )
     if [one.file for one in slices] != list(files):
-        raise InputError(
+        raise RefusedScan(
             f"The files for {path} are not in the order of their slices: pass the files of the DicomVolume."
         )
     segments, present = np.zeros(shape, dtype=np.uint8), []
@@ -119,15 +129,15 @@ def write_dicom_segmentation(
         return
 
     planes = segments.transpose(2, 1, 0)  # (slices, rows, columns), as in DICOM
-    planes = planes[
-        np.argsort([one.frame for one in slices], kind="stable")
-    ]  # frames of a multi-frame image in their own order
+    source = segmentation_source(slices, headers, [*names.values(), model_name, model_version])
+    if len(source.images) == 1:  # the frames of one file, in their own order
+        planes = planes[np.argsort([one.frame for one in slices], kind="stable")]
     algorithm = hd.AlgorithmIdentificationSequence(
-        name=model_name[:LONGEST_TEXT], version=model_version[:LONGEST_TEXT], family=codes.DCM.ArtificialIntelligence
+        name=model_name, version=model_version, family=codes.DCM.ArtificialIntelligence
     )
     colours = organ_colours(names)
     segmentation = hd.seg.Segmentation(
-        source_images=_sources(headers),
+        **source.arguments,
         pixel_array=planes,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[
@@ -138,29 +148,18 @@ def write_dicom_segmentation(
         sop_instance_uid=hd.UID(),
         instance_number=1,
         manufacturer="swin-unetr-bundles",
-        manufacturer_model_name=model_name[:LONGEST_TEXT],
-        software_versions=model_version[:LONGEST_TEXT],
+        manufacturer_model_name=model_name,
+        software_versions=model_version,
         device_serial_number="none",
         content_label="ORGANS",
-        series_description=f"Organs by {model_name}"[:LONGEST_TEXT],
+        series_description=_long_string(f"Organs by {model_name}"),
     )
     with atomic_path(path) as temporary:
         segmentation.save_as(temporary)
     logger.info("wrote %s", path)
-
-
-def _sources(headers: Mapping[str, Dataset]) -> list[Dataset]:
-    """Return the headers with an empty or new value for what highdicom needs and anonymisation removed.
-
-    The values are added to the headers themselves, in memory: another SEG of the series has the same frame of reference.
-    """
-    frame_of_reference = hd.UID()
-    for header in headers.values():
-        header.FrameOfReferenceUID = header.get("FrameOfReferenceUID") or frame_of_reference
-        for keyword in COPIED:
-            if keyword not in header:
-                setattr(header, keyword, None)
-    return list(headers.values())
+    if source.replaced:
+        values = "; ".join(f"{keyword} {change}" for keyword, change in sorted(source.replaced.items()))
+        logger.warning("%s: replaced what the DICOM standard does not allow in its source images: %s", path, values)
 
 
 def _describe(
@@ -173,7 +172,7 @@ def _describe(
         category, kind = codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Neoplasm
     description = hd.seg.SegmentDescription(
         segment_number=number,
-        segment_label=name[:LONGEST_TEXT],
+        segment_label=_long_string(name),
         segmented_property_category=category,
         segmented_property_type=kind,
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
@@ -184,6 +183,11 @@ def _describe(
         modifier = hd.sr.CodedConcept.from_code(SIDES[side])
         description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]
     return description
+
+
+def _long_string(text: str) -> str:
+    """Return a text as a DICOM long string (LO): short enough, without the backslash, which separates values."""
+    return text.replace("\\", "/")[:LONGEST_TEXT].strip()
 
 
 class SaveDicomSegmentations(CaseHandler):
@@ -200,7 +204,8 @@ class SaveDicomSegmentations(CaseHandler):
         options: ``pred_key``, ``image_key`` and ``failures`` of `CaseHandler`.
 
     Raises:
-        InputError: during the run, if a label map is missing or does not match the geometry of the DICOM series.
+        InputError: during the run, if a label map is missing, has a value without a name, or cannot be written as a
+            DICOM segmentation. With ``failures`` the run goes on.
     """
 
     product = "DICOM SEG"
@@ -225,21 +230,27 @@ class SaveDicomSegmentations(CaseHandler):
         if files is None:
             return
         label_map = self.label_map(item, self.pred_key, file)
+        path = self.output_dir / f"{self.name_of(file)}_seg.dcm"
         try:
             write_dicom_segmentation(
-                self.output_dir / f"{self.name_of(file)}_seg.dcm",
+                path,
                 label_map=_on_slices(label_map, files),
                 labels=self.labels,
                 files=files,
                 model_name=self.model_name,
                 model_version=self.model_version,
             )
-        except InputError as error:
-            raise InputError(f"No DICOM segmentation of the case {case_name(file)} ({file}): {error}") from error
+        except Exception:
+            path.unlink(missing_ok=True)  # of an earlier run
+            raise
 
 
 def _on_slices(label_map: MetaTensor, files: Sequence[str]) -> np.ndarray:
-    """Return a label map (1, X, Y, Z) on the grid of a DICOM series: axes swapped and flipped, never resampled."""
+    """Return a label map (1, X, Y, Z) on the grid of a DICOM series: axes swapped and flipped, never resampled.
+
+    Raises:
+        RefusedScan: the series cannot be read, or lies elsewhere.
+    """
     affine = grid_affine(sort_slices(read_headers(files)))
     map_affine = label_map.affine.numpy(force=True).astype(np.float64)
     turn = nib.orientations.ornt_transform(nib.io_orientation(map_affine), nib.io_orientation(affine))
@@ -248,7 +259,7 @@ def _on_slices(label_map: MetaTensor, files: Sequence[str]) -> np.ndarray:
     corners = np.array(np.meshgrid(*[(0, size - 1) for size in voxels.shape], [1])).reshape(4, -1)
     shift = np.linalg.norm(((turned - affine) @ corners)[:3], axis=0).max()
     if shift > MAX_SHIFT:
-        raise InputError(
+        raise RefusedScan(
             f"the label map is displaced by {shift:.1f} mm from the DICOM series: invert the transforms of the scan, or "
             "check that the image file was made from this series"
         )

@@ -93,7 +93,10 @@ def test_a_full_disk_ends_the_run(tmp_path):
     handler = Written(tmp_path, failures=failures)
 
     def full(item, file):
-        raise OSError(errno.ENOSPC, "No space left on device", "/results/a_seg.nii.gz")
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", "/results/a_seg.nii.gz")
+        except OSError as error:  # as MONAI's transforms wrap errors
+            raise RuntimeError("applying transform") from error
 
     handler.case_completed = full
     with pytest.raises(InputError, match=r"/results/a_seg\.nii\.gz cannot be written: No space left"):

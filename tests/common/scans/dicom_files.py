@@ -177,8 +177,8 @@ def write(dataset: Dataset, file: Path, syntax: str) -> None:
     """Write a DICOM file, compressed if the transfer syntax asks for it."""
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.get("SOPClassUID") or CTImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.get("SOPInstanceUID") or generate_uid()
     if syntax != ExplicitVRLittleEndian:
         dataset.compress(syntax, generate_instance_uid=False)
     dataset.save_as(file, enforce_file_format=True)

@@ -385,9 +385,103 @@ def test_slices_at_one_place_that_no_image_type_sorts_out_are_refused(tmp_path, 
 def test_one_instance_uid_and_place_in_two_acquisitions_is_no_copy(tmp_path):
     """Taken for copies, the slices of the one would fill the gaps of the other, by the names of the files."""
     uids = {"SeriesInstanceUID": generate_uid(), "SOPInstanceUID": generate_uid()}
-    write_series(tmp_path / "1", stored_values(seed=1), AcquisitionNumber=1, **uids)
-    write_series(tmp_path / "2", stored_values(seed=2), AcquisitionNumber=2, **uids)
+    for number in (1, 2):
+        write_series(tmp_path / f"{number}", stored_values(seed=number), AcquisitionNumber=number, **uids)
+    volumes = [read_series(one) for one in find_series(files_in(tmp_path))[0]]
+    for volume, seed in zip(volumes, (1, 2), strict=True):
+        np.testing.assert_array_equal(volume.voxels, stored_values(seed=seed) - 1024)
+
+
+def test_equal_headers_with_other_pixels_are_no_copy(tmp_path):
+    uids = {"SeriesInstanceUID": generate_uid(), "SOPInstanceUID": generate_uid()}
+    for number in (1, 2):
+        write_series(tmp_path / f"{number}", stored_values(seed=number), **uids)
     assert "(9 such pairs)" in refusal(tmp_path)
+
+
+def test_a_copy_that_is_compressed_is_a_copy(tmp_path):
+    write_series(tmp_path / "a", stored_values(), SeriesInstanceUID="1.2.3", SOPInstanceUID="1.2.4")
+    write_series(tmp_path / "b", stored_values(), SeriesInstanceUID="1.2.3", SOPInstanceUID="1.2.4", syntax=RLELossless)
+    volume = read(tmp_path)
+    np.testing.assert_array_equal(volume.voxels, stored_values() - 1024)
+    assert {Path(file).parent.name for file in volume.files} == {"a"}
+
+
+# ---- empty identity ------------------------------------------------------------------------------------------------
+
+BLANK = dict.fromkeys(("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID"), "")
+
+
+@pytest.mark.parametrize("blank", [BLANK, BLANK | {"SeriesInstanceUID": None}, BLANK | {"SOPClassUID": ""}])
+@pytest.mark.parametrize("shift", [0, SHAPE[2] * SPACING[2], 1.25])
+def test_two_folders_without_uids_are_two_series(tmp_path, blank, shift):
+    """At the same places, one where the other ends, or half a slice apart; some slices are equal (air)."""
+    stored = [stored_values(seed=seed) for seed in (1, 2)]
+    for name, values, far in zip("ab", stored, (0, shift), strict=True):
+        values[:, :, 4] = 0
+        place = (POSITION[0], POSITION[1], POSITION[2] + far)
+        write_series(tmp_path / name, values, position=place, **blank)
+    series, reasons = find_series(files_in(tmp_path))
+    assert reasons == {} and [one.series_uid for one in series] == ["", ""]
+    for one, values in zip(series, stored, strict=True):
+        np.testing.assert_array_equal(read_series(one).voxels, values - 1024)
+
+
+def test_two_patients_in_one_folder_without_uids_are_two_series(tmp_path):
+    blank = BLANK | {"PatientID": "1"}
+    write_series(tmp_path, stored_values(seed=1), suffix=".1", **blank)
+    write_series(tmp_path, stored_values(seed=2), suffix=".2", **blank | {"PatientID": "2"})
+    series, _ = find_series(files_in(tmp_path))
+    assert sorted(one.patient_id for one in series) == ["1", "2"] and {len(one.files) for one in series} == {9}
+
+
+def test_a_copy_within_a_folder_without_uids_counts_once(tmp_path):
+    files = write_series(tmp_path, stored_values(), **BLANK)
+    shutil.copy(files[4], tmp_path / "zz copy of it.dcm")
+    assert read(tmp_path).files == tuple(map(str, files))
+
+
+def test_an_image_without_uid_beside_others_is_named(tmp_path):
+    """It may be the last slice of the others: nothing else would tell."""
+
+    def strip(dataset, z):
+        if z == 8:
+            dataset.SeriesInstanceUID = ""
+
+    files = write_series(tmp_path, stored_values(), edit=strip)
+    series, reasons = find_series(files_in(tmp_path))
+    assert [len(one.files) for one in series] == [8] and list(reasons) == [str(files[8])]
+    assert "no SeriesInstanceUID, unlike the other images in its folder" in reasons[str(files[8])]
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    "SOPClassUID SOPInstanceUID SeriesInstanceUID StudyInstanceUID FrameOfReferenceUID PatientID RescaleType "
+    "ConversionType ImageType PhotometricInterpretation NumberOfFrames SliceThickness SeriesDescription "
+    "AcquisitionNumber InstanceNumber SpecificCharacterSet".split(),
+)
+@pytest.mark.parametrize("empty", ["", None])
+def test_an_empty_element_is_as_good_as_none(tmp_path, keyword, empty):
+    write_series(tmp_path, stored_values(), **{keyword: empty})
+    np.testing.assert_array_equal(read(tmp_path).voxels, stored_values() - 1024)
+
+
+@pytest.mark.parametrize("keyword", ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID"])
+def test_bare_files_with_an_empty_element_are_dicom(tmp_path, keyword):
+    for file in write_series(tmp_path, stored_values()):
+        dataset = pydicom.dcmread(file)
+        dataset.preamble = None
+        del dataset.file_meta
+        setattr(dataset, keyword, "")
+        dataset.save_as(file, implicit_vr=True, little_endian=True)
+        assert is_dicom(file)
+    np.testing.assert_array_equal(read(tmp_path).voxels, stored_values() - 1024)
+
+
+def test_a_value_of_a_wrong_form_is_a_reason(tmp_path):
+    """Whatever pydicom raises."""
+    write_series(tmp_path, stored_values(), SOPClassUID=["1.2", "1.3"])
+    assert "not a CT image" in refusal(tmp_path)
 
 
 def test_an_odd_number_of_an_image_is_no_damage(tmp_path):

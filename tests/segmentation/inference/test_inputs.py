@@ -144,10 +144,10 @@ def test_whatever_a_library_raises_for_one_series_the_others_are_converted(tmp_p
     for name in ("a", "b"):
         write_series(tmp_path / "study" / name, VOXELS)
 
-    def read(series):
+    def read(series, **options):
         if "/a/" in series.files[0]:
             raise AttributeError("'str' object has no attribute 'name'")
-        return read_series(series)
+        return read_series(series, **options)
 
     monkeypatch.setattr(inputs_module, "read_series", read)
     failures = Failures(tmp_path / "out")
@@ -210,3 +210,16 @@ def test_masks_may_be_written_beside_the_scans(tmp_path):
     nifti(tmp_path / "a_seg.nii.gz")
     nifti(tmp_path / "dicom" / "old.nii.gz")  # converted by an earlier run
     assert inputs_of(tmp_path, output_dir=tmp_path).scans == [{"image": file}]
+
+
+def test_a_tilted_series_is_straightened_on_request(tmp_path):
+    write_series(tmp_path / "study" / "leaning", VOXELS, tilt=12.0)
+    write_series(tmp_path / "study" / "upright", VOXELS)
+    failures = Failures(tmp_path / "out")
+    (scan,) = inputs_of(tmp_path / "study", output_dir=tmp_path / "out", failures=failures).scans
+    assert "upright" in scan["image"] and "tilted gantry" in failures.all()[0].reason
+    inputs = inputs_of(tmp_path / "study", output_dir=tmp_path / "new", straighten_tilt=True)
+    (tilted,) = (scan["image"] for scan in inputs.scans if "leaning" in scan["image"])
+    assert tilted not in inputs.series and len(inputs.series) == 1  # no slice lies on the new grid
+    axes = nib.load(tilted).affine[:3, :3]
+    np.testing.assert_allclose(axes.T @ axes, np.diag(np.array(SPACING) ** 2), atol=1e-3)

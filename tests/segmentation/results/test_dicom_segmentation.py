@@ -17,7 +17,8 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from pydicom.uid import SegmentationStorage
 
-from bundles.common.errors import InputError
+from bundles.common.cases.failures import Failures
+from bundles.common.errors import InputError, RefusedScan
 from bundles.common.scans.dicom_series import DicomVolume, find_series, read_series
 from bundles.segmentation.results.dicom_segmentation import ORGANS, SaveDicomSegmentations, write_dicom_segmentation
 
@@ -209,20 +210,21 @@ def test_sources_stripped_of_names_will_do(tmp_path):
     assert_holds(segmentation, volume, label_map)
 
 
-def test_failure_in_the_middle_keeps_the_file_of_an_earlier_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyError("a"), MemoryError()])
+def test_failure_in_the_middle_leaves_no_file_and_says_why(tmp_path, monkeypatch, error):
+    """The file of an earlier run would belong to another label map."""
     volume = make_series(tmp_path / "ct")
     path = tmp_path / "out" / "seg.dcm"
     save(path, volume, organs(1))
-    before = path.read_bytes()
 
-    def disk_full(dataset, file, **_):
+    def fail(dataset, file, **_):
         Path(file).write_bytes(b"half a segmentation")
-        raise OSError("No space left on device")
+        raise error
 
-    monkeypatch.setattr(hd.seg.Segmentation, "save_as", disk_full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(hd.seg.Segmentation, "save_as", fail)
+    with pytest.raises(RefusedScan, match=rf"cannot be written \({type(error).__name__}: "):
         save(path, volume, organs(1, 6))
-    assert path.read_bytes() == before and len(list(path.parent.iterdir())) == 1
+    assert list(path.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -298,13 +300,26 @@ def test_cases_of_other_images_are_left_alone(tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "out") == ["ct7_seg.dcm"]
 
 
-def test_a_prediction_beside_the_series_is_refused_by_case(tmp_path):
-    volume = make_series(tmp_path / "ct")
-    image = tmp_path / "ct7.nii.gz"
-    moved = volume.affine.copy()
+def test_a_case_that_cannot_be_written_costs_no_other(tmp_path, caplog):
+    """A label map beside its series, a series that went away, and one that is right."""
+    images = [tmp_path / f"ct{number}.nii.gz" for number in (7, 8, 9)]
+    volumes = [make_series(tmp_path / image.name) for image in images]
+    handler = handler_of(tmp_path, images[0], volumes[0])
+    handler.series = {str(image): list(volume.files) for image, volume in zip(images, volumes, strict=True)}
+    moved = volumes[0].affine.copy()
     moved[2, 3] += 2.5
-    with pytest.raises(InputError, match=r"ct7 .*displaced by 2\.5 mm from the DICOM series"):
-        evaluate(handler_of(tmp_path, image, volume), {"pred": prediction(organs(1), moved, image)})
+    os.remove(volumes[1].files[4])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "ct7_seg.dcm").touch()  # of an earlier run
+    affines = [moved, volumes[1].affine, volumes[2].affine]
+    handler.failures = Failures(tmp_path)
+    evaluate(handler, *({"pred": prediction(organs(1), *one)} for one in zip(affines, images, strict=True)))
+    assert os.listdir(tmp_path / "out") == ["ct9_seg.dcm"]
+    displaced, gone = handler.failures.all()
+    assert [one.scan for one in (displaced, gone)] == [str(image) for image in images[:2]]
+    assert "the label map is displaced by 2.5 mm" in displaced.reason and displaced.missing == "DICOM SEG"
+    assert f"{Path(volumes[1].files[4]).name}: it cannot be opened" in gone.reason
+    assert f"{images[0]} has no DICOM SEG: the label map is displaced" in caplog.text
 
 
 def test_a_missing_prediction_is_named(tmp_path):

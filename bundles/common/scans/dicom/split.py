@@ -1,0 +1,124 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Tell the volumes apart that one DICOM series mixes, but only where the positions of the slices confirm it.
+
+Other tags can change within a volume. Split by them, every second slice or half of a scan would pass for a volume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+
+from ..slice_grid import MAX_SHIFT, MIN_SLICES, SAME_PLACE
+
+# Attributes that tell acquisitions apart, then reconstructions of one acquisition; the first that sorts them counts.
+ATTRIBUTES = (
+    *("AcquisitionNumber", "ConvolutionKernel", "ReconstructionDiameter", "ImageType", "SeriesNumber"),
+    *("PixelSpacing", "SliceThickness", "KVP", "TemporalPositionIdentifier", "NominalPercentageOfCardiacPhase"),
+    *("FilterType", "ContrastBolusAgent", "SeriesDescription", "AcquisitionDateTime", "AcquisitionTime"),
+)
+# These tell two stacks apart even if together they form one even stack, of slices half as far apart.
+CERTAIN = ATTRIBUTES[:2]
+
+
+class Image(NamedTuple):
+    """A file of a series, as the grouping sees it. Missing texts are ""."""
+
+    file: str
+    texts: tuple[str, ...]  # the text fields of `Series`
+    key: tuple  # files with different keys never belong to one stack
+    owner: tuple[str, str]  # patient and study
+    attributes: tuple[str, ...]  # the values of `ATTRIBUTES`
+    directions: np.ndarray | None
+    position: np.ndarray | None
+    instance: tuple  # equal for copies
+
+
+def split_stack(stack: list[Image]) -> list[list[Image]]:
+    """Split files of one SeriesInstanceUID, size and orientation if they are clearly several volumes.
+
+    - By patient and study, since some anonymisers write one UID into all series; but not if together they form one
+      evenly spaced stack, whose halves would pass as volumes.
+    - By acquisition, kernel or another of `ATTRIBUTES` if each part is an evenly spaced stack, the parts overlap, and
+      the whole is no evenly spaced stack. An evenly spaced whole is split by acquisition and kernel alone: of two scans
+      half a slice apart, each is complete. Blocks of a scan one after the other stay together, except if they have
+      different spacings.
+    - By ImageType if the files of each value have the same positions, as those of two reconstructions.
+
+    Files without positions (multi-frame images) are split by owner and ImageType.
+    """
+    owners = _parts(stack, [one.owner for one in stack])
+    if len(owners) > 1 and not _is_even(_heights(stack)):
+        return [part for owner in owners for part in split_stack(owner)]
+    by_type = _parts(stack, _values(stack, "ImageType"))
+    heights = [_heights(part) for part in by_type]
+    if all(one is None for one in heights):
+        return by_type
+    volumes = _volumes(stack, ATTRIBUTES)
+    if volumes:
+        return volumes
+    once = all(one is not None and (np.diff(one) >= SAME_PLACE).all() for one in heights)
+    if once and all(len(one) == len(heights[0]) and np.abs(one - heights[0]).max() < SAME_PLACE for one in heights):
+        return by_type
+    return [stack]
+
+
+def _volumes(stack: list[Image], names: Sequence[str]) -> list[list[Image]] | None:
+    """Return the evenly spaced stacks that the attributes tell apart; None if none does."""
+    whole = _heights(stack)
+    if whole is None:
+        return None
+    even = _is_even(whole)
+    for name in names:
+        if even and name not in CERTAIN:
+            continue
+        parts = _parts(stack, _values(stack, name))
+        if len(parts) == 1 or min(map(len, parts)) < MIN_SLICES or not _are_volumes(parts, even):
+            continue
+        rest = [other for other in names if other != name]
+        found = [_volumes(part, rest) or ([part] if _is_even(_heights(part)) else None) for part in parts]
+        if all(found):
+            return [volume for volumes in found for volume in volumes]
+    return None
+
+
+def _are_volumes(parts: list[list[Image]], even: bool) -> bool:
+    """Tell whether parts of a stack lie beside one another, and do not follow one another as blocks of one scan."""
+    heights = [_heights(part) for part in parts]
+    if even:  # then the slices of one part lie between those of another
+        return any(max(one[0], other[0]) < min(one[-1], other[-1]) for one, other in combinations(heights, 2))
+    beside = any(
+        max(one[0], other[0]) <= min(one[-1], other[-1]) + SAME_PLACE for one, other in combinations(heights, 2)
+    )
+    gaps = [np.median(np.diff(one)) for one in heights]
+    return beside or max(gaps) - min(gaps) > MAX_SHIFT
+
+
+def _values(stack: list[Image], name: str) -> list[str]:
+    index = ATTRIBUTES.index(name)
+    return [one.attributes[index] for one in stack]
+
+
+def _parts(stack: list[Image], values: Sequence[Hashable]) -> list[list[Image]]:
+    parts: dict[Hashable, list[Image]] = {}
+    for one, value in zip(stack, values, strict=True):
+        parts.setdefault(value, []).append(one)
+    return list(parts.values())
+
+
+def _heights(stack: list[Image]) -> np.ndarray | None:
+    """Return the sorted positions of the files along the slice normal in mm; None if a file has no position."""
+    if stack[0].directions is None or any(one.position is None for one in stack):
+        return None
+    normal = np.cross(stack[0].directions[:3], stack[0].directions[3:])
+    return np.sort([one.position @ normal for one in stack])
+
+
+def _is_even(heights: np.ndarray | None) -> bool:
+    if heights is None or (np.diff(heights) < SAME_PLACE).any():
+        return False
+    even = np.linspace(heights[0], heights[-1], len(heights))
+    return bool(np.abs(heights - even).max() <= MAX_SHIFT)
