@@ -58,12 +58,6 @@ def divide(
     """
     path = Path(data)
     content = parse_data_list((path if path.is_file() else path / "dataset.json").expanduser().absolute())
-    for section in ("training", "validation", *UNLABELLED_SECTIONS):
-        for scan in content.get(section, []):
-            if scan.get("patient", "") is None:
-                raise InputError(
-                    f"{data}: {first_file(scan)} has patient null. Set the patient's name, or remove the key."
-                )
     scans = {
         section: segmentation_scans(data, section=section, fold=fold, folds=folds, seed=seed)
         for section in ("training", "validation")

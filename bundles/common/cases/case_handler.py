@@ -29,6 +29,7 @@ class CaseHandler(ABC):
         label_key: key of the true label map, a MetaTensor (1, X, Y, Z); None: the handler needs none.
         items: all cases, the same in all processes: dictionaries with the files of ``image_key``. Cases with the same
             file name in several folders then get unique names (see `case_names`).
+        names: unique name of each image file, where they are known without ``items``.
         failures: takes the cases for which the handler raises; the other handlers and cases go on. None: the error ends
             the run.
     """
@@ -44,6 +45,7 @@ class CaseHandler(ABC):
         image_key: str = "image",
         label_key: str | None = None,
         items: Sequence[Mapping[str, Any]] | None = None,
+        names: Mapping[str, str] | None = None,
         failures: Failures | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
@@ -53,7 +55,7 @@ class CaseHandler(ABC):
         self.failures = failures
         # By image file and not by case name: two folders may contain files of the same name.
         self.items = None if items is None else {image_file(item[image_key]): item for item in items}
-        self.names = case_names(self.items or ())
+        self.names = case_names(self.items or ()) if names is None else dict(names)
 
     def attach(self, engine: Engine) -> None:
         """Register the handler at an evaluator."""

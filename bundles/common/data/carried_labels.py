@@ -15,9 +15,10 @@ from typing import Any
 
 from ..errors import InputError
 from ..run.distributed import world_size
+from .partial_labels import LABELLED
 
-#: Keys of an entry that say how its label is used. No transform reads them.
-NOTES = ("carried", "weight")
+#: Keys of an entry that say how its label is used. No transform of a crop reads them.
+NOTES = ("carried", "weight", LABELLED)
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,16 @@ def visits(
 
 
 def cases_record(scans: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return how many cases have real and carried labels, and a checksum of weights and marks; None if there are none.
+    """Return how many cases have real and carried labels, and a checksum of their notes; None if there are none.
 
     Args:
         scans: training items.
     """
-    notes = [[bool(scan.get("carried")), float(scan.get("weight", 1))] for scan in scans]
-    carried = sum(mark for mark, _ in notes)
+    notes = [
+        [bool(scan.get("carried")), float(scan.get("weight", 1)), *([scan[LABELLED]] if LABELLED in scan else [])]
+        for scan in scans
+    ]
+    carried = sum(mark for mark, *_ in notes)
     plain = all(note == [False, 1.0] for note in notes)
     checksum = None if plain else hashlib.sha256(json.dumps(notes).encode()).hexdigest()[:16]
     return {"real": len(notes) - carried, "carried": carried, "sha256": checksum}

@@ -4,20 +4,22 @@
 from __future__ import annotations
 
 import os
-import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from ignite.engine import Engine
+from monai.data.folder_layout import FolderLayoutBase
 from monai.utils import ImageMetaKey, ensure_tuple
 
 from ..errors import InputError
+from .nifti_files import without_suffix
 
 
 def case_name(image_file: str | PurePath) -> str:
-    """Return the file name of an image without its folder and without ``.nii`` or ``.nii.gz``."""
-    return re.sub(r"\.nii(\.gz)?$", "", PurePath(image_file).name)
+    """Return the file name of an image without its folder and without ``.nii`` or ``.nii.gz``, in any case."""
+    return without_suffix(PurePath(image_file).name)
 
 
 def case_names(image_files: Iterable[str]) -> dict[str, str]:
@@ -34,13 +36,41 @@ def case_names(image_files: Iterable[str]) -> dict[str, str]:
     for name, paths in by_name.items():
         count = len(set(paths.values()))
         tails = {file: (*path.parts[1:-1], name) for file, path in paths.items()}
-        if len(set(tails.values())) < count:  # ct.nii beside ct.nii.gz
-            tails = {file: path.parts[1:] for file, path in paths.items()}
+        by_tail = Counter((tails[file], path.name) for file, path in paths.items())
+        twice = {tail for tail, number in Counter(tail for tail, _ in by_tail).items() if number > 1}
+        tails |= {file: path.parts[1:] for file, path in paths.items() if tails[file] in twice}  # ct.nii, ct.nii.gz
         depth = 1
         while len({tail[-depth:] for tail in tails.values()}) < count:
             depth += 1
         names |= {file: "/".join(tail[-depth:]) for file, tail in tails.items()}
     return names
+
+
+class CaseFiles(FolderLayoutBase):
+    """MONAI's folder layout for `SaveImaged`: ``FOLDER/NAME_POSTFIX.nii.gz``, with names that no two cases share.
+
+    MONAI's own layout names a file by the image's file name alone.
+
+    Args:
+        output_dir: the folder.
+        postfix: of each file.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike, postfix: str) -> None:
+        self.output_dir = Path(output_dir)
+        self.postfix = postfix
+        self.names: Mapping[str, str] = {}
+
+    def use(self, names: Mapping[str, str]) -> None:
+        """Set the names of the images, see `case_names`; others have their `case_name`."""
+        self.names = dict(names)
+
+    def filename(self, subject: str | os.PathLike = "", idx: Any = None, **options: Any) -> str:
+        """Return the file of an image, and create its folder."""
+        name = self.names.get(str(subject), case_name(str(subject)))
+        path = self.output_dir / f"{name}_{self.postfix}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return str(path)
 
 
 def items_of(engine: Engine) -> list[dict[str, Any]]:

@@ -7,7 +7,9 @@ A data list is the JSON file that the Medical Segmentation Decathlon (MSD) ships
      "validation": [...], "test": ["imagesTs/b.nii.gz", ...], "labels": {"0": "background", "1": "spleen"}}
 
 Paths are relative to the folder of the list. An entry may carry ``fold`` (its cross-validation fold) and ``patient``
-(scans of one patient are never on both sides of a split), and ``weight`` and ``carried`` (see `carried_labels`).
+(scans of one patient are never on both sides of a split), ``weight`` and ``carried`` (see `carried_labels`), and
+``labelled`` (see `partial_labels`). A folder without a data list gets one from the names of its files (see
+`labelled_folder`), nnU-Net's ``dataset.json`` is read as one (see `nnunet_folder`).
 """
 
 from __future__ import annotations
@@ -15,23 +17,37 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from monai.utils import ensure_tuple
 
 from ..errors import InputError
 from ..run.options import check_choice
-from .btcv_folder import btcv_data_list
 from .carried_labels import check_notes, refuse_carried
-from .nifti_files import _content, _first, _nifti_below, _one_nifti, is_nifti, is_scan
+from .labelled_folder import folder_data_list, nifti_in
+from .nifti_files import (
+    _content,
+    _first,
+    _nifti_below,
+    _one_nifti,
+    is_mask_folder,
+    is_nifti,
+    is_scan,
+    without_suffix,
+)
+from .nnunet_folder import is_nnunet, nnunet_data_list, with_channel_files
+from .partial_labels import LABELLED, check_labelled, with_values
 from .splits import draw_folds, draw_share
 
 logger = logging.getLogger(__name__)
 
 UNLABELLED_SECTIONS = ("unlabeled", "unlabelled")
 SECTIONS = ("training", "validation", "test", *UNLABELLED_SECTIONS)
+
+#: What programs write for a patient that they do not know.
+NO_PATIENT = frozenset({"", "none", "null", "nan", "n/a", "<na>"})
 
 StrPath = str | os.PathLike
 
@@ -45,6 +61,7 @@ def segmentation_scans(
     folds: int | None = None,
     seed: int = 0,
     may_be_empty: bool = False,
+    labels: Mapping[Any, str] | None = None,
 ) -> list[dict]:
     """List the scans of one section for fine-tuning or evaluation.
 
@@ -68,12 +85,13 @@ def segmentation_scans(
         folds: number of folds for rule 4; None: `FOLDS`, or one per patient if there are fewer patients.
         seed: seed of the split of rule 4.
         may_be_empty: with ``fold="all"``, return an empty validation instead of raising an error.
+        labels: value to name, of this run: ``labelled`` of an entry then holds label values (`partial_labels`).
 
     Returns:
         Entries ``{"image": path or list of paths, "label": path, ...}``.
 
     Raises:
-        InputError: see `parse_data_list`; files of these scans do not exist; a label is missing; there are fewer
+        InputError: see `parse_data_list` and `partial_labels.with_values`; files of these scans do not exist; a label is missing; there are fewer
             patients than folds; the fold does not exist; the section is empty.
     """
     check_choice(name="section", value=section, choices=("training", "validation", "test", "all"))
@@ -113,7 +131,26 @@ def segmentation_scans(
             f"{unlabelled[0]['image']}. Add their labels to the list, or remove these entries from it."
         )
     _check_files(scans, section, path, keys=("image", "label"))
-    return scans
+    if section == "training":
+        _note_patients(scans, path)
+    return scans if labels is None else with_values(scans, labels=labels, declared=_names_of(content), where=str(path))
+
+
+def _names_of(content: Mapping[str, Any]) -> dict[int, str]:
+    """Return the label names of a list by value; none if they are invalid, which `data_list_labels` reports."""
+    labels = content.get("labels")
+    pairs = labels.items() if isinstance(labels, dict) else ()
+    return {int(value): str(name) for value, name in pairs if str(value).isdecimal()}
+
+
+def _note_patients(scans: Sequence[dict], path: Path | str) -> None:
+    """Warn if some scans have a patient and others none: a patient may then be on both sides of a split."""
+    without = [scan for scan in scans if "patient" not in scan]
+    if 0 < len(without) < len(scans):
+        logger.warning(
+            "%s: %d of %d scans name no patient, such as %s: each of them counts as a patient of its own",
+            *(path, len(without), len(scans), first_file(without[0])),
+        )
 
 
 def unlabelled_scans(
@@ -128,7 +165,7 @@ def unlabelled_scans(
     """List the scans of one section for pre-training: images only.
 
     For a folder with a ``dataset.json``, these are its training, unlabelled and validation sections (never its test
-    section). For a folder without one, every NIfTI file below it, except masks and results (`MASK_FOLDERS`,
+    section). For a folder without one, every NIfTI file below it, except masks and results (`is_mask_folder`,
     `RESULT_NAMES`). If any source has a validation section, its scans are the validation and all others are for
     training. Otherwise ``validation_share`` of the patients (an entry's ``patient``, else each scan counts as one), at
     least one, are drawn for validation.
@@ -166,6 +203,8 @@ def unlabelled_scans(
         training |= {_identity(scan["image"]): scan for scan in listed}
         validation |= {_identity(scan["image"]): scan for scan in held_out}
     pool = training | validation
+    if section != "validation":
+        _note_patients(list(pool.values()), ", ".join(map(str, sources)))
     if len(pool) < 2:
         raise InputError(
             f"Pre-training needs at least 2 scans, one of them for validation; {len(pool)} found in "
@@ -201,13 +240,15 @@ def _drawn_by_patient(pool: dict[tuple, dict], *, share: float, seed: int) -> se
     return {each for each, patient in patients.items() if patient in drawn}
 
 
-def inference_scans(source: StrPath | Sequence[StrPath]) -> list[dict]:
+def inference_scans(source: StrPath | Sequence[StrPath], *, equal_names: bool = False) -> list[dict]:
     """List the scans to predict: images only.
 
     Args:
         source: one or several of: a NIfTI file; a JSON data list (its ``test`` section); a folder (the NIfTI files in
             it, else the ``test`` section of its ``dataset.json``, else the NIfTI files below it, without those of
-            `MASK_FOLDERS`).
+            masks).
+        equal_names: allow scans with the same file name in different folders (see `case_names`). A scan that is found
+            twice counts once.
 
     Returns:
         Items ``{"image": path or list of paths}``.
@@ -218,10 +259,12 @@ def inference_scans(source: StrPath | Sequence[StrPath]) -> list[dict]:
     """
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     scans = [scan for one in sources for scan in _inference_scans(one)]
+    if equal_names:
+        return list({first_file(scan): scan for scan in scans}.values())
     files: dict[str, str] = {}
     for scan in scans:
         file = first_file(scan)
-        other = files.setdefault(re.sub(r"\.nii(\.gz)?$", "", os.path.basename(file)), file)
+        other = files.setdefault(without_suffix(os.path.basename(file)), file)
         if other != file:
             raise InputError(
                 f"{other} and {file} have the same name, and so would their masks: one would overwrite the other. "
@@ -237,7 +280,7 @@ def _inference_scans(source: StrPath) -> list[dict]:
     if source.is_dir():
         direct = sorted(str(path) for path in source.iterdir() if is_scan(path.name) and path.is_file())
         if direct or not (source / "dataset.json").is_file():
-            return [{"image": image} for image in direct or _nifti_below(source)]
+            return [{"image": image} for image in direct or _images_below(source)]
         source = source / "dataset.json"
     if is_nifti(source.name):
         return [{"image": image} for image in _one_nifti(source)]
@@ -269,7 +312,12 @@ def data_list_labels(dataset_dir: StrPath, data_list: StrPath | None = None) -> 
         InputError: see `parse_data_list`; or ``labels`` does not map whole numbers to names.
     """
     path = data_list_path(dataset_dir, data_list)
-    labels = parse_data_list(path).get("labels") or {}
+    return label_names(parse_data_list(path), path)
+
+
+def label_names(content: Mapping[str, Any], path: Path) -> dict[int, str]:
+    """Return the ``labels`` of the content of a data list, see `data_list_labels`."""
+    labels = content.get("labels") or {}
     try:
         return {int(number): str(name) for number, name in labels.items()}
     except (AttributeError, ValueError):
@@ -277,6 +325,21 @@ def data_list_labels(dataset_dir: StrPath, data_list: StrPath | None = None) -> 
             f'{path}: \'labels\' must map label values to names, as in {{"0": "background", "1": "spleen"}}, '
             f"got {labels!r}"
         ) from None
+
+
+def data_list_ignore_label(dataset_dir: StrPath, data_list: StrPath | None = None) -> int | None:
+    """Return the value of unknown voxels that the data list declares (``ignore_label``); None if there is none.
+
+    Raises:
+        InputError: see `parse_data_list`; or it is no whole number.
+    """
+    path = data_list_path(dataset_dir, data_list)
+    if not path.is_file():
+        return None  # a folder without a list; what lacks one is reported where its scans are read
+    declared = parse_data_list(path).get("ignore_label")
+    if declared is not None and (isinstance(declared, bool) or not isinstance(declared, int) or declared < 0):
+        raise InputError(f"{path}: 'ignore_label' is {declared!r}: it must be the label value of unknown voxels.")
+    return declared
 
 
 # ---- the data list -------------------------------------------------------------------------------------------------
@@ -287,16 +350,22 @@ def data_list_path(dataset_dir: StrPath, data_list: StrPath | None) -> Path:
     folder = Path(dataset_dir).expanduser().absolute()
     if data_list is not None:
         return folder / Path(data_list).expanduser()
-    return folder if folder.is_file() else folder / "dataset.json"
+    is_list = folder.is_file() or (folder.suffix == ".json" and not folder.is_dir())
+    return folder if is_list else folder / "dataset.json"
 
 
 def parse_data_list(path: Path) -> dict:
-    """Read a data list, or make one for a folder in BTCV's layout; paths become absolute, files may be missing."""
-    content = btcv_data_list(path.parent) if path.name == "dataset.json" and not path.is_file() else None
+    """Read a data list, or make one for a folder without (`folder_data_list`); paths become absolute.
+
+    Files may be missing. nnU-Net's ``dataset.json`` is read as a data list, too (`nnunet_data_list`). A ``patient`` that
+    says nothing (null, empty text, ``nan``) is removed: its scans are not of one patient.
+    """
+    content = folder_data_list(path.parent) if path.name == "dataset.json" and not path.is_file() else None
     if content is None and not path.is_file():
         raise InputError(
             f"Data list {path} not found. {_content(path.parent)} (Without a data list, a folder with labels must have "
-            "the layout of BTCV: imagesTr and labelsTr, or RawData/Training/img and label.)"
+            "the layout of BTCV, imagesTr and labelsTr with a file for each case, or a folder for each case, "
+            f"case/ct.nii.gz and case/label.nii.gz.{_way_on(path.parent)})"
         )
     try:
         content = content or json.loads(path.read_text(encoding="utf-8-sig"))
@@ -306,6 +375,8 @@ def parse_data_list(path: Path) -> dict:
         raise InputError(f"{path} is not a JSON data list: it is not UTF-8 text.") from None
     except RecursionError:
         raise InputError(f"{path} is not a JSON data list: its brackets are nested too deeply.") from None
+    if is_nnunet(content):
+        content = nnunet_data_list(path, content)
     keys = list(content) if isinstance(content, dict) else f"none, it is a {type(content).__name__}"
     if not isinstance(content, dict) or not any(content.get(section) for section in SECTIONS):
         raise InputError(
@@ -313,6 +384,7 @@ def parse_data_list(path: Path) -> dict:
             'It must look like {"training": [{"image": ..., "label": ...}, ...]}. To use all NIfTI files of a folder, '
             "pass the folder of the images itself."
         )
+    content = with_channel_files(content, path)
     for section in SECTIONS:
         if section not in content:
             continue
@@ -341,9 +413,40 @@ def _entry(entry: str | dict, where: str, path: Path) -> dict:
     elif isinstance(entry["label"], str):
         entry["label"] = _resolve(entry["label"], path)
     check_notes(entry, where)
+    check_labelled(entry, where)
+    patient = _patient_text(entry.pop("patient", None), where)
+    entry |= {"patient": patient} if patient else {}
     if isinstance(entry.get("store"), str):
         entry["store"] = _resolve(entry["store"], path)
     return entry
+
+
+def _patient_text(patient: Any, where: str) -> str:
+    """Return a patient as text, or "" if none is named: numbers as they are written, 7.0 as 7."""
+    if isinstance(patient, float) and patient.is_integer():
+        patient = int(patient)  # what spreadsheets make of a column of whole numbers with gaps
+    if isinstance(patient, bool) or not isinstance(patient, (str, int, float, type(None))):
+        raise InputError(f"{where} has the patient {patient!r}: it must be text or a number, or left out.")
+    text = "" if patient is None else str(patient).strip()
+    return "" if text.casefold() in NO_PATIENT else text
+
+
+def _way_on(folder: Path) -> str:
+    """Return what a folder without a data list has instead, for a message."""
+    lists = sorted(path.name for path in folder.glob("*.json")) if folder.is_dir() else []
+    if lists:
+        return f" Its other JSON files, such as {lists[0]}, can be named: --data_list {lists[0]} or --task PATH/{lists[0]}."
+    inside = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    if any(is_mask_folder(each.name) for path in inside for each in path.iterdir() if each.is_dir()):
+        return (
+            " The masks are in a subfolder of each case, one for each structure: merge them into one label map a case."
+        )
+    if any(nifti_in(each) for each in (folder, *inside)):
+        return (
+            " It has images without masks: use them for pre-training (swin_unetr_pretrain), or let inference.yaml or "
+            "propagate.yaml make masks."
+        )
+    return ""
 
 
 def _resolve(file: str, list_path: Path) -> str:
@@ -436,7 +539,7 @@ def _unlabelled_source(source: Path, data_list: StrPath | None, key: str) -> tup
     if is_nifti(source.name) and not source.is_dir():
         return [{"image": image} for image in _one_nifti(source)], []
     if source.is_dir() and data_list is None and not path.is_file():
-        return [{"image": image} for image in _nifti_below(source)], []
+        return [{"image": image} for image in _images_below(source)], []
     if not source.exists():
         raise InputError(f"{source} not found. {_content(source.parent)}")
     content = parse_data_list(path)
@@ -455,6 +558,17 @@ def _unlabelled_source(source: Path, data_list: StrPath | None, key: str) -> tup
     return training, validation
 
 
+def _images_below(folder: Path) -> list[str]:
+    """Return the NIfTI files below a folder that are neither masks by their names nor results."""
+    images = _nifti_below(folder)
+    try:
+        content = folder_data_list(folder) or {}
+    except InputError:
+        return images
+    masks = {os.path.normpath(folder / entry["label"]) for entry in content.get("training", [])}
+    return [image for image in images if os.path.normpath(image) not in masks]
+
+
 def _identity(image: str | list[str]) -> tuple[str, ...]:
     """Return the real file(s) of an image, with links resolved."""
     return tuple(os.path.realpath(file) for file in ([image] if isinstance(image, str) else image))
@@ -467,4 +581,7 @@ def label_as_reference(scans: Sequence[dict]) -> list[dict]:
         InputError: a case has carried labels.
     """
     refuse_carried(scans, where="The section to score")
-    return [{"image": item["image"], "reference": item["label"]} for item in scans]
+    return [
+        {"image": item["image"], "reference": item["label"]} | ({LABELLED: item[LABELLED]} if LABELLED in item else {})
+        for item in scans
+    ]

@@ -12,11 +12,30 @@ from ..errors import InputError
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
-# Skipped by a search for scans: folders of masks (BTCV's labelsTr, TotalSegmentator's segmentations), and results of
-# these bundles, which are next to the scans if their folder was used as output_dir.
-MASK_FOLDERS = (".", "label", "seg", "mask")
+#: Whole words that name masks. They are the first word of a folder of masks (BTCV's ``labelsTr``, TotalSegmentator's
+#: ``segmentations``); a mask beside its image has one of them anywhere in its name.
+MASK_WORDS = frozenset({"label", "labels", "seg", "segs", "segmentation", "segmentations", "mask", "masks"})
 
+# Results of these bundles, which are next to the scans if their folder was used as output_dir.
 RESULT_NAMES = r"_(seg|masked|reconstruction)\.nii(\.gz)?$"
+
+
+def words(name: str) -> list[str]:
+    """Return the words of a name in lower case: ``labelsTr_2`` gives ``labels``, ``tr``, ``2``.
+
+    A word ends at any character that is no letter, before a digit, and where a small letter is followed by a capital.
+    """
+    return [word.lower() for word in re.findall(r"[^\W\d_]+|\d+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))]
+
+
+def is_mask_folder(name: str) -> bool:
+    """Whether a folder's name says that it holds masks: ``labelsTr`` and ``seg-2`` do, ``labelled`` does not."""
+    return words(name)[:1] != [] and words(name)[0] in MASK_WORDS
+
+
+def without_suffix(name: str) -> str:
+    """Return a file name without ``.nii`` or ``.nii.gz``, however they are written."""
+    return re.sub(r"\.nii(\.gz)?$", "", name, flags=re.IGNORECASE)
 
 
 def is_scan(name: str) -> bool:
@@ -40,7 +59,7 @@ def _nifti_below(folder: Path) -> list[str]:
     if not images:
         raise InputError(
             f"No scans in {folder}: searched it and its subfolders for dataset.json, *.nii and *.nii.gz, skipping "
-            "hidden files, folders of masks (label..., seg..., mask...) and files named like a result "
+            "hidden files, folders of masks (labels, segmentations, masks) and files named like a result "
             f"(..._seg.nii.gz). {_content(folder)} (For DICOM, make a data list with configs/prepare.yaml of "
             "swin_unetr_pretrain.)"
         )
@@ -52,7 +71,8 @@ def _walk_nifti(folder: Path) -> Iterator[str]:
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         # Data folders are often links; a link that leads back up must not be followed forever.
-        searched = [] if real in seen else [name for name in folders if not name.lower().startswith(MASK_FOLDERS)]
+        searched = [name for name in folders if not name.startswith(".") and not is_mask_folder(name)]
+        searched = [] if real in seen else searched
         folders[:] = sorted(searched)
         if real not in seen:
             yield from (os.path.join(parent, name) for name in files if is_scan(name))

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset, Sampler
 from ..errors import InputError
 from ..run.distributed import rank, world_size
 from .carried_labels import NOTES, Visits
+from .partial_labels import LABELLED, shown_classes
 
 
 def _plain(crop: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +69,8 @@ class SeededCrops(Dataset):
 
     The volumes are visited in a new random order in every pass over the data. Each crop has a key ``"draw"``, from
     which later steps (masks, rotations) derive their seeds. If any volume has a ``weight`` other than 1, each crop has
-    the key ``"weight"``, a float32 scalar.
+    the key ``"weight"``, a float32 scalar. If the label of any volume shows some structures only (`partial_labels`),
+    each crop has the key ``"labelled"``, bool (classes,).
 
     Args:
         data: items of the data list. Transforms do not see their `NOTES`.
@@ -78,8 +80,10 @@ class SeededCrops(Dataset):
         cache_num: number of preprocessed volumes to keep in memory.
         shuffle: False: draw ``i`` reads volume ``i``, for validation on the same crops every time.
         visits: the volumes of a pass; None: each volume once.
+        classes: number of classes, background included; needed if a label shows some structures only.
 
     Raises:
+        ValueError: a label shows some structures only, and ``classes`` is None.
         InputError: from ``dataset[i]``, if a crop has voxels that are not finite. The message names the file.
     """
 
@@ -93,8 +97,13 @@ class SeededCrops(Dataset):
         cache_num: int,
         shuffle: bool = True,
         visits: Visits | None = None,
+        classes: int | None = None,
     ) -> None:
         self.data = data
+        self.partial = any(LABELLED in item for item in data)
+        if self.partial and classes is None:
+            raise ValueError("classes is needed: a label shows some structures only.")
+        self.classes = classes
         self.weights = torch.tensor([float(item.get("weight", 1)) for item in data])
         self.weighted = bool((self.weights != 1).any())
         data = [{key: value for key, value in item.items() if key not in NOTES} for item in data]
@@ -123,6 +132,8 @@ class SeededCrops(Dataset):
                 "voxels. Remove it from the data list."
             ) from error
         notes = {"draw": draw, **({"weight": self.weights[volume]} if self.weighted else {})}
+        if self.partial:
+            notes[LABELLED] = shown_classes(self.data[volume], classes=self.classes)
         crops = [{**_plain(crop), **notes} for crop in (crops if isinstance(crops, list) else [crops])]
         if not all(torch.isfinite(crop["image"]).all() for crop in crops):
             raise InputError(

@@ -39,7 +39,7 @@ def open_scan(file: str | os.PathLike) -> nib.spatialimages.SpatialImage:
     if os.path.getsize(file) == 0:
         raise RefusedScan("is empty (0 bytes)")
     stored = stored_header(file)
-    scan = nib.load(file)
+    scan = _load(file, stored)
     # nibabel changes a spacing of 0 to 1 and drops a minus sign when it loads a file: use the stored values.
     spacing = stored["pixdim"][1:4].astype(float)[: len(scan.shape)]
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
@@ -60,6 +60,14 @@ def open_scan(file: str | os.PathLike) -> nib.spatialimages.SpatialImage:
         header.set_sform(grid.affine, code=max(int(header["sform_code"]), int(header["qform_code"]), 1))
         header.set_qform(grid.affine, code=int(header["qform_code"]))
     return type(scan)(scan.dataobj.reshape(shape), grid.affine, header, file_map=scan.file_map)
+
+
+def _load(file: str | os.PathLike, stored: nib.Nifti1Header) -> nib.spatialimages.SpatialImage:
+    try:
+        return nib.load(file)
+    except FileNotFoundError:  # nibabel changes the case of a suffix such as .Nii.Gz, and looks for that file
+        kind = nib.Nifti2Image if isinstance(stored, nib.Nifti2Header) else nib.Nifti1Image
+        return kind.from_file_map({"image": nib.FileHolder(os.fspath(file))})
 
 
 def _tell(file: str, doubts: tuple[Doubt, ...]) -> None:

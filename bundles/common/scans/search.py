@@ -8,13 +8,15 @@ import logging
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from ..data.btcv_folder import find_layout
+from ..data.carried_labels import NOTES
 from ..data.data_list import SECTIONS, image_files, parse_data_list
-from ..data.nifti_files import MASK_FOLDERS, is_nifti, is_scan
+from ..data.labelled_folder import has_layout
+from ..data.nifti_files import is_mask_folder, is_nifti, is_scan
 from ..errors import InputError, RefusedScan
 from .dicom_headers import is_dicom
 from .dicom_series import Series, find_series
@@ -25,6 +27,23 @@ logger = logging.getLogger(__name__)
 
 PREPARED = ".prepared"  # the folder that marks the output of an earlier `prepare`
 FOREIGN = (".nrrd", ".nhdr", ".mgz", ".mgh", ".img")  # scans in formats that are not supported
+PACKED = (
+    *(
+        ".zip",
+        ".tar",
+        ".tgz",
+        ".tar.gz",
+        ".tbz2",
+        ".tar.bz2",
+        ".tar.xz",
+        ".7z",
+        ".rar",
+        ".nii.bz2",
+        ".nii.zst",
+        ".nii.xz",
+    ),
+    *(".nii.zip", ".dcm.gz", ".img.gz", ".nrrd.gz"),
+)
 UID = r"\d+(\.\d+){5,}"
 SLICE_SUFFIXES = (".dcm", ".dicom", ".ima")
 RANK = ("", "training", "validation", "test")  # sections, from the least to the most held out
@@ -48,6 +67,7 @@ class Candidate:
         section: ``training``, ``validation`` or ``test``, if a data list names the scan, else "".
         fault: why it must not be used, whatever its content, else "".
         remark: what the user should know about it although it is used, else "".
+        notes: what a data list says about its label (`NOTES`).
     """
 
     name: str
@@ -60,6 +80,7 @@ class Candidate:
     section: str = ""
     fault: str = ""
     remark: str = ""
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def series_uid(self) -> str:
@@ -79,7 +100,9 @@ class Found:
         candidates: scans, sorted by name.
         refused: files and folders that could not be examined, with the reasons.
         labels: label names of the data lists, if all lists with label names agree.
+        ignore_label: value of unknown voxels that these lists declare, or None.
         notes: what the user should know.
+        left_out: files and folders that are no scans by their names, although their content may be, with the reasons.
     """
 
     name: str
@@ -87,13 +110,16 @@ class Found:
     refused: dict[str, str]
     labels: dict[str, str]
     notes: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    ignore_label: int | None = None
 
 
 def find_candidates(sources: StrPath | Sequence[StrPath], *, skip: StrPath | None = None) -> Found:
     """Find every scan below the sources.
 
     Links are followed; each real folder and file is visited once. Hidden files, results of these bundles, outputs of
-    earlier runs and folders of masks (`MASK_FOLDERS`) are skipped; DICOM files in folders of masks are not.
+    earlier runs and folders of masks (`is_mask_folder`) are left out; DICOM files in folders of masks are not. What is
+    left out though it looks like a scan is in ``left_out``, except for hidden files.
 
     A ``dataset.json`` (or a folder in BTCV's layout) adds the label, patient and section of its scans. Its patients
     belong to this list only, unless a DICOM file has the same PatientID. If several lists or sections name a scan, the
@@ -132,11 +158,19 @@ def find_candidates(sources: StrPath | Sequence[StrPath], *, skip: StrPath | Non
         raise InputError(
             f"No scans in {', '.join(map(str, roots)) or '--source, which is empty'}: searched at any depth for NIfTI "
             "(.nii, .nii.gz), MetaImage (.mhd, .mha) and DICOM files, skipping hidden files and, except for DICOM, "
-            "folders of masks (label..., seg..., mask...)."
+            f"folders of masks (labels, segmentations, masks).{_first_of(search.left_out)}"
         )
-    labels = search.common_labels()
+    labels, ignore_label = search.common_labels()
     refused = dict(sorted(search.refused.items()))
-    return Found(", ".join(root.name for root in roots), candidates, refused, labels, search.notes)
+    left_out = dict(sorted(search.left_out.items()))
+    if left_out:
+        logger.warning("%d files and folders are left out.%s", len(left_out), _first_of(left_out))
+    name = ", ".join(root.name for root in roots)
+    return Found(name, candidates, refused, labels, search.notes, left_out, ignore_label)
+
+
+def _first_of(left_out: Mapping[str, str]) -> str:
+    return f" {min(left_out)} {left_out[min(left_out)]}." if left_out else ""
 
 
 def scan_in(folder: Path, *, apart_from: Sequence[StrPath] = ()) -> str | None:
@@ -155,12 +189,14 @@ class _Search:
     def __init__(self, skip: StrPath | None) -> None:
         self.seen = {os.path.realpath(skip)} if skip else set()
         self.refused: dict[str, str] = {}
-        # path -> its place below the source, and whether it is in a folder of masks
-        self.volumes: dict[str, tuple[str, bool]] = {}
+        self.left_out: dict[str, str] = {}
+        # path -> its place below the source, and the folder of masks that it is in, or ""
+        self.volumes: dict[str, tuple[str, str]] = {}
+        self.results: list[str] = []  # NIfTI files that are named like a result
         self.dicom: dict[str, str] = {}  # path -> its place below the source
         self.listed: dict[str, dict] = {}  # real path -> its entry in a data list
         self.label_files: set[str] = set()
-        self.label_names: list[dict] = []
+        self.label_names: list[tuple[dict, int | None]] = []  # with the value of unknown voxels
         self.roots: list[Path] = []
         self.unknown: list[str] = []  # files that are not scans by name or content
         self.contradictions: list[str] = []
@@ -169,7 +205,8 @@ class _Search:
     def look_into(self, root: Path) -> None:
         self.roots.append(root)
         base = root.parent  # a name then tells its source, and does not change when another source is added
-        for path in _walk(root, self.seen, self.refused, self.read_list) if root.is_dir() else [str(root)]:
+        walk = _walk(root, self.seen, self.refused, self.read_list, self.left_out)
+        for path in walk if root.is_dir() else [str(root)]:
             real = os.path.realpath(path)
             if real in self.seen or os.path.basename(path).upper() == "DICOMDIR":
                 continue
@@ -183,12 +220,13 @@ class _Search:
             elif not os.path.isfile(path):
                 continue  # a pipe, a socket
             elif is_scan(os.path.basename(path)) or path.lower().endswith(METAIMAGE):
-                folders = Path(os.path.relpath(path, root)).parts[:-1]
-                self.volumes[path] = (place, any(part.lower().startswith(MASK_FOLDERS) for part in folders))
+                self.volumes[path] = (place, _mask_folder(root, path))
             elif is_nifti(os.path.basename(path)):
-                continue  # a result
+                self.results.append(path)
             elif path.lower().endswith(FOREIGN):
                 self.refused[path] = f"is in an unsupported format ({Path(path).suffix}): convert it to .nii.gz"
+            elif path.lower().endswith(PACKED):
+                self.left_out[path] = "is packed: if it holds scans, unpack it"
             elif is_dicom(path):
                 self.dicom[path] = place
             else:
@@ -225,7 +263,7 @@ class _Search:
             self.refused[str(path)] = f"cannot be read: {error.strerror or error}"
             return
         if content.get("labels"):
-            self.label_names.append(content["labels"])
+            self.label_names.append((content["labels"], content.get("ignore_label")))
         for section in SECTIONS:
             for entry in content.get(section, []):
                 if isinstance(entry.get("label"), str):
@@ -257,14 +295,14 @@ class _Search:
         all_series = list(self._series())
         patient_ids = {series.patient_id for series, _ in all_series}
         found: dict[str, Candidate] = {}  # by first file; the name is its place until `_named`
-        masks, lost_labels = [], []
-        for path, (place, among_masks) in self.volumes.items():
+        masks, lost_labels = defaultdict(list), []
+        for path, (place, mask_folder) in self.volumes.items():
             real = os.path.realpath(path)
             entry = self.listed.get(real, {})
             if real in self.label_files:
                 continue
-            if among_masks and not entry:
-                masks.append(path)
+            if mask_folder and not entry:
+                masks[mask_folder].append(path)
                 continue
             kind = "metaimage" if path.lower().endswith(METAIMAGE) else "nifti"
             try:
@@ -289,6 +327,7 @@ class _Search:
                 if several
                 else "",
                 remark=f"its label {label} does not exist" if missing else "",
+                notes={key: entry[key] for key in NOTES if key in entry and label and not missing},
             )
         broken = _broken_folders(self.refused)
         for series, place in all_series:
@@ -300,14 +339,17 @@ class _Search:
                 else ""
             )
             found[series.files[0]] = Candidate(place, folder, "dicom", series.files, series, fault=fault)
-        if masks:
-            logger.info(
-                "%d files in folders named label..., seg... or mask..., such as %s, are treated as masks",
-                len(masks),
-                masks[0],
+        for folder, files in masks.items():
+            self.left_out[folder] = (
+                f"is a folder of masks by its name ({len(files)} files, such as {files[0]}): rename it if these are scans"
             )
         self._note(lost_labels)
         self._refuse_listed_elsewhere()
+        for path in self.results:
+            if path not in self.refused and os.path.realpath(path) not in self.label_files:
+                self.left_out[path] = (
+                    "is named like a mask or another result of these bundles: rename it if it is a scan"
+                )
         return _named(found)
 
     def _note(self, lost_labels: list[str]) -> None:
@@ -318,7 +360,7 @@ class _Search:
             )
         if lost_labels:
             self.notes.append(f"{len(lost_labels)} label(s) of the source lists do not exist, such as {lost_labels[0]}")
-        if self.label_names and not self.common_labels():
+        if self.label_names and not self.common_labels()[0]:
             self.notes.append(
                 "the dataset.json files of the sources name the labels differently: no names are written. Prepare "
                 "these sources one by one if you need their labels"
@@ -354,9 +396,9 @@ class _Search:
         for series, folder in zip(all_series, folders, strict=True):
             yield series, folder if series_in[folder] == 1 else f"{folder}-{_short(series.series_uid)}"
 
-    def common_labels(self) -> dict[str, str]:
-        first = self.label_names[0] if self.label_names else {}
-        return first if all(names == first for names in self.label_names) else {}
+    def common_labels(self) -> tuple[dict[str, str], int | None]:
+        first = self.label_names[0] if self.label_names else ({}, None)
+        return first if all(names == first for names in self.label_names) else ({}, None)
 
 
 def _broken_folders(refused: Collection[str]) -> set[str]:
@@ -371,7 +413,23 @@ def _kind(path: str) -> str:
     return suffix if re.search("[a-z]", suffix) else ""
 
 
-def _walk(root: Path, seen: set[str], refused: dict[str, str], read_list: Callable[[str], None]) -> Iterator[str]:
+def _mask_folder(root: Path, path: str) -> str:
+    """Return the uppermost folder of masks between a source and a file, or ""."""
+    folder = root
+    for part in Path(os.path.relpath(path, root)).parts[:-1]:
+        folder = folder / part
+        if is_mask_folder(part):
+            return str(folder)
+    return ""
+
+
+def _walk(
+    root: Path,
+    seen: set[str],
+    refused: dict[str, str],
+    read_list: Callable[[str], None],
+    left_out: dict[str, str] | None = None,
+) -> Iterator[str]:
     """Yield the visible files below a folder in a fixed order."""
 
     def unreadable(error: OSError) -> None:
@@ -383,20 +441,15 @@ def _walk(root: Path, seen: set[str], refused: dict[str, str], read_list: Callab
         if real in seen or PREPARED in folders:
             if real not in seen:
                 logger.warning("%s is the output of an earlier run: it is skipped", parent)
+                if left_out is not None:
+                    left_out[parent] = "is the output of an earlier run"
             folders.clear()
             continue
         seen.add(real)  # a link that leads back up is followed only once
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if "dataset.json" in files or _has_layout(parent):
+        if "dataset.json" in files or has_layout(Path(parent)):
             read_list(parent)
         yield from (os.path.join(parent, name) for name in sorted(files) if not name.startswith("."))
-
-
-def _has_layout(folder: str) -> bool:
-    try:
-        return find_layout(Path(folder)) is not None
-    except OSError:
-        return False  # the search reports folders that cannot be read
 
 
 def _stem(name: str) -> str:

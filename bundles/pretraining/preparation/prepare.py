@@ -90,10 +90,10 @@ def prepare(
         rows = {task.candidate.name: row for task in tasks if (row := read_record(task))}
         logger.info(
             "%d scans found (%d NIfTI, %d MetaImage, %d DICOM series), %d already prepared; "
-            "%d files cannot be examined",
+            "%d files cannot be examined, %d files and folders are left out by their names",
             len(tasks),
             *(sum(candidate.kind == kind for candidate in candidates) for kind in ("nifti", "metaimage", "dicom")),
-            *(len(rows), len(found.refused)),
+            *(len(rows), len(found.refused), len(found.left_out)),
         )
         workers = min(len(os.sched_getaffinity(0)), 16) if workers is None else workers
         rows |= _prepare_all([task for task in tasks if task.candidate.name not in rows], workers)
@@ -107,7 +107,7 @@ def prepare(
             tried |= {task.candidate.name for task in again}
             rows |= _prepare_all(again, workers)
             split = _split(candidates, rows, validation_share=validation_share, folds=folds, seed=seed)
-        table = audit_table(candidates, rows, split, found.refused)
+        table = audit_table(candidates, rows, split, found.refused | found.left_out)
         with writing(out):
             _remove_unused(out, candidates, split, kept)
             write_text(out / "audit.csv", audit_csv(table))

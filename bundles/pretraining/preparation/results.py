@@ -54,6 +54,9 @@ def audit_table(
             row |= {"verdict": LEFT_OUT, "reason": f"equal to another scan: the same voxels as {split.twins[name]}"}
         if candidate.remark and row["verdict"] == USED:
             row["reason"] = "; ".join(filter(None, (row["reason"], candidate.remark)))
+        if candidate.notes.get("carried") and row["section"] in ("validation", "test"):
+            told = "its carried label is left out: only labels that a person drew can be scored"
+            row |= {"label": "", "reason": "; ".join(filter(None, (row["reason"], told)))}
         row["patient"] = split.patients.get(name, row.get("patient", ""))
         table.append(row)
     table += [
@@ -98,13 +101,14 @@ def data_list_text(
         entry = {"image": _place(out, Path(candidate.source))}
         if candidate.kind != "nifti":
             entry["image"] = outputs.nifti.relative_to(out).as_posix() if recipe.write_nifti else store
-        if candidate.label:
-            entry["label"] = _place(out, Path(candidate.label))
+        if row["label"]:
+            entry |= {"label": _place(out, Path(row["label"])), **candidate.notes}
         if recipe.write_store:
             entry["store"] = store
         entry |= {"patient": row["patient"]} | ({"fold": row["fold"]} if row["fold"] != "" else {})
         sections[row["section"]].append(entry)
     content = {"name": found.name, "modality": {"0": "CT"}} | ({"labels": found.labels} if found.labels else {})
+    content |= {} if found.ignore_label is None else {"ignore_label": found.ignore_label}
     content |= {section: entries for section, entries in sections.items() if entries or section != "test"}
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...common.data.data_list import data_list_labels, image_files, parse_data_list, segmentation_scans
 from ...common.data.list_fingerprint import fingerprint
+from ...common.data.partial_labels import refuse_partial
 from ...common.errors import InputError
 
 SECTIONS = ("training", "validation")
@@ -41,6 +42,7 @@ def probe_scans(*, file: str | None, section: str) -> list[dict]:
             )
     _check_patients(content, path)
     scans = segmentation_scans(path, section=section, fold=None)
+    refuse_partial(scans, where=f"--probe_list {path}: the probe")
     return [{"image": scan["image"], "label": scan["label"]} for scan in scans]
 
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...common.cases.failures import Failures
-from ...common.data.case_names import case_name
+from ...common.data.case_names import case_names
 from ...common.data.data_list import StrPath, first_file, inference_scans
-from ...common.data.nifti_files import is_scan
 from ...common.errors import InputError, NoScan, RefusedScan
 from ...common.scans.dicom_series import read_series
 from ...common.scans.nifti_writing import write_nifti
 from ...common.scans.reading import read_scan
 from ...common.scans.search import Candidate, find_candidates
-from ..results.organ_volumes import TABLE, read_volumes
+from ..results.organ_volumes import TABLE, read_cases
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +31,13 @@ class SegmentationInputs:
         scans: items ``{"image": NIfTI file or list of files}``.
         series: for each NIfTI file made from a DICOM series, the files of the series in slice order.
         count: number of scans that were found, with those that are done or cannot be read.
+        names: unique name of each image file, with those that are done: see `case_names`.
     """
 
     scans: list[dict[str, Any]]
     series: dict[str, tuple[str, ...]]
     count: int = 0
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def segmentation_inputs(
@@ -49,10 +50,11 @@ def segmentation_inputs(
 ) -> SegmentationInputs:
     """Find the scans to segment.
 
-    A folder that contains NIfTI files or a ``dataset.json`` is read by `data_list.inference_scans`. Any other folder is
-    searched for scans at any depth. DICOM CT series (and MetaImage files) are converted on their own grid to
-    ``output_dir/dicom/NAME.nii.gz``. Series that may be incomplete and files that cannot be read become `Failures`;
-    what lies beside a CT and is none (scout views, reports, other modalities) is left out with a line in the log.
+    A file and a folder with a ``dataset.json`` are read by `data_list.inference_scans`. Any other folder is searched for
+    scans at any depth, NIfTI and DICOM alike. Scans of equal file names are named by their folders, too. DICOM CT series
+    (and MetaImage files) are converted on their own grid to ``output_dir/dicom/NAME.nii.gz``. Series that may be
+    incomplete and files that cannot be read become `Failures`; what lies beside a CT and is none (scout views, reports,
+    other modalities) is left out with a line in the log.
 
     Args:
         source: a NIfTI file, a data list, a folder, or several of them.
@@ -60,7 +62,6 @@ def segmentation_inputs(
         failures: takes the scans that cannot be read.
         resume: skip scans that an earlier run into ``output_dir`` has segmented: those in its table of volumes whose
             mask exists and is no older than the scan, and which lack nothing (`Failures.earlier`).
-
         straighten_tilt: resample scans of a tilted gantry (see `read_series`); False: they cannot be read.
 
     Raises:
@@ -68,16 +69,18 @@ def segmentation_inputs(
     """
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     folder = Path(output_dir).expanduser().absolute() / "dicom"
-    done = _segmented(Path(output_dir)) - failures.earlier() if resume else set()
+    earlier = read_cases(Path(output_dir) / TABLE) if resume else {}
+    done = _segmented(Path(output_dir), earlier) - failures.earlier()
     listed: list[StrPath] = []
     series: dict[str, tuple[str, ...]] = {}
     made: dict[str, str] = {}  # converted file to its source
     skipped = bad = none = 0
     for one in sources:
-        found = None if _is_listed(one) else find_candidates(one, skip=output_dir)
-        if found is None or all(candidate.kind == "nifti" for candidate in found.candidates):
+        if _is_listed(one):
             listed.append(one)
             continue
+        inside = os.path.realpath(Path(one).expanduser()) == os.path.realpath(folder.parent)
+        found = find_candidates(one, skip=folder if inside else output_dir)
         for file, reason in found.refused.items():
             failures.add(file, "mask", reason)
             bad += 1
@@ -109,24 +112,32 @@ def segmentation_inputs(
         raise InputError(
             f"{source}: none of its {bad + none} series and files can be segmented; see the lines above for the reasons."
         )
-    scans = inference_scans(listed) if listed else []
+    scans = inference_scans(listed, equal_names=True) if listed else []
     todo = [scan for scan in scans if first_file(scan) not in done]
     if resume:
         logger.info("%d scans are already segmented (%s)", skipped + len(scans) - len(todo), Path(output_dir) / TABLE)
-    return SegmentationInputs(todo, series, skipped + len(scans) + bad)
+    # The names of earlier runs stay; those of new scans differ from them.
+    names = case_names([*earlier, *(first_file(scan) for scan in scans)])
+    names |= {image: case for image, case in earlier.items() if image in done}
+    return SegmentationInputs(todo, series, skipped + len(scans) + bad, names)
 
 
 def _is_listed(source: StrPath) -> bool:
-    """Return whether `inference_scans` accepts it directly: a file, or a folder with NIfTI files or a data list."""
+    """Return whether `inference_scans` reads it: a file, or a folder with a data list."""
     path = Path(source).expanduser()
-    return not path.is_dir() or any(is_scan(name) or name == "dataset.json" for name in os.listdir(path))
+    return not path.is_dir() or (path / "dataset.json").exists()
 
 
-def _segmented(output_dir: Path) -> set[str]:
-    """Return the images that an earlier run has segmented: in its table, with a mask no older than the image."""
+def _segmented(output_dir: Path, cases: Mapping[str, str]) -> set[str]:
+    """Return the images that an earlier run has segmented: in its table, with a mask no older than the image.
+
+    Args:
+        output_dir: of that run.
+        cases: names of its images.
+    """
     images = set()
-    for image in read_volumes(output_dir / TABLE):
-        mask = output_dir / f"{case_name(image)}_seg.nii.gz"
+    for image, case in cases.items():
+        mask = output_dir / f"{case}_seg.nii.gz"
         if mask.exists() and os.path.exists(image) and os.path.getmtime(mask) >= os.path.getmtime(image):
             images.add(image)
     return images

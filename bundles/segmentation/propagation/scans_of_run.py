@@ -12,6 +12,7 @@ from typing import Any
 
 import nibabel as nib
 
+from ...common.cases.failures import Failures
 from ...common.data.case_names import case_names
 from ...common.data.data_list import (
     UNLABELLED_SECTIONS,
@@ -21,6 +22,7 @@ from ...common.data.data_list import (
     parse_data_list,
     segmentation_scans,
 )
+from ...common.data.partial_labels import refuse_partial
 from ...common.errors import InputError
 from ..inference.inputs import segmentation_inputs
 from .itk_images import as_volume
@@ -102,6 +104,7 @@ def scans_of_run(
     labelled = [entry for entry in listed["training"] if not entry.get("carried")]
     if not labelled:
         raise InputError(f"{path} has no training case with a label of its own: there is nothing to carry.")
+    refuse_partial(labelled, where=f"{path}: carrying labels")
     if unlabelled is None:
         entries = _unlabelled_entries(content)
         if not entries:
@@ -157,7 +160,9 @@ def _entries_of(sources: str | Sequence[str], output_dir: str) -> list[Mapping[s
             entries += found
         else:
             files.append(source)
-    return entries + (segmentation_inputs(files, output_dir=output_dir).scans if files else [])
+    failures = Failures(output_dir)  # scans that cannot be read: failed.csv lists them
+    found = segmentation_inputs(files, output_dir=output_dir, failures=failures).scans if files else []
+    return [*entries, *found]
 
 
 def _identity(entry: Mapping[str, Any]) -> str:

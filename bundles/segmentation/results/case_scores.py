@@ -19,6 +19,7 @@ from monai.utils import ensure_tuple
 
 from ...common.cases.case_handler import CaseHandler
 from ...common.data.case_names import case_name, case_names
+from ...common.data.partial_labels import LABELLED
 from ...common.errors import InputError
 from ...common.files import file_stamp, write_text
 from ...common.run.distributed import gather_lists, rank
@@ -64,7 +65,8 @@ class CaseScores(CaseHandler):
         label_key: key of the true label map, a MetaTensor (1, X, Y, Z) of the label file's own voxels.
         ignore_label: value of unknown voxels in the label file, which are not scored (see `score_case`); None: none.
         items: all cases of the evaluation, the same in all processes: dictionaries with the files of ``image_key`` and
-            ``label_key``. None: no case is recorded, and none can be resumed.
+            ``label_key``; organs that an item's ``labelled`` does not hold score NaN. None: no case is recorded, and none
+            can be resumed.
         settings: everything else that affects the scores, such as spacing and overlap, of JSON types.
         model: file of the network, or files of an ensemble. Path, size and modification time identify the model.
         resume: keep cases that were scored with equal settings and the same model and files.
@@ -168,9 +170,14 @@ class CaseScores(CaseHandler):
             spacing=truth.pixdim.tolist(),
             tolerance=self.tolerance,
             ignore_label=self.ignore_label,
+            labelled=self._labelled(file),
         )
         if self.items is not None:
             self._record(file)
+
+    def _labelled(self, file: str) -> list[int] | None:
+        """Return the label values of the organs that the case's label shows; None: all."""
+        return (self.items or {}).get(file, {}).get(LABELLED)
 
     def _record(self, file: str) -> None:
         if file not in self.items:
@@ -178,6 +185,8 @@ class CaseScores(CaseHandler):
                 f"The case {file} is none of the {len(self.items)} items of the evaluation: pass all cases."
             )
         record = {"files": self._files(file), "settings": self.settings, "scores": _nan_to_none(self.scores[file])}
+        labelled = self._labelled(file)
+        record |= {} if labelled is None else {LABELLED: labelled}
         _write_json(self._record_path(file), record)
 
     def _recorded(self) -> dict[str, dict[str, dict[str, float]]]:
@@ -188,7 +197,8 @@ class CaseScores(CaseHandler):
                 record = json.loads(self._record_path(file).read_text(encoding="utf-8"))
             except (FileNotFoundError, json.JSONDecodeError):
                 continue
-            if record["settings"] == self.settings and record["files"] == self._files(file):
+            same_organs = record.get(LABELLED) == self._labelled(file)
+            if record["settings"] == self.settings and record["files"] == self._files(file) and same_organs:
                 kept[file] = {organ: _none_to_nan(score) for organ, score in record["scores"].items()}
             else:
                 outdated.append((file, record))
@@ -197,7 +207,7 @@ class CaseScores(CaseHandler):
             file, record = outdated[0]
             keys = sorted(record["settings"].keys() | self.settings.keys())
             changed = [key for key in keys if record["settings"].get(key) != self.settings.get(key)]
-            reason = f"with different {', '.join(changed)}" if changed else "before its image or label file changed"
+            reason = f"with different {', '.join(changed)}" if changed else "before its files or 'labelled' changed"
             logger.info("%d cases are scored again, such as %s: it was scored %s", len(outdated), file, reason)
         return kept
 

@@ -19,7 +19,6 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from ...common.cases.case_handler import CaseHandler
-from ...common.data.case_names import case_name
 from ...common.errors import InputError, RefusedScan
 from ...common.files import atomic_path
 from ...common.scans.dicom_headers import first_line, read_headers
@@ -231,7 +230,7 @@ class SaveDicomSegmentations(CaseHandler):
         if files is None:
             return
         label_map = self.label_map(item, self.pred_key, file)
-        path = self.output_dir / f"{case_name(file)}_seg.dcm"
+        path = self.output_dir / f"{self.name_of(file)}_seg.dcm"
         try:
             write_dicom_segmentation(
                 path,

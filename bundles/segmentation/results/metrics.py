@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
 
 import numpy as np
@@ -28,6 +28,7 @@ def score_case(
     spacing: Sequence[float],
     tolerance: float | Mapping[str, float],
     ignore_label: int | None = None,
+    labelled: Collection[int] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Return Dice, NSD and HD95 of each organ of one case.
 
@@ -63,6 +64,7 @@ def score_case(
         tolerance: NSD tolerance in mm, one for all organs or by organ name. Organs that are not named get that of
             ``otherwise``, or 1 mm.
         ignore_label: value of unknown voxels in the truth; None: there are none.
+        labelled: label values of the organs that the truth shows; the others score NaN. None: all.
 
     Returns:
         ``{organ: {"dice": float, "nsd": float, "hd95": float}}`` in the order of ``labels``.
@@ -87,6 +89,9 @@ def score_case(
     scores = {}
     for value, organ in labels.items():
         limit = _tolerance_of(organ, tolerance)
+        if labelled is not None and value not in labelled:
+            scores[organ] = {"dice": math.nan, "nsd": math.nan, "hd95": math.nan}
+            continue
         boxes = [box for box in (boxes_of_prediction[value - 1], boxes_of_truth[value - 1]) if box is not None]
         if len(boxes) < 2:
             score = 0.0 if boxes else math.nan

@@ -15,10 +15,10 @@ from monai.data import MetaTensor
 from monai.utils import convert_to_numpy
 
 from ...common.cases.case_handler import CaseHandler
-from ...common.data.case_names import case_name
 from ...common.files import atomic_path
 from ...common.run.distributed import gather_lists, rank
 from ..models.label_names import organ_names
+from .colour_table import write_colour_table
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,18 @@ def read_volumes(file: str | Path) -> dict[str, list[dict[str, Any]]]:
     return volumes
 
 
+def read_cases(file: str | Path) -> dict[str, str]:
+    """Return the name of each image's case in a table that `OrganVolumes` wrote; empty if the file does not exist."""
+    if not Path(file).exists():
+        return {}
+    with open(file, newline="", encoding="utf-8") as table:
+        return {row["image"]: row["case"] for row in csv.DictReader(table)}
+
+
 class OrganVolumes(CaseHandler):
     """Handler of an evaluator: writes ``volumes.csv`` with one row ``case,label,voxels,ml,image`` per case and organ.
+
+    It also writes the names of the label values for 3D Slicer, see `write_colour_table`.
 
     List it last, after the handlers that write something else for each case. A scan is then added to the table
     only after its other outputs are written. ``image`` is the file of the scan, which distinguishes cases with the same
@@ -84,6 +94,7 @@ class OrganVolumes(CaseHandler):
         self.file = self.output_dir / TABLE
         self.resume = resume
         self.volumes: dict[str, list[dict[str, Any]]] = {}
+        self.cases: dict[str, str] = {}  # names of earlier runs
 
     def attach(self, engine: Engine) -> None:
         """Register the handler at an evaluator."""
@@ -93,6 +104,10 @@ class OrganVolumes(CaseHandler):
 
     def _clear(self, engine: Engine) -> None:
         self.volumes = read_volumes(self.file) if self.resume else {}
+        kept = read_cases(self.file) if self.resume else {}
+        self.cases = {image: case for image, case in kept.items() if image not in self.names}
+        if rank() == 0:
+            write_colour_table(self.output_dir, labels=self.labels)
 
     def iteration_completed(self, engine: Engine) -> None:
         """Measure the cases of the iteration and write the table."""
@@ -120,6 +135,7 @@ class OrganVolumes(CaseHandler):
         with atomic_path(self.file) as path, open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=COLUMNS, lineterminator="\n")
             writer.writeheader()
-            for image in sorted(volumes, key=lambda image: (case_name(image), image)):
+            cases = {image: self.cases.get(image, self.name_of(image)) for image in volumes}
+            for image in sorted(volumes, key=lambda image: (cases[image], image)):
                 for row in volumes[image]:
-                    writer.writerow({"case": case_name(image), **row, "ml": f"{row['ml']:.3f}", "image": image})
+                    writer.writerow({"case": cases[image], **row, "ml": f"{row['ml']:.3f}", "image": image})

@@ -25,7 +25,7 @@ from monai.bundle import ConfigParser
 from rich.console import Console
 from rich.table import Table
 
-from ...common.data.data_list import data_list_labels, parse_data_list
+from ...common.data.data_list import image_files, label_names, parse_data_list
 from ...common.data.ignore_label import IGNORE_LABEL, ignored_value
 from ...common.errors import InputError
 from ...common.files import write_text
@@ -33,6 +33,7 @@ from ...common.networks.roi_size import STRIDE
 from ...common.run.distributed import rank
 from ..models.label_names import check_labels
 from .data_fingerprint import DataFingerprint, data_fingerprint
+from .found_names import found_names
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +83,14 @@ class Proposal:
 def proposed_row(
     dataset_json: str | os.PathLike, *, output_dir: str | os.PathLike | None, ignore_label: int | None = IGNORE_LABEL
 ) -> tuple[str, dict]:
-    """Propose a row for a data set in MSD's format, print it, and write it to ``OUTPUT_DIR/task.yaml``.
+    """Propose a row for one's own data set, print it, and write it to ``OUTPUT_DIR/task.yaml``.
 
     Every process of a distributed run must call it: each measures the scans and gets the same row.
 
     Args:
-        dataset_json: the data list. Its labelled training scans are measured.
+        dataset_json: the data list, or a folder with one or without (see `common.data.data_list`). Its labelled training
+            scans are measured. A folder without a data list gets the names ``label_1``, ... for the values of its
+            labels, and counts as CT if its voxels look like HU; both are logged as a warning.
         output_dir: None writes nothing.
         ignore_label: value of unknown voxels, unless the list declares it; None: there are none.
 
@@ -99,16 +102,23 @@ def proposed_row(
             unusable or does not match the list; or ``task.yaml`` already contains another row.
     """
     path = Path(dataset_json).expanduser().absolute()
-    if not path.is_file():
-        raise InputError(f"--task {dataset_json}: file not found. It must be the dataset.json of a data set.")
+    if not path.exists():
+        raise InputError(
+            f"--task {dataset_json}: file not found. It must be the folder of a data set, or its dataset.json."
+        )
+    path = path / "dataset.json" if path.is_dir() else path
     content = parse_data_list(path)
-    labels, channels = _declared_labels(path), _declared_channels(path, content.get("modality"))
     training = content.get("training", [])
     items = [item for item in training if isinstance(item.get("label"), str)]
     if not items:
         raise InputError(
             f"{path}: none of its {len(training)} training scans has a 'label', so no row can be proposed."
         )
+    _check_exist(items, path)
+    ignore_label = ignored_value(ignore_label=ignore_label, labels=(), of_list=content.get("ignore_label"))
+    if not path.is_file():  # made from the names of the files
+        content |= found_names(items, folder=path.parent, ignore_label=ignore_label)
+    labels, channels = _declared_labels(path, content), _declared_channels(path, content.get("modality"))
     if len(items) < len(training) and rank() == 0:
         logger.info(
             "%d of %d training scans have no label and are not measured", len(training) - len(items), len(training)
@@ -340,8 +350,17 @@ def _reason_of_modality(channels: Sequence[str]) -> str:
 # ---- the data list -------------------------------------------------------------------------------------------------
 
 
-def _declared_labels(path: Path) -> dict[str, str]:
-    declared = data_list_labels(path)
+def _check_exist(items: Sequence[Mapping[str, Any]], path: Path) -> None:
+    missing = [file for item in items for file in (*image_files(item), item["label"]) if not os.path.isfile(file)]
+    if missing:
+        raise InputError(
+            f"{path}: {len(missing)} files of its training section do not exist, such as {missing[0]}. Paths in a data "
+            f"list are relative to its folder, {path.parent}."
+        )
+
+
+def _declared_labels(path: Path, content: Mapping[str, Any]) -> dict[str, str]:
+    declared = label_names(content, path)
     if not declared:
         raise InputError(f'{path} declares no labels. Add them: "labels": {{"0": "background", "1": "spleen"}}.')
     try:

@@ -53,7 +53,7 @@ def choose_task(
 
     Args:
         task: a name in the table, such as ``Task09_Spleen``; a YAML file that contains one row under its name; or your
-            own data, ``DIR/dataset.json``, for which a row is proposed. None: the task of the checkpoint, else the
+            own data, a folder or a data list, for which a row is proposed. None: the task of the checkpoint, else the
             only one of the table.
         file: the table, ``configs/tasks.yaml``. ``presets.yaml`` beside it contains the values that a row may change.
         preset: name of the preset. A row may contain values for it under its name.
@@ -69,7 +69,7 @@ def choose_task(
             several; the model was trained for another task than ``task``; a row is incomplete or has unknown entries.
     """
     trained, kept, labels = _trained_by(checkpoint)
-    if trained and task and not _is_list(task) and trained not in (task, _name_in(task)):
+    if trained and task and not _is_own_data(task, file) and trained not in (task, _name_in(task)):
         raise InputError(
             f"{checkpoint} was trained for {trained}, not for --task {task}. Leave --task out or choose another model."
         )
@@ -99,7 +99,7 @@ def _only_task(file: str) -> str:
     if len(names) > 1:
         raise InputError(
             f"--task is missing: {file} has the tasks {', '.join(names)}. Add --task NAME, such as --task {names[0]}, "
-            "or --task DIR/dataset.json for your own data. (A --pretrained_model that records its task needs none.)"
+            "or --task FOLDER for your own data. (A --pretrained_model that records its task needs none.)"
         )
     return names[0]
 
@@ -131,17 +131,21 @@ def kept_row(*, row: Mapping[str, Any], **used: Any) -> dict[str, Any]:
     return {key: row[key] for key in KEPT} | used
 
 
-def dataset_folder(*, task: str | None, otherwise: str) -> str:
-    """Return the default of ``--dataset_dir``: the folder of a task that is a ``dataset.json``, else the given folder.
+def dataset_folder(*, task: str | None, otherwise: str, file: str | None = None) -> str:
+    """Return the default of ``--dataset_dir``: the folder of a task that is one's own data, else the given folder.
 
-    A list with another name is returned itself, since a ``dataset.json`` beside it is another data set.
+    A list with another name than ``dataset.json`` is returned itself, since a ``dataset.json`` beside it is another
+    data set.
 
     Args:
         task: see `choose_task`.
         otherwise: the folder for any other task.
+        file: the table, whose names come before folders of the same name.
     """
-    if task is None or not _is_list(task):
+    if task is None or not _is_own_data(task, file):
         return otherwise
+    if Path(task).expanduser().is_dir():
+        return str(task)
     return str(Path(task).parent if Path(task).name == "dataset.json" else task)
 
 
@@ -309,8 +313,12 @@ def _name_in(task: str) -> str | None:
     return str(next(iter(table))) if isinstance(table, Mapping) and len(table) == 1 else None
 
 
-def _is_list(task: str) -> bool:
-    return Path(str(task)).suffix == ".json"
+def _is_own_data(task: str, table_file: str | None) -> bool:
+    """Whether a task is a data list or a folder. A name of the table is none, even if there is a folder of that name."""
+    if Path(str(task)).suffix == ".json":
+        return True
+    known = _load_table(table_file) if table_file and Path(table_file).is_file() else {}
+    return task not in known and Path(str(task)).expanduser().is_dir()
 
 
 def _is_row_file(task: str) -> bool:
@@ -321,12 +329,12 @@ def _find(
     task: str, table_file: str, output_dir: str | None, ignore_label: int | None = IGNORE_LABEL
 ) -> tuple[str, dict[str, Any], str]:
     """Return the name, the row and the file that it comes from."""
-    if _is_list(task):
+    if _is_own_data(task, table_file):
         name, row = proposed_row(task, output_dir=output_dir, ignore_label=ignore_label)
         return name, row, task
     if _is_row_file(task):
         if not Path(task).is_file():
-            raise InputError(f"--task {task} not found. --task DIR/dataset.json proposes a row for your own data.")
+            raise InputError(f"--task {task} not found. --task FOLDER proposes a row for your own data.")
         table, file = _load(task), task
         if not isinstance(table, Mapping) or len(table) != 1:
             raise InputError(
@@ -340,7 +348,7 @@ def _find(
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
         raise InputError(
             f"--task {task!r} is not in {file}. {hint}Known tasks: {', '.join(table)}. "
-            "For your own data: --task DIR/dataset.json."
+            "For your own data: --task FOLDER, or --task FOLDER/dataset.json."
         )
     return task, table[task], file
 

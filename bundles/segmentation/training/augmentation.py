@@ -187,8 +187,8 @@ class CropAugmentation:
     ) -> tuple[torch.Tensor, torch.Tensor | PartlyKnown]:
         """Return images (B, C, X, Y, Z) and labels (B, 1, X, Y, Z).
 
-        The labels are in a `PartlyKnown` if a crop has unknown voxels (``"unknown"``) or the cases have weights
-        (``"weight"``); both are read on the host.
+        The labels are in a `PartlyKnown` if a crop has unknown voxels (``"unknown"``), its case shows some structures
+        only (``"labelled"``) or the cases have weights (``"weight"``); all are read on the host.
         """
         images, labels = (batch[key].to(device, non_blocking=non_blocking, **kwargs) for key in ("image", "label"))
         square = images.shape[2] == images.shape[3]
@@ -202,12 +202,12 @@ class CropAugmentation:
                 noise = torch.Generator(images.device).manual_seed(int(generator.integers(2**63)))
             crops.append(change_crop(images[i], labels[i], change, noise=noise))
         image, label = (torch.stack(parts) for parts in zip(*crops, strict=True))
-        weight = batch.get("weight")
-        if weight is None and not ("unknown" in batch and batch["unknown"].any()):
+        weight, labelled = batch.get("weight"), batch.get("labelled")
+        labelled = None if labelled is None or labelled.all() else labelled
+        if weight is None and labelled is None and not ("unknown" in batch and batch["unknown"].any()):
             return image, label
-        if weight is not None:
-            weight = weight.to(device, non_blocking=non_blocking)
-        return image, PartlyKnown(label, weight)
+        notes = (None if note is None else note.to(device, non_blocking=non_blocking) for note in (weight, labelled))
+        return image, PartlyKnown(label, *notes)
 
 
 KINDS = ("flip", "rot90", "affine", "noise", "contrast", "scale_intensity", "shift_intensity")

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from ...common.data.label_values import whole_labels
+from ...common.data.partial_labels import shown_classes
 from ...common.errors import InputError
 from ...common.run.distributed import rank
 from ...common.scans.nifti import open_scan, stored_voxels
@@ -95,10 +96,10 @@ def check_label_presence(
     ignore_label: int | None = None,
     spacing: Sequence[float] | None = None,
 ) -> None:
-    """Warn about structures that occur in no training label, or are lost by resampling. Runs on rank 0 only.
+    """Warn about structures that no training label shows as it should, or that resampling loses. Runs on rank 0 only.
 
     Args:
-        scans: training items with ``label`` files.
+        scans: training items with ``label`` files; those with ``labelled`` show these structures only.
         labels: value to name, of this run.
         ignore_label: value of unknown voxels, or None.
         spacing: that of the training, mm along R, A, S; None: the labels are not resampled.
@@ -116,8 +117,10 @@ def check_label_presence(
     if ignore_label is not None:
         volumes, unknown = volumes[:, :-1], volumes[:, -1]
         _report_unknown(scans, volumes, unknown, ignore_label)
-    cases = (volumes > 0).sum(axis=0)
     names = {int(value): name for value, name in labels.items()}
+    shown = np.stack([shown_classes(scan, classes=len(labels)).numpy() for scan in scans])
+    _report_partial(scans, volumes, shown, names)
+    cases, of = ((volumes > 0) & shown).sum(axis=0), shown.sum(axis=0)
     absent = [names[value] for value in range(1, len(labels)) if cases[value] == 0]
     if len(absent) == len(labels) - 1:
         raise InputError(
@@ -129,7 +132,11 @@ def check_label_presence(
             "no training case contains %s, so the network cannot learn it. Add cases that contain it, or remove it from --labels.",
             ", ".join(absent),
         )
-    few = [f"{names[value]} ({cases[value]})" for value in range(1, len(labels)) if 0 < cases[value] < len(scans)]
+    few = [
+        f"{names[value]} ({cases[value]}{'' if of[value] == len(scans) else f' of {of[value]} that show it'})"
+        for value in range(1, len(labels))
+        if 0 < cases[value] < of[value]
+    ]
     if few:
         logger.info("not all of the %d training cases contain %s", len(scans), ", ".join(few))
     if spacing is not None:
@@ -152,6 +159,25 @@ def _report_lost(
             *(names[value], len(where), cases[value], " x ".join(f"{size:g}" for size in spacing)),
             *(scans[where[0]]["label"], volumes[where[0], value]),
             "the network cannot learn it" if len(where) == cases[value] else "the network does not learn it there",
+        )
+
+
+def _report_partial(
+    scans: Sequence[Mapping[str, str]], volumes: np.ndarray, shown: np.ndarray, names: Mapping[int, str]
+) -> None:
+    partial = ~shown.all(axis=1)
+    if not partial.any():
+        return
+    logger.info(
+        "%d of the %d training cases show some structures only. Cases that show each: %s",
+        *(partial.sum(), len(scans)),
+        ", ".join(f"{names[value]} {number}" for value, number in enumerate(shown.sum(axis=0)) if value),
+    )
+    for case, value in np.argwhere((volumes > 0) & ~shown)[:1]:
+        logger.warning(
+            "%s contains %s, which its entry does not name under 'labelled': there it counts as background or any other "
+            "structure. Name it, if all of it is labelled.",
+            *(scans[case]["label"], names[value]),
         )
 
 

@@ -12,19 +12,22 @@ from monai.losses import DiceLoss
 from monai.networks import one_hot
 from torch.nn import functional as F
 
+from ...common.data.partial_labels import LABELLED, shown_classes
 from .label_presence import label_volumes
 
 
 class PartlyKnown(NamedTuple):
-    """The target of a batch with unknown voxels or with cases of different weight.
+    """The target of a batch with unknown voxels, with cases of different weight or with labels of some classes only.
 
     Attributes:
         label: label values (B, 1, X, Y, Z).
         weight: weight of each crop, float32 (B,); None: 1 for each.
+        labelled: the classes that the label of each crop shows, bool (B, classes), the background always; None: all.
     """
 
     label: torch.Tensor
     weight: torch.Tensor | None = None
+    labelled: torch.Tensor | None = None
 
 
 class SegmentationLoss(torch.nn.Module):
@@ -33,13 +36,19 @@ class SegmentationLoss(torch.nn.Module):
     With the defaults it equals the official BTCV code's ``DiceCELoss(to_onehot_y=True, softmax=True,
     squared_pred=True)``, except for the smoothing constants.
 
-    A `PartlyKnown` target changes two things:
+    A `PartlyKnown` target changes three things:
 
     - Unknown voxels (``ignore_label``) are in no sum: neither of the prediction nor of the truth in Dice, and neither
       above nor below the line of the cross entropy's mean. A batch without a known voxel has cross entropy 0.
     - The loss of a crop is multiplied by its weight. It is not divided by the sum of the weights: a batch whose crops
       all have weight 0.5 has half the loss. With ``batch_dice`` the sums of Dice are weighted, and its loss is
       multiplied by the mean weight.
+
+    - Classes that a crop's label does not show are part of its background, which is then "anything else": their
+      probabilities are added to the background's before both terms, so that it does not matter how the network divides
+      them (the marginal loss of Shi et al., Medical Image Analysis 2021). The mean of the Dice term is over the classes
+      that a crop shows (with ``batch_dice``, that any crop shows). Voxels whose value is a class that is not shown
+      count as background.
 
     Any other target must be known everywhere, and takes MONAI's own path.
 
@@ -87,6 +96,8 @@ class SegmentationLoss(torch.nn.Module):
         label = target.label.long()
         known = torch.ones_like(label, dtype=torch.bool) if self.ignore_label is None else label != self.ignore_label
         label = torch.where(known, label, 0)
+        if target.labelled is not None:
+            logits, label = _with_rest_as_background(logits, label, target.labelled)
         weight = logits.new_ones(len(logits)) if target.weight is None else target.weight.to(logits)
         over = weight.view(-1, 1, 1, 1, 1)
 
@@ -99,7 +110,7 @@ class SegmentationLoss(torch.nn.Module):
         terms = self.dice_of_known(
             logits.softmax(1) * scale, one_hot(label, num_classes=logits.shape[1], dtype=logits.dtype) * scale
         )
-        dice = terms.mean() * weight.mean() if self.dice.batch else (terms * over).mean()
+        dice = self._mean_dice(terms, weight, target.labelled)
 
         counted = known[:, 0]
         of_voxels = F.cross_entropy(logits, label[:, 0], weight=self.cross_entropy.weight, reduction="none")
@@ -108,13 +119,45 @@ class SegmentationLoss(torch.nn.Module):
         total = (torch.where(counted, of_voxels, 0.0) * over[:, 0]).sum()
         return dice, total / torch.where(counted.any(), (shares * counted).sum(), 1.0)
 
+    def _mean_dice(self, terms: torch.Tensor, weight: torch.Tensor, labelled: torch.Tensor | None) -> torch.Tensor:
+        """Return the mean of the Dice losses of each class, (B, classes, ...), or (classes, ...) with ``batch``."""
+        if labelled is None:
+            return terms.mean() * weight.mean() if self.dice.batch else (terms * weight.view(-1, 1, 1, 1, 1)).mean()
+        counted = labelled if self.dice.include_background else labelled[:, 1:]
+        if self.dice.batch:
+            counted = counted.any(0)
+            return (terms.flatten() * counted).sum() / counted.sum() * weight.mean()
+        of_crops = (terms.flatten(1) * counted).sum(1) / counted.sum(1)
+        return (of_crops * weight).mean()
+
+
+def _with_rest_as_background(
+    logits: torch.Tensor, label: torch.Tensor, labelled: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make the classes that a label does not show part of the background.
+
+    Args:
+        logits: (B, classes, X, Y, Z).
+        label: class of each voxel, (B, 1, X, Y, Z).
+        labelled: bool (B, classes).
+
+    Returns:
+        Logits whose softmax is 0 for these classes and the sum of theirs for the background; the label without them.
+    """
+    shown = labelled.view(*labelled.shape, 1, 1, 1)
+    background = torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1, 1, 1) == 0
+    rest = logits.masked_fill(shown & ~background, -torch.inf).logsumexp(1, keepdim=True)
+    merged = torch.where(background, rest, logits.masked_fill(~shown, -torch.inf))
+    return merged, torch.where(shown.expand_as(logits).gather(1, label), label, 0)
+
 
 def class_weights(
     scans: Sequence[Mapping[str, str]], *, classes: int, balance: float, background: float
 ) -> torch.Tensor:
     """Return class weights ``(volume / largest volume) ** -balance`` of the foreground classes.
 
-    Volumes are summed over the training labels.
+    Volumes are summed over the training labels; if some show some structures only, they are means over the labels that
+    show the class.
 
     Args:
         scans: items with ``label`` files.
@@ -127,7 +170,11 @@ def class_weights(
     """
     weights = np.ones(classes)
     if balance > 0:
-        volumes = label_volumes(scans, classes=classes).sum(axis=0)[1:]
+        volumes = label_volumes(scans, classes=classes)
+        if any(LABELLED in scan for scan in scans):
+            shown = np.stack([shown_classes(scan, classes=classes).numpy() for scan in scans])
+            volumes = (volumes * shown) / np.maximum(shown.sum(axis=0), 1)
+        volumes = volumes.sum(axis=0)[1:]
         present = volumes > 0
         weights[1:][present] = (volumes[present] / volumes.max()) ** -balance
     weights[0] = background

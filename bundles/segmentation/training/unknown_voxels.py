@@ -11,6 +11,8 @@ from monai.networks import one_hot
 from monai.transforms import MapTransform, RandCropByPosNegLabeld
 from monai.transforms.utils import map_binary_to_indices
 
+from ...common.data.partial_labels import LABELLED, shown_classes
+
 
 class CropByKnownLabeld(RandCropByPosNegLabeld):
     """MONAI's `RandCropByPosNegLabeld`, whose crops are never centred on an unknown voxel.
@@ -66,7 +68,8 @@ class FlagUnknownd(MapTransform):
 class OneHotOfKnownd(MapTransform):
     """One-hot form of a label map; unknown voxels are 0 in all channels, in the one-hot prediction, too.
 
-    Overlap metrics such as Dice then count known voxels only.
+    Overlap metrics such as Dice then count known voxels only. Classes that a case does not show (``"labelled"``, see
+    `partial_labels`) are 0 everywhere in both, and so MONAI's Dice is NaN for them, which counts in no mean.
 
     Args:
         label_key: key of the label (1, X, Y, Z), which becomes (classes, X, Y, Z).
@@ -85,7 +88,12 @@ class OneHotOfKnownd(MapTransform):
         label_key, pred_key = self.keys
         label, prediction = data[label_key], data[pred_key]
         if self.ignore_label is None:
-            return {**data, label_key: one_hot(label, num_classes=self.classes, dim=0)}
-        known = (label != self.ignore_label).to(prediction.device)
-        truth = one_hot(torch.where(known, label, 0), num_classes=self.classes, dim=0)
-        return {**data, label_key: truth * known, pred_key: prediction * known}
+            truth = one_hot(label, num_classes=self.classes, dim=0)
+        else:
+            known = (label != self.ignore_label).to(prediction.device)
+            truth = one_hot(torch.where(known, label, 0), num_classes=self.classes, dim=0) * known
+            prediction = prediction * known
+        if LABELLED in data:
+            shown = shown_classes(data, classes=self.classes).to(prediction.device).view(-1, 1, 1, 1)
+            truth, prediction = truth * shown, prediction * shown
+        return {**data, label_key: truth, pred_key: prediction}

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from bundles.common.data.case_names import case_name, case_names
+from bundles.common.data.case_names import CaseFiles, case_name, case_names
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,8 @@ def test_case_name_is_the_file_name(file, name):
         (["/d/s1/scans/ct.nii.gz", "/d/s2/scans/ct.nii.gz"], ["s1/scans/ct", "s2/scans/ct"]),
         (["/a/ct.nii", "/b/a/ct.nii", "/b/c/ct.nii"], ["a/ct", "b/a/ct", "b/c/ct"]),
         (["/d/ct.nii", "/d/ct.nii.gz"], ["ct.nii", "ct.nii.gz"]),
+        (["/d/ct.nii", "/d/ct.nii.gz", "/s1/ct.nii.gz"], ["ct.nii", "ct.nii.gz", "ct"]),
+        (["/d/ct.NII.GZ", "/s1/ct.nii.gz"], ["d/ct", "s1/ct"]),
         (["/d/ct.nii", "/d/ct.nii"], ["ct", "ct"]),
         (["../x/ct.nii", "../y/ct.nii"], ["x/ct", "y/ct"]),
     ],
@@ -29,3 +31,11 @@ def test_case_name_is_the_file_name(file, name):
 def test_equal_names_get_as_much_of_the_folder_as_tells_them_apart(files, names):
     assert [case_names(files)[file] for file in files] == names
     assert [case_names(files[::-1])[file] for file in files] == names
+
+
+def test_files_of_cases_have_their_names_and_folders(tmp_path):
+    files = CaseFiles(tmp_path / "out", "seg")
+    assert files.filename(subject="/d/a.v1.NII.GZ", idx=None) == str(tmp_path / "out" / "a.v1_seg.nii.gz")
+    files.use(case_names(["/d/s1/ct.nii", "/d/s2/ct.nii"]))
+    assert files.filename(subject="/d/s2/ct.nii", idx=None) == str(tmp_path / "out" / "s2" / "ct_seg.nii.gz")
+    assert (tmp_path / "out" / "s2").is_dir()

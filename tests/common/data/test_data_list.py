@@ -59,6 +59,47 @@ def split(folder: Path, **options) -> tuple[list[str], list[str]]:
 # ---- parse_data_list ----
 
 
+@pytest.mark.parametrize("nobody", [None, "", "  ", "None", "nan", "NULL", "N/A", float("nan")])
+def test_a_patient_that_says_nothing_is_no_patient(tmp_path, nobody):
+    path = write_list(tmp_path, training=[entry(f"c{i}", patient=nobody) for i in range(4)])
+    assert all("patient" not in scan for scan in parse_data_list(path)["training"])
+    training, validation = split(tmp_path, folds=4)
+    assert (len(training), len(validation)) == (3, 1)  # pooled, they could not be split
+
+
+@pytest.mark.parametrize(
+    ("patient", "text"), [(7, "7"), ("007", "007"), (7.0, "7"), (7.5, "7.5"), (" A 1 ", "A 1"), (0, "0")]
+)
+def test_a_patient_is_text(tmp_path, patient, text):
+    path = write_list(tmp_path, training=[entry("a", patient=patient)])
+    assert parse_data_list(path)["training"][0]["patient"] == text
+
+
+@pytest.mark.parametrize("patient", [True, ["a"], {"id": 1}])
+def test_a_patient_of_another_kind_is_refused(tmp_path, patient):
+    path = write_list(tmp_path, training=[entry("a", patient=patient)])
+    with pytest.raises(InputError, match=r"training\[0\] has the patient .*: it must be text or a number"):
+        parse_data_list(path)
+
+
+def test_patients_of_some_scans_only_are_told(tmp_path, caplog):
+    scans = [
+        entry("a", patient=1),
+        entry("b", patient="1"),
+        entry("c", patient=None),
+        entry("d"),
+        entry("e", patient=2),
+    ]
+    write_list(tmp_path, training=scans)
+    for fold in range(4):
+        training, validation = split(tmp_path, fold=fold, folds=4)
+        assert ("a" in training) == ("b" in training)  # 1 and "1" are one patient
+    assert "2 of 4 scans name no patient, such as" in caplog.text
+    caplog.clear()
+    training = unlabelled_scans(tmp_path, section="training")
+    assert "2 of 5 scans name no patient" in caplog.text and len(training) >= 3
+
+
 def test_the_msd_form_is_read_with_absolute_paths_and_the_keys_of_an_entry_are_kept(tmp_path):
     touch(tmp_path, "a.nii.gz", "b.nii.gz")
     path = write_list(
@@ -387,6 +428,21 @@ def test_masks_and_results_are_not_taken_for_scans(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [scan["image"] for scan in inference_scans(tmp_path)] == [str(tmp_path / "ct.nii.gz")]
+
+
+def test_labels_beside_their_images_are_no_scans(tmp_path):
+    touch(
+        tmp_path,
+        "p1/ct.nii.gz",
+        "p1/label.nii.gz",
+        "p2/scan.nii.gz",
+        "p2/mask.nii.gz",
+        "p3/mr.nii.gz",
+        "labelled/x.nii.gz",
+    )
+    images = ["labelled/x.nii.gz", "p1/ct.nii.gz", "p2/scan.nii.gz", "p3/mr.nii.gz"]
+    assert [os.path.relpath(scan["image"], tmp_path) for scan in inference_scans(tmp_path)] == images
+    assert [os.path.relpath(scan["image"], tmp_path) for scan in unlabelled_scans(tmp_path, section="all")] == images
 
 
 def test_several_sources_are_predicted_together_and_one_folder_is_trained_on(tmp_path):

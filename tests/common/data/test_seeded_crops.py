@@ -193,3 +193,26 @@ def test_voxels_that_are_not_numbers_stop_the_run_with_the_file():
             dataset[draw]
     with pytest.raises(InputError, match="scan_2.nii.gz.*--check_data full"):
         dataset[bad]
+
+
+def test_crops_know_which_classes_their_label_shows_if_any_shows_some_only():
+    def dataset(*labelled, classes=4):
+        data = [{"image": torch.zeros(1, 4, 4, 4), **note} for note in labelled]
+        return SeededCrops(
+            data=data,
+            preprocessing=Compose([]),
+            augmentation=Compose([RandSpatialCropSamplesd("image", 4, num_samples=2, random_size=False)]),
+            seed=0,
+            cache_num=0,
+            shuffle=False,
+            classes=classes,
+        )
+
+    partial = dataset({}, {"labelled": [1, 3]})
+    assert [crop["labelled"].tolist() for crop in partial[1]] == [[True, True, False, True]] * 2
+    assert partial[0][0]["labelled"].tolist() == [True] * 4
+    (batch,) = DataLoader(partial, batch_size=2)
+    assert batch["labelled"].shape == (4, 4) and batch["labelled"].dtype == torch.bool
+    assert "labelled" not in dataset({}, {})[0][0]
+    with pytest.raises(ValueError, match="classes is needed"):
+        dataset({"labelled": [1]}, classes=None)

@@ -119,6 +119,7 @@ READ: dict[str, tuple[Callable[[Path], Path], str]] = {
     "plain": (lambda p: scan(p / "a.nii.gz"), ""),
     "not compressed": (lambda p: scan(p / "a.nii"), ""),
     "name in capitals": (lambda p: renamed(p, "SCAN.NII.GZ"), ""),
+    "name in mixed case": (lambda p: renamed(p, "Scan.Nii.Gz"), ""),
     "name with brackets and blanks": (lambda p: renamed(p, "ct [1] (Ä), #2*.nii.gz"), ""),
     "NIfTI-2": (lambda p: scan(p / "a.nii.gz", kind=nib.Nifti2Image), ""),
     "big-endian": (lambda p: scan(p / "a.nii.gz", VOXELS.astype(">i2"), header=nib.Nifti1Header(endianness=">")), ""),

@@ -325,10 +325,16 @@ def test_of_several_sections_the_one_held_out_most_counts(tmp_path):
 
 
 def test_masks_that_are_passed_by_are_counted(tmp_path, caplog):
-    caplog.set_level("INFO")
-    touch(tmp_path / "raw", "a.nii.gz", "Segmented CT/b.nii.gz", "Segmented CT/c.nii.gz")
-    assert names(tmp_path / "raw") == ["raw__a"]
-    assert "2 files" in caplog.text and "Segmented CT/b.nii.gz" in caplog.text
+    touch(
+        tmp_path / "raw", "a.nii.gz", "Segmentation 2/b.nii.gz", "Segmentation 2/sub/c.nii.gz", "x_seg.nii.gz", "d.zip"
+    )
+    touch(tmp_path / "raw", "Segmented CT/d.nii.gz")
+    found = find_candidates(tmp_path / "raw")
+    assert [one.name for one in found.candidates] == ["raw__Segmented_CT__d", "raw__a"] and found.refused == {}
+    reasons = {Path(path).name: reason for path, reason in found.left_out.items()}
+    assert reasons.keys() == {"Segmentation 2", "x_seg.nii.gz", "d.zip"}
+    assert "2 files, such as" in reasons["Segmentation 2"] and "Segmentation 2/b.nii.gz" in reasons["Segmentation 2"]
+    assert "3 files and folders are left out" in caplog.text
 
 
 def test_listed_scans_outside_the_sources_are_refused(tmp_path):

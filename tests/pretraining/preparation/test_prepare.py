@@ -146,6 +146,81 @@ def test_labels_of_a_source_list_are_carried_along(tmp_path):
     assert [scan["label"] for scan in scans] == [str(folder / pair["label"]) for pair in pairs]
 
 
+def test_what_is_said_of_a_label_is_carried_along(tmp_path):
+    folder = tmp_path / "T"
+    for seed, name in enumerate("abc"):
+        write_nifti(folder / "im" / f"{name}.nii.gz", seed)
+        write_nifti(folder / "labelsTr" / f"{name}.nii.gz", 0, np.zeros((24, 22, 20), np.uint8))
+    notes = {"a": {"labelled": ["liver"], "weight": 0.5}, "b": {"carried": True}, "c": {}}
+    pairs = [{"image": f"im/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz", **notes[name]} for name in notes]
+    content = {"labels": {"0": "background", "1": "liver"}, "ignore_label": 9, "training": pairs}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    run(folder, tmp_path / "out", validation_share=0.34, folds=0, seed=1)
+    written = read_list(tmp_path / "out")
+    assert written["ignore_label"] == 9
+    known = {Path(entry["image"]).name[0]: entry for entry in entries(tmp_path / "out")}
+    assert (known["a"]["labelled"], known["a"]["weight"]) == (["liver"], 0.5) and "carried" not in known["c"]
+    (held_out,) = written["validation"]
+    carried_is_held_out = Path(held_out["image"]).name == "b.nii.gz"
+    assert ("label" not in known["b"]) == carried_is_held_out and known["b"].get(
+        "carried", False
+    ) != carried_is_held_out
+    unlabelled_scans(tmp_path / "out", section="training")  # the list can be read
+
+
+LEFT_OUT = {
+    "a folder of masks": ("masks/liver.nii.gz", "masks", "is a folder of masks by its name (1 files, such as"),
+    "masks of a case": ("s1/segmentations/liver.nii.gz", "segmentations", "is a folder of masks by its name"),
+    "a result": ("scan_seg.nii.gz", "scan_seg.nii.gz", "is named like a mask or another result"),
+    "an archive": ("site/study.zip", "study.zip", "is packed: if it holds scans, unpack it"),
+    "a packed slice": ("x.dcm.gz", "x.dcm.gz", "is packed"),
+    "an earlier output": ("old/.prepared/lock", "old", "is the output of an earlier run"),
+    "another format": ("x.nrrd", "x.nrrd", "unsupported format"),
+}
+
+
+@pytest.mark.parametrize("kind", LEFT_OUT)
+def test_what_is_left_out_by_its_name_has_a_row_a_warning_and_status_3(tmp_path, caplog, kind):
+    file, name, reason = LEFT_OUT[kind]
+    write_nifti(tmp_path / "raw" / "a.nii.gz", 1)
+    (tmp_path / "raw" / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "raw" / file).write_bytes(b"x")
+    summary = run(tmp_path / "raw", tmp_path / "out")
+    assert (summary.used, summary.left_out) == (1, 1)
+    (row,) = (row for row in audit(tmp_path / "out").values() if row["verdict"] == "left_out")
+    assert Path(row["source"]).name == name and reason in row["reason"] and row["kind"] == "file"
+    with pytest.raises(SystemExit) as status:
+        exit_if_scans_were_left_out(summary)
+    assert status.value.code == STATUS_LEFT_OUT
+    if kind != "another format":
+        assert "1 files and folders are left out" in caplog.text
+    again = run(tmp_path / "raw", tmp_path / "out")
+    assert again == summary
+
+
+SCANS_OF_ODD_NAMES = [
+    ["labelled/a.nii.gz", "Segeberg/a.nii.gz", "maskenball/a.nii.gz"],
+    ["s0001/ct.nii.gz", "s0002/ct.nii.gz"],
+    ["SCAN.NII.GZ", "Scan2.nii.GZ"],
+    ["a.nii", "a.nii.gz"],
+    ["A.nii.gz", "a.nii.gz"],
+    ["labels.nii.gz", "mask_of_zorro/../x.nii.gz"],
+]
+
+
+@pytest.mark.parametrize("files", SCANS_OF_ODD_NAMES, ids=lambda files: files[0])
+def test_scans_of_odd_names_are_all_used(tmp_path, files):
+    for seed, file in enumerate(files):
+        plain = tmp_path / "made.nii.gz" if file.lower().endswith("gz") else tmp_path / "made.nii"
+        write_nifti(plain, seed)
+        path = Path(os.path.normpath(tmp_path / "raw" / file))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plain.rename(path)
+    assert run(tmp_path / "raw", tmp_path / "out") == Summary(used=len(files), left_out=0, reasons={})
+    stores = [Path(entry["store"]).name for entry in entries(tmp_path / "out")]
+    assert len(set(stores)) == len(files) and not any("nii" in name.lower() for name in stores)
+
+
 def test_the_audit_has_a_row_a_scan_with_its_numbers(tmp_path, good):
     run(good, tmp_path / "out")
     row = audit(tmp_path / "out")["raw__pacs__a"]

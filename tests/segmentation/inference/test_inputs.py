@@ -33,7 +33,7 @@ def nifti(path: Path) -> str:
 
 def already_segmented(output_dir: Path, *images: str) -> None:
     output_dir.mkdir(exist_ok=True)
-    rows = [",".join(COLUMNS)] + [f"x,liver,1,1.0,{image}" for image in images]
+    rows = [",".join(COLUMNS)] + [f"{case_name(image)},liver,1,1.0,{image}" for image in images]
     (output_dir / "volumes.csv").write_text("\n".join(rows) + "\n")
     for image in images:
         (output_dir / f"{case_name(image)}_seg.nii.gz").touch()
@@ -163,6 +163,53 @@ def test_a_scan_that_lacks_something_is_segmented_again(tmp_path):
     Failures(tmp_path / "out").add(lacking, "DICOM SEG", "no reason")
     inputs = inputs_of(tmp_path / "scans", output_dir=tmp_path / "out", resume=True)
     assert inputs.scans == [{"image": lacking}] and inputs.count == 2
+
+
+def test_nifti_and_dicom_in_one_folder_are_both_taken_at_any_depth(tmp_path):
+    write_series(tmp_path / "study" / "dicom", VOXELS)
+    for name in ("a.nii.gz", "more/b.NII.GZ", "masks/c.nii.gz", "labelled/d.nii.gz"):
+        nifti(tmp_path / "study" / name)
+    inputs = inputs_of(tmp_path / "study", output_dir=tmp_path / "out")
+    assert {Path(scan["image"]).name for scan in inputs.scans} == {
+        "a.nii.gz",
+        "b.NII.GZ",
+        "d.nii.gz",
+        "study__dicom.nii.gz",
+    }
+    assert set(inputs.names.values()) == {"a", "b", "d", "study__dicom"} and inputs.count == 4
+
+
+def test_scans_of_equal_names_are_told_apart_by_their_folders(tmp_path):
+    """As in TotalSegmentator's data: one folder for each case, masks in a subfolder."""
+    files = [nifti(tmp_path / "data" / case / "ct.nii.gz") for case in ("s0001", "s0002")]
+    nifti(tmp_path / "data" / "s0001" / "segmentations" / "liver.nii.gz")
+    inputs = inputs_of(tmp_path / "data", output_dir=tmp_path / "out")
+    assert inputs.scans == [{"image": file} for file in files]
+    assert [inputs.names[file] for file in files] == ["s0001/ct", "s0002/ct"]
+    assert inputs_of(files[:1], output_dir=tmp_path / "out").names == {files[0]: "ct"}
+    assert len(inputs_of([files[0], tmp_path / "data"], output_dir=tmp_path / "out").scans) == 2  # each once
+
+
+def test_names_of_an_earlier_run_stay_and_no_mask_is_replaced(tmp_path):
+    first, second = (nifti(tmp_path / case / "ct.nii.gz") for case in ("s1", "s2"))
+    already_segmented(tmp_path / "out", first)  # as ct_seg.nii.gz
+    inputs = inputs_of([first, second], output_dir=tmp_path / "out", resume=True)
+    assert inputs.scans == [{"image": second}]
+    assert (inputs.names[first], inputs.names[second]) == ("ct", "s2/ct")
+    assert inputs_of(second, output_dir=tmp_path / "out", resume=True).names[second] == "s2/ct"
+
+
+def test_labels_beside_their_images_are_no_scans(tmp_path):
+    file = nifti(tmp_path / "data" / "s1" / "ct.nii.gz")
+    nifti(tmp_path / "data" / "s1" / "label.nii.gz")
+    assert inputs_of(tmp_path / "data", output_dir=tmp_path / "out").scans == [{"image": file}]
+
+
+def test_masks_may_be_written_beside_the_scans(tmp_path):
+    file = nifti(tmp_path / "a.nii.gz")
+    nifti(tmp_path / "a_seg.nii.gz")
+    nifti(tmp_path / "dicom" / "old.nii.gz")  # converted by an earlier run
+    assert inputs_of(tmp_path, output_dir=tmp_path).scans == [{"image": file}]
 
 
 def test_a_tilted_series_is_straightened_on_request(tmp_path):

@@ -365,6 +365,32 @@ def test_the_handler_leaves_unknown_voxels_out(tmp_path):
         assert float(rows_of(tmp_path)[0]["dice"]) == pytest.approx(dice, abs=1e-6)
 
 
+def test_organs_that_a_label_does_not_show_have_no_score():
+    prediction, truth = blobs(0), blobs(1)
+    options = {"labels": {1: "a", 2: "b", 3: "c"}, "spacing": SPACING, "tolerance": 1.0}
+    whole, partial = (score_case(prediction, truth, labelled=labelled, **options) for labelled in (None, [2]))
+    assert partial["b"] == whole["b"]
+    assert all(math.isnan(score) for organ in ("a", "c") for score in partial[organ].values())
+
+
+def test_the_means_are_over_the_cases_that_show_the_organ(tmp_path):
+    items = items_in(tmp_path)
+    items[0]["labelled"] = [2]  # its liver has Dice 1/3 or so; the liver of the others stays
+    whole = evaluate(handler_for(tmp_path, output_dir=tmp_path / "whole"))[1].state.metrics
+    partial = evaluate(handler_for(tmp_path, items=items))[1].state.metrics
+    rows = {(row["case"], row["label"]): row["dice"] for row in rows_of(tmp_path / "eval")}
+    before = {(row["case"], row["label"]): row["dice"] for row in rows_of(tmp_path / "whole")}
+    assert before["s1/ct", "liver"] != "" and rows["s1/ct", "liver"] == ""
+    assert {key: value for key, value in rows.items() if key != ("s1/ct", "liver")} == {
+        key: value for key, value in before.items() if key != ("s1/ct", "liver")
+    }
+    others = [float(value) for (case, organ), value in before.items() if organ == "liver" and value and case != "s1/ct"]
+    assert partial["dice_liver"] == pytest.approx(np.mean(others)) and partial["dice_liver"] != whole["dice_liver"]
+    assert evaluate(handler_for(tmp_path, items=items))[0] == []
+    items[0]["labelled"] = [1, 2]
+    assert evaluate(handler_for(tmp_path, items=items))[0] == ["s1/ct.nii.gz"]  # scored again
+
+
 def test_a_second_run_starts_afresh(tmp_path):
     handler = CaseScores({1: "liver"}, 1.0, tmp_path)
     batches = hand_made_batches()
@@ -569,7 +595,7 @@ def test_a_changed_file_is_noticed(tmp_path, caplog, file, left, change):
     os.utime(tmp_path / file, ns=(status.st_atime_ns, status.st_mtime_ns + (change == "time")))
     caplog.set_level(logging.INFO)
     assert evaluate(handler_for(tmp_path))[0] == left
-    assert ("with different model" if file == "model.pt" else "before its image or label file changed") in caplog.text
+    assert ("with different model" if file == "model.pt" else "before its files or 'labelled' changed") in caplog.text
 
 
 def test_without_resume_everything_is_scored_again(tmp_path):

@@ -56,7 +56,7 @@ def test_each_case_has_a_row_per_organ_in_voxels_and_millilitres(tmp_path):
         ["c2", "left kidney", "7", "0.021", "d/c2.nii.gz"],
         ["c2", "never there", "0", "0.000", "d/c2.nii.gz"],
     ]
-    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["volumes.csv"]
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["labels.ctbl", "volumes.csv"]
 
 
 def test_a_voxel_of_a_sheared_and_turned_grid_has_the_volume_of_its_parallelepiped():
@@ -150,3 +150,10 @@ def test_two_processes_write_one_table_of_all_cases(tmp_path):
     rows = [(row[0], int(row[2])) for row in rows_of(tmp_path / "rank0")[1:]]
     assert rows == [(name, 10 * ord(name)) for name in "abcd"]
     assert not (tmp_path / "rank1").exists()
+
+
+def test_cases_have_the_names_that_they_are_given_and_keep_those_of_earlier_runs(tmp_path):
+    run(OrganVolumes(LABELS, tmp_path), [[item_of("s1/ct.nii.gz", {1: 4})]])
+    names = {"s2/ct.nii.gz": "s2/ct"}
+    run(OrganVolumes(LABELS, tmp_path, resume=True, names=names), [[item_of("s2/ct.nii.gz", {1: 5})]])
+    assert {(row[0], row[4]) for row in rows_of(tmp_path)[1:]} == {("ct", "s1/ct.nii.gz"), ("s2/ct", "s2/ct.nii.gz")}

@@ -328,7 +328,9 @@ def refusal(path: Path) -> str:
 
 def test_a_list_that_is_not_there_or_lacks_what_a_row_needs_is_refused(tmp_path):
     missing = tmp_path / "none" / "dataset.json"
-    assert refusal(missing) == f"--task {missing}: file not found. It must be the dataset.json of a data set."
+    assert refusal(missing) == (
+        f"--task {missing}: file not found. It must be the folder of a data set, or its dataset.json."
+    )
     for number, (changes, words) in enumerate(
         [
             ({"labels": None}, 'declares no labels. Add them: "labels": {"0": "background", "1": "spleen"}.'),

@@ -149,7 +149,7 @@ def test_a_file_must_hold_one_row(tmp_path):
     (tmp_path / "two.yaml").write_text("A: {}\nB: {}\n")
     with pytest.raises(InputError, match="two.yaml must contain exactly one row"):
         choose(str(tmp_path / "two.yaml"))
-    with pytest.raises(InputError, match="none.yaml not found.*--task DIR/dataset.json proposes a row"):
+    with pytest.raises(InputError, match="none.yaml not found.*--task FOLDER proposes a row"):
         choose(str(tmp_path / "none.yaml"))
 
 
@@ -217,6 +217,18 @@ def test_a_model_that_records_its_labels_alone_is_of_the_only_task_with_those_la
 def test_the_data_lie_beside_a_list_that_is_the_task():
     assert dataset_folder(task="/data/own/dataset.json", otherwise="./data") == "/data/own"
     assert dataset_folder(task="Task09_Spleen", otherwise="./data") == "./data"
+
+
+def test_a_folder_is_own_data_unless_the_table_has_its_name(tmp_path, monkeypatch):
+    (tmp_path / "Task09_Spleen").mkdir()
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert dataset_folder(task="mine", otherwise="./data", file=TABLE) == "mine"
+    assert dataset_folder(task="Task09_Spleen", otherwise="./data", file=TABLE) == "./data"
+    assert dataset_folder(task="./Task09_Spleen", otherwise="./data", file=TABLE) == "./Task09_Spleen"
+    assert choose("Task09_Spleen")["labels"] == {"0": "background", "1": "spleen"}
+    with pytest.raises(InputError, match="mine/dataset.json not found"):
+        choose("mine")
 
 
 def test_a_list_of_another_name_is_the_data_and_not_the_dataset_json_beside_it(tmp_path):

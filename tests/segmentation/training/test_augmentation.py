@@ -220,8 +220,18 @@ def test_the_loss_learns_of_weights_and_of_unknown_voxels_only_if_there_are_any(
         ({"weight": weights, "unknown": torch.tensor([True] * 3)}, weights),
     ):
         of_notes, target = augment(batch_with(**notes), "cpu")
-        assert torch.equal(of_notes, image) and torch.equal(target.label, label)
+        assert torch.equal(of_notes, image) and torch.equal(target.label, label) and target.labelled is None
         assert target.weight is None if expected is None else torch.equal(target.weight, expected)
+
+
+def test_the_loss_learns_which_classes_are_labelled_only_if_some_are_not():
+    augment = augmentation(flip=1.0)
+    all_classes = torch.ones(3, 4, dtype=torch.bool)
+    assert type(augment(batch_with(labelled=all_classes), "cpu")[1]) is torch.Tensor
+    some = all_classes.clone()
+    some[1, 2] = False
+    _, target = augment(batch_with(labelled=some), "cpu")
+    assert torch.equal(target.labelled, some) and target.weight is None
 
 
 def test_unknown_voxels_stay_unknown_and_padding_is_background():

@@ -140,3 +140,30 @@ def test_rounding_errors_of_labels_are_no_other_class(tmp_path):
     label[0, 0] = 0.9999999
     nib.save(nib.Nifti1Image(label, np.eye(4)), tmp_path / "l.nii.gz")
     assert label_volumes([{"label": str(tmp_path / "l.nii.gz")}], classes=2).tolist() == [[60, 4]]
+
+
+def test_structures_that_a_case_does_not_show_are_not_missed_there(tmp_path, caplog):
+    caplog.set_level("INFO")
+    scans = [
+        label_file(tmp_path / "a.nii.gz", spleen=10, liver=100, aorta=5),
+        {**label_file(tmp_path / "b.nii.gz", liver=50), "labelled": [2]},
+        {**label_file(tmp_path / "c.nii.gz"), "labelled": [1]},
+    ]
+    check_label_presence(scans=scans, labels=LABELS)
+    partial, remark = caplog.messages
+    assert (
+        "2 of the 3 training cases show some structures only. Cases that show each: spleen 2, liver 2, aorta 1"
+        in partial
+    )
+    assert remark == "not all of the 3 training cases contain spleen (1 of 2 that show it)"
+
+
+def test_a_structure_that_an_entry_does_not_name_is_told(tmp_path, caplog):
+    scans = [
+        {**label_file(tmp_path / "a.nii.gz", spleen=10, liver=100), "labelled": [2]},
+        label_file(tmp_path / "b.nii.gz", liver=5, aorta=3),
+    ]
+    check_label_presence(scans=scans, labels=LABELS)
+    contains, absent = caplog.messages
+    assert "a.nii.gz contains spleen, which its entry does not name under 'labelled'" in contains
+    assert "no training case contains spleen" in absent

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.losses import DiceLoss
 
-from bundles.segmentation.training.loss import PartlyKnown, SegmentationLoss
+from bundles.segmentation.training.loss import PartlyKnown, SegmentationLoss, class_weights
 
 CLASSES = 4
 SHAPE = (5, 4, 6)
@@ -149,3 +150,104 @@ def test_weighted_sums_need_squares():
     loss = SegmentationLoss(batch_dice=True, squared_pred=False, ignore_label=255)
     with pytest.raises(ValueError, match="squared_pred"):
         loss(logits, PartlyKnown(label, torch.ones(3)))
+
+
+# ---- labels that show some classes only ----
+
+SHOWN = torch.tensor([[1, 1, 0, 1], [1, 1, 1, 1], [1, 0, 1, 0]], dtype=torch.bool)
+
+
+def slow_marginal_loss(logits, label, shown, weight, *, batch_dice, background_in_dice, class_weights):
+    """Dice and cross entropy over the probabilities of each crop's own classes, voxel by voxel in float64."""
+    scores = logits.detach().double().numpy()
+    p = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    of_class = np.ones(CLASSES) if class_weights is None else class_weights.double().numpy()
+    overlap, size, above, below = np.zeros((len(p), CLASSES)), np.zeros((len(p), CLASSES)), 0.0, 0.0
+    for b, *voxel in np.argwhere(label[:, 0].numpy() != 255):
+        own = [c for c in range(1, CLASSES) if shown[b, c]]
+        q = {c: p[(b, c, *voxel)] for c in own}
+        q[0] = 1 - sum(q.values())
+        truth = int(label[(b, 0, *voxel)])
+        truth = truth if truth in own else 0
+        for c, probability in q.items():
+            overlap[b, c] += probability * (c == truth)
+            size[b, c] += probability**2 + (c == truth)
+        above -= weight[b] * of_class[truth] * np.log(q[truth])
+        below += of_class[truth]
+    counted = shown.numpy() & np.array([background_in_dice, True, True, True])
+    if batch_dice:
+        dice = 1 - (2 * weight @ overlap + 1e-5) / (weight @ size + 1e-5)
+        return dice[counted.any(axis=0)].mean() * weight.mean(), above / below
+    dice = 1 - (2 * overlap + 1e-5) / (size + 1e-5)
+    return np.mean([weight[b] * dice[b, counted[b]].mean() for b in range(len(p))]), above / below
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("weight", [None, [0.25, 1.0, 3.0]])
+def test_the_loss_of_some_classes_equals_the_slow_formula(options, weight):
+    logits, label = drawn()  # with unknown voxels, and with values that are not shown
+    loss = SegmentationLoss(ignore_label=255, **options)
+    loss(logits, PartlyKnown(label, None if weight is None else torch.tensor(weight), SHOWN))
+    dice, cross_entropy = slow_marginal_loss(logits, label, SHOWN, np.array(weight or [1.0] * 3), **options)
+    assert loss.parts["dice"].item() == pytest.approx(dice, rel=1e-5)
+    assert loss.parts["cross_entropy"].item() == pytest.approx(cross_entropy, rel=1e-5)
+
+
+def test_a_voxel_by_hand():
+    """Probabilities 1/2, 1/4, 1/8, 1/8; only class 1 is shown, the voxel is background: its probability is 3/4."""
+    logits = torch.tensor([1 / 2, 1 / 4, 1 / 8, 1 / 8]).log().view(1, 4, 1, 1, 1)
+    shown = torch.tensor([[True, True, False, False]])
+    loss = SegmentationLoss()
+    loss(logits, PartlyKnown(torch.zeros(1, 1, 1, 1, 1), None, shown))
+    assert loss.parts["cross_entropy"].item() == pytest.approx(-np.log(0.75), rel=1e-5)
+    background, first = 1 - 2 * 0.75 / (0.75**2 + 1), 1 - 0
+    assert loss.parts["dice"].item() == pytest.approx((background + first) / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_it_does_not_matter_how_background_and_classes_that_are_not_shown_share_their_probability(options):
+    logits, label = drawn()
+    loss = SegmentationLoss(ignore_label=255, **options)
+    value = loss(logits, PartlyKnown(label, None, SHOWN))
+    (gradient,) = torch.autograd.grad(value, logits)
+    moved = logits.detach().clone()  # crop 0 does not show class 2: the two change places
+    moved[0, [0, 2]] = moved[0, [2, 0]]
+    assert loss(moved, PartlyKnown(label, None, SHOWN)).item() == pytest.approx(value.item(), rel=1e-6)
+    # Along the direction that moves probability between them, d z_0 / p_0 = -d z_2 / p_2, the loss is flat.
+    p = logits.detach().softmax(1)[0]
+    slope = gradient[0, 0] / p[0] - gradient[0, 2] / p[2]
+    assert slope.abs().max() < 1e-4 * gradient.abs().max() / p[[0, 2]].min()
+    other = gradient[1, 0] / p[0] - gradient[1, 2] / p[2]  # crop 1 shows both
+    assert other.abs().max() > 100 * slope.abs().max()
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_labels_that_show_all_classes_give_the_usual_loss(options):
+    logits, label = drawn()
+    loss = SegmentationLoss(ignore_label=255, **options)
+    usual, marginal = (loss(logits, PartlyKnown(label, None, shown)) for shown in (None, torch.ones(3, CLASSES).bool()))
+    assert marginal.item() == pytest.approx(usual.item(), rel=1e-6)
+
+
+def test_the_gradient_is_finite_with_classes_of_no_probability():
+    logits, label = drawn()
+    extreme = (logits.detach() * 1000).requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        SegmentationLoss(ignore_label=255)(extreme, PartlyKnown(label, None, SHOWN)), extreme
+    )
+    assert torch.isfinite(gradient).all()
+    half = SegmentationLoss(ignore_label=255)(logits.detach().half(), PartlyKnown(label, None, SHOWN))
+    assert half.dtype == torch.float32 and torch.isfinite(half)
+
+
+def test_class_weights_are_means_over_the_labels_that_show_the_class(tmp_path):
+    scans = []
+    for number, shape in enumerate([(4, 2, 1), (4, 0, 3)]):  # voxels of classes 1, 2, 3
+        voxels = np.zeros(20, np.uint8)
+        voxels[: sum(shape)] = np.repeat([1, 2, 3], shape)
+        nib.save(nib.Nifti1Image(voxels.reshape(5, 2, 2), np.eye(4)), tmp_path / f"{number}.nii")
+        scans.append({"label": str(tmp_path / f"{number}.nii")})
+    options = {"classes": 4, "balance": 1, "background": 1.0}
+    assert class_weights(scans, **options).tolist() == pytest.approx([1, 1, 4, 2])  # sums 8, 2, 4
+    scans[1]["labelled"] = [1, 3]
+    assert class_weights(scans, **options).tolist() == pytest.approx([1, 1, 2, 2])  # means 4, 2 of one, 2

@@ -132,3 +132,16 @@ def test_a_known_label_becomes_what_monais_transform_makes_of_it(ignore_label):
     item = OneHotOfKnownd(label_key="label", pred_key="pred", classes=3, ignore_label=ignore_label)(hot)
     assert torch.equal(item["pred"], expected["pred"]) and torch.equal(item["label"], expected["label"])
     assert item["label"].dtype == expected["label"].dtype
+
+
+@pytest.mark.parametrize("ignore_label", [None, 255])
+def test_classes_that_a_case_does_not_show_have_no_dice_and_change_no_other(ignore_label):
+    prediction, label = maps()
+    label[label == 255] = 0
+    hot = AsDiscreted("pred", argmax=True, to_onehot=3)({"pred": prediction, "label": label})
+    transform = OneHotOfKnownd(label_key="label", pred_key="pred", classes=3, ignore_label=ignore_label)
+    whole, partial = transform(hot), transform({**hot, "labelled": [torch.tensor([2])]})
+    dice = [
+        compute_dice(item["pred"][None], item["label"][None], include_background=False)[0] for item in (whole, partial)
+    ]
+    assert torch.isnan(dice[1][0]) and dice[1][1] == dice[0][1] and not torch.isnan(dice[0]).any()

@@ -1,0 +1,114 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Cases whose label shows some of the structures only: ``"labelled": ["liver", "spleen"]`` in an entry of a data list.
+
+Where such a label says background, any other structure may be. These are left out of the loss and of the scores of the
+case. Entries without ``labelled`` show all structures.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+
+logger = logging.getLogger(__name__)
+
+#: Key of an entry: names or values of the structures that its label shows.
+LABELLED = "labelled"
+
+
+def check_labelled(entry: Mapping[str, Any], where: str) -> None:
+    """Raise `InputError` unless ``labelled``, where it is set, is a list of names or label values, at least one."""
+    named = entry.get(LABELLED, ["all"])
+    if (
+        isinstance(named, list)
+        and named
+        and all(isinstance(one, (str, int)) and not isinstance(one, bool) for one in named)
+    ):
+        return
+    raise InputError(
+        f"{where} has labelled {named!r}: it must be a list of the structures that its label shows, "
+        '["liver", "spleen"], by name or value. Leave it out for a label that shows all of them; to leave out the case, '
+        "remove its entry."
+    )
+
+
+def with_values(
+    scans: Sequence[dict], *, labels: Mapping[Any, str], declared: Mapping[Any, str] | None = None, where: str
+) -> list[dict]:
+    """Return the entries with ``labelled`` as sorted label values; without it, if a label shows all structures.
+
+    Args:
+        scans: entries of a data list.
+        labels: value to name, of this run, the background 0 included.
+        declared: value to name, of the data list, whose names may be others.
+        where: begins messages: the data list.
+
+    Raises:
+        InputError: an entry names a structure that there is not, or none beside the background.
+    """
+    values = {int(value) for value in labels}
+    by_name = {_plain(name): int(value) for names in (labels, declared or {}) for value, name in names.items()}
+
+    def value_of(one: str | int, scan: Mapping[str, Any]) -> int:
+        value = by_name.get(_plain(one)) if isinstance(one, str) else one
+        value = int(one) if value is None and isinstance(one, str) and one.strip().isdecimal() else value
+        if value not in values:
+            raise InputError(
+                f"{where}: the entry of {scan['image']} has labelled {scan[LABELLED]!r}, but {one!r} is none of the "
+                f"labels {dict(labels)}. Correct the name or value."
+            )
+        return value
+
+    entries = []
+    for scan in scans:
+        if LABELLED not in scan:
+            entries.append(scan)
+            continue
+        shown = {value_of(one, scan) for one in scan[LABELLED]} - {0}
+        if not shown:
+            raise InputError(
+                f"{where}: the entry of {scan['image']} has labelled {scan[LABELLED]!r}, which names no structure beside "
+                "the background: nothing can be learnt from it. Name the structures, or remove the entry."
+            )
+        entry = {key: value for key, value in scan.items() if key != LABELLED}
+        entries.append(entry if shown == values - {0} else entry | {LABELLED: sorted(shown)})
+    return entries
+
+
+def shown_classes(scan: Mapping[str, Any], *, classes: int) -> torch.Tensor:
+    """Return which classes the label of a case shows, bool (classes,). The background is always one of them.
+
+    Args:
+        scan: an item; its ``labelled`` holds label values, see `with_values`.
+        classes: number of classes, background included.
+    """
+    shown = torch.ones(classes, dtype=torch.bool)
+    if LABELLED in scan:
+        shown[1:] = False
+        shown[[int(value) for value in scan[LABELLED]]] = True
+    return shown
+
+
+def refuse_partial(scans: Iterable[Mapping[str, Any]], *, where: str) -> None:
+    """Raise `InputError` if a label shows some structures only, for a use that takes the rest for background.
+
+    Args:
+        scans: entries of a data list.
+        where: begins the message: data list and use.
+    """
+    partial = [scan for scan in scans if LABELLED in scan]
+    if partial:
+        raise InputError(
+            f"{where} needs labels that show all structures, but {len(partial)} case(s) are labelled in part, such as "
+            f"{partial[0]['image']}, which shows {', '.join(map(str, partial[0][LABELLED]))} only. Remove these entries."
+        )
+
+
+def _plain(name: Any) -> str:
+    return re.sub(r"[\W_]+", "_", str(name).casefold()).strip("_")
