@@ -65,11 +65,12 @@ def test_evaluation_repeats_the_validation_of_the_training(tmp_path, pretrained,
 
 
 def test_inference_reconstructs_and_embeds_in_the_scans_geometry(tmp_path, pretrained, unlabelled):
-    """A scan that is cut short costs the other nothing."""
+    """A scan that is cut short costs the other nothing; scans of equal names are named by their folders, too."""
     scans = tmp_path / "scans"
-    scans.mkdir()
-    scan = shutil.copy(unlabelled / "site 0" / "scan.nii.gz", scans)
-    (scans / "cut.nii.gz").write_bytes(Path(scan).read_bytes()[:9000])
+    for name in ("p1", "p2"):
+        (scans / name).mkdir(parents=True)
+    scan = shutil.copy(unlabelled / "site 0" / "scan.nii.gz", scans / "p1")
+    (scans / "p2" / "scan.nii.gz").write_bytes(Path(scan).read_bytes()[:9000])
     options = {name: SMALL[name] for name in ("preset", "roi_size")}
     run = run_bundle(
         "swin_unetr_pretrain",
@@ -81,19 +82,19 @@ def test_inference_reconstructs_and_embeds_in_the_scans_geometry(tmp_path, pretr
         **options,
     )
     assert run.returncode == 3 and "1 of 2 scans are done" in run.stdout + run.stderr
-    assert "cut.nii.gz,reconstruction" in (tmp_path / "failed.csv").read_text()
-    original, masked = nib.load(scan), nib.load(tmp_path / "scan_masked.nii.gz")
-    reconstruction = nib.load(tmp_path / "scan_reconstruction.nii.gz")
+    assert "p2/scan.nii.gz,reconstruction" in (tmp_path / "failed.csv").read_text()
+    original, masked = nib.load(scan), nib.load(tmp_path / "p1" / "scan_masked.nii.gz")
+    reconstruction = nib.load(tmp_path / "p1" / "scan_reconstruction.nii.gz")
     for image in (masked, reconstruction):
         assert image.shape == original.shape
         np.testing.assert_allclose(image.affine, original.affine, atol=1e-4)
     tissue = original.get_fdata() > -200
     hidden = (masked.get_fdata() < -600)[tissue].mean()
     assert 0.15 < hidden < 0.45  # 0.3 of every window is set to the lower end of the HU window
-    embedding = np.load(tmp_path / "scan_embedding.npz")
+    embedding = np.load(tmp_path / "p1" / "scan_embedding.npz")
     assert embedding["embedding"].shape == (192,)
     np.testing.assert_allclose(embedding["embedding"], embedding["windows"].mean(axis=0), rtol=1e-5)
-    assert (tmp_path / "scan_reconstruction.png").exists()
+    assert (tmp_path / "p1" / "scan_reconstruction.png").exists()
 
 
 def test_accumulated_batches_make_one_step(tmp_path, unlabelled):

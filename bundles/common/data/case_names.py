@@ -46,6 +46,11 @@ def case_names(image_files: Iterable[str]) -> dict[str, str]:
     return names
 
 
+def names_of(cases: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return `case_names` of the images of items ``{"image": file or files}``."""
+    return case_names(image_file(case["image"]) for case in cases)
+
+
 class CaseFiles(FolderLayoutBase):
     """MONAI's folder layout for `SaveImaged`: ``FOLDER/NAME_POSTFIX.nii.gz``, with names that no two cases share.
 
@@ -54,12 +59,13 @@ class CaseFiles(FolderLayoutBase):
     Args:
         output_dir: the folder.
         postfix: of each file.
+        names: see `use`.
     """
 
-    def __init__(self, output_dir: str | os.PathLike, postfix: str) -> None:
+    def __init__(self, output_dir: str | os.PathLike, postfix: str, names: Mapping[str, str] | None = None) -> None:
         self.output_dir = Path(output_dir)
         self.postfix = postfix
-        self.names: Mapping[str, str] = {}
+        self.names = dict(names or {})
 
     def use(self, names: Mapping[str, str]) -> None:
         """Set the names of the images, see `case_names`; others have their `case_name`."""

@@ -38,6 +38,7 @@ from .dicom.size import check_fragments, check_size, transfer_syntax
 from .dicom.split import ATTRIBUTES, Image, split_stack
 from .dicom.tilt import straighten
 from .dicom_headers import THREADS, first_line, read_header, read_headers, read_image
+from .headers.plausible import check_plausible
 from .int16_voxels import int16_or_float32
 from .slice_grid import MIN_SLICES, Slice, frame_element, frame_numbers, grid_affine, is_tilted, sort_slices
 
@@ -277,7 +278,8 @@ def read_series(series: Series, *, straighten_tilt: bool = False) -> DicomVolume
 
     Raises:
         NoScan: they are something else than a CT volume, such as a scout view.
-        RefusedScan: the files are not one CT volume of evenly spaced, upright slices, or cannot be decoded.
+        RefusedScan: the files are not one CT volume of evenly spaced, upright slices, have a grid that no scan has, or
+            cannot be decoded.
     """
     if series.modality != "CT":
         kind = NoScan if series.modality else RefusedScan
@@ -305,6 +307,7 @@ def _read(series: Series, straighten_tilt: bool) -> DicomVolume:
             )
     slices = sort_slices(headers)
     affine = grid_affine(slices, tilted=straighten_tilt)
+    check_plausible((*slices[0].shape, len(slices)), affine)
     rescale = [_rescale(one, headers[one.file]) for one in slices]
 
     planes: list[np.ndarray] = []

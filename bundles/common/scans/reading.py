@@ -10,7 +10,6 @@ import numpy as np
 
 from ..errors import RefusedScan
 from .dicom_series import read_series
-from .headers.plausible import check_plausible
 from .int16_voxels import int16_or_float32
 from .meta_image import read_meta_image
 from .nifti import check_finite, check_image_shape, open_scan, stored_voxels
@@ -55,7 +54,6 @@ def read_scan(candidate: Candidate) -> Volume:
     try:
         if candidate.series is not None:
             series = read_series(candidate.series)
-            check_plausible(series.voxels.shape, series.affine)
             return Volume(series.voxels, series.affine)
         return _read_meta_image(candidate.source) if candidate.kind == "metaimage" else _read_nifti(candidate.source)
     except RefusedScan:

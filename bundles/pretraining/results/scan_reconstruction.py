@@ -75,7 +75,7 @@ class SaveEmbeddings(CaseHandler):
 
     Args:
         output_dir: output folder.
-        options: ``failures`` of `CaseHandler`.
+        options: ``names`` and ``failures`` of `CaseHandler`.
     """
 
     product = "embedding"
@@ -96,7 +96,7 @@ class SaveReconstructionPictures(CaseHandler):
     Args:
         output_dir: output folder.
         hu_window: (low, high) of the grey scale in HU.
-        options: ``failures`` of `CaseHandler`.
+        options: ``names`` and ``failures`` of `CaseHandler`.
     """
 
     product = "picture"

@@ -163,7 +163,7 @@ def propagate(
                     path.unlink(missing_ok=True)
         summary = Summary(
             tuple(result["scan"] for result in ordered if result["labelled"]),
-            {result["scan"]: result["reason"] for result in ordered if not result["labelled"]},
+            {result["scan"]: result["reason"] for result in ordered if not result["labelled"]} | dict(scans.unreadable),
             min_agreement,
             found,
         )

@@ -6,11 +6,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import nibabel as nib
 
 from ...common.cases.failures import Failures
 from ...common.data.case_names import case_names
@@ -24,6 +22,7 @@ from ...common.data.data_list import (
 )
 from ...common.data.partial_labels import refuse_partial
 from ...common.errors import InputError
+from ...common.scans.nifti import open_scan
 from ..inference.inputs import segmentation_inputs
 from .itk_images import as_volume
 
@@ -58,11 +57,13 @@ class ScansOfRun:
         labelled: scans whose labels are carried.
         targets: scans that get labels.
         held_out: entries of the validation section or fold, and of the test section, as in the data list.
+        unreadable: files and series among the unlabelled ones that cannot be read, with the reasons.
     """
 
     labelled: tuple[Scan, ...]
     targets: tuple[Scan, ...]
     held_out: Mapping[str, Sequence[Mapping[str, Any]]]
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
 
 def scans_of_run(
@@ -106,13 +107,13 @@ def scans_of_run(
         raise InputError(f"{path} has no training case with a label of its own: there is nothing to carry.")
     refuse_partial(labelled, where=f"{path}: carrying labels")
     if unlabelled is None:
-        entries = _unlabelled_entries(content)
+        entries, unreadable = _unlabelled_entries(content), {}
         if not entries:
             raise InputError(
                 f"{path} has no section 'unlabelled': name the unlabelled scans by --unlabelled, a folder or a data list."
             )
     else:
-        entries = _entries_of(unlabelled, output_dir)
+        entries, unreadable = _entries_of(unlabelled, output_dir)
     own = {_identity(entry) for entry in labelled}
     targets: dict[str, Mapping[str, Any]] = {}
     for entry in entries:
@@ -130,6 +131,7 @@ def scans_of_run(
         tuple(_scan(entry, names) for entry in labelled),
         tuple(sorted((_scan(entry, names, label=False) for entry in targets.values()), key=lambda scan: scan.name)),
         held_out,
+        unreadable,
     )
 
 
@@ -145,7 +147,8 @@ def _unlabelled_entries(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [entry for section in UNLABELLED_SECTIONS for entry in content.get(section, [])]
 
 
-def _entries_of(sources: str | Sequence[str], output_dir: str) -> list[Mapping[str, Any]]:
+def _entries_of(sources: str | Sequence[str], output_dir: str) -> tuple[list[Mapping[str, Any]], dict[str, str]]:
+    """Return the entries of all sources, and the reason for each file or series that cannot be read."""
     sources = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     entries: list[Mapping[str, Any]] = []
     files = []
@@ -160,9 +163,11 @@ def _entries_of(sources: str | Sequence[str], output_dir: str) -> list[Mapping[s
             entries += found
         else:
             files.append(source)
-    failures = Failures(output_dir)  # scans that cannot be read: failed.csv lists them
-    found = segmentation_inputs(files, output_dir=output_dir, failures=failures).scans if files else []
-    return [*entries, *found]
+    failures = Failures(output_dir)  # in failed.csv
+    inputs = segmentation_inputs(files, output_dir=output_dir, failures=failures) if files else None
+    failures.report(0 if inputs is None else inputs.count)
+    found = [] if inputs is None else inputs.scans
+    return [*entries, *found], {failure.scan: failure.reason for failure in failures.all()}
 
 
 def _identity(entry: Mapping[str, Any]) -> str:
@@ -207,8 +212,8 @@ def _copies(targets: Iterable[str], files: Iterable[str]) -> list[str]:
 def _shape(file: str) -> tuple[int, ...]:
     """Return the sorted shape by the header, whatever the order of the axes; () for a file that cannot be read, which is reported when it is its turn."""
     try:
-        return tuple(sorted(nib.load(file).shape))
-    except Exception:  # nibabel, gzip and zlib raise many kinds of errors for broken files
+        return tuple(sorted(open_scan(file).shape))
+    except Exception:  # beside `RefusedScan`, what nibabel, gzip and zlib raise for broken files
         return ()
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from bundles.common.data.case_names import CaseFiles, case_name, case_names
+from bundles.common.data.case_names import CaseFiles, case_name, case_names, names_of
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,11 @@ def test_files_of_cases_have_their_names_and_folders(tmp_path):
     files.use(case_names(["/d/s1/ct.nii", "/d/s2/ct.nii"]))
     assert files.filename(subject="/d/s2/ct.nii", idx=None) == str(tmp_path / "out" / "s2" / "ct_seg.nii.gz")
     assert (tmp_path / "out" / "s2").is_dir()
+
+
+def test_items_are_named_by_their_first_image(tmp_path):
+    cases = [{"image": "/d/a/ct.nii.gz"}, {"image": ["/d/b/ct.nii.gz", "/d/b/pet.nii.gz"]}]
+    names = names_of(cases)
+    assert names == {"/d/a/ct.nii.gz": "a/ct", "/d/b/ct.nii.gz": "b/ct"}
+    files = CaseFiles(tmp_path, "seg", names)
+    assert files.filename("/d/b/ct.nii.gz") == str(tmp_path / "b" / "ct_seg.nii.gz")

@@ -92,6 +92,16 @@ def test_other_sources(data, tmp_path_factory):
         run(data)
 
 
+def test_what_cannot_be_read_is_told_and_costs_no_other(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("more")
+    write(folder, "x", 8)
+    (folder / "y.mha").write_bytes(b"no scan")
+    scans = run(data, unlabelled=str(folder))
+    assert names(scans.targets) == ["x"] and list(scans.unreadable) == [str(folder / "y.mha")]
+    (folder / "y.mha").unlink()
+    assert run(data, unlabelled=str(folder)).unreadable == {} and not (data / "out" / "failed.csv").exists()
+
+
 def copy_of_v(data, name: str) -> str:
     """Validation scan v under another name, with its axes in another order, compressed again."""
     image = nib.load(data / "v.nii.gz")
@@ -100,7 +110,7 @@ def copy_of_v(data, name: str) -> str:
     return f"./{name}.nii"
 
 
-@pytest.mark.parametrize("how", ["itself", "link", "copy", "patient", "test"])
+@pytest.mark.parametrize("how", ["itself", "link", "copy", "fourth axis", "patient", "test"])
 def test_scans_that_are_measured_are_refused(data, how):
     held_out = {"validation": [entry("v", patient="7")]}
     if how == "itself":
@@ -110,6 +120,10 @@ def test_scans_that_are_measured_are_refused(data, how):
         write_list(data, unlabelled=["./c.nii.gz", "./other.nii.gz"])
     elif how == "copy":
         write_list(data, unlabelled=["./c.nii.gz", copy_of_v(data, "other")])
+    elif how == "fourth axis":
+        image = nib.load(data / "v.nii.gz")
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[..., None], image.affine), data / "other.nii.gz")
+        write_list(data, unlabelled=["./c.nii.gz", "./other.nii.gz"])
     elif how == "patient":
         write_list(data, unlabelled=[{"image": "./c.nii.gz", "patient": "7"}], **held_out)
     else:
