@@ -18,9 +18,8 @@ from .command_line import BUNDLES, SMALL, run_bundle
 def refused(tmp_path, dataset_dir, **options) -> str:
     """Assert that a training is refused; return its message."""
     output = tmp_path / "output"
-    run = run_bundle(
-        "swin_unetr_btcv_seg", "train.yaml", dataset_dir=dataset_dir, output_dir=output, **{**SMALL, **options}
-    )
+    options = {"dataset_dir": dataset_dir, "output_dir": output, **SMALL, **options}
+    run = run_bundle("swin_unetr_btcv_seg", "train.yaml", **options)
     assert run.returncode == 1, run.stdout[-2000:] + run.stderr[-4000:]
     assert "step 1" not in run.stdout
     assert not (output / "models").exists()
@@ -127,6 +126,32 @@ def test_roi_too_small_to_train(tmp_path, btcv):
 def test_misspelt_option(tmp_path, btcv):
     message = refused(tmp_path, btcv, pretrained_encodr="x.pt")
     assert "--pretrained_encodr" in message and "--pretrained_encoder" in message
+
+
+def test_nested_entry_that_an_option_governs(tmp_path, btcv):
+    message = refused(tmp_path, btcv, **{"optimizer#lr": "1e-6"})
+    assert "--optimizer#lr would replace what --learning_rate sets" in message
+
+
+def test_misspelt_entry_of_a_further_config(tmp_path, btcv):
+    """From Python it is the same: both reach the run as entries of its config."""
+    (tmp_path / "mine.yaml").write_text("max_stepz: 3\n")
+    folder = BUNDLES / "swin_unetr_btcv_seg"
+    script = (
+        "import sys; sys.path.insert(0, '.')\n"
+        "from monai.bundle import run\n"
+        f"run(config_file=['configs/train.yaml', {str(tmp_path / 'mine.yaml')!r}], dataset_dir={str(btcv)!r},"
+        f" output_dir={str(tmp_path / 'output')!r}, preset='cpu')\n"
+    )
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=folder, capture_output=True, text=True)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert "'max_stepz'" in ended.stderr and "Did you mean max_steps" in ended.stderr
+    assert not (tmp_path / "output" / "models").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("output_dir", ""), ("pretrained_encoder", "")])
+def test_empty_path(tmp_path, btcv, name, value):
+    assert f"--{name} is empty" in refused(tmp_path, btcv, **{name: value})
 
 
 def test_unknown_preset(tmp_path, btcv):

@@ -3,7 +3,8 @@
 
 MONAI adds an unknown top-level key to the config and continues: ``--max_step 10`` would train for the default number of
 steps. python-fire reads ``True`` and ``False`` as booleans, but ``true`` and ``false`` as strings, which both count as
-true. MONAI drops an option whose value is None.
+true. MONAI drops an option whose value is None. And it lets a nested entry be set beside the option that governs it:
+``--train#dataloader#batch_size 1`` would leave ``batch_size`` as recorded and compared on resume.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monai.bundle import ConfigParser
@@ -20,6 +22,7 @@ from monai.bundle.scripts import run
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from ..errors import InputError
+from .options import END, option_names
 
 # YAML's spellings, and Python's None: python-fire and MONAI lose them.
 WORDS = {"true": True, "false": False, "null": None, "None": None, None: None}
@@ -47,8 +50,8 @@ def _config_files(value: object) -> list[str]:
 def check_command_line(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Check every ``--option`` of a ``monai.bundle run`` command line against the ids of its config files.
 
-    Nested ids (``--train#trainer#amp``) are checked by their top-level part. MONAI itself refuses a nested id whose
-    parent does not exist. Nothing is checked in a process that is not ``monai.bundle run`` (MONAI Label, a Python
+    Nested ids (``--optimizer#fused``) are checked by their top-level part. MONAI itself refuses a nested id whose parent
+    does not exist. One whose value comes from an option, or has the name of an option, is refused. Nothing is checked in a process that is not ``monai.bundle run`` (MONAI Label, a Python
     call).
 
     Args:
@@ -59,8 +62,8 @@ def check_command_line(argv: Sequence[str] | None = None) -> dict[str, Any]:
         name.
 
     Raises:
-        InputError: an option is unknown (names the nearest known ones and the config files), or a nested entry was
-            passed as one of these words (states how to write it).
+        InputError: an option is unknown (names the nearest known ones and the config files), a nested entry is set that
+            an option governs (names the option), or one was passed as one of these words (states how to write it).
     """
     argv = sys.argv if argv is None else argv
     if len(argv) < 2 or not argv[0].replace("\\", "/").endswith("monai/bundle/__main__.py") or argv[1] != "run":
@@ -90,6 +93,11 @@ def check_command_line(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 f"--{option} is not an option of {', '.join(files)}.{hint} "
                 "The options are the top-level entries of the config file, each with a comment."
             )
+        if option.replace("#", "::") != key and (governing := _governing(config, option)):
+            raise InputError(
+                f"--{option} would replace what --{governing} sets, and the run would record the value of --{governing}: "
+                f"pass --{governing} instead."
+            )
         if isinstance(value, (str, type(None))) and value in WORDS and option not in inspect.signature(run).parameters:
             if option not in config:
                 word = "'$None'" if WORDS[value] is None else WORDS[value]
@@ -98,3 +106,19 @@ def check_command_line(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 )
             words[option] = WORDS[value]
     return words
+
+
+def _governing(config: Mapping[str, Any], option: str) -> str | None:
+    """Return the option that decides the value of a nested entry: it refers to it, or has its name; None if none does."""
+    options = option_names(config) if END in config else []
+    path = option.replace("#", "::").lstrip("+").split("::")
+    content: Any = config
+    for part in path:
+        if isinstance(content, Mapping):
+            content = content.get(part)
+        elif isinstance(content, list) and part.isdigit() and int(part) < len(content):
+            content = content[int(part)]
+        else:
+            content = None
+    named = re.findall(r"@(\w+)", content) if isinstance(content, str) else []
+    return next((name for name in (*named, path[-1]) if name in options), None)

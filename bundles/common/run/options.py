@@ -10,7 +10,11 @@ Everything about an option is derived from here and from the config:
 
 from __future__ import annotations
 
+import ast
+import difflib
+import json
 import math
+import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from ..errors import InputError
 from ..networks.roi_size import check_roi_size
@@ -159,12 +164,16 @@ def check_choice(*, name: str, value: object, choices: Sequence[str]) -> None:
 def check_options() -> None:
     """Check every option of the running config, so that a bad value stops the run at once and not hours later.
 
-    An option without a rule is checked by its type where the first preset has a switch or a number for it.
+    An option without a rule is checked by its type where the first preset has a switch or a number for it. Values are
+    brought into their type first (see `_plain_value`). Entries that nothing knows are refused, wherever they come from:
+    the command line, a further config file or Python.
 
     Raises:
-        InputError: names the option, the value and what it must be.
+        InputError: names the option, the value and what it must be; or an unknown entry, with the nearest known ones.
     """
     parser = running_config()
+    _check_entries(parser)
+    _make_plain(parser)
     typical = first_preset(str(Path(parser.get_parsed_content("bundle_root")) / "configs" / "presets.yaml"))
     for name in option_names(parser.config):
         rule = RULES.get(name) or RULES_OF_TYPES.get(type(typical.get(name)))
@@ -174,6 +183,87 @@ def check_options() -> None:
             value = parser.get_parsed_content(name)
             if name in RULES or value is not None:
                 rule.check(name, value)
+
+
+#: Options that are a path, or a list of paths.
+PATHS = frozenset(
+    {
+        *("bundle_root", "dataset_dir", "data_list", "output_dir", "pretrained_encoder", "pretrained_model"),
+        *("probe_list", "unlabelled", "position_network", "pretrain_scans", "pretrain_bundle"),
+    }
+)
+#: Top-level entries that MONAI reads or adds itself.
+ENTRIES_OF_MONAI = frozenset({"imports", "initialize", "run", "finalize", "displayable_configs"})
+
+
+def _check_entries(parser: ConfigParser) -> None:
+    """Refuse top-level entries that no config of the bundle has and nothing refers to."""
+    if "monailabel" in sys.modules:  # its entries are its own
+        return
+    folder = Path(parser.get_parsed_content("bundle_root")) / "configs"
+    known = set(ENTRIES_OF_MONAI)
+    for file in folder.glob("*.yaml"):
+        known.update(re.findall(r"^(\w+):", file.read_text(encoding="utf-8"), re.MULTILINE))
+    for tracking in DEFAULT_EXP_MGMT_SETTINGS.values():
+        known.update(tracking["configs"])
+    unknown = [str(name) for name in parser.config if str(name) not in known and not str(name).startswith("_")]
+    for name in set(unknown) - _direct_references(parser, parser.config):
+        near = difflib.get_close_matches(name, option_names(parser.config), n=3, cutoff=0.6)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise InputError(
+            f"The config has an entry {name!r}, which is no option of this bundle and which nothing refers to: it would "
+            f"have no effect.{hint} Correct its name, or remove it."
+        )
+
+
+def _make_plain(parser: ConfigParser) -> None:
+    """Bring the values of options that are written out into their type, before anything uses them."""
+    typical = first_preset(str(Path(parser.get_parsed_content("bundle_root")) / "configs" / "presets.yaml"))
+    for name in option_names(parser.config):
+        rule = RULES.get(name) or RULES_OF_TYPES.get(type(typical.get(name)))
+        value = _plain_value(name, parser.config[name], rule)
+        if value is not parser.config[name]:
+            parser.config[name] = value
+            parser.ref_resolver.resolved_content[name] = value
+
+
+def _plain_value(name: str, value: Any, rule: Rule | None) -> Any:
+    """Return a value of an option in its type; the value itself if it is, or if it is an expression.
+
+    - A path is a text: a number, as python-fire makes of a folder named 2026, is written out; ``~`` is the home folder.
+    - A text that reads as what the rule demands is that: YAML takes ``1e-4`` for a text.
+
+    Raises:
+        InputError: a path is empty, or cannot be passed through MONAI.
+    """
+    if name in PATHS:
+        if isinstance(value, (list, tuple)):
+            paths = [_plain_value(name, one, rule) for one in value]
+            return value if all(one is other for one, other in zip(paths, value, strict=True)) else paths
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if isinstance(value, (bool, float)):
+            raise InputError(f"--{name} {value!r} must be a path; quote a name that is a number: \"'{value}'\".")
+        if not isinstance(value, str) or value.startswith(("$", "@")):
+            return value
+        if not value.strip():
+            raise InputError(f"--{name} is empty: pass a path, or leave it out.")
+        if "::" in value:
+            raise InputError(
+                f"--{name} {value}: MONAI reads # and :: in a value as a reference between entries. Rename the folder or "
+                "file, or make a link without them."
+            )
+        return str(Path(value).expanduser()) if value.startswith("~") else value
+    if rule is None or not isinstance(value, str) or value.startswith(("$", "@", "%")) or rule.holds(value):
+        return value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(value.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if rule.holds(found):
+            return found
+    return value
 
 
 @dataclass(frozen=True)

@@ -133,3 +133,34 @@ def test_a_nested_entry_wants_them_as_python_writes_them(config, word, better):
         InputError, match=f"--train#trainer#amp {word} would not reach .* Write --train#trainer#amp {better}"
     ):
         check(config, "--train#trainer#amp", word)
+
+
+@pytest.fixture
+def governed(tmp_path):
+    path = tmp_path / "train.yaml"
+    path.write_text(
+        "batch_size: 2\nlearning_rate: 0.1\ndrop_path: 0.0\ncomponents: the options end here\n"
+        "optimizer: {lr: '@learning_rate', fused: true}\nnetwork_def: {_target_: Net}\n"
+        "train:\n  dataloader: {batch_size: '$@batch_size * 2', num_workers: 1}\n  parts: ['@batch_size', 3]\nrun: []\n"
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("option", "better"),
+    [
+        ("--optimizer#lr", "--learning_rate"),
+        ("--optimizer::lr", "--learning_rate"),
+        ("--train#dataloader#batch_size", "--batch_size"),
+        ("--train#parts#0", "--batch_size"),
+        ("--network_def#drop_path", "--drop_path"),  # not there yet, but the option has this name
+    ],
+)
+def test_a_nested_entry_that_an_option_governs_is_refused_with_the_option(governed, option, better):
+    with pytest.raises(InputError, match=f"{option} would replace what {better} sets.*pass {better} instead"):
+        check(governed, option, "1")
+
+
+@pytest.mark.parametrize("option", ["--optimizer#fused", "--train#dataloader#num_workers", "--train#parts#1"])
+def test_other_nested_entries_pass(governed, option):
+    assert check(governed, option, "1") == {}

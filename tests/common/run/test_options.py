@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from monai.bundle import ConfigParser
 
@@ -68,8 +71,8 @@ def test_a_choice_is_checked_where_its_values_are_known():
         check_choice(name="layout", value="new", choices=["official", "encoder"])
 
 
-def config(tmp_path, **changed):
-    """A small config with options, a training and a validation."""
+def config(tmp_path, *, added: dict | None = None, **changed):
+    """A small config with options, a training and a validation; ``added`` are entries that no file of the bundle has."""
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/presets.yaml").write_text("full: {dropout: 0.1, depth: 2, sharp: true, name: x, size: null}\n")
     content = {
@@ -99,9 +102,20 @@ def config(tmp_path, **changed):
         },
         "check": {"_target_": f"{OPTIONS}.check_options"},
     }
-    parser = ConfigParser(content)
+    (tmp_path / "configs/train.yaml").write_text("".join(f"{name}: 0\n" for name in content))
+    parser = ConfigParser(content | (added or {}))
     parser.parse()
     return parser
+
+
+def refusal(parser) -> str:
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content("check")
+    error = caught.value
+    while error.__cause__ is not None:
+        error = error.__cause__
+    assert isinstance(error, InputError)
+    return str(error)
 
 
 def test_settings_are_all_options_but_those_that_change_no_result_and_the_facts(tmp_path):
@@ -131,16 +145,57 @@ def test_scores_depend_on_what_the_validation_refers_to_and_on_nothing_else(tmp_
     ],
 )
 def test_all_options_are_checked_those_without_a_rule_by_their_type_in_the_first_preset(tmp_path, changed, words):
-    parser = config(tmp_path, **changed)
-    with pytest.raises(RuntimeError) as caught:
-        parser.get_parsed_content("check")
-    causes, error = [], caught.value
-    while error is not None:
-        causes.append(error)
-        error = error.__cause__
-    assert isinstance(causes[-1], InputError)
-    with pytest.raises(InputError, match=words):
-        raise causes[-1]
+    assert re.search(words, refusal(config(tmp_path, **changed)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "plain"),
+    [
+        ("learning_rate", "1e-4", 1e-4),  # YAML takes it for a text
+        ("learning_rate", "0.5", 0.5),
+        ("num_workers", "2", 2),
+        ("sharp", "false", False),
+        ("spacing", "[1, 1, 2.5]", [1, 1, 2.5]),
+        ("output_dir", 20261128, "20261128"),
+        ("output_dir", "~/runs", str(Path.home() / "runs")),
+        ("dataset_dir", ["~/a", 7, "b"], [str(Path.home() / "a"), "7", "b"]),
+        ("output_dir", "a/b", "a/b"),
+        ("output_dir", "$'~' + '/x'", "~/x"),  # an expression says what it says
+    ],
+)
+def test_values_are_brought_into_their_type(tmp_path, name, value, plain):
+    parser = config(tmp_path, **{name: value}, used=f"$[@{name}]")
+    parser.get_parsed_content("check")
+    found = parser.get_parsed_content(name)
+    assert found == plain and type(found) is type(plain) and parser.get_parsed_content("used") == [plain]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("output_dir", "", "--output_dir is empty: pass a path, or leave it out"),
+        ("pretrained_encoder", " ", "--pretrained_encoder is empty"),
+        ("pretrained_model", ["a.pt", ""], "--pretrained_model is empty"),
+        ("output_dir", "runs::3", "--output_dir runs::3: MONAI reads # and ::"),
+        ("output_dir", 1.5, "--output_dir 1.5 must be a path; quote a name that is a number"),
+        ("learning_rate", "1e-4x", "--learning_rate '1e-4x' must be a number above 0"),
+        ("sharp", "maybe", "--sharp 'maybe' must be true or false"),
+    ],
+)
+def test_values_that_are_no_path_or_of_no_type_are_refused(tmp_path, name, value, words):
+    assert words in refusal(config(tmp_path, **{name: value}))
+
+
+def test_an_entry_that_nothing_knows_is_refused_wherever_it_comes_from(tmp_path):
+    said = refusal(config(tmp_path, added={"learning_rat": 0.2}))
+    assert "'learning_rat'" in said and "Did you mean learning_rate?" in said
+    assert "refers to" in said
+
+
+@pytest.mark.parametrize("added", [{"mine": 3, "_note_": 1}, {"run": [], "finalize": []}, {"MY": 1}])
+def test_entries_that_something_refers_to_pass(tmp_path, added):
+    used = {"train": {"scans": "$[@mine]"}} if "mine" in added else {"train": {"scans": "$['a', @MY]"}}
+    config(tmp_path, added=added | (used if "MY" in added or "mine" in added else {})).get_parsed_content("check")
 
 
 def test_good_options_pass(tmp_path):
