@@ -496,7 +496,7 @@ def _split(content: dict, path: Path, *, fold: int | str | None, folds: int | No
             "or to none; or use the list's own validation section (fold: null)."
         )
     if with_fold:
-        fold_of = [scan["fold"] for scan in pool]
+        fold_of = [_fold(scan, path) for scan in pool]
     else:
         fold_of = draw_folds([_patient(scan, path) for scan in pool], path, folds=folds, seed=seed)
     known = sorted(set(fold_of), key=str)
@@ -508,13 +508,29 @@ def _split(content: dict, path: Path, *, fold: int | str | None, folds: int | No
     validation = [scan for scan, number in zip(pool, fold_of, strict=True) if number == fold]
     # A label carried to a scan of a patient in validation would show this patient to the training.
     patients = {_patient(scan, path) for scan in validation}
-    kept = [scan for scan in carried if scan.get("fold", ...) != fold and _patient(scan, path) not in patients]
+    kept = [
+        scan
+        for scan in carried
+        if not ("fold" in scan and _fold(scan, path) == fold) and _patient(scan, path) not in patients
+    ]
     if len(kept) < len(carried):
         logger.info(
             "%s: %d of %d cases with carried labels are left out: they belong to validation patients or to this fold",
             *(path, len(carried) - len(kept), len(carried)),
         )
     return training + kept, validation
+
+
+def _fold(scan: dict, path: Path) -> int | str:
+    """Return the fold of an entry; "0" is 0."""
+    fold = scan["fold"]
+    if isinstance(fold, str) and fold.strip().isdecimal():
+        return int(fold)
+    if isinstance(fold, str) and fold.strip() or isinstance(fold, int) and not isinstance(fold, bool):
+        return fold
+    raise InputError(
+        f"{path}: the entry of {scan['image']} has fold {fold!r}: it must be a number, 0 or above, or a name."
+    )
 
 
 def _patient(scan: dict, path: Path) -> str:

@@ -550,3 +550,16 @@ def test_brackets_without_end_are_refused(tmp_path):
     (tmp_path / "dataset.json").write_text('{"training": ' + "[" * 200_000)
     with pytest.raises(InputError, match=r"dataset\.json is not a JSON data list: its brackets are nested too deeply"):
         parse_data_list(tmp_path / "dataset.json")
+
+
+def test_folds_may_be_written_as_text(tmp_path):
+    write_list(tmp_path, training=[entry(f"c{i}", fold=str(i % 2)) for i in range(4)])
+    held_out = segmentation_scans(str(tmp_path), section="validation", fold=1)
+    assert [Path(scan["image"]).name for scan in held_out] == [Path(entry(f"c{i}")["image"]).name for i in (1, 3)]
+
+
+@pytest.mark.parametrize("fold", [[0], {"a": 1}, None, True, "", 1.5])
+def test_folds_that_are_none_are_named(tmp_path, fold):
+    write_list(tmp_path, training=[entry(f"c{i}", fold=0 if i else fold) for i in range(4)])
+    with pytest.raises(InputError, match="c0.*has fold .*it must be a number"):
+        segmentation_scans(str(tmp_path), section="validation", fold=0)
