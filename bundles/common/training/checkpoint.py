@@ -67,7 +67,8 @@ class TrainingCheckpoint:
     Files under ``folder``:
 
     - ``last.pt``, after every epoch and when the engine is terminated: everything that is needed to resume exactly;
-    - ``best.pt``: weights of the best validation so far;
+    - ``best.pt``: weights of the best validation so far; of the last one as long as all scores are equal: such a score
+      tells nothing, and ends no run early;
     - ``model.pt``, only when the run is complete: the best weights;
     - ``encoder.pt``, with ``encoder_file``, when the run is complete;
     - ``network.pt``, with ``encoder_file``, if the network has the decoder of Swin UNETR: all of it but the last layer,
@@ -156,6 +157,7 @@ class TrainingCheckpoint:
         self.early_stopping = early_stopping
         self.best: float | None = None
         self.best_epoch = 0
+        self.moved = False  # whether two validations of this run had different scores
         self.random: dict[str, Any] | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -268,6 +270,7 @@ class TrainingCheckpoint:
                 "The best %s so far (%s) is discarded: it was measured with other settings.", self.score, state["best"]
             )
         self.best_epoch = state["best_epoch"] if not changed else engine.state.epoch
+        self.moved = comparable and state.get("moved", True)
         self._end_if_stale(engine)
         if rank() == 0 and engine.state.epoch < engine.state.max_epochs:
             self._set_aside(*RESULTS)  # results of the same run with fewer steps
@@ -306,11 +309,16 @@ class TrainingCheckpoint:
             return
         score = None if self.evaluator is None else float(self.evaluator.state.metrics[self.score])
         # without a validation every epoch is the best so far; a NaN score never is
-        if score is None or (score == score and (self.best is None or self.sign * score > self.sign * self.best)):
+        finite = score is not None and score == score
+        same = finite and score == self.best and not self.moved
+        if score is None or (finite and (self.best is None or self.sign * score > self.sign * self.best)) or same:
+            self.moved |= self.best is not None and not same
             self.best, self.best_epoch = score, engine.state.epoch
             if rank() == 0:
                 save_atomically(self._result(engine, score), self.folder / "best.pt")
-        if score is None or score == score:  # for a NaN score, keep the last valid state
+        elif finite:
+            self.moved = True
+        if score is None or finite:  # for a NaN score, keep the last valid state
             self._save_last(engine, validated=True)
         self._end_if_stale(engine)
 
@@ -343,6 +351,7 @@ class TrainingCheckpoint:
             "random": random_states(),
             "best": self.best,
             "best_epoch": self.best_epoch,
+            "moved": self.moved,
             "encoder": self.encoder,
             "settings": self.settings,
         }
@@ -354,6 +363,12 @@ class TrainingCheckpoint:
         if not best.exists():
             raise InputError(f"No validation of this run gave a finite {self.score}: there are no weights to save.")
         result = load_checkpoint_file(str(best))
+        if self.evaluator is not None and not self.moved and engine.state.epoch > 1:
+            logger.warning(
+                "%s was %s in all %d validations, so it chose nothing: these are the weights of the last one. Does the "
+                "validation hold what is learnt, and is the training long enough?",
+                *(self.score, self.best, engine.state.epoch),
+            )
         if self.encoder_file:
             parts = {"encoder.pt": encoder_state(self.network)}
             if decoder := decoder_state(self.network):

@@ -143,6 +143,37 @@ def check_label_presence(
         _report_lost(scans, volumes, cases, names, spacing)
 
 
+def check_validation_presence(
+    *, scans: Sequence[Mapping[str, str]], labels: Mapping[str, str], ignore_label: int | None = None
+) -> None:
+    """Name structures that no validation label holds, since no score tells how they are learnt. Runs on rank 0 only.
+
+    Args:
+        scans: validation items with ``label`` files; none: there is no validation.
+        labels: value to name, of this run.
+        ignore_label: value of unknown voxels, or None.
+
+    Raises:
+        InputError: the validation labels hold no structure at all: every score would be the same.
+    """
+    if rank() > 0 or not scans:
+        return
+    volumes = label_volumes(scans, classes=len(labels), ignore_label=ignore_label)[:, : len(labels)]
+    shown = np.stack([shown_classes(scan, classes=len(labels)).numpy() for scan in scans])
+    held = ((volumes > 0) & shown).any(axis=0)
+    names = [str(labels[str(value)] if str(value) in labels else labels[value]) for value in range(1, len(labels))]
+    absent = [name for name, found in zip(names, held[1:], strict=True) if not found]
+    if len(absent) == len(names):
+        raise InputError(
+            f"The labels of all {len(scans)} validation cases hold no structure, such as {scans[0]['label']}: no score "
+            "could choose the best weights. Choose other validation cases or another --fold, or train without: --fold all."
+        )
+    if absent:
+        logger.warning(
+            "no validation case contains %s: mean_dice does not tell how well the network learns it", ", ".join(absent)
+        )
+
+
 def _report_lost(
     scans: Sequence[Mapping[str, str]],
     volumes: np.ndarray,

@@ -260,6 +260,25 @@ def test_the_best_validation_is_the_result(tmp_path, record, scores, higher_is_b
     assert same(result["model"], load_checkpoint_file(tmp_path / "part" / "last.pt")["network"])
 
 
+@pytest.mark.parametrize("killed_in_step", [None, 5])
+def test_a_score_that_never_moves_chooses_nothing(tmp_path, record, caplog, killed_in_step):
+    """As of a validation without any foreground: the last weights are kept, no run ends early, and the log says so."""
+    options = {"scores": (0.0,) * EPOCHS, "early_stopping": 2}
+    if killed_in_step is not None:
+        train(tmp_path, record, **options, killed_in_step=killed_in_step)
+    train(tmp_path, record, **options, resume=killed_in_step is not None)
+    assert load_checkpoint_file(tmp_path / "model.pt")["trained"]["steps"] == EPOCHS * EPOCH_LENGTH
+    assert f"dice was 0.0 in all {EPOCHS} validations, so it chose nothing" in caplog.text
+
+
+def test_a_score_that_moves_once_has_chosen(tmp_path, record, caplog):
+    train(tmp_path, record, scores=(0.0, 0.0, 0.2, 0.2, 0.2))
+    assert load_checkpoint_file(tmp_path / "model.pt")["trained"]["steps"] == 3 * EPOCH_LENGTH
+    train(tmp_path / "down", record, scores=(0.3, 0.0, 0.3, 0.0, 0.3))
+    assert load_checkpoint_file(tmp_path / "down" / "model.pt")["trained"]["steps"] == EPOCH_LENGTH
+    assert "chose nothing" not in caplog.text
+
+
 def test_a_resumed_run_remembers_the_best_score(tmp_path, record):
     scores = (0.9, 0.1, 0.2, 0.3, 0.4)
     train(tmp_path, record, scores=scores, killed_in_step=5)

@@ -7,7 +7,12 @@ import pytest
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, Spacingd
 
 from bundles.common.errors import InputError
-from bundles.segmentation.training.label_presence import check_label_presence, label_volumes, resampled_away
+from bundles.segmentation.training.label_presence import (
+    check_label_presence,
+    check_validation_presence,
+    label_volumes,
+    resampled_away,
+)
 from bundles.segmentation.training.loss import class_weights
 
 LABELS = {"0": "background", "1": "spleen", "2": "liver", "3": "aorta"}
@@ -133,6 +138,26 @@ def test_structures_that_resampling_loses_are_those_that_monai_loses(tmp_path, a
     (warning,) = [each for each in caplog.messages if "no voxel of it is left" in each]
     first = scans[int(found[:, 1].argmax())]["label"]
     assert f"spleen is so small in {found.sum()} of its 6 training cases" in warning and first in warning
+
+
+def test_a_validation_without_any_structure_is_refused(tmp_path):
+    scans = [label_file(tmp_path / "a.nii.gz"), partly_known(tmp_path / "b.nii.gz", 5)]
+    with pytest.raises(InputError, match=r"all 2 validation cases hold no structure, such as .*a\.nii\.gz.*--fold all"):
+        check_validation_presence(scans=scans, labels=LABELS, ignore_label=255)
+    check_validation_presence(scans=[], labels=LABELS)
+
+
+def test_structures_that_no_validation_label_holds_are_named(tmp_path, caplog):
+    scans = [
+        label_file(tmp_path / "a.nii.gz", liver=3),
+        {**label_file(tmp_path / "b.nii.gz", liver=3, aorta=2), "labelled": [2]},
+    ]
+    check_validation_presence(scans=scans, labels={int(value): name for value, name in LABELS.items()})
+    (line,) = caplog.messages
+    assert line.startswith("no validation case contains spleen, aorta")
+    caplog.clear()
+    check_validation_presence(scans=[label_file(tmp_path / "c.nii.gz", spleen=1, liver=3, aorta=1)], labels=LABELS)
+    assert not caplog.messages
 
 
 def test_rounding_errors_of_labels_are_no_other_class(tmp_path):
