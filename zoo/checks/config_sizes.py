@@ -11,7 +11,7 @@ import yaml
 from bundles.common.errors import InputError
 
 SUFFIXES = (".yaml", ".yml", ".json")
-MAX_BYTES = 2 * 2**20  # the largest config of these bundles has 25 KB
+MAX_BYTES = 2**18  # the largest config of these bundles has 25 KB
 MAX_VALUES = 200_000
 MAX_DEPTH = 100
 

@@ -18,6 +18,7 @@ FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can store
 PERMISSIONS = stat.S_IFREG | 0o644
 UNIX = 3  # the system that "created" the entries
 MAX_ENTRIES = 10_000
+MAX_DEPTH = 50  # folders
 MAX_RATIO = 20  # of text in zips that others compressed; weights barely compress
 SMALL = 2**26  # bytes, of a zip of configs without weights
 ENCRYPTED = 1  # bit of an entry's flags
@@ -66,6 +67,11 @@ def extract_archive(path: Path, target: Path) -> Path:
                 parts = PurePosixPath(entry.filename).parts
                 if not parts:
                     raise InputError(f"{path} contains the entry {entry.filename!r}, which is no file. Pack it again.")
+                if len(parts) > MAX_DEPTH:
+                    raise InputError(
+                        f"{path} contains an entry {len(parts)} folders deep, {entry.filename[:60]!r}...: it is no package "
+                        "of a bundle, and was not unpacked."
+                    )
                 if ".." in parts or entry.filename.startswith("/") or "\\" in entry.filename:
                     raise InputError(
                         f"{path} contains {entry.filename!r}, which is outside of the folder. The zip was not unpacked."

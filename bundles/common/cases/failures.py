@@ -79,7 +79,10 @@ class Failures:
                 f"{full.filename or self.file.parent} cannot be written: {full.strerror}. Make room, then repeat the "
                 "command with --resume true."
             ) from error
-        failure = Failure(scan, missing, error if isinstance(error, str) else reason_of(error))
+        texts = (scan, missing, error if isinstance(error, str) else reason_of(error))
+        failure = Failure(
+            *(text.encode(errors="backslashreplace").decode() for text in texts)
+        )  # not every name is text
         self._found.append(failure)
         logger.warning("%s has no %s: %s", failure.scan, failure.missing, failure.reason)
         if isinstance(error, Exception):

@@ -240,7 +240,9 @@ def _drawn_by_patient(pool: dict[tuple, dict], *, share: float, seed: int) -> se
     return {each for each, patient in patients.items() if patient in drawn}
 
 
-def inference_scans(source: StrPath | Sequence[StrPath], *, equal_names: bool = False) -> list[dict]:
+def inference_scans(
+    source: StrPath | Sequence[StrPath], *, equal_names: bool = False, may_be_missing: bool = False
+) -> list[dict]:
     """List the scans to predict: images only.
 
     Args:
@@ -249,6 +251,7 @@ def inference_scans(source: StrPath | Sequence[StrPath], *, equal_names: bool = 
             masks).
         equal_names: allow scans with the same file name in different folders (see `case_names`). A scan that is found
             twice counts once.
+        may_be_missing: list also the scans of a data list whose files do not exist.
 
     Returns:
         Items ``{"image": path or list of paths}``.
@@ -258,7 +261,7 @@ def inference_scans(source: StrPath | Sequence[StrPath], *, equal_names: bool = 
             overwrite the other.
     """
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
-    scans = [scan for one in sources for scan in _inference_scans(one)]
+    scans = [scan for one in sources for scan in _inference_scans(one, may_be_missing)]
     if equal_names:
         return list({first_file(scan): scan for scan in scans}.values())
     files: dict[str, str] = {}
@@ -273,7 +276,7 @@ def inference_scans(source: StrPath | Sequence[StrPath], *, equal_names: bool = 
     return scans
 
 
-def _inference_scans(source: StrPath) -> list[dict]:
+def _inference_scans(source: StrPath, may_be_missing: bool) -> list[dict]:
     source = Path(source).expanduser().absolute()
     if not source.exists():
         raise InputError(f"{source} not found. {_content(source.parent)}")
@@ -291,7 +294,8 @@ def _inference_scans(source: StrPath) -> list[dict]:
             f"{source} has no 'test' section to predict. {_sections_of(content)} "
             "To predict other scans, pass a folder of NIfTI files or one file."
         )
-    _check_files(scans, "test", source, keys=("image",))
+    if not may_be_missing:
+        _check_files(scans, "test", source, keys=("image",))
     return [{"image": scan["image"]} for scan in scans]
 
 
@@ -375,6 +379,8 @@ def parse_data_list(path: Path) -> dict:
         raise InputError(f"{path} is not a JSON data list: it is not UTF-8 text.") from None
     except RecursionError:
         raise InputError(f"{path} is not a JSON data list: its brackets are nested too deeply.") from None
+    except ValueError as error:  # such as a number of thousands of digits
+        raise InputError(f"{path} is not a JSON data list: {error}.") from None
     if is_nnunet(content):
         content = nnunet_data_list(path, content)
     keys = list(content) if isinstance(content, dict) else f"none, it is a {type(content).__name__}"
@@ -400,6 +406,9 @@ def _entry(entry: str | dict, where: str, path: Path) -> dict:
     entry = {"image": entry} if isinstance(entry, str) else entry
     image = entry.get("image") if isinstance(entry, dict) else None
     files = image if isinstance(image, list) else [image]
+    for file in [*files, *([entry.get("label")] if isinstance(entry, dict) else [])]:
+        if isinstance(file, str) and ("\0" in file or not _is_unicode(file)):
+            raise InputError(f"{where} has {file!r:.200}, which cannot be the path of a file. Correct it.")
     if not files or not all(isinstance(file, str) and file for file in files):
         raise InputError(
             f"{where} has no usable 'image': {entry!r:.200}. An entry is {{\"image\": path or list of paths, "
@@ -452,6 +461,14 @@ def _way_on(folder: Path) -> str:
 def _resolve(file: str, list_path: Path) -> str:
     # normpath, not resolve(): links keep their names.
     return os.path.normpath(list_path.parent / file)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
+        return False
+    return True
 
 
 def _check_files(scans: list[dict], section: str, path: Path, *, keys: Sequence[str]) -> None:

@@ -72,6 +72,8 @@ def read_meta_image(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     # The rows of TransformMatrix are the directions of the axes.
     affine[:3, :3] = _numbers(fields, "TransformMatrix", 9, default=np.eye(3).ravel()).reshape(3, 3).T * spacing
     affine[:3, 3] = _numbers(fields, "Offset", 3, default=np.zeros(3))
+    if abs(np.linalg.det(affine[:3, :3])) <= 1e-3 * spacing.prod():
+        raise RefusedScan(f"has TransformMatrix = {fields['TransformMatrix']}, whose axes are zero or lie in one plane")
     check_plausible(shape.tolist(), affine)
     expected = int(np.prod(shape)) * dtype.itemsize
     data = _read_data(path, fields, start, expected)
@@ -83,9 +85,9 @@ def _read_data(path: str | os.PathLike, fields: dict[str, str], start: int, expe
     """Read ``expected`` bytes of voxels. Neither a large file nor one that unpacks to more is read as a whole."""
     file = data_file(path)
     start = start if fields["ElementDataFile"] == "LOCAL" else 0
+    if os.path.lexists(file) and not os.path.isfile(file):  # opening a pipe would wait for ever
+        raise RefusedScan(f"names {file} as its data file, which is no regular file")
     with open(file, "rb") as stream:
-        if not os.path.isfile(file):
-            raise RefusedScan(f"names {file} as its data file, which is no regular file")
         have = os.path.getsize(file) - start
         packed = _true(fields, "CompressedData")
         if have > expected + (expected // 100 + 1024 if packed else 0):

@@ -25,6 +25,7 @@ from .meta_image import data_file
 
 logger = logging.getLogger(__name__)
 
+IS_PACKED = "is packed"  # begins the reason why an archive is left out
 PREPARED = ".prepared"  # the folder that marks the output of an earlier `prepare`
 FOREIGN = (".nrrd", ".nhdr", ".mgz", ".mgh", ".img")  # scans in formats that are not supported
 PACKED = (
@@ -226,7 +227,7 @@ class _Search:
             elif path.lower().endswith(FOREIGN):
                 self.refused[path] = f"is in an unsupported format ({Path(path).suffix}): convert it to .nii.gz"
             elif path.lower().endswith(PACKED):
-                self.left_out[path] = "is packed: if it holds scans, unpack it"
+                self.left_out[path] = f"{IS_PACKED}: if it holds scans, unpack it"
             elif is_dicom(path):
                 self.dicom[path] = place
             else:
@@ -259,8 +260,8 @@ class _Search:
         except InputError as error:
             self.refused[str(path)] = str(error)
             return
-        except OSError as error:
-            self.refused[str(path)] = f"cannot be read: {error.strerror or error}"
+        except Exception as error:  # an operating system's, or of a list that no check foresees
+            self.refused[str(path)] = f"cannot be read: {getattr(error, 'strerror', None) or error}"
             return
         if content.get("labels"):
             self.label_names.append((content["labels"], content.get("ignore_label")))

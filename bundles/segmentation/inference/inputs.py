@@ -17,7 +17,7 @@ from ...common.errors import InputError, NoScan, RefusedScan
 from ...common.scans.dicom_series import read_series
 from ...common.scans.nifti_writing import write_nifti
 from ...common.scans.reading import read_scan
-from ...common.scans.search import Candidate, find_candidates
+from ...common.scans.search import IS_PACKED, Candidate, find_candidates
 from ..results.organ_volumes import TABLE, read_cases
 
 logger = logging.getLogger(__name__)
@@ -80,10 +80,20 @@ def segmentation_inputs(
             listed.append(one)
             continue
         inside = os.path.realpath(Path(one).expanduser()) == os.path.realpath(folder.parent)
-        found = find_candidates(one, skip=folder if inside else output_dir)
-        for file, reason in found.refused.items():
+        try:
+            found = find_candidates(one, skip=folder if inside else output_dir)
+        except InputError as error:
+            if len(sources) == 1:
+                raise
+            failures.add(os.fspath(one), "mask", error)  # the other sources go on
+            bad += 1
+            continue
+        packed = {file: reason for file, reason in found.left_out.items() if reason.startswith(IS_PACKED)}
+        for file, reason in {**found.refused, **packed}.items():
             failures.add(file, "mask", reason)
             bad += 1
+        for file, reason in found.left_out.items() - packed.items():
+            logger.warning("%s is left out: it %s", file, reason)
         for candidate in found.candidates:
             file = candidate.source if candidate.kind == "nifti" else str(folder / f"{candidate.name}.nii.gz")
             if file in done:
@@ -112,7 +122,7 @@ def segmentation_inputs(
         raise InputError(
             f"{source}: none of its {bad + none} series and files can be segmented; see the lines above for the reasons."
         )
-    scans = inference_scans(listed, equal_names=True) if listed else []
+    scans = inference_scans(listed, equal_names=True, may_be_missing=True) if listed else []
     todo = [scan for scan in scans if first_file(scan) not in done]
     if resume:
         logger.info("%d scans are already segmented (%s)", skipped + len(scans) - len(todo), Path(output_dir) / TABLE)

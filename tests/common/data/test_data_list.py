@@ -563,3 +563,18 @@ def test_folds_that_are_none_are_named(tmp_path, fold):
     write_list(tmp_path, training=[entry(f"c{i}", fold=0 if i else fold) for i in range(4)])
     with pytest.raises(InputError, match="c0.*has fold .*it must be a number"):
         segmentation_scans(str(tmp_path), section="validation", fold=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"training": [{"image": "b\\u0000.nii.gz"}]}', "cannot be the path of a file"),
+        ('{"training": [{"image": "b.nii.gz", "label": "b\\u0000.nii.gz"}]}', "cannot be the path of a file"),
+        ('{"training": [{"image": "\\ud800.nii.gz"}]}', "cannot be the path of a file"),
+        ('{"training": [{"image": "b.nii.gz", "weight": ' + "9" * 5000 + "}]}", "is not a JSON data list"),
+    ],
+)
+def test_what_no_file_can_be_named_or_no_number_be_is_refused(tmp_path, text, words):
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(InputError, match=words):
+        parse_data_list(tmp_path / "dataset.json")

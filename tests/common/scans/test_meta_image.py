@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from pathlib import Path
 
@@ -166,4 +167,27 @@ def test_no_more_is_unpacked_than_the_header_needs(tmp_path):
 def test_a_grid_that_no_scan_has_is_refused(tmp_path, changed, words):
     path = write(tmp_path / "scan.mha", np.zeros(SHAPE, np.int16), local=True, **changed)
     with pytest.raises(RefusedScan, match=words):
+        read_meta_image(path)
+
+
+def test_a_data_file_that_is_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.raw")
+    path = tmp_path / "x.mhd"
+    path.write_text(
+        "NDims = 3\nDimSize = 8 8 8\nElementSpacing = 1 1 1\nElementType = MET_SHORT\nElementDataFile = x.raw\n"
+    )
+    with pytest.raises(RefusedScan, match=r"names .*x\.raw as its data file, which is no regular file"):
+        read_meta_image(path)
+
+
+def test_axes_in_one_plane_are_refused(tmp_path):
+    (tmp_path / "x.raw").write_bytes(bytes(1024))
+    path = tmp_path / "x.mhd"
+    path.write_text(
+        "NDims = 3\nDimSize = 8 8 8\nElementSpacing = 1 1 1\nElementType = MET_SHORT\n"
+        "TransformMatrix = 1 0 0 1 0 0 0 0 1\nElementDataFile = x.raw\n"
+    )
+    with pytest.raises(
+        RefusedScan, match="TransformMatrix = 1 0 0 1 0 0 0 0 1, whose axes are zero or lie in one plane"
+    ):
         read_meta_image(path)

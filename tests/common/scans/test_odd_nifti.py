@@ -114,6 +114,15 @@ def read_by_all(path: Path) -> tuple[Volume | None, str]:
     return volume, ""
 
 
+def many_extensions(path: Path) -> Path:
+    """Two thousand empty extensions before the voxels."""
+    start = bytearray(content(scan(path)))
+    start[OFFSET : OFFSET + 4] = struct.pack("<f", 352 + 2000 * 8)
+    extensions = struct.pack("<4b", 1, 0, 0, 0) + struct.pack("<2i", 8, 0) * 2000
+    path.write_bytes(gzip.compress(bytes(start[:348]) + extensions + bytes(start[352:])))
+    return path
+
+
 #: How a file is made; words of the warning, if there is one.
 READ: dict[str, tuple[Callable[[Path], Path], str]] = {
     "plain": (lambda p: scan(p / "a.nii.gz"), ""),
@@ -269,6 +278,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "an extension longer than the header": (
         lambda p: scan(p / "a.nii.gz", put={OFFSET: struct.pack("<f", 416), 348: struct.pack("<4b2i", 1, 0, 0, 0, 2**30, 6)}),
         "an extension of 1073741824 bytes at byte 352",
+    ),
+    "extensions without end": (
+        lambda p: many_extensions(p / "a.nii.gz"),
+        "more than 1000 extensions",
     ),
 }  # fmt: skip
 

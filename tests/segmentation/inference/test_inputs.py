@@ -223,3 +223,28 @@ def test_a_tilted_series_is_straightened_on_request(tmp_path):
     assert tilted not in inputs.series and len(inputs.series) == 1  # no slice lies on the new grid
     axes = nib.load(tilted).affine[:3, :3]
     np.testing.assert_allclose(axes.T @ axes, np.diag(np.array(SPACING) ** 2), atol=1e-3)
+
+
+def test_what_is_missing_packed_or_empty_costs_no_other(tmp_path, caplog):
+    nifti(tmp_path / "scans" / "a.nii.gz")
+    (tmp_path / "scans" / "more.zip").write_bytes(b"PK")
+    nifti(tmp_path / "scans" / "old" / "b_seg.nii.gz")
+    (tmp_path / "empty").mkdir()
+    nifti(tmp_path / "listed" / "imagesTs" / "c.nii.gz")
+    (tmp_path / "listed" / "dataset.json").write_text('{"test": ["imagesTs/c.nii.gz", "gone.nii.gz"]}')
+    broken = tmp_path / "scans" / "sub"
+    broken.mkdir()
+    (broken / "dataset.json").write_text('{"training": [{"image": "b\\u0000.nii.gz"}]}')
+    failures = Failures(tmp_path / "out")
+    sources = [tmp_path / name for name in ("scans", "empty", "listed")]
+    inputs = inputs_of(sources, output_dir=tmp_path / "out", failures=failures)
+    assert [case_name(scan["image"]) for scan in inputs.scans] == ["a", "c", "gone"]  # the check finds that it is gone
+    failed = {Path(failure.scan).name: failure.reason for failure in failures.all()}
+    assert set(failed) == {"more.zip", "empty", "dataset.json"} and "unpack it" in failed["more.zip"]
+    assert "b_seg.nii.gz is left out" in caplog.text and inputs.count == 6
+
+
+def test_names_that_are_no_text_are_written_nevertheless(tmp_path):
+    failures = Failures(tmp_path)
+    failures.add("f\udcff/a.nii.gz", "mask", "broken")
+    assert failures.all()[0].scan == "f\\udcff/a.nii.gz" and "udcff" in failures.file.read_text()

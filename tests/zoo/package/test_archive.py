@@ -148,3 +148,11 @@ def test_a_zip_larger_than_the_disk_is_not_unpacked(tmp_path, bundle, monkeypatc
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
     with pytest.raises(InputError, match="has 10 free"):
         extract_archive(tmp_path / "some.zip", tmp_path)
+
+
+def test_a_zip_of_endless_folders_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "deep.zip", "w") as archive:
+        archive.writestr("a/" * 1500 + "x", "")
+    with pytest.raises(InputError, match="1501 folders deep"):
+        extract_archive(tmp_path / "deep.zip", tmp_path / "out")
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())

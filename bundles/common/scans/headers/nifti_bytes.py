@@ -20,6 +20,7 @@ from .plausible import check_voxel_count
 
 DEFLATE_RATIO = 1100  # gzip compresses at most 1032 bytes into one
 MAX_OFFSET = 2**26  # bytes before the voxels: headers of other programs, a few megabytes at most
+MAX_EXTENSIONS = 1000  # other programs write a few
 HEADERS = {348: Nifti1Header, 540: Nifti2Header}  # by their size, which is their first number
 GZIP, BZIP2, ZSTANDARD = b"\x1f\x8b", b"BZh", b"\x28\xb5\x2f\xfd"
 
@@ -91,7 +92,11 @@ def _check_offset(header: Nifti1Header, stream: BinaryIO, size: int) -> int:
     position = size + 4
     if stream.read(4)[:1] in (b"", b"\0"):
         return max(int(offset), position)
-    while position + 16 <= offset:
+    for number in range(MAX_EXTENSIONS + 1):
+        if position + 16 > offset:
+            break
+        if number == MAX_EXTENSIONS:
+            raise RefusedScan(f"has a damaged header: more than {MAX_EXTENSIONS} extensions")
         length = int(np.frombuffer(stream.read(8).ljust(8, b"\0"), f"{header.endianness}i4")[0])
         if not 8 <= length <= offset - position:
             raise RefusedScan(
