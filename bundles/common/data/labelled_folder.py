@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .nifti_files import MASK_WORDS, _first, is_mask_folder, is_nifti, without_suffix, words
+from .nifti_files import IMAGE_WORDS, MASK_WORDS, _first, is_mask_folder, is_mask_name, is_nifti, without_suffix, words
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,6 @@ LAYOUTS = (
 )
 IMAGE_FOLDERS = ("imagestr", "images", "image", "imgs", "img")
 HELD_OUT = r"(Ts|Va)$"  # folders of test and validation cases
-#: Words that do not tell cases apart, as in ``case_1_ct.nii.gz`` and ``case_1_seg.nii.gz``.
-IMAGE_WORDS = frozenset({"ct", "image", "images", "imaging", "img", "scan", "volume"})
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net: CASE_0000 is the first channel
 RESULTS = "volumes.csv"  # the table beside masks that these bundles wrote, which are no labels
 
@@ -97,6 +95,17 @@ def has_layout(folder: Path) -> bool:
         return True  # `folder_data_list` says what is wrong
 
 
+def has_flat_pairs(folder: Path) -> bool:
+    """Whether the files of a folder are images and masks that belong together by their names."""
+    images, masks = _flat(folder)
+    if not images or not masks:
+        return False
+    try:
+        return bool(pair(by_name(images, str(folder)), by_name(masks, str(folder)), where=str(folder)).labelled)
+    except InputError:
+        return False
+
+
 def folder_data_list(folder: Path) -> dict[str, Any] | None:
     """Make the data list of a folder without one.
 
@@ -120,8 +129,7 @@ def folder_data_list(folder: Path) -> dict[str, Any] | None:
     cases = _cases(folder)
     if any(case.images and case.masks for case in cases):
         return data_list(folder, _pairs_of(cases), where=f"the folders in {folder}, one for each case")
-    files = [] if (folder / RESULTS).exists() else nifti_in(folder)
-    masks, images = ([file for file in files if _is_mask(file) == kind] for kind in (True, False))
+    images, masks = _flat(folder)
     if not images or not masks:
         return None
     where = f"images and masks in {folder}"
@@ -262,8 +270,17 @@ def _by_words(names: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
     return groups
 
 
-def _is_mask(file: Path) -> bool:
-    return not MASK_WORDS.isdisjoint(words(without_suffix(file.name)))
+def _flat(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the images and masks directly in a folder; none if these bundles wrote masks there."""
+    files = [] if (folder / RESULTS).exists() else nifti_in(folder)
+    return _images_and_masks(files)
+
+
+def _images_and_masks(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    kinds: tuple[list[Path], list[Path]] = ([], [])
+    for file in files:
+        kinds[is_mask_name(file.name)].append(file)
+    return kinds
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -281,8 +298,7 @@ def _cases(folder: Path) -> list[_Case]:
     for name in _subfolders(folder):
         files = [] if is_mask_folder(name) else nifti_in(folder / name)
         if files:
-            masks, images = ([file for file in files if _is_mask(file) == kind] for kind in (True, False))
-            cases.append(_Case(folder / name, images, masks))
+            cases.append(_Case(folder / name, *_images_and_masks(files)))
     return cases
 
 
