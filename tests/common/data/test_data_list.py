@@ -563,3 +563,13 @@ def test_folds_that_are_none_are_named(tmp_path, fold):
     write_list(tmp_path, training=[entry(f"c{i}", fold=0 if i else fold) for i in range(4)])
     with pytest.raises(InputError, match="c0.*has fold .*it must be a number"):
         segmentation_scans(str(tmp_path), section="validation", fold=0)
+
+
+def test_masks_beside_scans_are_not_pre_trained_on(tmp_path):
+    for name in ("P01/ct", "P01/liver_mask", "P01/spleen_mask", "P02/ct", "TrainingMask/train_0", "P03_seg/ct"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.nii.gz").touch()
+    found = unlabelled_scans(tmp_path, section="all")
+    assert [scan["image"] for scan in found] == [
+        str(tmp_path / f"{name}/ct.nii.gz") for name in ("P01", "P02", "P03_seg")
+    ]
