@@ -35,6 +35,7 @@ from .nifti_files import (
     is_mask_folder,
     is_nifti,
     is_scan,
+    masks_beside_images,
     without_suffix,
 )
 from .nnunet_folder import is_nnunet, nnunet_data_list, with_channel_files
@@ -593,7 +594,9 @@ def _unlabelled_source(source: Path, data_list: StrPath | None, key: str) -> tup
 
 def _images_below(folder: Path) -> list[str]:
     """Return the NIfTI files below a folder that are neither masks by their names nor results."""
-    images = _nifti_below(folder)
+    found = _nifti_below(folder)
+    beside = masks_beside_images(found)
+    images = [image for image in found if image not in beside]
     try:
         content = folder_data_list(folder) or {}
     except InputError:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .nifti_files import MASK_WORDS, _first, is_mask_folder, is_nifti, without_suffix, words
+from .nifti_files import IMAGE_WORDS, MASK_WORDS, _first, is_mask_folder, is_mask_name, is_nifti, without_suffix, words
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +30,8 @@ LAYOUTS = (
     ("img", "label", "imgTs"),
 )
 IMAGE_FOLDERS = ("imagestr", "images", "image", "imgs", "img")
-HELD_OUT = r"(Ts|Va)$"  # folders of test and validation cases
-#: Words that do not tell cases apart, as in ``case_1_ct.nii.gz`` and ``case_1_seg.nii.gz``.
-IMAGE_WORDS = frozenset({"ct", "image", "images", "imaging", "img", "scan", "volume"})
+HELD_OUT = r"(Ts|Va|Val|Validation)$"  # folders of test and validation cases
+VALIDATION = ("va", "val", "validation")  # second words of folders, as in AMOS (``imagesVa``) and WORD (``imagesVal``)
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net: CASE_0000 is the first channel
 RESULTS = "volumes.csv"  # the table beside masks that these bundles wrote, which are no labels
 
@@ -79,6 +78,8 @@ def find_layout(folder: Path) -> tuple[Path, Path, Path] | None:
     names = _subfolders(folder)
     images = [name for name in names if name.lower() in IMAGE_FOLDERS]
     labels = [name for name in names if is_mask_folder(name) and not re.search(HELD_OUT, name)]
+    # A folder of annotations beside one of labels often has other formats, such as contours.
+    labels = [name for name in labels if not words(name)[0].startswith("annotation")] or labels
     if not images or not labels:
         return None
     if len(images) > 1 or len(labels) > 1:
@@ -95,6 +96,17 @@ def has_layout(folder: Path) -> bool:
         return find_layout(folder) is not None or any(case.images and case.masks for case in _cases(folder))
     except InputError:
         return True  # `folder_data_list` says what is wrong
+
+
+def has_flat_pairs(folder: Path) -> bool:
+    """Whether the files of a folder are images and masks that belong together by their names."""
+    images, masks = _flat(folder)
+    if not images or not masks:
+        return False
+    try:
+        return bool(pair(by_name(images, str(folder)), by_name(masks, str(folder)), where=str(folder)).labelled)
+    except InputError:
+        return False
 
 
 def folder_data_list(folder: Path) -> dict[str, Any] | None:
@@ -116,30 +128,44 @@ def folder_data_list(folder: Path) -> dict[str, Any] | None:
         images, labels, test = (by_name(nifti_in(part), where) for part in layout)
         pairs = pair(images, labels, where=where)
         tests = pair(test, {}, where=str(layout[2]), channels=pairs.channels).unlabelled
-        return data_list(folder, pairs, tests=tests, where=where)
+        held_out = _validation(folder, channels=pairs.channels)
+        return data_list(folder, pairs, validation=held_out, tests=tests, where=where)
     cases = _cases(folder)
     if any(case.images and case.masks for case in cases):
         return data_list(folder, _pairs_of(cases), where=f"the folders in {folder}, one for each case")
-    files = [] if (folder / RESULTS).exists() else nifti_in(folder)
-    masks, images = ([file for file in files if _is_mask(file) == kind] for kind in (True, False))
+    images, masks = _flat(folder)
     if not images or not masks:
         return None
     where = f"images and masks in {folder}"
     return data_list(folder, pair(by_name(images, where), by_name(masks, where), where=where), where=where)
 
 
-def data_list(folder: Path, pairs: Pairs, *, tests: Iterable[Image] = (), where: str) -> dict[str, Any]:
+def _validation(folder: Path, *, channels: int) -> Pairs:
+    """Return the pairs of folders such as ``imagesVal`` and ``labelsVal``."""
+    files: dict[bool, list[Path]] = {False: [], True: []}  # images and masks
+    for name in _subfolders(folder):
+        first, *others = words(name) or [""]
+        if len(others) == 1 and others[0] in VALIDATION and (first in MASK_WORDS or first in IMAGE_FOLDERS):
+            files[first in MASK_WORDS] += nifti_in(folder / name)
+    where = f"images and labels for validation in {folder}"
+    return pair(by_name(files[False], where), by_name(files[True], where), where=where, channels=channels)
+
+
+def data_list(
+    folder: Path, pairs: Pairs, *, validation: Pairs | None = None, tests: Iterable[Image] = (), where: str
+) -> dict[str, Any]:
     """Return the content of a data list; images without a mask and masks without an image are logged as a warning.
 
     Args:
         folder: of the list.
         pairs: from `pair`.
+        validation: those of the validation section; its images without a mask become unlabelled.
         tests: test images.
         where: begins messages.
 
     Returns:
         ``{"training": [{"image", "label"}, ...], "unlabelled": [image, ...], "test": [image, ...]}``, paths relative to
-        ``folder``, an image of several channels as a list.
+        ``folder``, an image of several channels as a list; and ``validation`` like ``training`` if it has pairs.
 
     Raises:
         InputError: no image has a mask.
@@ -158,18 +184,22 @@ def data_list(folder: Path, pairs: Pairs, *, tests: Iterable[Image] = (), where:
             "Name them alike (case.nii.gz, or case_0000.nii.gz with case.nii.gz), or write a dataset.json. Images "
             "without masks can be used for pre-training (swin_unetr_pretrain), or get masks by inference.yaml."
         )
-    if pairs.unlabelled:
+    held_out = validation or Pairs([], [], [])
+    unlabelled, lost = [*pairs.unlabelled, *held_out.unlabelled], [*pairs.lost, *held_out.lost]
+    if unlabelled:
         _warn(
-            f"{where}: {len(pairs.unlabelled)} image(s) have no mask, such as {_names(pairs.unlabelled)[0]}: they are "
-            "listed as unlabelled"
+            f"{where}: {len(unlabelled)} image(s) have no mask, such as {_names(unlabelled)[0]}: they are listed as "
+            "unlabelled"
         )
-    if pairs.lost:
-        _warn(f"{where}: {len(pairs.lost)} mask(s) have no image, such as {pairs.lost[0]}: they are left out")
-    return {
+    if lost:
+        _warn(f"{where}: {len(lost)} mask(s) have no image, such as {lost[0]}: they are left out")
+    content = {
         "training": [{"image": place(image), "label": place(mask)} for image, mask in pairs.labelled],
-        "unlabelled": [entry(image) for image in pairs.unlabelled],
+        "unlabelled": [entry(image) for image in unlabelled],
         "test": [entry(image) for image in tests],
     }
+    pairs_held_out = [{"image": place(image), "label": place(mask)} for image, mask in held_out.labelled]
+    return content | ({"validation": pairs_held_out} if pairs_held_out else {})
 
 
 def pair(images: Mapping[str, Path], masks: Mapping[str, Path], *, where: str, channels: int | None = None) -> Pairs:
@@ -262,8 +292,17 @@ def _by_words(names: Iterable[str]) -> dict[tuple[str, ...], list[str]]:
     return groups
 
 
-def _is_mask(file: Path) -> bool:
-    return not MASK_WORDS.isdisjoint(words(without_suffix(file.name)))
+def _flat(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the images and masks directly in a folder; none if these bundles wrote masks there."""
+    files = [] if (folder / RESULTS).exists() else nifti_in(folder)
+    return _images_and_masks(files)
+
+
+def _images_and_masks(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    kinds: tuple[list[Path], list[Path]] = ([], [])
+    for file in files:
+        kinds[is_mask_name(file.name)].append(file)
+    return kinds
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -281,8 +320,7 @@ def _cases(folder: Path) -> list[_Case]:
     for name in _subfolders(folder):
         files = [] if is_mask_folder(name) else nifti_in(folder / name)
         if files:
-            masks, images = ([file for file in files if _is_mask(file) == kind] for kind in (True, False))
-            cases.append(_Case(folder / name, images, masks))
+            cases.append(_Case(folder / name, *_images_and_masks(files)))
     return cases
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ..errors import InputError
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
-#: Whole words that name masks. They are the first word of a folder of masks (BTCV's ``labelsTr``, TotalSegmentator's
-#: ``segmentations``); a mask beside its image has one of them anywhere in its name.
-MASK_WORDS = frozenset({"label", "labels", "seg", "segs", "segmentation", "segmentations", "mask", "masks"})
+#: Whole words that name masks. They begin or end the name of a folder of masks (BTCV's ``labelsTr``, TotalSegmentator's
+#: ``segmentations``, FLARE's ``TrainingMask``); a mask beside its image has one of them anywhere in its name.
+MASK_WORDS = frozenset({"label", "labels", "seg", "segs", "segmentation", "segmentations", "mask", "masks"}) | {
+    *("annotation", "annotations"),  # KiTS: ``instances/kidney_instance-1_annotation-1.nii.gz``
+}
+#: Words that do not tell cases apart, as in ``case_1_ct.nii.gz`` and ``case_1_seg.nii.gz``.
+IMAGE_WORDS = frozenset({"ct", "image", "images", "imaging", "img", "scan", "volume"})
 
 # Results of these bundles, which are next to the scans if their folder was used as output_dir.
 RESULT_NAMES = r"_(seg|masked|reconstruction)\.nii(\.gz)?$"
@@ -31,6 +35,42 @@ def words(name: str) -> list[str]:
 def is_mask_folder(name: str) -> bool:
     """Whether a folder's name says that it holds masks: ``labelsTr`` and ``seg-2`` do, ``labelled`` does not."""
     return words(name)[:1] != [] and words(name)[0] in MASK_WORDS
+
+
+def holds_masks(folder: Path) -> bool:
+    """Whether a folder holds masks by its name: see `is_mask_folder`, or its last word names them, numbers aside.
+
+    ``TrainingMask`` and ``TCIA_pancreas_labels-02-05-2017`` do. ``patient_1_seg`` does not if a file directly in it is
+    named like an image (``ct.nii.gz``), or is beside one that is named like a mask.
+    """
+    if is_mask_folder(folder.name):
+        return True
+    letters = [word for word in words(folder.name) if not word.isdigit()]
+    if not letters or letters[-1] not in MASK_WORDS:
+        return False
+    try:
+        files = [name for name in os.listdir(folder) if is_nifti(name)]
+    except OSError:
+        return True
+    images = [name for name in files if not is_mask_name(name)]
+    named = any(not IMAGE_WORDS.isdisjoint(words(without_suffix(name))) for name in images)
+    return not images or (len(images) == len(files) and not named)
+
+
+def is_mask_name(name: str) -> bool:
+    """Whether a file name has a whole word of `MASK_WORDS`."""
+    return not MASK_WORDS.isdisjoint(words(without_suffix(name)))
+
+
+def masks_beside_images(files: Collection[str]) -> set[str]:
+    """Return the files that are named like a mask (`is_mask_name`), with a file that is not in their folder or above.
+
+    ``P01/liver_mask.nii.gz`` is one if there is ``P01/ct.nii.gz``, and so is ``P01/instances/annotation-1.nii.gz``.
+    Alone in its folder, a file can be a scan whatever its name.
+    """
+    masks = {file for file in files if is_mask_name(os.path.basename(file))}
+    images = {os.path.dirname(file) for file in files if file not in masks}
+    return {file for file in masks if not images.isdisjoint(list(map(str, Path(file).parents))[:2])}
 
 
 def without_suffix(name: str) -> str:
@@ -71,7 +111,7 @@ def _walk_nifti(folder: Path) -> Iterator[str]:
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         # Data folders are often links; a link that leads back up must not be followed forever.
-        searched = [name for name in folders if not name.startswith(".") and not is_mask_folder(name)]
+        searched = [name for name in folders if not name.startswith(".") and not holds_masks(Path(parent, name))]
         searched = [] if real in seen else searched
         folders[:] = sorted(searched)
         if real not in seen:

@@ -15,8 +15,8 @@ from typing import Any
 
 from ..data.carried_labels import NOTES
 from ..data.data_list import SECTIONS, image_files, parse_data_list
-from ..data.labelled_folder import has_layout
-from ..data.nifti_files import is_mask_folder, is_nifti, is_scan
+from ..data.labelled_folder import has_flat_pairs, has_layout
+from ..data.nifti_files import holds_masks, is_nifti, is_scan, masks_beside_images
 from ..errors import InputError, RefusedScan
 from .dicom_headers import is_dicom
 from .dicom_series import Series, find_series
@@ -119,10 +119,11 @@ def find_candidates(sources: StrPath | Sequence[StrPath], *, skip: StrPath | Non
     """Find every scan below the sources.
 
     Links are followed; each real folder and file is visited once. Hidden files, results of these bundles, outputs of
-    earlier runs and folders of masks (`is_mask_folder`) are left out; DICOM files in folders of masks are not. What is
-    left out though it looks like a scan is in ``left_out``, except for hidden files.
+    earlier runs, folders of masks (`holds_masks`) and files that are named like masks beside images
+    (`masks_beside_images`) are left out; DICOM files in folders of masks are not. What is left out though it looks like
+    a scan is in ``left_out``, except for hidden files.
 
-    A ``dataset.json`` (or a folder in BTCV's layout) adds the label, patient and section of its scans. Its patients
+    A ``dataset.json`` (or a folder whose files are pairs by their names, see `labelled_folder`) adds the label, patient and section of its scans. Its patients
     belong to this list only, unless a DICOM file has the same PatientID. If several lists or sections name a scan, the
     section that is held out most counts. The label files of a list are not scans. Scans that it does not name are found
     as well.
@@ -199,6 +200,7 @@ class _Search:
         self.label_files: set[str] = set()
         self.label_names: list[tuple[dict, int | None]] = []  # with the value of unknown voxels
         self.roots: list[Path] = []
+        self.mask_folders: dict[Path, bool] = {}  # whether a folder holds masks by its name
         self.unknown: list[str] = []  # files that are not scans by name or content
         self.contradictions: list[str] = []
         self.notes: list[str] = []
@@ -221,7 +223,7 @@ class _Search:
             elif not os.path.isfile(path):
                 continue  # a pipe, a socket
             elif is_scan(os.path.basename(path)) or path.lower().endswith(METAIMAGE):
-                self.volumes[path] = (place, _mask_folder(root, path))
+                self.volumes[path] = (place, self._mask_folder(root, path))
             elif is_nifti(os.path.basename(path)):
                 self.results.append(path)
             elif path.lower().endswith(FOREIGN):
@@ -232,6 +234,17 @@ class _Search:
                 self.dicom[path] = place
             else:
                 self.unknown.append(path)
+
+    def _mask_folder(self, root: Path, path: str) -> str:
+        """Return the uppermost folder of masks between a source and a file, or ""."""
+        folder = root
+        for part in Path(os.path.relpath(path, root)).parts[:-1]:
+            folder = folder / part
+            if folder not in self.mask_folders:
+                self.mask_folders[folder] = holds_masks(folder)
+            if self.mask_folders[folder]:
+                return str(folder)
+        return ""
 
     def _refuse_lost_slices(self) -> None:
         """Refuse files that may have been slices, but are unreadable, empty or truncated."""
@@ -255,10 +268,16 @@ class _Search:
     def read_list(self, folder: str) -> None:
         """Record what the data list of a folder contains about its scans."""
         path = Path(folder, "dataset.json")
+        written = os.path.lexists(path)
+        if not written and not has_layout(path.parent) and self._mask_folder(self.roots[-1], str(path)):
+            return  # masks of structures, one of which is named like a mask of the other
         try:
             content = parse_data_list(path)
         except InputError as error:
-            self.refused[str(path)] = str(error)
+            if written:
+                self.refused[str(path)] = str(error)
+            else:  # the scans need no pairs
+                self.notes.append(f"no labels are taken over from {folder}, as its files cannot be paired: {error}")
             return
         except Exception as error:  # an operating system's, or of a list that no check foresees
             self.refused[str(path)] = f"cannot be read: {getattr(error, 'strerror', None) or error}"
@@ -297,6 +316,7 @@ class _Search:
         patient_ids = {series.patient_id for series, _ in all_series}
         found: dict[str, Candidate] = {}  # by first file; the name is its place until `_named`
         masks, lost_labels = defaultdict(list), []
+        beside = masks_beside_images([path for path, (_, mask_folder) in self.volumes.items() if not mask_folder])
         for path, (place, mask_folder) in self.volumes.items():
             real = os.path.realpath(path)
             entry = self.listed.get(real, {})
@@ -304,6 +324,9 @@ class _Search:
                 continue
             if mask_folder and not entry:
                 masks[mask_folder].append(path)
+                continue
+            if path in beside and not entry:
+                self.left_out[path] = "is named like a mask, beside images: rename it if it is a scan"
                 continue
             kind = "metaimage" if path.lower().endswith(METAIMAGE) else "nifti"
             try:
@@ -414,16 +437,6 @@ def _kind(path: str) -> str:
     return suffix if re.search("[a-z]", suffix) else ""
 
 
-def _mask_folder(root: Path, path: str) -> str:
-    """Return the uppermost folder of masks between a source and a file, or ""."""
-    folder = root
-    for part in Path(os.path.relpath(path, root)).parts[:-1]:
-        folder = folder / part
-        if is_mask_folder(part):
-            return str(folder)
-    return ""
-
-
 def _walk(
     root: Path,
     seen: set[str],
@@ -448,7 +461,7 @@ def _walk(
             continue
         seen.add(real)  # a link that leads back up is followed only once
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if "dataset.json" in files or has_layout(Path(parent)):
+        if "dataset.json" in files or has_layout(Path(parent)) or has_flat_pairs(Path(parent)):
             read_list(parent)
         yield from (os.path.join(parent, name) for name in sorted(files) if not name.startswith("."))
 

@@ -578,3 +578,13 @@ def test_what_no_file_can_be_named_or_no_number_be_is_refused(tmp_path, text, wo
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(InputError, match=words):
         parse_data_list(tmp_path / "dataset.json")
+
+
+def test_masks_beside_scans_are_not_pre_trained_on(tmp_path):
+    for name in ("P01/ct", "P01/liver_mask", "P01/spleen_mask", "P02/ct", "TrainingMask/train_0", "P03_seg/ct"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.nii.gz").touch()
+    found = unlabelled_scans(tmp_path, section="all")
+    assert [scan["image"] for scan in found] == [
+        str(tmp_path / f"{name}/ct.nii.gz") for name in ("P01", "P02", "P03_seg")
+    ]

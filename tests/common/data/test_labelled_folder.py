@@ -225,3 +225,23 @@ def test_masks_that_these_bundles_wrote_are_no_labels(tmp_path):
     assert folder_data_list(tmp_path) is None
     (tmp_path / "volumes.csv").unlink()
     assert folder_data_list(tmp_path)["training"] == [{"image": "s/ct.nii.gz", "label": "s/ct_seg.nii.gz"}]
+
+
+@pytest.mark.parametrize("suffix", ["Va", "Val", "_validation"])
+def test_folders_of_validation_cases_are_the_validation_section(tmp_path, suffix):
+    touch(tmp_path, "imagesTr/a.nii.gz", "labelsTr/a.nii.gz", f"images{suffix}/b.nii.gz", f"images{suffix}/c.nii.gz")
+    touch(tmp_path, f"labels{suffix}/b.nii.gz", "imagesTs/d.nii.gz", "labelsTs/d.nii.gz")
+    content = folder_data_list(tmp_path)
+    assert content == {
+        "training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}],
+        "validation": [{"image": f"images{suffix}/b.nii.gz", "label": f"labels{suffix}/b.nii.gz"}],
+        "unlabelled": [f"images{suffix}/c.nii.gz"],
+        "test": ["imagesTs/d.nii.gz"],
+    }
+    (scan,) = segmentation_scans(tmp_path, section="validation", fold=None)
+    assert scan["label"] == str(tmp_path / f"labels{suffix}/b.nii.gz")
+
+
+def test_annotations_beside_labels_do_not_make_a_folder_unclear(tmp_path):
+    touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz", "annotations/a.json")
+    assert folder_data_list(tmp_path)["training"] == [{"image": "images/a.nii.gz", "label": "labels/a.nii.gz"}]

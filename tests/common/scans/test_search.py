@@ -381,3 +381,69 @@ def test_patients_of_two_lists_are_not_one_unless_dicom_says_so(tmp_path):
 def test_channels_of_one_image_are_refused(tmp_path):
     listing(touch(tmp_path / "T", "x.nii.gz", "y.nii.gz"), training=[{"image": ["x.nii.gz", "y.nii.gz"]}])
     assert all("one of 2 channels" in candidate.fault for candidate in find_candidates(tmp_path / "T").candidates)
+
+
+# ---- masks beside images -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"), [("volume-0.nii.gz", "segmentation-0.nii.gz"), ("p1.nii.gz", "p1_label.nii.gz")]
+)
+def test_pairs_in_one_folder_are_scans_with_labels(tmp_path, image, mask):
+    found = find_candidates(touch(tmp_path / "raw", image, mask))
+    assert [(Path(one.source).name, Path(one.label).name) for one in found.candidates] == [(image, mask)]
+    assert found.left_out == found.refused == {}
+
+
+def test_several_masks_of_a_case_are_left_out_and_refuse_nothing(tmp_path):
+    folder = touch(tmp_path / "raw", *[f"P01/{name}.nii.gz" for name in ("ct", "liver_mask", "spleen_mask")])
+    touch(folder, *[f"P02/P02_{name}.nii.gz" for name in ("t1", "flair", "seg2")])
+    found = find_candidates(folder)
+    assert [one.name for one in found.candidates] == ["raw__P01__ct", "raw__P02__P02_flair", "raw__P02__P02_t1"]
+    assert found.refused == {}
+    assert {Path(path).name for path in found.left_out} == {
+        "liver_mask.nii.gz",
+        "spleen_mask.nii.gz",
+        "P02_seg2.nii.gz",
+    }
+    (note,) = found.notes
+    assert "P01 should hold one case" in note and "dataset.json:" not in note
+
+
+def test_folders_that_cannot_be_told_apart_do_not_refuse_their_scans(tmp_path):
+    found = find_candidates(touch(tmp_path / "raw", "images/a.nii.gz", "labels/a.nii.gz", "masks/a.nii.gz"))
+    assert [one.name for one in found.candidates] == ["raw__images__a"] and found.refused == {}
+    assert {Path(path).name for path in found.left_out} == {"labels", "masks"}
+
+
+def test_files_named_like_masks_without_an_image_are_scans(tmp_path):
+    assert names(touch(tmp_path / "raw", "x/mask_study_1.nii.gz", "y/ct.nii.gz")) == [
+        "raw__x__mask_study_1",
+        "raw__y__ct",
+    ]
+
+
+def test_masks_of_structures_are_no_pairs(tmp_path):
+    found = find_candidates(
+        touch(tmp_path / "raw", "ct.nii.gz", *[f"segmentations/{n}.nii.gz" for n in ("body", "body_mask", "liver")])
+    )
+    assert [one.name for one in found.candidates] == ["raw__ct"]
+
+
+@pytest.mark.parametrize(
+    ("scan", "masks"),
+    [
+        ("case_1/imaging.nii.gz", "case_1/instances/kidney_instance-1_annotation-1.nii.gz"),
+        ("TrainingImg/train_000_0000.nii.gz", "TrainingMask/train_000.nii.gz"),
+        ("Pancreas-CT/PANCREAS_0001.nii.gz", "TCIA_pancreas_labels-02-05-2017/label0001.nii.gz"),
+    ],
+)
+def test_masks_of_public_collections_are_left_out_by_name(tmp_path, scan, masks):
+    found = find_candidates(touch(tmp_path / "raw", scan, masks))
+    assert [one.source for one in found.candidates] == [str(tmp_path / "raw" / scan)]
+    assert [masks.startswith(os.path.relpath(path, tmp_path / "raw")) for path in found.left_out] == [True]
+
+
+def test_a_case_folder_that_ends_in_a_mask_word_keeps_its_scan(tmp_path):
+    touch(tmp_path / "raw", "P01_seg/ct.nii.gz", "P02 mask/a.nii.gz", "P02 mask/a_liver_label.nii.gz")
+    assert names(tmp_path / "raw") == ["raw__P01_seg__ct", "raw__P02_mask__a"]

@@ -204,7 +204,7 @@ SCANS_OF_ODD_NAMES = [
     ["SCAN.NII.GZ", "Scan2.nii.GZ"],
     ["a.nii", "a.nii.gz"],
     ["A.nii.gz", "a.nii.gz"],
-    ["labels.nii.gz", "mask_of_zorro/../x.nii.gz"],
+    ["a/labels.nii.gz", "b/x.nii.gz"],
 ]
 
 
