@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,7 @@ KEPT_HEADERS = 2000  # of CT slices, about 45 KB each
 _BARE_STARTS = (b"\x02\x00", b"\x08\x00")
 # One of these makes a file without the preamble DICOM: by chance, other files start like one.
 _KEYWORDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "Modality")
+LONGEST_UID = 64  # characters
 HEAD = 4096  # bytes that hold the meta information of any usual file
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 
@@ -89,6 +91,11 @@ def read_headers(files: Iterable[str]) -> dict[str, Dataset]:
     names = list(dict.fromkeys(files))
     with ThreadPoolExecutor(THREADS) as pool:
         return dict(zip(names, pool.map(header, names), strict=True))
+
+
+def valid_uid(text: str) -> str:
+    """Return a UID: digits with dots, 64 characters at most; "" for other texts, which name nothing."""
+    return text if re.fullmatch(r"[0-9]+(\.[0-9]+)+", text) and len(text) <= LONGEST_UID else ""
 
 
 def first_line(error: Exception) -> str:

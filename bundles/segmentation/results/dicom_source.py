@@ -26,6 +26,7 @@ from pydicom.multival import MultiValue
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, SegmentationStorage, generate_uid
 from pydicom.valuerep import DA, DT, TM, DSfloat, validate_value
 
+from ...common.scans.dicom_headers import valid_uid
 from ...common.scans.slice_grid import Slice, grid_affine
 
 # highdicom reads these from its source; all may be empty (type 2).
@@ -55,7 +56,6 @@ LONG_TEXTS = ("LT", "ST", "UT")  # may have line breaks, and a backslash is a ch
 UTF_8 = "ISO_IR 192"
 DEFAULT_REPERTOIRE = "ISO 2022 IR 6"
 DECIMALS = 6  # of positions, in mm
-LONGEST_UID = 64  # characters
 SHOWN = 40  # characters of a value in a message
 
 
@@ -360,7 +360,7 @@ class _Identity:
 def _uid(header: Dataset, keyword: str) -> str:
     """Return a UID; "" if it is missing, empty or no number in dots."""
     text = str(header.get(keyword) or "").strip("\0 ")
-    return text if re.fullmatch(r"[0-9]+(\.[0-9]+)+", text) and len(text) <= LONGEST_UID else ""
+    return valid_uid(text)
 
 
 def _digest(files: Sequence[str]) -> str:

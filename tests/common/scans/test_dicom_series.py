@@ -412,7 +412,13 @@ def test_a_copy_that_is_compressed_is_a_copy(tmp_path):
 BLANK = dict.fromkeys(("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID"), "")
 
 
-@pytest.mark.parametrize("blank", [BLANK, BLANK | {"SeriesInstanceUID": None}, BLANK | {"SOPClassUID": ""}])
+@pytest.mark.parametrize(
+    "blank",
+    [
+        *(BLANK, BLANK | {"SeriesInstanceUID": None}, BLANK | {"SOPClassUID": ""}),
+        *(dict.fromkeys(BLANK, text) for text in ("0", "anonymous")),
+    ],
+)
 @pytest.mark.parametrize("shift", [0, SHAPE[2] * SPACING[2], 1.25])
 def test_two_folders_without_uids_are_two_series(tmp_path, blank, shift):
     """At the same places, one where the other ends, or half a slice apart; some slices are equal (air)."""
@@ -427,12 +433,46 @@ def test_two_folders_without_uids_are_two_series(tmp_path, blank, shift):
         np.testing.assert_array_equal(read_series(one).voxels, values - 1024)
 
 
-def test_two_patients_in_one_folder_without_uids_are_two_series(tmp_path):
-    blank = BLANK | {"PatientID": "1"}
-    write_series(tmp_path, stored_values(seed=1), suffix=".1", **blank)
-    write_series(tmp_path, stored_values(seed=2), suffix=".2", **blank | {"PatientID": "2"})
+@pytest.mark.parametrize("keyword", ["PatientID", "PatientName"])
+@pytest.mark.parametrize("shift", [0, SHAPE[2] * SPACING[2], 1.25])
+def test_two_patients_in_one_folder_without_uids_are_two_series(tmp_path, keyword, shift):
+    place = (POSITION[0], POSITION[1], POSITION[2] + shift)
+    write_series(tmp_path, stored_values(seed=1), suffix=".1", **BLANK | {keyword: "1"})
+    write_series(tmp_path, stored_values(seed=2), suffix=".2", position=place, **BLANK | {keyword: "2"})
     series, _ = find_series(files_in(tmp_path))
-    assert sorted(one.patient_id for one in series) == ["1", "2"] and {len(one.files) for one in series} == {9}
+    assert sorted(sorted({Path(file).suffix for file in one.files}) for one in series) == [[".1"], [".2"]]
+
+
+@pytest.mark.parametrize("keyword", ["PatientName", "StudyInstanceUID", "FrameOfReferenceUID"])
+@pytest.mark.parametrize("shift", [0, SHAPE[2] * SPACING[2], 1.25])
+def test_one_series_uid_in_two_folders_of_two_owners_is_two_series(tmp_path, keyword, shift):
+    """Even if one begins where the other ends, or their slices lie half a step apart: one stack by positions."""
+    for name, far in (("1", 0), ("2", shift)):
+        place = (POSITION[0], POSITION[1], POSITION[2] + far)
+        tags = {"SeriesInstanceUID": "1.2.3", "PatientID": "ANON", keyword: f"1.2.{name}"}
+        write_series(tmp_path / name, stored_values(seed=int(name)), position=place, **tags)
+    series, _ = find_series(files_in(tmp_path))
+    assert [{Path(file).parent.name for file in one.files} for one in series] == [{"1"}, {"2"}]
+    for one, seed in zip(series, (1, 2), strict=True):
+        np.testing.assert_array_equal(read_series(one).voxels, stored_values(seed=seed) - 1024)
+
+
+def test_a_series_in_two_folders_of_one_owner_is_one(tmp_path):
+    stored = stored_values()
+    files = write_series(tmp_path, stored)
+    (tmp_path / "more").mkdir()
+    for file in files[4:]:
+        file.rename(tmp_path / "more" / file.name)
+    np.testing.assert_array_equal(read(tmp_path).voxels, stored - 1024)
+
+
+@pytest.mark.parametrize("keyword", ["PatientName", "FrameOfReferenceUID"])
+def test_owners_that_are_mixed_over_folders_are_refused(tmp_path, keyword):
+    """Folder 1 has both, so they may be one volume that an anonymiser changed, or two; folder 2 speaks against it."""
+    files = write_series(tmp_path / "1", stored_values(), edit=lambda one, z: setattr(one, keyword, f"1.{z % 2}"))
+    (tmp_path / "2").mkdir()
+    files[8].rename(tmp_path / "2" / files[8].name)
+    assert f"differ in {keyword}" in refusal(tmp_path)
 
 
 def test_a_copy_within_a_folder_without_uids_counts_once(tmp_path):
@@ -451,7 +491,7 @@ def test_an_image_without_uid_beside_others_is_named(tmp_path):
     files = write_series(tmp_path, stored_values(), edit=strip)
     series, reasons = find_series(files_in(tmp_path))
     assert [len(one.files) for one in series] == [8] and list(reasons) == [str(files[8])]
-    assert "no SeriesInstanceUID, unlike the other images in its folder" in reasons[str(files[8])]
+    assert "no valid SeriesInstanceUID, unlike the other images in its folder" in reasons[str(files[8])]
 
 
 @pytest.mark.parametrize(
