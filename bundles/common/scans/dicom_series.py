@@ -160,7 +160,7 @@ def _find(file: str) -> Image | str:
         return str(reason)
     keywords = ("SeriesInstanceUID", "StudyInstanceUID", "PatientID", "Modality", "SeriesDescription")
     texts = tuple(sys.intern(_text(header, keyword)) for keyword in keywords)  # one string for all files that share it
-    texts = (valid_uid(texts[0]), *texts[1:])
+    texts = (valid_uid(texts[0]), *texts[1:3], texts[3].upper(), texts[4])
     series, study, patient, modality, _ = texts
     name, frame_of_reference = (sys.intern(_any_text(header, keyword)) for keyword in OWNER_TAGS)
     folder = sys.intern(os.path.dirname(os.path.abspath(file)))
@@ -172,17 +172,18 @@ def _find(file: str) -> Image | str:
     identity = (series,) if series else ("", folder, study, patient, name)
     # Some anonymisers write one SOPInstanceUID into all files: a copy must agree in everything else as well.
     rest = [_text(header, keyword) for keyword in ("SOPInstanceUID", "ImageType", "ImagePositionPatient")]
-    rest += [_any_text(header, keyword) for keyword in ("AcquisitionNumber", "InstanceNumber", "ConvolutionKernel")]
+    attributes = tuple(sys.intern(_any_text(header, keyword)) for keyword in ATTRIBUTES)
     return Image(
         file=file,
         texts=texts,
         key=(*identity, modality, _is_localizer(header), *size),
         owner=(patient, study, name, frame_of_reference),
         folder=folder,
-        attributes=tuple(sys.intern(_any_text(header, keyword)) for keyword in ATTRIBUTES),
+        attributes=attributes,
         directions=_numbers(header, "ImageOrientationPatient", 6),
         position=_numbers(header, "ImagePositionPatient", 3),
-        instance=(*identity, study, patient, name, *rest),
+        instance=(*identity, study, patient, name, *rest, _any_text(header, "InstanceNumber"), *attributes),
+        named=bool(valid_uid(_text(header, "SOPInstanceUID"))),
     )
 
 
@@ -214,10 +215,10 @@ def _copies(images: Sequence[Image]) -> dict[str, str]:
         stored = dict(zip(files, pool.map(_stored_pixels, files), strict=True))
     for group in groups:
         # One image may be stored in two ways: then what they decode to counts.
-        same_form = len({stored[one.file][0] for one in group}) == 1
+        same_form = group[0].named and len({stored[one.file][0] for one in group}) == 1
         originals: dict[str, str] = {}
         for one in group:
-            content = stored[one.file][1] if same_form else _decoded_pixels(one.file)
+            content = stored[one.file][1] if same_form else _decoded_pixels(one.file, one.named)
             original = originals.setdefault(content, one.file)
             if original != one.file:
                 copies[one.file] = original
@@ -234,9 +235,13 @@ def _stored_pixels(file: str) -> tuple[str, str]:
     return str(transfer_syntax(header)), hashlib.sha256(pixels).hexdigest()
 
 
-def _decoded_pixels(file: str) -> str:
+def _decoded_pixels(file: str, named: bool) -> str:
+    """Return a checksum of the pixels. Without a UID, pixels of one value (air) are those of this file alone."""
     try:
-        pixels = _decode(file, read_header(file)).tobytes()
+        decoded = _decode(file, read_header(file))
+        if not named and decoded.min() == decoded.max():
+            return file
+        pixels = decoded.tobytes()
     except RefusedScan:
         pixels = Path(file).read_bytes()
     return hashlib.sha256(pixels).hexdigest()
@@ -290,7 +295,8 @@ def read_series(series: Series, *, straighten_tilt: bool = False) -> DicomVolume
             cannot be decoded.
     """
     if series.modality != "CT":
-        kind = NoScan if series.modality else RefusedScan
+        # Of several values, CT may be one: then it could be a CT that is missing, as without a modality.
+        kind = NoScan if series.modality and "'CT'" not in series.modality else RefusedScan
         raise kind(f"its modality is {series.modality or 'missing'}: only CT is supported")
     try:
         return _read(series, straighten_tilt)
@@ -352,7 +358,11 @@ def _check_kind(name: str, header: Dataset) -> None:
     known = sop_class in ("", *CT_CLASSES)
     if not known or _text(header, "ConversionType"):
         kind = "a converted image (ConversionType)" if known else f"a {sop_class.name}"
-        raise NoScan(f"{name} is {kind}, not a CT image, so its values are not in HU: use the original series")
+        # A class of a vendor may hold the only CT; what it calls raw data has no place in space.
+        may_be_ct = not known and sop_class.name == sop_class and header.get("ImagePositionPatient")
+        raise (RefusedScan if may_be_ct else NoScan)(
+            f"{name} is {kind}, not a CT image, so its values are not in HU: use the original series"
+        )
     colours = header.get("PhotometricInterpretation") or "MONOCHROME2"
     if not colours.startswith("MONOCHROME"):
         raise NoScan(f"{name} is a colour image ({colours}), not a CT image: use the original series")

@@ -27,7 +27,7 @@ from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, SegmentationStor
 from pydicom.valuerep import DA, DT, TM, DSfloat, validate_value
 
 from ...common.scans.dicom_headers import valid_uid
-from ...common.scans.slice_grid import Slice, grid_affine
+from ...common.scans.slice_grid import Slice, frame_element, grid_affine
 
 # highdicom reads these from its source; all may be empty (type 2).
 EMPTY_IF_UNKNOWN = (
@@ -381,15 +381,20 @@ def _places(slices: Sequence[Slice]) -> list[list[DSfloat]]:
 
 
 def _set_thickness(common: Dataset, header: Dataset, slices: Sequence[Slice], replaced: dict[str, str]) -> None:
-    keyword = "SliceThickness"
+    keyword, group = "SliceThickness", "PixelMeasuresSequence"
+    stored: Any = None
     try:
-        thickness = float(_legal_value(header, keyword)) if keyword in header else 0.0
+        stored = frame_element(header, slices[0].frame, group, keyword)
+        thickness = float(stored)
     except Exception:  # no number
         thickness = 0.0
-    if thickness <= 0:
+    if not (thickness > 0 and math.isfinite(thickness)):
         step = np.linalg.norm(slices[-1].position - slices[0].position) / (len(slices) - 1)
         thickness = round(float(step), DECIMALS)
-        shown = _shown(header, keyword) if header.get_item(keyword) and header.get_item(keyword).value else "missing"
+        if header.get_item(keyword) and header.get_item(keyword).value:
+            shown = _shown(header, keyword)
+        else:
+            shown = "missing" if stored in (None, "") else repr(str(stored))
         replaced[keyword] = f"{shown}, now the distance of the slices, {thickness:g} mm"
     common.SliceThickness = DSfloat(thickness, auto_format=True)
 

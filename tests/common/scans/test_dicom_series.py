@@ -26,7 +26,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from bundles.common.errors import RefusedScan
+from bundles.common.errors import NoScan, RefusedScan
 from bundles.common.scans.dicom_headers import is_dicom
 from bundles.common.scans.dicom_series import DicomVolume, find_series, read_series
 
@@ -481,6 +481,27 @@ def test_a_copy_within_a_folder_without_uids_counts_once(tmp_path):
     assert read(tmp_path).files == tuple(map(str, files))
 
 
+@pytest.mark.parametrize(("keyword", "phases"), [("AcquisitionTime", ("101010", "101030")), ("KVP", (80, 140))])
+def test_slices_of_air_of_two_phases_are_no_copies(tmp_path, keyword, phases):
+    for seed, phase in enumerate(phases):
+        stored = stored_values(seed=seed)
+        stored[:, :, 0] = 0
+        tags = {"SeriesInstanceUID": "1.2.3", "SOPInstanceUID": "", keyword: phase}
+        write_series(tmp_path, stored, suffix=f".{seed}", **tags)
+    series, _ = find_series(files_in(tmp_path))
+    assert [read_series(one).voxels.shape[2] for one in series] == [9, 9]
+
+
+@pytest.mark.parametrize("uid", ["", "0"])
+def test_slices_of_air_without_uid_are_no_copies(tmp_path, uid):
+    """Dropped, the lowest slice of one of two volumes would be missing, and nothing would tell."""
+    for seed in (1, 2):
+        stored = stored_values(seed=seed)
+        stored[:, :, 0] = 0
+        write_series(tmp_path, stored, suffix=f".{seed}", SeriesInstanceUID="1.2.3", SOPInstanceUID=uid)
+    assert "(9 such pairs)" in refusal(tmp_path)
+
+
 def test_an_image_without_uid_beside_others_is_named(tmp_path):
     """It may be the last slice of the others: nothing else would tell."""
 
@@ -622,6 +643,29 @@ def test_what_is_no_ct_volume_is_refused(tmp_path, tags, words):
     message = refusal(tmp_path)
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    ("tags", "is_failure"),
+    [
+        ({"Modality": ["CT", "PT"]}, True),
+        ({"SOPClassUID": "1.3.12.2.1107.5.99.1"}, True),
+        ({"SOPClassUID": "1.3.12.2.1107.5.99.1", "ImagePositionPatient": None}, False),  # raw data of a vendor
+        ({"SOPClassUID": SecondaryCaptureImageStorage}, False),
+        ({"Modality": "PT"}, False),
+    ],
+)
+def test_what_may_be_a_ct_is_a_failure(tmp_path, tags, is_failure):
+    write_series(tmp_path, stored_values(), **tags)
+    ((series,), _) = find_series(files_in(tmp_path))
+    with pytest.raises(RefusedScan) as refused:
+        read_series(series)
+    assert isinstance(refused.value, NoScan) != is_failure
+
+
+def test_the_modality_may_be_in_small_letters(tmp_path):
+    write_series(tmp_path, stored_values(), Modality="ct ")
+    np.testing.assert_array_equal(read(tmp_path).voxels, stored_values() - 1024)
 
 
 @pytest.mark.filterwarnings("ignore:End of file")

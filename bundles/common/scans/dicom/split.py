@@ -36,6 +36,7 @@ class Image(NamedTuple):
     directions: np.ndarray | None
     position: np.ndarray | None
     instance: tuple  # equal for copies
+    named: bool  # has a valid SOPInstanceUID
 
 
 def split_stack(stack: list[Image]) -> list[list[Image]]:
