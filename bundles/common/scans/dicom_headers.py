@@ -13,13 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pydicom
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, STANDARD_VR
 
 from ..errors import RefusedScan
 from ..files import file_stamp
-from .dicom.size import LARGEST_HEADER, header_limit, inflate, pixel_bytes, transfer_syntax
+from .dicom.size import ITEM, LARGEST_HEADER, header_limit, inflate, item_limit, pixel_bytes, transfer_syntax
 
 THREADS = 8  # for headers: over a network, one after the other takes minutes for a few thousand files
 KEPT_HEADERS = 2000  # of CT slices, about 45 KB each
@@ -41,8 +43,13 @@ def is_dicom(path: str | os.PathLike) -> bool:
         with open(path, "rb") as stream:
             if stream.read(132)[128:] == b"DICM":
                 return True
-        header = read_header(path, convert=_KEYWORDS)
-        return any(keyword in header for keyword in _KEYWORDS)
+            stream.seek(0)
+            start = stream.read(HEAD)
+        tags = _bare_tags(start)
+        if tags and _may_be_deflated(start) and DeflatedExplicitVRLittleEndian.encode() in start:
+            header = read_header(path, convert=_KEYWORDS)
+            return any(keyword in header for keyword in _KEYWORDS)
+        return any(tag_for_keyword(keyword) in tags for keyword in _KEYWORDS)
     except (OSError, RefusedScan):
         return False
 
@@ -114,7 +121,7 @@ def _read(file: str) -> Dataset:
     if not start:
         raise RefusedScan("it is empty (0 bytes)")
     bare = start[128:132] != b"DICM"
-    if bare and start[:2] not in _BARE_STARTS:
+    if bare and not _bare_tags(start):
         raise RefusedScan("it is not a DICOM file")
     header = _deflated(file, bare) if _may_be_deflated(start) else None
     header = header or pydicom.dcmread(file, stop_before_pixels=True, force=bare)
@@ -123,6 +130,33 @@ def _read(file: str) -> Dataset:
         while len(_kept) > KEPT_HEADERS:
             _kept.popitem(last=False)
     return header
+
+
+def _bare_tags(start: bytes) -> list[int]:
+    """Return the tags of the elements in the first bytes of a file without the preamble; none if they are no DICOM.
+
+    The first is of group 2 or 8, the tags grow, and each value but the last ends within these bytes.
+    """
+    tags: list[int] = []
+    at = 0
+    if start[:2] not in _BARE_STARTS:
+        return tags
+    while at + 8 <= len(start):
+        tag = int.from_bytes(start[at : at + 2], "little") << 16 | int.from_bytes(start[at + 2 : at + 4], "little")
+        if tags and tag <= tags[-1]:
+            # After the meta information, a deflated data set looks like anything.
+            deflated = tags[-1] >> 16 == 2 and DeflatedExplicitVRLittleEndian.encode() in start
+            return tags if deflated else []
+        vr = start[at + 4 : at + 6].decode("latin-1")
+        if vr not in STANDARD_VR:  # implicit
+            size, value = int.from_bytes(start[at + 4 : at + 8], "little"), at + 8
+        elif vr in EXPLICIT_VR_LENGTH_32:
+            size, value = int.from_bytes(start[at + 8 : at + 12], "little"), at + 12
+        else:
+            size, value = int.from_bytes(start[at + 6 : at + 8], "little"), at + 8
+        tags.append(tag)
+        at = value + size  # far behind if the size is undefined, as of a sequence
+    return tags if len(tags) > 1 else []
 
 
 def read_image(file: str, header: Dataset) -> Dataset:
@@ -159,6 +193,10 @@ def _deflated(file: str, bare: bool, limit: int | None = None) -> FileDataset | 
             return None
         allowed = limit or header_limit(os.path.getsize(file))
         content, complete = inflate(stream, allowed)
+    if not limit:  # with pixels, its header was read before
+        items, most = content.count(ITEM), item_limit(os.path.getsize(file))
+        if items > most:
+            raise RefusedScan(f"its header unpacks to {items:,} items, more than {most:,}: exclude it")
     if limit and not complete:
         raise RefusedScan(f"it unpacks to more than the {allowed:,} bytes that its header allows: exclude it")
     reached = []

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 
 import gdcm
@@ -606,9 +607,20 @@ def test_dicom_is_told_by_its_content(tmp_path):
     (file, *_) = write_series(tmp_path, stored_values(), suffix=".txt")
     (tmp_path / "fake.dcm").write_bytes(bytes(2000))
     (tmp_path / "short.dcm").write_bytes(b"\x08\x00")
+    (tmp_path / "VERSION").write_bytes(b"\x08\x00xxxxxxxxxx" * 200)
+    (tmp_path / "falling.dcm").write_bytes(b"\x08\x00\x16\x00\0\0\0\0\x08\x00\x05\x00" + bytes(2000))
     assert is_dicom(file) and is_dicom(str(file))
-    for name in ("fake.dcm", "short.dcm", "absent.dcm", "."):
+    for name in ("fake.dcm", "short.dcm", "VERSION", "falling.dcm", "absent.dcm", "."):
         assert not is_dicom(tmp_path / name)
+
+
+def test_a_large_file_that_starts_like_dicom_is_told_from_its_first_bytes(tmp_path):
+    file = tmp_path / "zeros"
+    file.write_bytes(b"\x08\x00")
+    os.truncate(file, 40_000_000)
+    begun = time.process_time()
+    assert not is_dicom(file) and "not a DICOM file" in find_series([file])[1][str(file)]
+    assert time.process_time() - begun < 0.5
 
 
 # ---- refusing ------------------------------------------------------------------------------------------------------
