@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pydicom
+from pydicom.charset import python_encoding
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filereader import read_dataset, read_preamble
@@ -22,6 +25,8 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, STANDARD_VR
 from ..errors import RefusedScan
 from ..files import file_stamp
 from .dicom.size import ITEM, LARGEST_HEADER, header_limit, inflate, item_limit, pixel_bytes, transfer_syntax
+
+logger = logging.getLogger(__name__)
 
 THREADS = 8  # for headers: over a network, one after the other takes minutes for a few thousand files
 KEPT_HEADERS = 2000  # of CT slices, about 45 KB each
@@ -33,7 +38,13 @@ LONGEST_UID = 64  # characters
 HEAD = 4096  # bytes that hold the meta information of any usual file
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 
+# pydicom warns and logs an unknown character set at each text of each file; `_warn_of_character_set` says it once.
+UNKNOWN_CHARACTER_SET = "Unknown encoding"
+warnings.filterwarnings("ignore", message=UNKNOWN_CHARACTER_SET, module=r"pydicom\.")
+logging.getLogger("pydicom").addFilter(lambda record: not record.getMessage().startswith(UNKNOWN_CHARACTER_SET))
+
 _kept: OrderedDict[str, tuple[list[int], Dataset]] = OrderedDict()  # by file; the last one was used last
+_character_sets: set[str] = set()  # that were looked at
 _lock = threading.Lock()
 
 
@@ -125,11 +136,26 @@ def _read(file: str) -> Dataset:
         raise RefusedScan("it is not a DICOM file")
     header = _deflated(file, bare) if _may_be_deflated(start) else None
     header = header or pydicom.dcmread(file, stop_before_pixels=True, force=bare)
+    _warn_of_character_set(str(header.get("SpecificCharacterSet") or ""), file)
     with _lock:
         _kept[file] = (stamp, header)
         while len(_kept) > KEPT_HEADERS:
             _kept.popitem(last=False)
     return header
+
+
+def _warn_of_character_set(value: str, file: str) -> None:
+    """Say once a run for each character set that pydicom does not know that texts may be wrong."""
+    with _lock:
+        if value in _character_sets:
+            return
+        _character_sets.add(value)
+    names = re.findall(r"[^\[\]', ][^\[\]',]*", value)
+    if any(name not in python_encoding for name in names):
+        logger.warning(
+            "%s has the unknown SpecificCharacterSet %s: names of patients may be read wrong, here and in other files.",
+            *(file, value),
+        )
 
 
 def _bare_tags(start: bytes) -> list[int]:
