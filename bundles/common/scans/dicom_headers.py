@@ -4,21 +4,29 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
+import re
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pydicom
+from pydicom.charset import python_encoding
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, STANDARD_VR
 
 from ..errors import RefusedScan
 from ..files import file_stamp
-from .dicom.size import LARGEST_HEADER, header_limit, inflate, pixel_bytes, transfer_syntax
+from .dicom.size import ITEM, LARGEST_HEADER, header_limit, inflate, item_limit, pixel_bytes, transfer_syntax
+
+logger = logging.getLogger(__name__)
 
 THREADS = 8  # for headers: over a network, one after the other takes minutes for a few thousand files
 KEPT_HEADERS = 2000  # of CT slices, about 45 KB each
@@ -26,10 +34,17 @@ KEPT_HEADERS = 2000  # of CT slices, about 45 KB each
 _BARE_STARTS = (b"\x02\x00", b"\x08\x00")
 # One of these makes a file without the preamble DICOM: by chance, other files start like one.
 _KEYWORDS = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "Modality")
+LONGEST_UID = 64  # characters
 HEAD = 4096  # bytes that hold the meta information of any usual file
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 
+# pydicom warns and logs an unknown character set at each text of each file; `_warn_of_character_set` says it once.
+UNKNOWN_CHARACTER_SET = "Unknown encoding"
+warnings.filterwarnings("ignore", message=UNKNOWN_CHARACTER_SET, module=r"pydicom\.")
+logging.getLogger("pydicom").addFilter(lambda record: not record.getMessage().startswith(UNKNOWN_CHARACTER_SET))
+
 _kept: OrderedDict[str, tuple[list[int], Dataset]] = OrderedDict()  # by file; the last one was used last
+_character_sets: set[str] = set()  # that were looked at
 _lock = threading.Lock()
 
 
@@ -39,8 +54,13 @@ def is_dicom(path: str | os.PathLike) -> bool:
         with open(path, "rb") as stream:
             if stream.read(132)[128:] == b"DICM":
                 return True
-        header = read_header(path, convert=_KEYWORDS)
-        return any(keyword in header for keyword in _KEYWORDS)
+            stream.seek(0)
+            start = stream.read(HEAD)
+        tags = _bare_tags(start)
+        if tags and _may_be_deflated(start) and DeflatedExplicitVRLittleEndian.encode() in start:
+            header = read_header(path, convert=_KEYWORDS)
+            return any(keyword in header for keyword in _KEYWORDS)
+        return any(tag_for_keyword(keyword) in tags for keyword in _KEYWORDS)
     except (OSError, RefusedScan):
         return False
 
@@ -91,6 +111,11 @@ def read_headers(files: Iterable[str]) -> dict[str, Dataset]:
         return dict(zip(names, pool.map(header, names), strict=True))
 
 
+def valid_uid(text: str) -> str:
+    """Return a UID: digits with dots, 64 characters at most; "" for other texts, which name nothing."""
+    return text if re.fullmatch(r"[0-9]+(\.[0-9]+)+", text) and len(text) <= LONGEST_UID else ""
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or its type if it has none."""
     return str(error).partition("\n")[0].rstrip(".:") or type(error).__name__
@@ -107,15 +132,57 @@ def _read(file: str) -> Dataset:
     if not start:
         raise RefusedScan("it is empty (0 bytes)")
     bare = start[128:132] != b"DICM"
-    if bare and start[:2] not in _BARE_STARTS:
+    if bare and not _bare_tags(start):
         raise RefusedScan("it is not a DICOM file")
     header = _deflated(file, bare) if _may_be_deflated(start) else None
     header = header or pydicom.dcmread(file, stop_before_pixels=True, force=bare)
+    _warn_of_character_set(str(header.get("SpecificCharacterSet") or ""), file)
     with _lock:
         _kept[file] = (stamp, header)
         while len(_kept) > KEPT_HEADERS:
             _kept.popitem(last=False)
     return header
+
+
+def _warn_of_character_set(value: str, file: str) -> None:
+    """Say once a run for each character set that pydicom does not know that texts may be wrong."""
+    with _lock:
+        if value in _character_sets:
+            return
+        _character_sets.add(value)
+    names = re.findall(r"[^\[\]', ][^\[\]',]*", value)
+    if any(name not in python_encoding for name in names):
+        logger.warning(
+            "%s has the unknown SpecificCharacterSet %s: names of patients may be read wrong, here and in other files.",
+            *(file, value),
+        )
+
+
+def _bare_tags(start: bytes) -> list[int]:
+    """Return the tags of the elements in the first bytes of a file without the preamble; none if they are no DICOM.
+
+    The first is of group 2 or 8, the tags grow, and each value but the last ends within these bytes.
+    """
+    tags: list[int] = []
+    at = 0
+    if start[:2] not in _BARE_STARTS:
+        return tags
+    while at + 8 <= len(start):
+        tag = int.from_bytes(start[at : at + 2], "little") << 16 | int.from_bytes(start[at + 2 : at + 4], "little")
+        if tags and tag <= tags[-1]:
+            # After the meta information, a deflated data set looks like anything.
+            deflated = tags[-1] >> 16 == 2 and DeflatedExplicitVRLittleEndian.encode() in start
+            return tags if deflated else []
+        vr = start[at + 4 : at + 6].decode("latin-1")
+        if vr not in STANDARD_VR:  # implicit
+            size, value = int.from_bytes(start[at + 4 : at + 8], "little"), at + 8
+        elif vr in EXPLICIT_VR_LENGTH_32:
+            size, value = int.from_bytes(start[at + 8 : at + 12], "little"), at + 12
+        else:
+            size, value = int.from_bytes(start[at + 6 : at + 8], "little"), at + 8
+        tags.append(tag)
+        at = value + size  # far behind if the size is undefined, as of a sequence
+    return tags if len(tags) > 1 else []
 
 
 def read_image(file: str, header: Dataset) -> Dataset:
@@ -152,6 +219,10 @@ def _deflated(file: str, bare: bool, limit: int | None = None) -> FileDataset | 
             return None
         allowed = limit or header_limit(os.path.getsize(file))
         content, complete = inflate(stream, allowed)
+    if not limit:  # with pixels, its header was read before
+        items, most = content.count(ITEM), item_limit(os.path.getsize(file))
+        if items > most:
+            raise RefusedScan(f"its header unpacks to {items:,} items, more than {most:,}: exclude it")
     if limit and not complete:
         raise RefusedScan(f"it unpacks to more than the {allowed:,} bytes that its header allows: exclude it")
     reached = []

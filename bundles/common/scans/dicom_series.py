@@ -17,7 +17,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ from ..errors import NoScan, RefusedScan
 from .dicom.size import check_fragments, check_size, transfer_syntax
 from .dicom.split import ATTRIBUTES, Image, split_stack
 from .dicom.tilt import straighten
-from .dicom_headers import THREADS, first_line, read_header, read_headers, read_image
+from .dicom_headers import THREADS, first_line, read_header, read_headers, read_image, valid_uid
 from .headers.plausible import check_plausible
 from .int16_voxels import int16_or_float32
 from .slice_grid import MIN_SLICES, Slice, frame_element, frame_numbers, grid_affine, is_tilted, sort_slices
@@ -49,6 +49,9 @@ HU_TYPES = ("", "HU", "HU_MOD", "US")  # accepted RescaleType; many scanners wri
 # Largest difference of direction cosines within a stack: 0.6 degrees. Slices that differ by less stay together, and
 # `read_series` judges them: if the last decimals split a stack, every second slice could form a volume of its own.
 STACK_TOLERANCE = 0.01
+
+# Beside PatientID and StudyInstanceUID, these tell whose an image is. No step of an export changes them in one series.
+OWNER_TAGS = ("PatientName", "FrameOfReferenceUID")
 
 _GROUPING_TAGS = [
     "SpecificCharacterSet",
@@ -73,7 +76,7 @@ class Series:
 
     Attributes:
         files: sorted by name; `read_series` finds the order of the slices.
-        series_uid: SeriesInstanceUID. Several stacks can share it, see `find_series`.
+        series_uid: SeriesInstanceUID, "" if it is not valid. Several stacks can share it, see `find_series`.
         study_uid: StudyInstanceUID.
         patient_id: PatientID.
         modality: ``"CT"``, ``"MR"``, ``"RTSTRUCT"``, ...
@@ -112,8 +115,9 @@ def find_series(files: Iterable[str | os.PathLike]) -> tuple[list[Series], dict[
     positions confirm it, see `split_stack`. `read_series` refuses mixtures that remain. Files with equal headers and
     pixels count once.
 
-    Images without a SeriesInstanceUID, as some anonymisers leave them, form one series a folder and patient. One or two
-    of them beside images that have one belong to no series: they may be slices of it.
+    Images without a valid SeriesInstanceUID, as some anonymisers leave them (empty, ``0``, ``anonymous``), form one
+    series a folder, study, patient and name. One or two of them beside images that have one belong to no series: they
+    may be slices of it.
 
     Args:
         files: any files.
@@ -156,34 +160,39 @@ def _find(file: str) -> Image | str:
         return str(reason)
     keywords = ("SeriesInstanceUID", "StudyInstanceUID", "PatientID", "Modality", "SeriesDescription")
     texts = tuple(sys.intern(_text(header, keyword)) for keyword in keywords)  # one string for all files that share it
+    texts = (valid_uid(texts[0]), *texts[1:3], texts[3].upper(), texts[4])
     series, study, patient, modality, _ = texts
+    name, frame_of_reference = (sys.intern(_any_text(header, keyword)) for keyword in OWNER_TAGS)
+    folder = sys.intern(os.path.dirname(os.path.abspath(file)))
     size = (_text(header, "Rows"), _text(header, "Columns"))
     directory = header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
     if directory or "SeriesInstanceUID" not in header and not all(size):
         return "it belongs to no DICOM series (no SeriesInstanceUID): it may be a DICOMDIR, or truncated"
     # Without a UID, files of one folder and patient form a series: elsewhere, the same slice may be of somebody else.
-    identity = (series,) if series else ("", sys.intern(os.path.dirname(os.path.abspath(file))), study, patient)
+    identity = (series,) if series else ("", folder, study, patient, name)
     # Some anonymisers write one SOPInstanceUID into all files: a copy must agree in everything else as well.
     rest = [_text(header, keyword) for keyword in ("SOPInstanceUID", "ImageType", "ImagePositionPatient")]
-    rest += [_any_text(header, keyword) for keyword in ("AcquisitionNumber", "InstanceNumber", "ConvolutionKernel")]
+    attributes = tuple(sys.intern(_any_text(header, keyword)) for keyword in ATTRIBUTES)
     return Image(
         file=file,
         texts=texts,
         key=(*identity, modality, _is_localizer(header), *size),
-        owner=(patient, study),
-        attributes=tuple(sys.intern(_any_text(header, keyword)) for keyword in ATTRIBUTES),
+        owner=(patient, study, name, frame_of_reference),
+        folder=folder,
+        attributes=attributes,
         directions=_numbers(header, "ImageOrientationPatient", 6),
         position=_numbers(header, "ImagePositionPatient", 3),
-        instance=(*identity, study, patient, *rest),
+        instance=(*identity, study, patient, name, *rest, _any_text(header, "InstanceNumber"), *attributes),
+        named=bool(valid_uid(_text(header, "SOPInstanceUID"))),
     )
 
 
 def _without_strays(images: list[Image]) -> tuple[list[Image], dict[str, str]]:
     """Take out the few images without a SeriesInstanceUID in a folder of images that have one."""
-    identified = {os.path.dirname(os.path.abspath(one.file)) for one in images if one.texts[0]}
+    identified = {one.folder for one in images if one.texts[0]}
     counts = Counter(one.key for one in images)
     reason = (
-        "it has no SeriesInstanceUID, unlike the other images in its folder: it may be a slice of one of them, or "
+        "it has no valid SeriesInstanceUID, unlike the other images in its folder: it may be a slice of one of them, or "
         "truncated; export the series again"
     )
     strays = {
@@ -206,10 +215,10 @@ def _copies(images: Sequence[Image]) -> dict[str, str]:
         stored = dict(zip(files, pool.map(_stored_pixels, files), strict=True))
     for group in groups:
         # One image may be stored in two ways: then what they decode to counts.
-        same_form = len({stored[one.file][0] for one in group}) == 1
+        same_form = group[0].named and len({stored[one.file][0] for one in group}) == 1
         originals: dict[str, str] = {}
         for one in group:
-            content = stored[one.file][1] if same_form else _decoded_pixels(one.file)
+            content = stored[one.file][1] if same_form else _decoded_pixels(one.file, one.named)
             original = originals.setdefault(content, one.file)
             if original != one.file:
                 copies[one.file] = original
@@ -226,9 +235,13 @@ def _stored_pixels(file: str) -> tuple[str, str]:
     return str(transfer_syntax(header)), hashlib.sha256(pixels).hexdigest()
 
 
-def _decoded_pixels(file: str) -> str:
+def _decoded_pixels(file: str, named: bool) -> str:
+    """Return a checksum of the pixels. Without a UID, pixels of one value (air) are those of this file alone."""
     try:
-        pixels = _decode(file, read_header(file)).tobytes()
+        decoded = _decode(file, read_header(file))
+        if not named and decoded.min() == decoded.max():
+            return file
+        pixels = decoded.tobytes()
     except RefusedScan:
         pixels = Path(file).read_bytes()
     return hashlib.sha256(pixels).hexdigest()
@@ -282,7 +295,8 @@ def read_series(series: Series, *, straighten_tilt: bool = False) -> DicomVolume
             cannot be decoded.
     """
     if series.modality != "CT":
-        kind = NoScan if series.modality else RefusedScan
+        # Of several values, CT may be one: then it could be a CT that is missing, as without a modality.
+        kind = NoScan if series.modality and "'CT'" not in series.modality else RefusedScan
         raise kind(f"its modality is {series.modality or 'missing'}: only CT is supported")
     try:
         return _read(series, straighten_tilt)
@@ -305,6 +319,7 @@ def _read(series: Series, straighten_tilt: bool) -> DicomVolume:
                 f"{Path(first).name} and {Path(file).name} are of two patients (PatientID), but of one series by their "
                 "SeriesInstanceUID and positions: use the files of one patient only, or export the series again"
             )
+    _check_owner(headers)
     slices = sort_slices(headers)
     affine = grid_affine(slices, tilted=straighten_tilt)
     check_plausible((*slices[0].shape, len(slices)), affine)
@@ -322,13 +337,32 @@ def _read(series: Series, straighten_tilt: bool) -> DicomVolume:
     return DicomVolume(voxels, affine, tuple(one.file for one in slices))
 
 
+def _check_owner(headers: Mapping[str, Dataset]) -> None:
+    """Refuse files of several folders whose names or frames of reference differ; within one, anonymisers change them."""
+    first, *others = headers
+    if len({os.path.dirname(os.path.abspath(file)) for file in headers}) == 1:
+        return
+    for keyword in OWNER_TAGS:
+        for other in others:
+            if _any_text(headers[other], keyword) != _any_text(headers[first], keyword):
+                raise RefusedScan(
+                    f"{first} and {other} differ in {keyword}, but are of one series by their SeriesInstanceUID and "
+                    "positions: they may be of two patients. Use the files of one folder only, or export the series "
+                    "again"
+                )
+
+
 def _check_kind(name: str, header: Dataset) -> None:
     """Refuse objects of modality CT that are not slices of a CT volume in grey values."""
     sop_class = UID(_text(header, "SOPClassUID"))
     known = sop_class in ("", *CT_CLASSES)
     if not known or _text(header, "ConversionType"):
         kind = "a converted image (ConversionType)" if known else f"a {sop_class.name}"
-        raise NoScan(f"{name} is {kind}, not a CT image, so its values are not in HU: use the original series")
+        # A class of a vendor may hold the only CT; what it calls raw data has no place in space.
+        may_be_ct = not known and sop_class.name == sop_class and header.get("ImagePositionPatient")
+        raise (RefusedScan if may_be_ct else NoScan)(
+            f"{name} is {kind}, not a CT image, so its values are not in HU: use the original series"
+        )
     colours = header.get("PhotometricInterpretation") or "MONOCHROME2"
     if not colours.startswith("MONOCHROME"):
         raise NoScan(f"{name} is a colour image ({colours}), not a CT image: use the original series")

@@ -26,7 +26,8 @@ from pydicom.multival import MultiValue
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, SegmentationStorage, generate_uid
 from pydicom.valuerep import DA, DT, TM, DSfloat, validate_value
 
-from ...common.scans.slice_grid import Slice, grid_affine
+from ...common.scans.dicom_headers import valid_uid
+from ...common.scans.slice_grid import Slice, frame_element, grid_affine
 
 # highdicom reads these from its source; all may be empty (type 2).
 EMPTY_IF_UNKNOWN = (
@@ -55,7 +56,6 @@ LONG_TEXTS = ("LT", "ST", "UT")  # may have line breaks, and a backslash is a ch
 UTF_8 = "ISO_IR 192"
 DEFAULT_REPERTOIRE = "ISO 2022 IR 6"
 DECIMALS = 6  # of positions, in mm
-LONGEST_UID = 64  # characters
 SHOWN = 40  # characters of a value in a message
 
 
@@ -360,7 +360,7 @@ class _Identity:
 def _uid(header: Dataset, keyword: str) -> str:
     """Return a UID; "" if it is missing, empty or no number in dots."""
     text = str(header.get(keyword) or "").strip("\0 ")
-    return text if re.fullmatch(r"[0-9]+(\.[0-9]+)+", text) and len(text) <= LONGEST_UID else ""
+    return valid_uid(text)
 
 
 def _digest(files: Sequence[str]) -> str:
@@ -381,15 +381,20 @@ def _places(slices: Sequence[Slice]) -> list[list[DSfloat]]:
 
 
 def _set_thickness(common: Dataset, header: Dataset, slices: Sequence[Slice], replaced: dict[str, str]) -> None:
-    keyword = "SliceThickness"
+    keyword, group = "SliceThickness", "PixelMeasuresSequence"
+    stored: Any = None
     try:
-        thickness = float(_legal_value(header, keyword)) if keyword in header else 0.0
+        stored = frame_element(header, slices[0].frame, group, keyword)
+        thickness = float(stored)
     except Exception:  # no number
         thickness = 0.0
-    if thickness <= 0:
+    if not (thickness > 0 and math.isfinite(thickness)):
         step = np.linalg.norm(slices[-1].position - slices[0].position) / (len(slices) - 1)
         thickness = round(float(step), DECIMALS)
-        shown = _shown(header, keyword) if header.get_item(keyword) and header.get_item(keyword).value else "missing"
+        if header.get_item(keyword) and header.get_item(keyword).value:
+            shown = _shown(header, keyword)
+        else:
+            shown = "missing" if stored in (None, "") else repr(str(stored))
         replaced[keyword] = f"{shown}, now the distance of the slices, {thickness:g} mm"
     common.SliceThickness = DSfloat(thickness, auto_format=True)
 

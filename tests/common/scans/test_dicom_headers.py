@@ -63,3 +63,21 @@ def test_copies_are_found_whether_or_not_their_numbers_were_converted(tmp_path):
         assert read_header(file).AcquisitionNumber == 7
     (series,), _ = find_series([*tmp_path.rglob("*.dcm")])
     assert len(series.files) == 3
+
+
+def test_an_unknown_character_set_is_named_once(tmp_path, caplog):
+    for seed in (1, 2):
+        write_series(tmp_path / f"{seed}", np.zeros((4, 3, 3), np.int16))
+    for file in tmp_path.rglob("*.dcm"):
+        content = pydicom.dcmread(file)
+        content.PatientName = "Doe^Jane"
+        content.SpecificCharacterSet = "ISO_IR 100"
+        content.save_as(file)
+        file.write_bytes(file.read_bytes().replace(b"ISO_IR 100", b"ISO_IR 999"))
+    caplog.clear()
+    dicom_headers._character_sets.clear()
+    series, _ = find_series(tmp_path.rglob("*.dcm"))
+    for one in series:
+        read_series(one)
+    assert len(series) == 2 and caplog.text.count("ISO_IR 999") == 1
+    assert "unknown SpecificCharacterSet ISO_IR 999" in caplog.text

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 
 import gdcm
@@ -26,7 +27,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from bundles.common.errors import RefusedScan
+from bundles.common.errors import NoScan, RefusedScan
 from bundles.common.scans.dicom_headers import is_dicom
 from bundles.common.scans.dicom_series import DicomVolume, find_series, read_series
 
@@ -412,7 +413,13 @@ def test_a_copy_that_is_compressed_is_a_copy(tmp_path):
 BLANK = dict.fromkeys(("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID"), "")
 
 
-@pytest.mark.parametrize("blank", [BLANK, BLANK | {"SeriesInstanceUID": None}, BLANK | {"SOPClassUID": ""}])
+@pytest.mark.parametrize(
+    "blank",
+    [
+        *(BLANK, BLANK | {"SeriesInstanceUID": None}, BLANK | {"SOPClassUID": ""}),
+        *(dict.fromkeys(BLANK, text) for text in ("0", "anonymous")),
+    ],
+)
 @pytest.mark.parametrize("shift", [0, SHAPE[2] * SPACING[2], 1.25])
 def test_two_folders_without_uids_are_two_series(tmp_path, blank, shift):
     """At the same places, one where the other ends, or half a slice apart; some slices are equal (air)."""
@@ -427,18 +434,73 @@ def test_two_folders_without_uids_are_two_series(tmp_path, blank, shift):
         np.testing.assert_array_equal(read_series(one).voxels, values - 1024)
 
 
-def test_two_patients_in_one_folder_without_uids_are_two_series(tmp_path):
-    blank = BLANK | {"PatientID": "1"}
-    write_series(tmp_path, stored_values(seed=1), suffix=".1", **blank)
-    write_series(tmp_path, stored_values(seed=2), suffix=".2", **blank | {"PatientID": "2"})
+@pytest.mark.parametrize("keyword", ["PatientID", "PatientName"])
+@pytest.mark.parametrize("shift", [0, SHAPE[2] * SPACING[2], 1.25])
+def test_two_patients_in_one_folder_without_uids_are_two_series(tmp_path, keyword, shift):
+    place = (POSITION[0], POSITION[1], POSITION[2] + shift)
+    write_series(tmp_path, stored_values(seed=1), suffix=".1", **BLANK | {keyword: "1"})
+    write_series(tmp_path, stored_values(seed=2), suffix=".2", position=place, **BLANK | {keyword: "2"})
     series, _ = find_series(files_in(tmp_path))
-    assert sorted(one.patient_id for one in series) == ["1", "2"] and {len(one.files) for one in series} == {9}
+    assert sorted(sorted({Path(file).suffix for file in one.files}) for one in series) == [[".1"], [".2"]]
+
+
+@pytest.mark.parametrize("keyword", ["PatientName", "StudyInstanceUID", "FrameOfReferenceUID"])
+@pytest.mark.parametrize("shift", [0, SHAPE[2] * SPACING[2], 1.25])
+def test_one_series_uid_in_two_folders_of_two_owners_is_two_series(tmp_path, keyword, shift):
+    """Even if one begins where the other ends, or their slices lie half a step apart: one stack by positions."""
+    for name, far in (("1", 0), ("2", shift)):
+        place = (POSITION[0], POSITION[1], POSITION[2] + far)
+        tags = {"SeriesInstanceUID": "1.2.3", "PatientID": "ANON", keyword: f"1.2.{name}"}
+        write_series(tmp_path / name, stored_values(seed=int(name)), position=place, **tags)
+    series, _ = find_series(files_in(tmp_path))
+    assert [{Path(file).parent.name for file in one.files} for one in series] == [{"1"}, {"2"}]
+    for one, seed in zip(series, (1, 2), strict=True):
+        np.testing.assert_array_equal(read_series(one).voxels, stored_values(seed=seed) - 1024)
+
+
+def test_a_series_in_two_folders_of_one_owner_is_one(tmp_path):
+    stored = stored_values()
+    files = write_series(tmp_path, stored)
+    (tmp_path / "more").mkdir()
+    for file in files[4:]:
+        file.rename(tmp_path / "more" / file.name)
+    np.testing.assert_array_equal(read(tmp_path).voxels, stored - 1024)
+
+
+@pytest.mark.parametrize("keyword", ["PatientName", "FrameOfReferenceUID"])
+def test_owners_that_are_mixed_over_folders_are_refused(tmp_path, keyword):
+    """Folder 1 has both, so they may be one volume that an anonymiser changed, or two; folder 2 speaks against it."""
+    files = write_series(tmp_path / "1", stored_values(), edit=lambda one, z: setattr(one, keyword, f"1.{z % 2}"))
+    (tmp_path / "2").mkdir()
+    files[8].rename(tmp_path / "2" / files[8].name)
+    assert f"differ in {keyword}" in refusal(tmp_path)
 
 
 def test_a_copy_within_a_folder_without_uids_counts_once(tmp_path):
     files = write_series(tmp_path, stored_values(), **BLANK)
     shutil.copy(files[4], tmp_path / "zz copy of it.dcm")
     assert read(tmp_path).files == tuple(map(str, files))
+
+
+@pytest.mark.parametrize(("keyword", "phases"), [("AcquisitionTime", ("101010", "101030")), ("KVP", (80, 140))])
+def test_slices_of_air_of_two_phases_are_no_copies(tmp_path, keyword, phases):
+    for seed, phase in enumerate(phases):
+        stored = stored_values(seed=seed)
+        stored[:, :, 0] = 0
+        tags = {"SeriesInstanceUID": "1.2.3", "SOPInstanceUID": "", keyword: phase}
+        write_series(tmp_path, stored, suffix=f".{seed}", **tags)
+    series, _ = find_series(files_in(tmp_path))
+    assert [read_series(one).voxels.shape[2] for one in series] == [9, 9]
+
+
+@pytest.mark.parametrize("uid", ["", "0"])
+def test_slices_of_air_without_uid_are_no_copies(tmp_path, uid):
+    """Dropped, the lowest slice of one of two volumes would be missing, and nothing would tell."""
+    for seed in (1, 2):
+        stored = stored_values(seed=seed)
+        stored[:, :, 0] = 0
+        write_series(tmp_path, stored, suffix=f".{seed}", SeriesInstanceUID="1.2.3", SOPInstanceUID=uid)
+    assert "(9 such pairs)" in refusal(tmp_path)
 
 
 def test_an_image_without_uid_beside_others_is_named(tmp_path):
@@ -451,7 +513,7 @@ def test_an_image_without_uid_beside_others_is_named(tmp_path):
     files = write_series(tmp_path, stored_values(), edit=strip)
     series, reasons = find_series(files_in(tmp_path))
     assert [len(one.files) for one in series] == [8] and list(reasons) == [str(files[8])]
-    assert "no SeriesInstanceUID, unlike the other images in its folder" in reasons[str(files[8])]
+    assert "no valid SeriesInstanceUID, unlike the other images in its folder" in reasons[str(files[8])]
 
 
 @pytest.mark.parametrize(
@@ -545,9 +607,20 @@ def test_dicom_is_told_by_its_content(tmp_path):
     (file, *_) = write_series(tmp_path, stored_values(), suffix=".txt")
     (tmp_path / "fake.dcm").write_bytes(bytes(2000))
     (tmp_path / "short.dcm").write_bytes(b"\x08\x00")
+    (tmp_path / "VERSION").write_bytes(b"\x08\x00xxxxxxxxxx" * 200)
+    (tmp_path / "falling.dcm").write_bytes(b"\x08\x00\x16\x00\0\0\0\0\x08\x00\x05\x00" + bytes(2000))
     assert is_dicom(file) and is_dicom(str(file))
-    for name in ("fake.dcm", "short.dcm", "absent.dcm", "."):
+    for name in ("fake.dcm", "short.dcm", "VERSION", "falling.dcm", "absent.dcm", "."):
         assert not is_dicom(tmp_path / name)
+
+
+def test_a_large_file_that_starts_like_dicom_is_told_from_its_first_bytes(tmp_path):
+    file = tmp_path / "zeros"
+    file.write_bytes(b"\x08\x00")
+    os.truncate(file, 40_000_000)
+    begun = time.process_time()
+    assert not is_dicom(file) and "not a DICOM file" in find_series([file])[1][str(file)]
+    assert time.process_time() - begun < 0.5
 
 
 # ---- refusing ------------------------------------------------------------------------------------------------------
@@ -582,6 +655,29 @@ def test_what_is_no_ct_volume_is_refused(tmp_path, tags, words):
     message = refusal(tmp_path)
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    ("tags", "is_failure"),
+    [
+        ({"Modality": ["CT", "PT"]}, True),
+        ({"SOPClassUID": "1.3.12.2.1107.5.99.1"}, True),
+        ({"SOPClassUID": "1.3.12.2.1107.5.99.1", "ImagePositionPatient": None}, False),  # raw data of a vendor
+        ({"SOPClassUID": SecondaryCaptureImageStorage}, False),
+        ({"Modality": "PT"}, False),
+    ],
+)
+def test_what_may_be_a_ct_is_a_failure(tmp_path, tags, is_failure):
+    write_series(tmp_path, stored_values(), **tags)
+    ((series,), _) = find_series(files_in(tmp_path))
+    with pytest.raises(RefusedScan) as refused:
+        read_series(series)
+    assert isinstance(refused.value, NoScan) != is_failure
+
+
+def test_the_modality_may_be_in_small_letters(tmp_path):
+    write_series(tmp_path, stored_values(), Modality="ct ")
+    np.testing.assert_array_equal(read(tmp_path).voxels, stored_values() - 1024)
 
 
 @pytest.mark.filterwarnings("ignore:End of file")

@@ -275,6 +275,23 @@ def test_a_missing_thickness_is_the_distance_of_the_slices(tmp_path, caplog, val
     assert_legal(segmentation)
 
 
+@pytest.mark.parametrize("where", ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"])
+def test_the_thickness_of_an_enhanced_image_is_kept(tmp_path, caplog, where):
+    file = write_enhanced(tmp_path / "ct" / "a.dcm", STORED, slope=[1] * 5, intercept=[0] * 5, order=range(5))
+    dataset = pydicom.dcmread(file)
+    (measures,) = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    measures.SliceThickness = 4
+    if where.startswith("Per"):
+        del dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+        for groups in dataset.PerFrameFunctionalGroupsSequence:
+            groups.PixelMeasuresSequence = [measures]
+    dataset.save_as(file)
+    (series,), _ = find_series([file])
+    segmentation = save(tmp_path / "out.dcm", read_series(series))
+    (measures,) = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    assert measures.SliceThickness == 4 and "SliceThickness" not in caplog.text
+
+
 def test_a_legal_header_is_copied_and_nothing_is_said(tmp_path, caplog):
     extra = {
         "PatientBirthDate": "19500203",

@@ -21,6 +21,12 @@ LARGEST_RATIO = 1032
 LARGEST_HEADER = 16 * 2**20  # bytes of a deflated header; Enhanced CT needs about 1 MB
 HEADER_RATIO = 100  # of a deflated header to its file; text is compressed by 10
 SMALLEST_LIMIT = 2**20  # bytes that a deflated header may have in any case
+LARGEST_FRAMES = 10_000  # of one image; the longest CT scans have about 5000 slices
+# Items of sequences, which take pydicom 0.3 ms and 10 KB each: a frame of an Enhanced CT has about 15.
+ITEMS_PER_FRAME = 100
+FEWEST_ITEMS = 1000  # that a header may have in any case
+BYTES_PER_ITEM = 8  # of a deflated file; a frame has pixels as well
+ITEM = b"\xfe\xff\x00\xe0"  # the tag of an item, little endian
 CHUNK = 2**16  # bytes that are inflated at a time
 
 
@@ -45,9 +51,20 @@ def frame_count(header: Dataset, name: str) -> int:
     """Return how many frames an image has, each with a place of its own.
 
     Raises:
-        RefusedScan: the header describes fewer frames than it counts.
+        RefusedScan: they are more than `LARGEST_FRAMES`, or the header describes fewer frames than it counts, or so many
+            that they are not worth reading.
     """
     frames = whole_number(header, "NumberOfFrames", name, missing=1) or 1
+    if frames > LARGEST_FRAMES:
+        raise RefusedScan(f"{name} has NumberOfFrames {frames}, more than the {LARGEST_FRAMES:,} of any CT: exclude it")
+    stored = header.get_item("PerFrameFunctionalGroupsSequence")
+    if stored is not None and isinstance(stored.value, bytes):  # not yet converted, which takes time
+        items, allowed = stored.value.count(ITEM), FEWEST_ITEMS + ITEMS_PER_FRAME * frames
+        if items > allowed:
+            raise RefusedScan(
+                f"{name} has NumberOfFrames {frames}, but {items:,} items that describe frames, more than the "
+                f"{allowed:,} that these can need: exclude it"
+            )
     described = len(header.get("PerFrameFunctionalGroupsSequence") or ())
     if frames > max(described, 1):
         raise RefusedScan(
@@ -145,6 +162,11 @@ def _size_in_stream(stream: bytes) -> tuple[int, int, int] | None:
 def header_limit(size: int) -> int:
     """Return to how many bytes the header in a deflated file may be inflated; ``size``: bytes of the file."""
     return min(LARGEST_HEADER, SMALLEST_LIMIT + HEADER_RATIO * size)
+
+
+def item_limit(size: int) -> int:
+    """Return how many items of sequences the header in a deflated file may have; ``size``: bytes of the file."""
+    return FEWEST_ITEMS + size // BYTES_PER_ITEM
 
 
 def inflate(stream: BinaryIO, limit: int) -> tuple[bytes, bool]:

@@ -30,18 +30,20 @@ class Image(NamedTuple):
     file: str
     texts: tuple[str, ...]  # the text fields of `Series`
     key: tuple  # files with different keys never belong to one stack
-    owner: tuple[str, str]  # patient and study
+    owner: tuple[str, ...]  # patient, study, name and frame of reference
+    folder: str
     attributes: tuple[str, ...]  # the values of `ATTRIBUTES`
     directions: np.ndarray | None
     position: np.ndarray | None
     instance: tuple  # equal for copies
+    named: bool  # has a valid SOPInstanceUID
 
 
 def split_stack(stack: list[Image]) -> list[list[Image]]:
     """Split files of one SeriesInstanceUID, size and orientation if they are clearly several volumes.
 
-    - By patient and study, since some anonymisers write one UID into all series; but not if together they form one
-      evenly spaced stack, whose halves would pass as volumes.
+    - By owner, since some anonymisers write one UID into all series; but not if files of one folder together form one
+      evenly spaced stack, whose halves would pass as volumes. Owners that share no folder are always split.
     - By acquisition, kernel or another of `ATTRIBUTES` if each part is an evenly spaced stack, the parts overlap, and
       the whole is no evenly spaced stack. An evenly spaced whole is split by acquisition and kernel alone: of two scans
       half a slice apart, each is complete. Blocks of a scan one after the other stay together, except if they have
@@ -51,7 +53,9 @@ def split_stack(stack: list[Image]) -> list[list[Image]]:
     Files without positions (multi-frame images) are split by owner and ImageType.
     """
     owners = _parts(stack, [one.owner for one in stack])
-    if len(owners) > 1 and not _is_even(_heights(stack)):
+    if len(owners) > 1 and _is_even(_heights(stack)):
+        owners = _joined_by_folder(owners)
+    if len(owners) > 1:
         return [part for owner in owners for part in split_stack(owner)]
     by_type = _parts(stack, _values(stack, "ImageType"))
     heights = [_heights(part) for part in by_type]
@@ -64,6 +68,21 @@ def split_stack(stack: list[Image]) -> list[list[Image]]:
     if once and all(len(one) == len(heights[0]) and np.abs(one - heights[0]).max() < SAME_PLACE for one in heights):
         return by_type
     return [stack]
+
+
+def _joined_by_folder(owners: list[list[Image]]) -> list[list[Image]]:
+    """Join the owners that have files in one folder, directly or through others."""
+    joined: list[tuple[set[str], list[Image]]] = []
+    for owner in owners:
+        folders, files = {one.folder for one in owner}, list(owner)
+        apart = []
+        for group in joined:
+            if group[0].isdisjoint(folders):
+                apart.append(group)
+            else:
+                folders, files = folders | group[0], group[1] + files
+        joined = [*apart, (folders, files)]
+    return [files for _, files in joined]
 
 
 def _volumes(stack: list[Image], names: Sequence[str]) -> list[list[Image]] | None:

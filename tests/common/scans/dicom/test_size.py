@@ -226,3 +226,40 @@ def test_text_as_a_number_of_frames_is_refused(tmp_path):
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
         dataset.save_as(one)
     assert "NumberOfFrames 'many'" in refusal(tmp_path)
+
+
+# ---- frames --------------------------------------------------------------------------------------------------------
+
+
+def write_empty_frames(file: Path, described: int, frames: int) -> None:
+    """Write an Enhanced CT image whose frames are described by empty items of 8 bytes."""
+    write_enhanced(file, stored_values(), slope=[1] * 4, intercept=[0] * 4, order=range(4))
+    dataset = pydicom.dcmread(file)
+    dataset.PerFrameFunctionalGroupsSequence = [pydicom.Dataset() for _ in range(described)]
+    dataset.NumberOfFrames = frames
+    dataset.Rows = dataset.Columns = 1
+    dataset.PixelData = bytes(2 * frames)
+    dataset.save_as(file)
+
+
+@pytest.mark.parametrize(
+    ("described", "frames", "words"),
+    [
+        (1, 10_001, "NumberOfFrames 10001, more than the 10,000"),
+        (1500, 4, "1,500 items that describe frames, more than the 1,400"),
+    ],
+)
+def test_more_frames_than_any_ct_has_are_refused_before_they_are_read(tmp_path, described, frames, words):
+    write_empty_frames(tmp_path / "a.dcm", described, frames)
+    assert words in refusal(tmp_path)
+
+
+def test_a_deflated_header_of_many_empty_items_is_refused_at_once(tmp_path):
+    file = tmp_path / "a.dcm"
+    write_empty_frames(file, 3000, 4)
+    dataset = pydicom.dcmread(file)
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.save_as(file)
+    assert file.stat().st_size < 4000
+    with pytest.raises(RefusedScan, match=r"unpacks to 3,\d+ items, more than 1,"):
+        read_header(file)
