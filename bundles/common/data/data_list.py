@@ -283,6 +283,7 @@ def _inference_scans(source: StrPath, may_be_missing: bool) -> list[dict]:
         raise InputError(f"{source} not found. {_content(source.parent)}")
     if source.is_dir():
         direct = sorted(str(path) for path in source.iterdir() if is_scan(path.name) and path.is_file())
+        direct = sorted({*direct} - masks_beside_images(direct))
         if direct or not (source / "dataset.json").is_file():
             return [{"image": image} for image in direct or _images_below(source)]
         source = source / "dataset.json"

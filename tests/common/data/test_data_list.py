@@ -588,3 +588,9 @@ def test_masks_beside_scans_are_not_pre_trained_on(tmp_path):
     assert [scan["image"] for scan in found] == [
         str(tmp_path / f"{name}/ct.nii.gz") for name in ("P01", "P02", "P03_seg")
     ]
+
+
+def test_masks_beside_scans_are_not_predicted(tmp_path):
+    for name in ("volume-0.nii.gz", "segmentation-0.nii.gz", "liver_mask.nii.gz", "dataset.json"):
+        (tmp_path / name).touch()
+    assert [scan["image"] for scan in inference_scans(tmp_path)] == [str(tmp_path / "volume-0.nii.gz")]
