@@ -75,6 +75,7 @@ from bundles.common.data.data_list import unlabelled_scans
 from bundles.common.data.foreground import above_or_all
 from bundles.common.data.seeded_crops import SeededCrops
 from bundles.common.errors import InputError
+from bundles.common.scans.decode_once import LoadScand
 from bundles.common.scans.search import Candidate
 from bundles.pretraining.crops.body_crops import RandBodyCropsd
 from bundles.pretraining.crops.hu_window import intensities
@@ -149,7 +150,7 @@ def bundle_preprocessing() -> Compose:
     body = partial(above_or_all, other=FOREGROUND_HU)
     return Compose(
         [
-            LoadImaged("image", image_only=True),
+            LoadScand("image", image_only=True),
             EnsureChannelFirstd("image"),
             Orientationd("image", axcodes="RAS", labels=None),
             CropForegroundd("image", source_key="image", select_fn=body, allow_smaller=True),

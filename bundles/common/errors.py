@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
+
+KINDS = r"\.errors\.(?:InputError|RefusedScan|NoScan)"  # as a traceback names them
 
 
 class InputError(ValueError):
@@ -12,18 +15,18 @@ class InputError(ValueError):
 
 
 def find_input_error(error: BaseException | None) -> InputError | None:
-    """Return the first `InputError` among ``error`` and its causes, or None."""
+    """Return the first `InputError` among ``error`` and its causes, or None.
+
+    An error of a data loader's process arrives as text, with a traceback instead of its causes.
+    """
     while error is not None:
+        told = re.findall(rf"{KINDS}: (.*)", str(error)) if "\nOriginal Traceback" in str(error) else []
+        if told:
+            return InputError(told[-1])  # the outermost
         if isinstance(error, InputError):
             return error
         error = error.__cause__ or error.__context__
     return None
-
-
-def _message(error: InputError) -> str:
-    """Return the text for the user. torch adds a traceback to errors of data loader workers; it is removed."""
-    text = str(error)
-    return text.rpartition("InputError: ")[2].strip() if "\nOriginal Traceback" in text else text
 
 
 def report_input_errors() -> None:
@@ -38,7 +41,7 @@ def report_input_errors() -> None:
         if cause is None:
             traceback.print_exception(kind, error, trace)
         else:
-            print(f"\nStopped: {_message(cause)}", file=sys.stderr, flush=True)
+            print(f"\nStopped: {cause}", file=sys.stderr, flush=True)
 
     sys.excepthook = hook
 

@@ -61,3 +61,15 @@ def test_another_error_keeps_its_traceback():
     ended = run("{}['a key']")
     assert ended.returncode == 1
     assert ended.stderr.startswith("Traceback") and "KeyError: 'a key'" in ended.stderr
+
+
+def test_an_error_of_a_loading_process_is_found_in_its_text():
+    text = (
+        "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        "scripts.common.errors.RefusedScan: has 3 of 9 voxels that are NaN\n\nThe above exception was the direct cause\n"
+        "scripts.common.errors.InputError: /data/a.nii.gz: has 3 of 9 voxels that are NaN\n\nThe above exception\n"
+        "RuntimeError: applying transform <LoadScand>\n"
+    )
+    assert str(find_input_error(RuntimeError(text))) == "/data/a.nii.gz: has 3 of 9 voxels that are NaN"
+    assert str(find_input_error(InputError(text))) == "/data/a.nii.gz: has 3 of 9 voxels that are NaN"
+    assert find_input_error(RuntimeError("Caught KeyError in DataLoader worker.\nOriginal Traceback: 'x'")) is None

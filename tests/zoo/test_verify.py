@@ -289,7 +289,7 @@ def test_what_builds_wrong_is_told_by_its_check(bundle):
         ("inference.json", '"spacing": "$@row[\'spacing\']"', '"spacing": [1.5, 1.5, 2.0]'),
         ("inference.json", '\n    "handlers": [', '\n    "listeners": ['),
         ("inference.json", '"@handlers"', '"@listeners"'),
-        ("evaluate.yaml", "SupervisedEvaluator", "SupervisedJudge"),
+        ("evaluate.yaml", "case_by_case.CaseEvaluator", "case_by_case.CaseJudge"),
         ("train.json", '"epoch_length": "$@plan[\'epoch_length\']"', '"epoch_length": "$@plan[\'epoch\']"'),
     ]:
         path = bundle / "configs" / name
@@ -304,7 +304,7 @@ def test_what_builds_wrong_is_told_by_its_check(bundle):
     assert "`14` doesn't match: `9`" in found["network_def as in the metadata"]
     assert "spacing is [1.5, 1.5, 2.0], but was [4.0, 4.0, 5.0] in training" in found["inference as in training"]
     assert "epoch" in found["properties of train"] and "epoch" in found["properties of train for torchrun"]
-    assert "SupervisedJudge" in found["properties of evaluate"]
+    assert "CaseJudge" in found["properties of evaluate"]
     assert found["properties of inference"] == "ValueError: missing, or under another id: handlers"
 
 
