@@ -50,7 +50,7 @@ def good_cases(
     good, reasons = examine_scans(
         cases,
         channels=channels,
-        labels=None if labels is None else [int(value) for value in labels],
+        labels=labels,
         ignore_label=ignore_label,
         voxels=check_data == "full",
         hounsfield=hounsfield,

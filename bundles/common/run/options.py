@@ -173,10 +173,11 @@ def check_options() -> None:
     """
     parser = running_config()
     _check_entries(parser)
-    _make_plain(parser)
     typical = first_preset(str(Path(parser.get_parsed_content("bundle_root")) / "configs" / "presets.yaml"))
-    for name in option_names(parser.config):
-        rule = RULES.get(name) or RULES_OF_TYPES.get(type(typical.get(name)))
+    names = option_names(parser.config)
+    rules = {name: RULES.get(name) or RULES_OF_TYPES.get(type(typical.get(name))) for name in names}
+    _make_plain(parser, rules)
+    for name, rule in rules.items():
         if name == "roi_size":
             check_roi_size(parser.get_parsed_content(name))
         elif rule is not None:
@@ -216,11 +217,9 @@ def _check_entries(parser: ConfigParser) -> None:
         )
 
 
-def _make_plain(parser: ConfigParser) -> None:
+def _make_plain(parser: ConfigParser, rules: Mapping[str, Rule | None]) -> None:
     """Bring the values of options that are written out into their type, before anything uses them."""
-    typical = first_preset(str(Path(parser.get_parsed_content("bundle_root")) / "configs" / "presets.yaml"))
-    for name in option_names(parser.config):
-        rule = RULES.get(name) or RULES_OF_TYPES.get(type(typical.get(name)))
+    for name, rule in rules.items():
         value = _plain_value(name, parser.config[name], rule)
         if value is not parser.config[name]:
             parser.config[name] = value
