@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 
@@ -18,6 +19,18 @@ def own_signals():
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     yield
+
+
+@pytest.fixture(autouse=True)
+def own_logging():
+    """Logging as it was: what a run configures must not change what the next test reads of its own messages."""
+    loggers = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+    before = [(one, one.level, one.handlers[:], one.disabled) for one in (logging.root, *loggers)]
+    yield
+    for one, level, handlers, disabled in before:
+        one.setLevel(level)
+        one.handlers[:] = handlers
+        one.disabled = disabled
 
 
 @pytest.fixture

@@ -1,5 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Run a bundle as a user does, in a separate process: ``python -m monai.bundle run`` or ``torchrun``."""
+"""Run a bundle as a user does, in a separate process: ``python -m monai.bundle run`` or ``torchrun``.
+
+One process of ``python -m monai.bundle`` is forked from one that has imported MONAI (`tests.forked_python`).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from ..forked_python import ForkedPython
 
 ROOT = Path(__file__).parents[2]
 BUNDLES = ROOT / "bundles"
@@ -25,7 +30,7 @@ SMALL = {
 }
 
 
-def _command(
+def command(
     bundle: str,
     configs: str | list[str],
     *,
@@ -34,21 +39,40 @@ def _command(
     launch: Sequence[str] = (),
     **options: object,
 ) -> dict[str, object]:
+    """Return the arguments of `subprocess.Popen` that start a workflow; `run_bundle` explains the arguments."""
     folder = BUNDLES / bundle
     prefix = "configs" if cwd is None else str(folder / "configs")
     names = [configs] if isinstance(configs, str) else configs
     files = [f"{prefix}/{name}" for name in names]
-    command = [sys.executable, "-W", "ignore"]
     if processes > 1:
         launch = ["--standalone", f"--nproc_per_node={processes}"]
-    if launch:
-        command += ["-m", "torch.distributed.run", *launch]
-    command += ["-m", "monai.bundle", "run", "--config_file", files[0] if len(files) == 1 else repr(files)]
+    words = ["-m", "torch.distributed.run", *launch] if launch else []
+    words += ["-m", "monai.bundle", "run", "--config_file", files[0] if len(files) == 1 else repr(files)]
     if cwd is not None:
-        command += ["--bundle_root", str(folder)]
+        words += ["--bundle_root", str(folder)]
     for name, value in options.items():
-        command += [f"--{name}", "$None" if value is None else str(value)]
-    return {"args": command, "cwd": cwd or folder, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+        words += [f"--{name}", "$None" if value is None else str(value)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return {"args": [sys.executable, "-W", "ignore", *words], "cwd": cwd or folder, "env": environment}
+
+
+def start(
+    bundle: str, configs: str | list[str], *, merge: bool = True, **options: object
+) -> subprocess.Popen | ForkedPython:
+    """Start a workflow as `run_bundle` does, in its own process group, and return the running process.
+
+    Args:
+        bundle: folder name.
+        configs: file names in its ``configs/``.
+        merge: whether what it writes to stderr goes into its output.
+        options: see `run_bundle`.
+    """
+    how = command(bundle, configs, **options)
+    words = how.pop("args")
+    if "torch.distributed.run" in words:
+        stderr = subprocess.STDOUT if merge else subprocess.PIPE
+        return subprocess.Popen(words, **how, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True)
+    return ForkedPython(words[3:], **how, merge=merge, start_new_session=True)
 
 
 def run_bundle(bundle: str, configs: str | list[str], **options: object) -> subprocess.CompletedProcess:
@@ -60,16 +84,17 @@ def run_bundle(bundle: str, configs: str | list[str], **options: object) -> subp
         options: options of the config, as on the command line; also ``cwd`` (working folder), ``processes`` (more than
             one are started by ``torchrun``) and ``launch`` (other options of ``torchrun``).
     """
-    return subprocess.run(
-        **_command(bundle, configs, **options), capture_output=True, text=True, timeout=900, check=False
-    )
+    process = start(bundle, configs, merge=False, **options)
+    try:
+        stdout, stderr = process.communicate(timeout=900)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 def kill_when(bundle: str, configs: str | list[str], *, appears: Path, **options: object) -> None:
     """Start a workflow as `run_bundle` does, and kill it as soon as a file appears."""
-    process = subprocess.Popen(
-        **_command(bundle, configs, **options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = start(bundle, configs, **options)
     try:
         for _ in range(6000):
             if appears.exists() or process.poll() is not None:
@@ -81,14 +106,6 @@ def kill_when(bundle: str, configs: str | list[str], *, appears: Path, **options
     assert appears.exists(), f"the run ended with status {process.returncode} before it wrote {appears}"
 
 
-def start(bundle: str, configs: str | list[str], **options: object) -> subprocess.Popen:
-    """Start a workflow as `run_bundle` does, in its own process group, and return the running process."""
-    command = _command(bundle, configs, **options)
-    return subprocess.Popen(
-        **command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-
-
 def signal_when(
     bundle: str, configs: str | list[str], number: signal.Signals, *, says: str, **options: object
 ) -> tuple[int, str]:
@@ -98,6 +115,11 @@ def signal_when(
         Exit status and output.
     """
     process = start(bundle, configs, **options)
+    if isinstance(process, ForkedPython):
+        while says not in process.output and process.poll() is None:
+            time.sleep(0.02)
+        os.killpg(process.pid, number)
+        return process.wait(timeout=600), process.output
     lines, sent = [], False
     for line in process.stdout:
         lines.append(line)

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import subprocess
-import sys
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from ..forked_python import run
 from .command_line import BUNDLES, SMALL, run_bundle
 
 
@@ -19,12 +19,12 @@ def refused(tmp_path, dataset_dir, **options) -> str:
     """Assert that a training is refused; return its message."""
     output = tmp_path / "output"
     options = {"dataset_dir": dataset_dir, "output_dir": output, **SMALL, **options}
-    run = run_bundle("swin_unetr_btcv_seg", "train.yaml", **options)
-    assert run.returncode == 1, run.stdout[-2000:] + run.stderr[-4000:]
-    assert "step 1" not in run.stdout
+    ended = run_bundle("swin_unetr_btcv_seg", "train.yaml", **options)
+    assert ended.returncode == 1, ended.stdout[-2000:] + ended.stderr[-4000:]
+    assert "step 1" not in ended.stdout
     assert not (output / "models").exists()
-    assert "Traceback" not in run.stderr
-    return run.stderr[run.stderr.rindex("Stopped:") :]
+    assert "Traceback" not in ended.stderr
+    return ended.stderr[ended.stderr.rindex("Stopped:") :]
 
 
 @pytest.fixture
@@ -75,16 +75,16 @@ def test_corrupt_nifti_in_pre_training(tmp_path, unlabelled):
     folder = shutil.copytree(unlabelled, tmp_path / "scans")
     path = folder / "site 1" / "scan.nii.gz"
     path.write_bytes(path.read_bytes()[:20000])
-    run = run_bundle("swin_unetr_pretrain", "train.yaml", dataset_dir=folder, output_dir=tmp_path / "output", **SMALL)
-    assert run.returncode == 1
-    assert "Traceback" not in run.stderr
-    assert "site 1/scan.nii.gz" in run.stderr[run.stderr.rindex("Stopped:") :]
+    ended = run_bundle("swin_unetr_pretrain", "train.yaml", dataset_dir=folder, output_dir=tmp_path / "output", **SMALL)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert "site 1/scan.nii.gz" in ended.stderr[ended.stderr.rindex("Stopped:") :]
 
 
 def test_case_without_any_organ_trains_on_the_others(tmp_path, broken):
     rewrite(broken / "labelsTr" / "label0001.nii.gz", lambda a, m: (np.zeros_like(a), m))
-    run = run_bundle("swin_unetr_btcv_seg", "train.yaml", dataset_dir=broken, output_dir=tmp_path / "output", **SMALL)
-    assert run.returncode == 0, run.stderr[-3000:]
+    ended = run_bundle("swin_unetr_btcv_seg", "train.yaml", dataset_dir=broken, output_dir=tmp_path / "output", **SMALL)
+    assert ended.returncode == 0, ended.stderr[-3000:]
 
 
 def test_list_that_calls_another_value_liver(tmp_path, broken):
@@ -102,10 +102,10 @@ def test_option_with_an_unknown_choice(tmp_path, btcv):
 def test_missing_model(tmp_path, btcv, config):
     missing = tmp_path / "no_such_model.pt"
     scans = btcv if config == "evaluate.yaml" else btcv / "imagesTr"
-    run = run_bundle("swin_unetr_btcv_seg", config, dataset_dir=scans, pretrained_model=missing, output_dir=tmp_path)
-    assert run.returncode == 1
-    assert "Traceback" not in run.stderr
-    assert "no_such_model.pt" in run.stderr[run.stderr.rindex("Stopped:") :]
+    ended = run_bundle("swin_unetr_btcv_seg", config, dataset_dir=scans, pretrained_model=missing, output_dir=tmp_path)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert "no_such_model.pt" in ended.stderr[ended.stderr.rindex("Stopped:") :]
 
 
 def test_undeclared_label(tmp_path, broken):
@@ -143,7 +143,7 @@ def test_misspelt_entry_of_a_further_config(tmp_path, btcv):
         f"run(config_file=['configs/train.yaml', {str(tmp_path / 'mine.yaml')!r}], dataset_dir={str(btcv)!r},"
         f" output_dir={str(tmp_path / 'output')!r}, preset='cpu')\n"
     )
-    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=folder, capture_output=True, text=True)
+    ended = run(["-c", script], cwd=folder, env=os.environ, timeout=300)
     assert ended.returncode == 1 and "Traceback" not in ended.stderr
     assert "'max_stepz'" in ended.stderr and "Did you mean max_steps" in ended.stderr
     assert not (tmp_path / "output" / "models").exists()
@@ -169,16 +169,12 @@ def test_broken_data_list(tmp_path, broken):
 
 def test_bundle_copied_without_what_it_links_to(tmp_path, btcv):
     shutil.copytree(BUNDLES / "swin_unetr_btcv_seg", tmp_path / "copied", symlinks=True)
-    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", "configs/train.yaml"]
-    run = subprocess.run(
-        [*command, "--dataset_dir", str(btcv)], cwd=tmp_path / "copied", capture_output=True, text=True, check=False
-    )
-    assert run.returncode != 0
-    assert "Cannot find the config file: configs/train.yaml" in run.stderr  # MONAI reads it before any code of ours
+    words = ["-m", "monai.bundle", "run", "--config_file", "configs/train.yaml", "--dataset_dir", btcv]
+    ended = run(words, cwd=tmp_path / "copied", env=os.environ, timeout=300)
+    assert ended.returncode != 0
+    assert "Cannot find the config file: configs/train.yaml" in ended.stderr  # MONAI reads it before any code of ours
     shutil.rmtree(tmp_path / "copied/configs")
     shutil.copytree(BUNDLES / "swin_unetr_btcv_seg/configs", tmp_path / "copied/configs")
-    run = subprocess.run(
-        [*command, "--dataset_dir", str(btcv)], cwd=tmp_path / "copied", capture_output=True, text=True, check=False
-    )
-    assert run.returncode != 0
-    assert "scripts/segmentation: dead link" in run.stderr and "cp -rL" in run.stderr
+    ended = run(words, cwd=tmp_path / "copied", env=os.environ, timeout=300)
+    assert ended.returncode != 0
+    assert "scripts/segmentation: dead link" in ended.stderr and "cp -rL" in ended.stderr

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from bundles.common.weights.loading import load_model
 from zoo.pack import pack
 from zoo.package.archive import extract_archive
 
+from ..forked_python import run
 from ..zoo.conftest import ENCODER, ORGANS
 from ..zoo.own_process import python
 
@@ -109,7 +108,7 @@ def test_weights_that_are_named_once_are_exported_right_or_refused(exported, tmp
     (folder / "models/model.ts").unlink()
     words = ["-m", "monai.bundle", "ckpt_export", "--config_file", "configs/inference.yaml", "--key_in_ckpt", "model"]
     words += ["--use_trace", "True", "--input_shape", str([1, 1, *ROI]), "--ckpt_file", str(weights)]
-    failed = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, check=False)
+    failed = run(words, cwd=folder, env=os.environ, timeout=600)
     assert failed.returncode == 1 and not (folder / "models/model.ts").exists()
     assert "is given other weights" in failed.stderr and "--pretrained_model FILE" in failed.stderr.splitlines()[-1]
     python(*words, "--pretrained_model", str(weights), cwd=folder)

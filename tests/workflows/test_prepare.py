@@ -16,7 +16,7 @@ import pytest
 from bundles.pretraining.crops.patch_store import StoredScan
 
 from ..common.scans.raw_scans import MIN_BODY, contents, phantom, read_list, write_bad, write_good, write_nifti
-from .command_line import SMALL, _command, kill_when, run_bundle, start, succeed
+from .command_line import SMALL, command, kill_when, run_bundle, start, succeed
 
 BUNDLE = "swin_unetr_pretrain"
 
@@ -85,12 +85,12 @@ def test_signals_to_the_whole_group_end_it_cleanly(tmp_path, raw, unbroken, numb
 def test_a_full_disk_stops_it_with_advice_and_it_goes_on_afterwards(tmp_path, raw, unbroken):
     """A limit on the size of files simulates the full disk."""
     out = tmp_path / "out"
-    command = _command(BUNDLE, "prepare.yaml", **options(raw, out, workers=2))
+    limited_run = command(BUNDLE, "prepare.yaml", **options(raw, out, workers=2))
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
 
-    run = subprocess.run(**command, capture_output=True, text=True, timeout=300, check=False, preexec_fn=limited)
+    run = subprocess.run(**limited_run, capture_output=True, text=True, timeout=300, check=False, preexec_fn=limited)
     assert run.returncode == 1, run.stderr[-3000:]
     assert "Traceback" not in run.stderr
     message = run.stderr[run.stderr.rindex("Stopped:") :]

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
+
+from ..forked_python import run
 
 
 def python(*words: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run Python in a folder, with ``environment`` in addition to the current one; it must succeed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "PYTHONWARNINGS": "ignore", **environment}
-    command = [sys.executable, *map(str, words)]
-    run = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, f"{run.stdout[-3000:]}\n{run.stderr[-6000:]}"
-    return run
+    done = run(words, cwd=cwd, env=environment, timeout=600)
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return done

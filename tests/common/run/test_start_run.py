@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +14,8 @@ import torch
 
 from bundles.common.errors import InputError
 from bundles.common.run.start_run import start_run
+
+from ...forked_python import run
 
 ROOT = Path(__file__).parents[3]
 
@@ -52,8 +54,8 @@ def test_the_overlay_without_torchrun_is_refused(tidy, monkeypatch):
 def test_a_misspelt_option_of_a_real_command_line_ends_with_one_message(tmp_path):
     config = tmp_path / "train.yaml"
     config.write_text("max_steps: 5\nrun: [{_target_: bundles.common.run.start_run.start_run, seed: 0}]\n")
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(config), "--max_step", "3"]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    words = ["-m", "monai.bundle", "run", "--config_file", config, "--max_step", "3"]
+    ended = run(words, cwd=ROOT, env=os.environ, timeout=300)
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
     last = ended.stderr.strip().splitlines()[-1]
@@ -66,9 +68,19 @@ def test_words_of_yaml_on_a_real_command_line_mean_what_they_mean_there(tmp_path
         "flag: true\nother: false\nnumber: 5\nsum: $str(@flag) + str(@other) + str(@number)\n"
         "run:\n- {_target_: bundles.common.run.start_run.start_run, seed: 0, resolved: $__local_refs}\n- $print('meant', @sum)\n"
     )
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(config)]
-    words = ["--flag", "false", "--other=true", "--number", "null"]
-    ended = subprocess.run([*command, *words], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    words = [
+        "-m",
+        "monai.bundle",
+        "run",
+        "--config_file",
+        config,
+        "--flag",
+        "false",
+        "--other=true",
+        "--number",
+        "null",
+    ]
+    ended = run(words, cwd=ROOT, env=os.environ, timeout=300)
     assert "meant FalseTrueNone" in ended.stdout, ended.stderr[-2000:]
 
 
