@@ -45,15 +45,19 @@ class Volume:
         return Volume(nib.apply_orientation(self.voxels, orientation), affine)
 
 
-def read_scan(candidate: Candidate) -> Volume:
+def read_scan(candidate: Candidate, *, straighten_tilt: bool = False) -> Volume:
     """Read a scan from its file or series.
+
+    Args:
+        candidate: the scan.
+        straighten_tilt: see `read_series`.
 
     Raises:
         RefusedScan: it cannot be read, or is not a single volume of numbers.
     """
     try:
         if candidate.series is not None:
-            series = read_series(candidate.series)
+            series = read_series(candidate.series, straighten_tilt=straighten_tilt)
             return Volume(series.voxels, series.affine)
         return _read_meta_image(candidate.source) if candidate.kind == "metaimage" else _read_nifti(candidate.source)
     except RefusedScan:

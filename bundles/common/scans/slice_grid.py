@@ -93,7 +93,7 @@ def grid_affine(slices: Sequence[Slice], *, tilted: bool = False) -> np.ndarray:
     if leans and (not tilted or tilt > LARGEST_TILT):
         raise RefusedScan(
             f"its slices are stacked obliquely, by {tilt:.1f} degrees (tilted gantry), which a voxel grid cannot "
-            "represent: pass --straighten_tilt true to inference.yaml, or resample it, e.g. with dcm2niix (the file it names _Tilt) or dicom2nifti (resampling enabled), "
+            "represent: pass --straighten_tilt true (inference.yaml, prepare.yaml), or resample it, e.g. with dcm2niix (the file it names _Tilt) or dicom2nifti (resampling enabled), "
             "and use the NIfTI file"
         )
     shifts = np.linalg.norm(positions - positions[0] - np.arange(count)[:, None] * step, axis=1)

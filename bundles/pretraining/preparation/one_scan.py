@@ -40,6 +40,7 @@ class Recipe:
     min_slices: int = 8
     max_spacing: float = 8.0
     keep_suspect: bool = False
+    straighten_tilt: bool = False
     write_store: bool = True
     write_nifti: bool = True
     keep_patient_ids: bool = False
@@ -103,7 +104,9 @@ def read_record(task: Task) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(Outputs(task.folder, task.candidate.name).record.read_text(encoding="utf-8"))
-        return record["row"] if record["made_from"] == _made_from(task) else None
+        made_from = record["made_from"]
+        made_from["recipe"] = json.loads(json.dumps(vars(Recipe()))) | made_from["recipe"]  # options newer than it
+        return record["row"] if made_from == _made_from(task) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None  # missing, damaged, or another file
 
@@ -159,7 +162,7 @@ def _prepared(task: Task, row: dict[str, Any]) -> dict[str, Any]:
     candidate, recipe = task.candidate, task.recipe
     made_from = _made_from(task)  # before reading: a file that changes while it is read is prepared again next time
     outputs = Outputs(task.folder, candidate.name)
-    volume = read_scan(candidate)
+    volume = read_scan(candidate, straighten_tilt=recipe.straighten_tilt)
     row |= audit_scan(
         volume,
         foreground_hu=recipe.foreground_hu,

@@ -467,10 +467,30 @@ def test_a_series_in_two_folders_of_one_owner_is_one(tmp_path):
     np.testing.assert_array_equal(read(tmp_path).voxels, stored - 1024)
 
 
-@pytest.mark.parametrize("keyword", ["PatientName", "FrameOfReferenceUID"])
-def test_owners_that_are_mixed_over_folders_are_refused(tmp_path, keyword):
+@pytest.mark.parametrize("series_uid", ["", "1.2.3"])
+def test_two_frames_of_reference_woven_in_a_folder_are_two_volumes(tmp_path, series_uid):
+    """The slices alternate, and each half is even: DICOM gives positions of two frames nothing in common."""
+    for seed in (0, 1):
+        place = (*POSITION[:2], POSITION[2] + seed * SPACING[2] / 2)
+        tags = {"SeriesInstanceUID": series_uid, "FrameOfReferenceUID": f"1.2.{seed}"}
+        write_series(tmp_path, stored_values(seed=seed), position=place, suffix=f".{seed}", **tags)
+    series, _ = find_series(files_in(tmp_path))
+    for seed, one in enumerate(sorted(series, key=lambda one: Path(one.files[0]).suffix)):
+        np.testing.assert_array_equal(read_series(one).voxels, stored_values(seed=seed) - 1024)
+    assert len(series) == 2
+
+
+def test_a_frame_of_reference_of_each_slice_splits_nothing(tmp_path):
+    write_series(tmp_path, stored_values(), edit=lambda one, z: setattr(one, "FrameOfReferenceUID", f"1.2.{z}"))
+    np.testing.assert_array_equal(read(tmp_path).voxels, stored_values() - 1024)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"), [("PatientName", lambda z: f"1.{z % 2}"), ("FrameOfReferenceUID", lambda z: f"1.{z // 3}")]
+)
+def test_owners_that_are_mixed_over_folders_are_refused(tmp_path, keyword, value):
     """Folder 1 has both, so they may be one volume that an anonymiser changed, or two; folder 2 speaks against it."""
-    files = write_series(tmp_path / "1", stored_values(), edit=lambda one, z: setattr(one, keyword, f"1.{z % 2}"))
+    files = write_series(tmp_path / "1", stored_values(), edit=lambda one, z: setattr(one, keyword, value(z)))
     (tmp_path / "2").mkdir()
     files[8].rename(tmp_path / "2" / files[8].name)
     assert f"differ in {keyword}" in refusal(tmp_path)

@@ -252,7 +252,8 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "mm that say metres": (
         lambda p: scan(p / "a.nii.gz", unit="meter"),
-        "has voxels of 2000 x 2000 x 3000 mm, above 20 mm, which no scan of a patient has (the file states its unit as metres)",
+        "has voxels of 2000 x 2000 x 3000 mm, above 20 mm, which no scan of a patient has (the file states its unit as metres): correct "
+        "spacing and affine in its header; its numbers look like mm, so correct its unit",
     ),
     "smaller than an organ": (
         lambda p: scan(p / "a.nii.gz", q=(scaled(0.05), 1), s=(scaled(0.05), 1)),

@@ -63,7 +63,9 @@ def entries(out: Path) -> list[dict]:
 def read(monkeypatch) -> list[str]:
     """The scans that were read since the list was last cleared."""
     names, real = [], one_scan.read_scan
-    monkeypatch.setattr(one_scan, "read_scan", lambda candidate: (names.append(candidate.name), real(candidate))[1])
+    monkeypatch.setattr(
+        one_scan, "read_scan", lambda candidate, **how: (names.append(candidate.name), real(candidate, **how))[1]
+    )
     return names
 
 
@@ -314,6 +316,19 @@ def test_suspects_can_be_kept(tmp_path, good):
     assert row["verdict"] == "used" and "--keep_suspect" in row["reason"]
 
 
+def test_a_tilted_series_is_straightened_on_request(tmp_path):
+    write_dicom(tmp_path / "raw" / "upright", 3, PatientID="A")
+    write_dicom(tmp_path / "raw" / "leaning", 4, PatientID="B", tilt=12.0)
+    assert run(tmp_path / "raw", tmp_path / "out").left_out == 1
+    assert "--straighten_tilt true" in audit(tmp_path / "out")["raw__leaning"]["reason"]
+    assert run(tmp_path / "raw", tmp_path / "out", recipe={"straighten_tilt": True}).left_out == 0
+    axes = nib.load(tmp_path / "out" / "nifti" / "raw__leaning.nii.gz").affine[:3, :3]
+    np.testing.assert_allclose(axes.T @ axes, np.diag(np.square((0.8, 0.9, 2.5))), atol=1e-3)
+    stored = StoredScan(tmp_path / "out" / "store" / "raw__leaning.b2nd").read((slice(None),) * 3)
+    assert stored.shape[1] == phantom(4).shape[1] + 12  # 19 slices of 2.5 mm, tan 12 degrees, pixels of 0.9 mm
+    assert stored.min() == phantom(4).min()
+
+
 def test_a_run_whose_scans_are_all_left_out_says_so(tmp_path):
     write_nifti(tmp_path / "raw" / "mr.nii.gz", 0, (phantom(15) + 1024).astype(np.uint16))
     assert run(tmp_path / "raw", tmp_path / "out") == Summary(used=0, left_out=1, reasons={"not CT in HU": 1})
@@ -381,6 +396,21 @@ def test_changed_options_give_what_a_fresh_run_gives(tmp_path, good):
     run(good, tmp_path / "out")
     run(good, tmp_path / "fresh")
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_a_record_from_before_an_option_existed_still_counts(tmp_path, good, read):
+    """Its default is what was done then; any other value prepares the scan again."""
+    run(good, tmp_path / "out")
+    for path in (tmp_path / "out").rglob("*.json"):
+        record = json.loads(path.read_text())
+        if "made_from" in record:
+            del record["made_from"]["recipe"]["straighten_tilt"]
+            path.write_text(json.dumps(record))
+    read.clear()
+    run(good, tmp_path / "out")
+    assert read == []
+    run(good, tmp_path / "out", recipe={"straighten_tilt": True})
+    assert len(read) == 4
 
 
 def test_only_what_is_new_or_changed_is_read(tmp_path, good, read):
@@ -705,10 +735,10 @@ def test_a_twin_is_made_again_when_the_scan_before_it_fails(tmp_path, good, monk
     (tmp_path / "out" / "store" / "raw__twins__a.b2nd").unlink()
     real = one_scan.read_scan
 
-    def damaged(candidate):
+    def damaged(candidate, **how):
         if candidate.name.endswith(("__a", "__b")) and "twins" in candidate.name:
             raise OSError(errno.EIO, "Input/output error")
-        return real(candidate)
+        return real(candidate, **how)
 
     monkeypatch.setattr(one_scan, "read_scan", damaged)
     run(good, tmp_path / "out")

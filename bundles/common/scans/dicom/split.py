@@ -43,7 +43,8 @@ def split_stack(stack: list[Image]) -> list[list[Image]]:
     """Split files of one SeriesInstanceUID, size and orientation if they are clearly several volumes.
 
     - By owner, since some anonymisers write one UID into all series; but not if files of one folder together form one
-      evenly spaced stack, whose halves would pass as volumes. Owners that share no folder are always split.
+      evenly spaced stack, whose halves would pass as volumes, except if its slices alternate between two even stacks of
+      two frames of reference. Owners that share no folder are always split.
     - By acquisition, kernel or another of `ATTRIBUTES` if each part is an evenly spaced stack, the parts overlap, and
       the whole is no evenly spaced stack. An evenly spaced whole is split by acquisition and kernel alone: of two scans
       half a slice apart, each is complete. Blocks of a scan one after the other stay together, except if they have
@@ -54,7 +55,7 @@ def split_stack(stack: list[Image]) -> list[list[Image]]:
     """
     owners = _parts(stack, [one.owner for one in stack])
     if len(owners) > 1 and _is_even(_heights(stack)):
-        owners = _joined_by_folder(owners)
+        owners = _joined_by_folder(owners) if not _are_woven(owners) else owners
     if len(owners) > 1:
         return [part for owner in owners for part in split_stack(owner)]
     by_type = _parts(stack, _values(stack, "ImageType"))
@@ -68,6 +69,14 @@ def split_stack(stack: list[Image]) -> list[list[Image]]:
     if once and all(len(one) == len(heights[0]) and np.abs(one - heights[0]).max() < SAME_PLACE for one in heights):
         return by_type
     return [stack]
+
+
+def _are_woven(owners: list[list[Image]]) -> bool:
+    """Tell whether the stacks of several frames of reference lie between one another, each complete by itself."""
+    if len({one.owner[-1] for part in owners for one in part}) != len(owners):
+        return False
+    whole = all(len(part) >= MIN_SLICES and _is_even(_heights(part)) for part in owners)
+    return whole and _are_volumes(owners, even=True)
 
 
 def _joined_by_folder(owners: list[list[Image]]) -> list[list[Image]]:

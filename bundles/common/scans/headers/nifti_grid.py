@@ -19,8 +19,9 @@ import numpy as np
 
 from ...errors import RefusedScan
 from .nifti_bytes import stored_header
+from .plausible import IN_MM
 
-UNITS = {1: ("metres", 1000.0), 2: ("mm", 1.0), 3: ("micrometres", 0.001)}  # by the code in xyzt_units; unknown: mm
+UNITS = {code: (name, IN_MM[name]) for code, name in ((1, "metres"), (2, "mm"), (3, "micrometres"))}  # by xyzt_units
 SCALE_TOLERANCE = 0.01  # pixdim is often rounded to two or three digits
 # Near half a turn, the float32 quaternion of a qform is accurate to 6e-4 radians: 0.3 voxels at the corner of 512^3.
 MAX_SHIFT = 0.5  # voxels
@@ -64,7 +65,7 @@ def grid_of(header: nib.Nifti1Header) -> Grid:
     Raises:
         RefusedScan: there is no usable affine, or sform and qform are mirrored or turned against each other.
     """
-    name, factor = UNITS.get(int(header["xyzt_units"]) & 7, UNITS[2])
+    name, factor = UNITS.get(int(header["xyzt_units"]) & 7, UNITS[2])  # unknown: mm
     sform = header.get_sform() if header["sform_code"] > 0 else None
     pixdim = np.asarray(header["pixdim"][1:4], dtype=float)
     doubts = []

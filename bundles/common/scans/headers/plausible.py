@@ -19,6 +19,7 @@ MIN_EXTENT, MAX_EXTENT = 3.0, 2500.0  # mm; the longest side
 MAX_VOLUME = 2e9  # mm^3, such as 0.9 x 0.9 x 2.4 m
 MAX_VOXELS = 2**32  # 1024 x 1024 x 4096
 ROUNDING = 1e-3
+IN_MM = {"mm": 1.0, "metres": 1000.0, "micrometres": 0.001}
 
 
 def check_voxel_count(shape: Sequence[int]) -> None:
@@ -58,12 +59,12 @@ def check_plausible(shape: Sequence[int], affine: np.ndarray, *, unit: str = "")
         if wrong.any():
             raise RefusedScan(
                 f"has voxels of {_product(spacing)} mm, {bound} mm, which no scan of a patient has{stated}: correct "
-                f"spacing and affine in its header{_hint(spacing)}"
+                f"spacing and affine in its header{_hint(spacing, unit)}"
             )
     if extent.max() < MIN_EXTENT:
         raise RefusedScan(
             f"is {_product(extent)} mm in size, below {MIN_EXTENT:g} mm on every side{stated}: it shows no organ. "
-            f"Correct spacing and affine in its header{_hint(spacing)}"
+            f"Correct spacing and affine in its header{_hint(spacing, unit)}"
         )
     if extent.max() > MAX_EXTENT or math.prod(extent.tolist()) > MAX_VOLUME:
         raise RefusedScan(
@@ -72,11 +73,12 @@ def check_plausible(shape: Sequence[int], affine: np.ndarray, *, unit: str = "")
         )
 
 
-def _hint(spacing: np.ndarray) -> str:
+def _hint(spacing: np.ndarray, unit: str) -> str:
     """Return what the numbers may be, if they are plausible in another unit."""
-    for factor, name in ((1000.0, "metres"), (0.001, "micrometres")):
-        if (spacing * factor >= 0.2).all() and (spacing * factor <= MAX_SPACING).all():
-            return f"; its numbers look like {name}"
+    stored = spacing / IN_MM.get(unit, 1.0)
+    for name, factor in IN_MM.items():
+        if name != (unit or "mm") and (stored * factor >= 0.2).all() and (stored * factor <= MAX_SPACING).all():
+            return f"; its numbers look like {name}" + (", so correct its unit" if unit else "")
     return ""
 
 
