@@ -16,8 +16,8 @@ LARGEST_FOLDER = 14  # Python files, __init__ aside
 
 #: Package to the packages that it may import, itself aside; the longest matching name counts.
 MAY_IMPORT = {
-    "bundles.common.errors": set(),
-    "bundles.common.files": {"bundles.common.errors"},
+    "bundles.common.errors": {"bundles.common.files"},
+    "bundles.common.files": set(),
     "bundles.common.networks": {"bundles.common.errors"},
     "bundles.common.run": {"bundles.common.errors", "bundles.common.files", "bundles.common.networks"},
     "bundles.common.data": {"bundles.common.errors", "bundles.common.files", "bundles.common.run"},

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import traceback
+
+from .files import full_disk
 
 KINDS = r"\.errors\.(?:InputError|RefusedScan|NoScan)"  # as a traceback names them
 
@@ -29,15 +32,57 @@ def find_input_error(error: BaseException | None) -> InputError | None:
     return None
 
 
+#: What libraries say of a machine that is too small, and what it means.
+TOO_SMALL = (
+    (
+        r"out of shared memory|shared memory limit|unable to .*</?torch_",
+        "The shared memory of this machine (/dev/shm{shm}) is too small for the loading processes. Use --num_workers 0, "
+        "or start the container with more: docker run --shm-size 8g.",
+    ),
+    (
+        r"DataLoader worker .*(?:killed by signal: Killed|exited unexpectedly)",
+        "A loading process was killed, most likely because the memory was full: use a smaller --num_workers or --cache_num.",
+    ),
+    (
+        r"(?:CUDA|HIP) out of memory",
+        "The memory of the GPU is full. In training, use a smaller --batch_size, --crops_per_volume or --roi_size, or "
+        "--gradient_checkpointing true; in inference and evaluation, a smaller --sw_batch_size.",
+    ),
+)
+
+
+def find_machine_error(error: BaseException | None) -> InputError | None:
+    """Return what a full disk, memory or shared memory among ``error`` and its causes means for the user, or None."""
+    if (full := full_disk(error)) is not None:
+        return InputError(
+            f"{full.filename or 'A file'} cannot be written: {full.strerror}. Files that were there are whole. Make room, then "
+            "repeat the command, a training with --resume true."
+        )
+    while error is not None:
+        for pattern, meaning in TOO_SMALL:
+            if re.search(pattern, str(error)):
+                return InputError(meaning.format(shm=_size_of_shared_memory()))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _size_of_shared_memory() -> str:
+    try:
+        return f", {shutil.disk_usage('/dev/shm').total / 1e9:.2g} GB"
+    except OSError:
+        return ""
+
+
 def report_input_errors() -> None:
     """Let an uncaught `InputError` print only its message, on the last lines of stderr. The exit status stays 1.
 
-    MONAI's config parser wraps the errors of components in one or two ``RuntimeError``: the user would get forty
-    lines of traceback with the reason in the middle. All other errors keep their traceback.
+    So does what `find_machine_error` knows. MONAI's config parser wraps the errors of components in one or two
+    ``RuntimeError``: the user would get forty lines of traceback with the reason in the middle. All other errors keep
+    their traceback.
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace) -> None:
-        cause = find_input_error(error)
+        cause = find_input_error(error) or find_machine_error(error)
         if cause is None:
             traceback.print_exception(kind, error, trace)
         else:

@@ -1,14 +1,27 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Write files atomically, lock folders, and tell whether a file has changed."""
+"""Write files atomically, lock folders, tell whether a file has changed and whether a disk is full."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# errno of a place where no file can be written
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def full_disk(error: BaseException | None) -> OSError | None:
+    """Return the error of a full or read-only disk among an error and its causes, or None."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager
@@ -24,6 +37,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except Exception as error:
+        if (full := full_disk(error)) is not None:
+            full.filename = str(path)  # an error of writing names no file, or the temporary one
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
-from bundles.common.errors import InputError, find_input_error
+import pytest
+import torch
+
+from bundles.common.errors import InputError, find_input_error, find_machine_error
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -73,3 +77,51 @@ def test_an_error_of_a_loading_process_is_found_in_its_text():
     assert str(find_input_error(RuntimeError(text))) == "/data/a.nii.gz: has 3 of 9 voxels that are NaN"
     assert str(find_input_error(InputError(text))) == "/data/a.nii.gz: has 3 of 9 voxels that are NaN"
     assert find_input_error(RuntimeError("Caught KeyError in DataLoader worker.\nOriginal Traceback: 'x'")) is None
+
+
+def test_a_full_disk_ends_the_process_with_the_file_and_the_advice(tmp_path):
+    body = "from bundles.common.weights import checkpoint_file as c; import torch\nreal = open\n"
+    body += "c.open = lambda path, mode: real('/dev/full', mode)\n"
+    body += f"c.save_atomically({{'a': torch.zeros(100000)}}, {str(tmp_path / 'last.pt')!r})"
+    ended = run(body)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert f"Stopped: {tmp_path / 'last.pt'} cannot be written: No space left on device." in ended.stderr
+    assert "Make room, then repeat the command, a training with --resume true" in ended.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_full_disk_is_found_behind_what_a_library_makes_of_it(kind):
+    outer = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+    outer.__context__ = OSError(kind, "no room", "/data/a.csv")
+    assert str(find_machine_error(outer)).startswith("/data/a.csv cannot be written: no room")
+    assert find_machine_error(OSError(errno.ENOENT, "not there", "/data/a.csv")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        (
+            "unable to allocate shared memory(shm) for file </torch_26683_39_0>: No space left on device (28)",
+            "--num_workers 0",
+        ),
+        ("unable to write to file </torch_26683_39_0>: No space left on device (28)", "docker run --shm-size"),
+        (
+            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+            "shared memory. Please try to raise your shared memory limit.",
+            "/dev/shm",
+        ),
+        ("DataLoader worker (pid 7) is killed by signal: Killed. ", "a smaller --num_workers or --cache_num"),
+        ("DataLoader worker (pid(s) 7) exited unexpectedly", "A loading process was killed"),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB.", "--gradient_checkpointing true"),
+    ],
+)
+def test_a_machine_that_is_too_small_is_told_with_what_to_do(text, advice):
+    outer = RuntimeError("Failed")
+    outer.__cause__ = RuntimeError(text)
+    assert advice in str(find_machine_error(outer))
+    assert find_machine_error(RuntimeError("size mismatch")) is None
+
+
+def test_an_out_of_memory_error_of_torch_is_one_of_these():
+    assert "memory of the GPU" in str(find_machine_error(torch.OutOfMemoryError("CUDA out of memory. Tried")))

@@ -11,6 +11,7 @@ from monai.data import Dataset, list_data_collate
 from monai.engines import SupervisedEvaluator
 
 from ..data.case_names import image_file
+from ..run.mlflow_server import tolerate_lost_servers
 from ..run.options import check_choice
 from ..scans.checks import examine_scans
 from .failures import Failures, reason_of
@@ -122,7 +123,7 @@ class CaseEvaluator(SupervisedEvaluator):
     """
 
     def __init__(self, *, failures: Failures, missing: str = "mask", **arguments: Any) -> None:
-        super().__init__(**arguments)
+        super().__init__(**arguments | {"val_handlers": tolerate_lost_servers(arguments.get("val_handlers"))})
         self.failures = failures
         self.missing = missing
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import logging
 import os
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, find_input_error
-from ..files import atomic_path
+from ..files import atomic_path, full_disk
 from ..run.distributed import gather_lists, rank, world_size
 
 logger = logging.getLogger(__name__)
@@ -22,7 +21,6 @@ logger = logging.getLogger(__name__)
 TABLE = "failed.csv"
 RESULTS = ("mask", "score", "reconstruction")  # without one of these a scan has no result
 STATUS_FAILED = 3  # exit status of a run that succeeded for some scans
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no scan can be written: going on would fail for each
 NAMED = 20  # failures in the summary; the table has all
 
 
@@ -74,7 +72,7 @@ class Failures:
         Raises:
             InputError: the disk is full or cannot be written: the run cannot go on.
         """
-        if isinstance(error, Exception) and (full := _full_disk(error)) is not None:
+        if isinstance(error, Exception) and (full := full_disk(error)) is not None:  # each scan would fail
             raise InputError(
                 f"{full.filename or self.file.parent} cannot be written: {full.strerror}. Make room, then repeat the "
                 "command with --resume true."
@@ -146,15 +144,6 @@ class Failures:
             writer = csv.DictWriter(table, [field.name for field in fields(Failure)], lineterminator="\n")
             writer.writeheader()
             writer.writerows(asdict(failure) for failure in failures)
-
-
-def _full_disk(error: BaseException | None) -> OSError | None:
-    """Return the error of a full disk among an error and its causes."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in FULL:
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def reason_of(error: Exception) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,22 @@ from .data_list import first_file
 
 
 def fingerprint(scans: Sequence[dict]) -> dict[str, Any]:
-    """Return the number of scans, and a checksum of their names (file and folder) in order.
+    """Return the number of scans, and a checksum of their names and sizes in order.
+
+    A name is the path below the deepest folder that has all the scans, so the folder may be moved and renamed. The size
+    in bytes tells sets apart whose names are alike, such as ``case_0001.nii.gz``.
 
     Args:
-        scans: ``{"image": path or list of paths}``.
+        scans: ``{"image": path or list of paths}``. A file that does not exist has no size.
     """
-    files = [first_file(scan) for scan in scans]
-    names = "\n".join("/".join(Path(file).parts[-2:]) for file in files)
-    return {"number": len(files), "sha256": hashlib.sha256(names.encode()).hexdigest()[:16]}
+    files = [os.path.abspath(first_file(scan)) for scan in scans]
+    root = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
+    names = "\n".join(f"{Path(os.path.relpath(file, root)).as_posix()} {_size(file)}" for file in files)
+    return {"number": len(files), "names_and_sizes": hashlib.sha256(names.encode()).hexdigest()[:16]}
+
+
+def _size(file: str) -> int | None:
+    try:
+        return os.path.getsize(file)
+    except OSError:
+        return None

@@ -7,7 +7,8 @@ import os
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import Dataset, DistributedSampler, Sampler
+from monai.data import DistributedSampler
+from torch.utils.data import Dataset, Sampler, SequentialSampler
 
 from ..errors import InputError
 
@@ -123,8 +124,16 @@ def wrap(network: torch.nn.Module, device: torch.device | str, distributed: bool
 
 
 def validation_sampler(dataset: Dataset, distributed: bool) -> Sampler | None:
-    """Return a sampler that splits a validation set, in order, between the ranks; None (no split) for one process."""
-    return DistributedSampler(dataset, shuffle=False) if distributed else None
+    """Return a sampler that splits a validation set, in order, between the ranks; None (no split) for one process.
+
+    No case counts twice: some ranks have one case less. With fewer cases than ranks, which each need one, every rank
+    takes all of them, so that all count equally often.
+    """
+    if not distributed:
+        return None
+    if len(dataset) < world_size():
+        return SequentialSampler(dataset)
+    return DistributedSampler(dataset, even_divisible=False, shuffle=False)
 
 
 def unwrap(network: torch.nn.Module) -> torch.nn.Module:

@@ -202,7 +202,7 @@ class TrainingCheckpoint:
             changes = "; ".join(f"{name} was {saved.get(name)!r}, now {current.get(name)!r}" for name in refused)
             raise InputError(
                 f"{path} belongs to a run with other settings: {changes}. Use the settings of that run, another --output_dir, "
-                f'or allow the change with --resume_changes "{refused}".'
+                f'or allow the change with --resume_changes "{sorted({*self.resume_changes, *refused})}".'
             )
         for name in changed:
             logger.warning("--resume_changes: %s was %r, now %r", name, saved.get(name), current.get(name))
@@ -231,6 +231,8 @@ class TrainingCheckpoint:
             )
         if state is None:
             logger.info("--resume true: %s does not exist; the run starts at step 0", path)
+            if rank() == 0:
+                self.set_aside(engine)
             return
         if not isinstance(state, Mapping) or not {"settings", "step", "network"} <= set(state):
             raise InputError(

@@ -19,6 +19,8 @@ from .steps import ends_step, steps_done
 
 logger = logging.getLogger(__name__)
 
+LONG = 24 * 3600  # seconds: a run of more on a CPU is likely a GPU's recipe
+
 
 def read_log(path: str | Path) -> list[dict[str, float]]:
     """Read the rows of a ``training_log.csv``: values as float, the step as int. An incomplete last line is skipped."""
@@ -56,6 +58,9 @@ class LogEvents(EventEnum):
 
 class TrainingLog:
     """Handler for `SupervisedTrainer`: logs mean losses, learning rate, crops per second and time left every few steps.
+
+    The first step has a line, too, which is in no table: it tells early how long the run will take. On a CPU, more than
+    a day is a WARNING.
 
     Losses stay on the device between two lines, so that logging does not wait for the GPU at every step. The parts of
     the loss are read from ``loss_function.parts`` (name to tensor) if the loss has them. Non-finite losses are excluded
@@ -136,7 +141,8 @@ class TrainingLog:
             return
         if hasattr(engine.state, "gradient_norm"):
             self._add("gradient_norm", engine.state.gradient_norm)
-        if step % self.every and step != self.total_steps:
+        regular = step % self.every == 0 or step == self.total_steps
+        if not regular and step != self.first_step + 1:
             return
         now = time.monotonic()
         sums = torch.stack(list(self.sums.values())).tolist()  # one wait for the GPU
@@ -153,10 +159,22 @@ class TrainingLog:
             "step %d/%d  %s  lr %.2e  %.2f crops/s  left %s",
             *(step, self.total_steps, losses, row["learning_rate"], row["crops_per_second"], _clock(left)),
         )
+        if step == self.first_step + 1:
+            self._warn_if_long(engine, left)
+        if not regular:
+            return
         self._append(row)
         self.sums, self.crops, self.since = {}, 0, now
         engine.state.log_row = row
         engine.fire_event(LogEvents.ROW)
+
+    def _warn_if_long(self, engine: Engine, left: float) -> None:
+        if left > LONG and torch.device(engine.state.device).type == "cpu":
+            logger.warning(
+                "At the rate of the first step, the run takes about %.0f days on this CPU. --preset cpu is for a CPU; the "
+                "other presets are for a GPU.",
+                math.ceil(left / LONG),
+            )
 
     def completed(self, engine: Engine) -> None:
         """Save the loss curves."""

@@ -12,17 +12,17 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 from ignite.engine import Engine, Events
-from monai.handlers import MLFlowHandler
 from torch.utils.tensorboard import SummaryWriter
 
 from ..files import atomic_path
 from ..run.distributed import rank
+from ..run.mlflow_server import LastingMLFlowHandler
 from ..weights.module_table import table_text
 from .log import LogEvents
 from .steps import steps_done
 
 
-def mlflow_handler(engine: Engine) -> MLFlowHandler | None:
+def mlflow_handler(engine: Engine) -> LastingMLFlowHandler | None:
     """Return the handler that ``--tracking mlflow`` has attached to the engine, or None.
 
     It is found through a private attribute: ignite has no public list of an engine's handlers, and MONAI does not
@@ -30,7 +30,7 @@ def mlflow_handler(engine: Engine) -> MLFlowHandler | None:
     """
     attached = [handler for handlers in engine._event_handlers.values() for handler, *_ in handlers]
     owners = [getattr(handler, "__self__", None) for handler in attached]
-    return next((owner for owner in owners if isinstance(owner, MLFlowHandler)), None)
+    return next((owner for owner in owners if isinstance(owner, LastingMLFlowHandler)), None)
 
 
 class Tracking:
@@ -93,11 +93,12 @@ class Tracking:
             if handler is not None:
                 handler.run_name = note.read_text()
 
-    def _handler(self, engine: Engine) -> MLFlowHandler | None:
+    def _handler(self, engine: Engine) -> LastingMLFlowHandler | None:
+        """Return the handler if its run could be started."""
         handler = mlflow_handler(engine)
         if handler is not None and handler.cur_run is None:
             handler.start(engine)  # a validation repeated on resume runs before MONAI's handler starts
-        return handler
+        return handler if handler is not None and handler.cur_run is not None else None
 
     def _scalars(self, engine: Engine, group: str, values: Mapping[str, float]) -> None:
         step = steps_done(engine)
@@ -113,11 +114,12 @@ class Tracking:
             from mlflow.entities import Metric
 
             now = int(1000 * time.time())
+            run_id = handler.cur_run.info.run_id
             if self.start is not None:
-                handler.client.log_text(handler.cur_run.info.run_id, self._start_text(), "start_weights.txt")
-                self.start = None
+                if handler.attempt(handler.client.log_text, run_id, self._start_text(), "start_weights.txt"):
+                    self.start = None
             metrics = [Metric(name, value, now, step) for name, value in values.items()]
-            handler.client.log_batch(handler.cur_run.info.run_id, metrics=metrics)
+            handler.attempt(handler.client.log_batch, run_id, metrics)
 
     def _start_text(self) -> str:
         return f"{self.start['file']}\n{table_text(self.start['modules'])}\n"
@@ -142,7 +144,8 @@ class Tracking:
                 picture = np.ascontiguousarray(matplotlib.image.imread(path)[..., :3])
                 self.writer.add_image(path.stem, picture, step, dataformats="HWC")
             if handler is not None:
-                handler.client.log_artifact(handler.cur_run.info.run_id, str(path), f"pictures/step_{step:06d}")
+                run_id = handler.cur_run.info.run_id
+                handler.attempt(handler.client.log_artifact, run_id, str(path), f"pictures/step_{step:06d}")
 
     def close(self, engine: Engine) -> None:
         """Write what is still in memory."""

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Build MONAI's `SupervisedTrainer`, also with MONAI versions that do not support gradient accumulation."""
+"""Build MONAI's trainer and evaluator: for each MONAI version, and with an MLflow server that may go away."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import inspect
 from typing import Any
 
 import monai
-from monai.engines import SupervisedTrainer
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
 from ..errors import InputError
+from ..run.mlflow_server import tolerate_lost_servers
 
 
 def supervised_trainer(*, accumulation_steps: int = 1, **arguments: Any) -> SupervisedTrainer:
@@ -24,6 +25,8 @@ def supervised_trainer(*, accumulation_steps: int = 1, **arguments: Any) -> Supe
     Raises:
         InputError: ``accumulation_steps`` is above 1 and this MONAI does not support it.
     """
+    if "train_handlers" in arguments:
+        arguments["train_handlers"] = tolerate_lost_servers(arguments["train_handlers"])
     if "accumulation_steps" in inspect.signature(SupervisedTrainer).parameters:
         return SupervisedTrainer(accumulation_steps=accumulation_steps, **arguments)
     if accumulation_steps != 1:
@@ -34,3 +37,12 @@ def supervised_trainer(*, accumulation_steps: int = 1, **arguments: Any) -> Supe
     trainer = SupervisedTrainer(**arguments)
     trainer.accumulation_steps = 1  # read by the handlers
     return trainer
+
+
+def supervised_evaluator(**arguments: Any) -> SupervisedEvaluator:
+    """Build MONAI's evaluator.
+
+    Args:
+        arguments: those of `SupervisedEvaluator`.
+    """
+    return SupervisedEvaluator(**arguments | {"val_handlers": tolerate_lost_servers(arguments.get("val_handlers"))})

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from monai.metrics import DiceMetric
 
 from bundles.common.errors import InputError
 from bundles.common.run import distributed
@@ -38,6 +39,15 @@ def test_the_overlay_without_torchrun_is_refused(monkeypatch):
         distributed.start(True)
 
 
+def mean_over_ranks(rank):
+    """MONAI's mean over validation cases whose values are 0, 1, 2, 3 and 10."""
+    values = torch.tensor([0.0, 1.0, 2.0, 3.0, 10.0])
+    metric = DiceMetric(reduction="mean")
+    for index in distributed.validation_sampler(values, True):
+        metric.extend(values[index].reshape(1, 1))
+    return float(metric.aggregate())
+
+
 def two_processes(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.manual_seed(rank)
@@ -60,6 +70,8 @@ def two_processes(rank, folder):
         "weight": network.weight.detach(),
         "gradient": network.weight.grad,
         "share": list(distributed.validation_sampler(list(range(5)), True)),
+        "share of one": list(distributed.validation_sampler([7], True)),
+        "mean": mean_over_ranks(rank),
     }
     torch.save(seen, f"{folder}/{rank}.pt")
     distributed.stop()
@@ -83,5 +95,6 @@ def test_two_processes_agree_on_weights_and_gradients_gather_tensors_and_share_t
         assert torch.equal(seen["gathered"], torch.stack([ramp, ramp + 10]))
         # the weight of this rank's place, times 1 of the first loss and 2 of the second
         assert torch.equal(seen["gathered_gradient"], 3 * torch.arange(12.0).reshape(2, 3, 2).transpose(1, 2)[rank])
-    assert set(first["share"]) | set(second["share"]) == set(range(5))
-    assert first["share"] == [0, 2, 4]
+    assert (first["share"], second["share"]) == ([0, 2, 4], [1, 3])  # no case twice
+    assert first["share of one"] == second["share of one"] == [0]
+    assert first["mean"] == second["mean"] == pytest.approx(3.2)

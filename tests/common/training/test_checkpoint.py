@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import random
 from types import SimpleNamespace
 
@@ -323,6 +324,23 @@ def test_a_checkpoint_of_another_run_is_refused_with_both_values(tmp_path, recor
     with pytest.raises(InputError, match="settings: max_steps was 15, now 12"):  # allowed is what was named
         train(tmp_path, record, resume=True, lr=0.2, epochs=4, resume_changes=["learning_rate"])
     assert same(load_checkpoint_file(tmp_path / "last.pt"), before)
+
+
+def test_the_advice_keeps_what_was_allowed_before(tmp_path, record):
+    train(tmp_path, record, killed_in_step=5)
+    with pytest.raises(InputError) as error:
+        train(tmp_path, record, resume=True, lr=0.2, epochs=4, resume_changes=["learning_rate"])
+    advice = str(error.value).split("--resume_changes ")[1].strip('".')
+    assert advice == "['learning_rate', 'max_steps']"
+    train(tmp_path, record, resume=True, lr=0.2, epochs=4, resume_changes=ast.literal_eval(advice))
+
+
+def test_resuming_without_a_last_checkpoint_keeps_the_earlier_result(tmp_path, record):
+    train(tmp_path, record)
+    earlier = (tmp_path / "model.pt").read_bytes()
+    (tmp_path / "last.pt").unlink()
+    train(tmp_path, record, resume=True, lr=0.2)
+    assert (tmp_path / "previous_model.pt").read_bytes() == earlier != (tmp_path / "model.pt").read_bytes()
 
 
 def test_a_change_that_is_no_setting_is_refused_with_the_settings(tmp_path, record):

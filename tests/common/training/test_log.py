@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import re
 
 import pytest
 import torch
@@ -73,6 +74,24 @@ def test_a_line_says_step_losses_and_learning_rate(tmp_path, caplog):
     lines = [record.getMessage() for record in caplog.records if record.name == "bundles.common.training.log"]
     assert lines[0].startswith("step 1/2  loss 1.0000 inpainting 0.2500 rotation 0.7500  lr 2.50e-01  ")
     assert lines[1].endswith("left 0:00")
+
+
+def test_the_first_step_has_a_line_with_the_time_left_and_no_row(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        log = train(tmp_path, steps=6, every=3, resumed_from=1)
+    assert [line.split()[1] for line in caplog.messages if line.startswith("step")] == ["2/6", "3/6", "6/6"]
+    assert " loss 2.0000 " in next(line for line in caplog.messages if line.startswith("step 2/6"))
+    assert [(row["step"], row["loss"]) for row in read_log(log.path)] == [(3, 2.5), (6, 5.0)]
+
+
+@pytest.mark.parametrize(
+    ("total", "days"), [(10**9, r"about \d+ days on this CPU. --preset cpu is for a CPU"), (2, None)]
+)
+def test_a_run_of_more_than_a_day_on_a_cpu_is_told_after_the_first_step(tmp_path, caplog, total, days):
+    train(tmp_path, steps=2, every=1, total=total)
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warned) == (days is not None)
+    assert days is None or re.search(days, warned[0])
 
 
 @pytest.mark.parametrize("order", ["resume first", "log first"])

@@ -13,6 +13,7 @@ from monai.handlers import MLFlowHandler
 from monai.utils import path_to_sqlite_uri
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bundles.common.run.mlflow_server import tolerate_lost_servers
 from bundles.common.training.log import LogEvents
 from bundles.common.training.tracking import Tracking, mlflow_handler
 
@@ -65,7 +66,8 @@ def run(
         resume=resume,
     ).attach(trainer)
     if uri:
-        MLFlowHandler(tracking_uri=uri, experiment_name="e", epoch_log=False, iteration_log=False).attach(trainer)
+        handler = MLFlowHandler(tracking_uri=uri, experiment_name="e", epoch_log=False, iteration_log=False)
+        tolerate_lost_servers([handler])[0].attach(trainer)
     length = 3 * accumulation_steps
     trainer.run(range(length), max_epochs=iterations // length, epoch_length=length)
     return trainer
