@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from ..forked_python import run
 from .command_line import BUNDLES, SMALL, run_bundle
@@ -147,6 +149,27 @@ def test_misspelt_entry_of_a_further_config(tmp_path, btcv):
     assert ended.returncode == 1 and "Traceback" not in ended.stderr
     assert "'max_stepz'" in ended.stderr and "Did you mean max_steps" in ended.stderr
     assert not (tmp_path / "output" / "models").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("options", [{"device": "cuda"}, {"device": "gpu"}, {"amp": True, "amp_type": "fp16"}])
+def test_device_that_this_machine_lacks(tmp_path, btcv, options):
+    message = refused(tmp_path, btcv, **options)
+    assert f"--{next(iter(options))} " in message and ("GPU" in message or "is not a device" in message)
+
+
+def test_output_that_another_run_writes_into(tmp_path, btcv):
+    (tmp_path / "output").mkdir()
+    with open(tmp_path / "output" / ".training.lock", "w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        assert "Another training writes into --output_dir" in refused(tmp_path, btcv)
+
+
+def test_output_that_is_a_file_is_told_before_the_scans_are_read(tmp_path, broken):
+    (broken / "imagesTr" / "img0000.nii.gz").write_bytes(b"damaged")
+    (tmp_path / "file").write_text("")
+    message = refused(tmp_path, broken, output_dir=tmp_path / "file" / "output")
+    assert "Cannot write into --output_dir" in message and "Not a directory" in message
 
 
 @pytest.mark.parametrize(("name", "value"), [("output_dir", ""), ("pretrained_encoder", "")])

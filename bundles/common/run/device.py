@@ -10,7 +10,7 @@ import os
 import torch
 
 from ..errors import InputError
-from .distributed import rank, world_size
+from .distributed import named_device, rank, world_size
 from .mixed_precision import check_amp, precision
 
 logger = logging.getLogger(__name__)
@@ -54,12 +54,7 @@ def checked_device(device: torch.device | str) -> torch.device:
     Raises:
         InputError: it cannot.
     """
-    try:
-        known = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(
-            f"--device {device!r} is not a device: use cpu, cuda, or cuda:1 for the second GPU."
-        ) from error
+    known = named_device(device)
     if known.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:

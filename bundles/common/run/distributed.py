@@ -105,6 +105,20 @@ def sum_over_ranks(tensor: torch.Tensor, *, mean: bool = False) -> torch.Tensor:
     return total / world_size() if mean else total
 
 
+def named_device(device: torch.device | str) -> torch.device:
+    """Return the device of a name, whether this machine has it or not.
+
+    Raises:
+        InputError: PyTorch knows no such name.
+    """
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"--device {device!r} is not a device: use cpu, cuda, or cuda:1 for the second GPU."
+        ) from error
+
+
 def local_device() -> torch.device:
     """Return the GPU of this process (``LOCAL_RANK``), or the CPU if there is no GPU."""
     if not torch.cuda.is_available():

@@ -9,6 +9,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from ..errors import InputError
+from .distributed import named_device
 from .options import check_choice
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,7 +33,7 @@ def autocast_type(amp_type: str) -> torch.dtype:
 
 def is_gpu(device: torch.device | str) -> bool:
     """Return whether mixed precision is used by default on a device."""
-    return torch.device(device).type == "cuda"
+    return named_device(device).type == "cuda"
 
 
 def check_amp(*, amp: bool, device: torch.device | str) -> None:
