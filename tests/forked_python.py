@@ -8,6 +8,7 @@ before it starts. A test that looks at the start itself uses `subprocess`.
 from __future__ import annotations
 
 import atexit
+import importlib
 import multiprocessing
 import os
 import random
@@ -19,6 +20,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -148,6 +150,9 @@ def _run(words: list[str], cwd: str, env: dict[str, str], stdout: str, stderr: s
     sys.argv = words[1:] if words[0] == "-m" else [words[0], *words[2:]]
     sys.warnoptions = ["ignore"]
     warnings.simplefilter("ignore")
+    sys.modules.pop("sitecustomize", None)
+    with suppress(ImportError):
+        importlib.import_module("sitecustomize")  # as a start would, if the path has one
     random.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()

@@ -118,7 +118,7 @@ def test_stage_left_by_a_killed_runner_is_ended(tmp_path):
         "import subprocess, sys, os; from pathlib import Path; from demo.run import alone_in\n"
         f"with alone_in(Path(r'{tmp_path}')) as lock:\n"
         "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], pass_fds=[lock],"
-        " start_new_session=True)\n"
+        " start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
         "    os.write(lock, str(child.pid).encode()); print(child.pid, flush=True); os.kill(os.getpid(), 9)\n"
     )
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=demo.ROOT)

@@ -86,7 +86,7 @@ def test_all_three_tasks_are_learnt_from_real_scans(tmp_path):
             "train.yaml",
             dataset_dir=DATA / "openkbp",
             output_dir=tmp_path,
-            max_steps=200,
+            max_steps=100,
             val_interval=100,
             validation_draws=1,  # the views of several draws from a scan are not independent
             **QUICK,
