@@ -3,6 +3,9 @@
 # make check   formatting, lint and all tests
 # make test-legacy   weights of the real MONAI 1.4.0 compute the same here (an environment of its own, .venv-legacy)
 # make test-label    packed bundles in a real MONAI Label server (an environment of its own, .venv-label-1.6.1, 3.7 GB); LABEL_MONAI=1.5.2: with that MONAI
+# make test-matrix   the workflow tests with the oldest and the newest PyTorch and MONAI of setup.cfg (environments of their own, 5 GB
+#                    each with CUDA; MATRIX="2.11.0_1.5.2": one pair alone)
+# make test-kills    each workflow is killed 20 times at random moments, and must end as if it had not been (an hour)
 # make gpu-kit       what a GPU machine without a network needs to check everything: gpu-kit/ (docs/explanation/gpu.md)
 # Each sets up its own virtual environment first; PYTHON=python3.12 chooses the interpreter (3.11 or newer).
 
@@ -10,15 +13,16 @@ PYTHON ?= python3
 VENV ?= .venv
 LEGACY_VENV ?= .venv-legacy
 LABEL_MONAI ?= 1.6.1
+MATRIX ?= 2.11.0_1.5.2 2.11.0_1.6.1 2.14.1_1.5.2 2.14.1_1.6.1
 LABEL_VENV ?= .venv-label-$(LABEL_MONAI)
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test test-legacy test-label check lint clean gpu-kit
+.PHONY: demo test test-kills test-legacy test-label check lint clean gpu-kit
 .DEFAULT_GOAL := demo
 
-$(INSTALLED): setup.cfg pyproject.toml
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test]" --constraint constraints.txt
 	touch $@
 
 demo: $(INSTALLED)
@@ -45,6 +49,22 @@ $(LABEL_VENV)/.installed:
 test-label: $(INSTALLED) $(LABEL_VENV)/.installed
 	LABEL_PYTHON=$(abspath $(LABEL_VENV))/bin/python $(VENV)/bin/python -m pytest tests/label
 
+# KILLS: kills for each workflow
+test-kills: $(INSTALLED)
+	KILLS=$(or $(KILLS),20) $(VENV)/bin/python -m pytest tests/workflows/test_random_kills.py
+
+# One environment for each pair of versions; the workflow tests in each, one after the other.
+$(MATRIX:%=.venv-matrix-%/.installed): .venv-matrix-%/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv-matrix-$*
+	.venv-matrix-$*/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test]" torch==$(word 1,$(subst _, ,$*)) monai==$(word 2,$(subst _, ,$*))
+	touch $@
+
+.PHONY: test-matrix $(MATRIX:%=matrix-%)
+test-matrix: $(MATRIX:%=matrix-%)
+
+$(MATRIX:%=matrix-%): matrix-%: .venv-matrix-%/.installed
+	.venv-matrix-$*/bin/python -m pytest tests/workflows
+
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
@@ -55,7 +75,7 @@ gpu-kit: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks.gpu_check.kit --out gpu-kit
 
 clean:
-	rm -rf gpu-kit $(VENV) $(LEGACY_VENV) .venv-label-* demo/out *.egg-info .pytest_cache .ruff_cache
+	rm -rf gpu-kit $(VENV) $(LEGACY_VENV) .venv-label-* .venv-matrix-* demo/out *.egg-info .pytest_cache .ruff_cache
 
 # Evidence: what pre-training gains. STUDY=openkbp DATA=DIR OUT=DIR choose another study, its data and its folder (docs/how-to/measure-the-gain.md).
 # make few-label-curve   Dice over the number of labelled patients, with pre-training and from scratch

@@ -28,7 +28,7 @@ from tools.synthetic_ct import write_dataset
 from .__main__ import ROOT, SCANS
 
 PYTHON = "3.12"
-# What the parts import, and an image for PyTorch may lack; versions as pinned in setup.cfg.
+# What the parts import, and an image for PyTorch may lack; versions as pinned in setup.cfg and constraints.txt.
 WANTED = (
     *("monai", "nibabel", "pytorch-ignite", "einops", "fire", "pydantic", "blosc2", "pydicom", "highdicom"),
     "safetensors",
@@ -85,10 +85,11 @@ def write_kit(out: Path) -> None:
 
 
 def pinned() -> list[Requirement]:
-    """Return the requirements of setup.cfg that the kit carries."""
+    """Return the requirements of setup.cfg that the kit carries, narrowed by constraints.txt."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     lines = config["options"]["install_requires"].split()
+    lines += [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
     found = {canonicalize_name(one.name): one for one in map(Requirement, lines)}
     return [found[name] for name in WANTED]
 
