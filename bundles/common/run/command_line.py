@@ -22,6 +22,7 @@ from monai.bundle.scripts import run
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from ..errors import InputError
+from .option_help import help_text
 from .options import END, option_names
 
 # YAML's spellings, and Python's None: python-fire and MONAI lose them.
@@ -54,6 +55,8 @@ def check_command_line(argv: Sequence[str] | None = None) -> dict[str, Any]:
     does not exist. One whose value comes from an option, or has the name of an option, is refused. Nothing is checked in a process that is not ``monai.bundle run`` (MONAI Label, a Python
     call).
 
+    ``--help`` prints the options and ends the run.
+
     Args:
         argv: the words of the command line, ``sys.argv`` by default.
 
@@ -76,6 +79,10 @@ def check_command_line(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if "config_file" not in arguments:
         return {}  # passed by position: nothing to compare with, and MONAI reports what is missing
     files = _config_files(arguments["config_file"])
+    if "help" in options or "-h" in argv:
+        preset = arguments.get("preset")
+        print(help_text(files, preset=None if preset is None else str(preset)))
+        raise SystemExit(0)
     config = ConfigParser.load_config_files(files)
     known = {str(key).replace("#", "::").split("::")[0].lstrip("+") for key in config}
     known |= set(inspect.signature(run).parameters) - {"override"}
