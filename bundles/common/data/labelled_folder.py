@@ -76,8 +76,9 @@ def find_layout(folder: Path) -> tuple[Path, Path, Path] | None:
         if images.is_dir() and labels.is_dir():
             return images, labels, test
     names = _subfolders(folder)
-    images = [name for name in names if name.lower() in IMAGE_FOLDERS]
-    labels = [name for name in names if is_mask_folder(name) and not re.search(HELD_OUT, name)]
+    images = [name for name in names if name.lower() in IMAGE_FOLDERS or _training_word(name) in IMAGE_FOLDERS]
+    labels = [name for name in names if is_mask_folder(name) or _training_word(name) in MASK_WORDS]
+    labels = [name for name in labels if not re.search(HELD_OUT, name)]
     # A folder of annotations beside one of labels often has other formats, such as contours.
     labels = [name for name in labels if not words(name)[0].startswith("annotation")] or labels
     if not images or not labels:
@@ -88,6 +89,12 @@ def find_layout(folder: Path) -> tuple[Path, Path, Path] | None:
             f"{' or '.join(images)}, masks in {' or '.join(labels)}. Keep one of each there, or write a dataset.json."
         )
     return folder / images[0], folder / labels[0], folder / "imagesTs"
+
+
+def _training_word(name: str) -> str:
+    """Return the word beside "training" in a folder's name, as in ``TrainingImg`` of FLARE 2021; "" without one."""
+    first, *others = words(name) or [""]
+    return others[0] if first in ("training", "train") and len(others) == 1 else ""
 
 
 def has_layout(folder: Path) -> bool:

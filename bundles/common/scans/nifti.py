@@ -137,10 +137,17 @@ def stored_voxels(scan: nib.spatialimages.SpatialImage) -> tuple[np.ndarray, flo
 
 
 def check_finite(raw: np.ndarray, slope: float, inter: float) -> tuple[float, float]:
-    """Return the smallest and largest value of `stored_voxels`; raise `RefusedScan` if any is NaN or infinite."""
+    """Return the smallest and largest value of `stored_voxels`.
+
+    Raises:
+        RefusedScan: a voxel is NaN or infinite, or beyond float32, in which images are computed.
+    """
     # min and max are NaN if any voxel is, so two numbers check all voxels without a copy of them.
     low, high = float(raw.min()) * slope + inter, float(raw.max()) * slope + inter
-    if not np.isfinite([low, high]).all():
-        count = raw.size - int(np.isfinite(raw).sum())
-        raise RefusedScan(f"has {count} of {raw.size} voxels that are NaN or infinite; set them to a number")
+    if not max(abs(low), abs(high)) <= np.finfo(np.float32).max:  # NaN is not, either
+        if count := raw.size - int(np.isfinite(raw).sum()):
+            raise RefusedScan(f"has {count} of {raw.size} voxels that are NaN or infinite; set them to a number")
+        raise RefusedScan(
+            f"has values from {low:.3g} to {high:.3g}, which no image has: the slope in its header or its voxels are damaged"
+        )
     return min(low, high), max(low, high)

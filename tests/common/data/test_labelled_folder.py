@@ -24,6 +24,8 @@ LAYOUTS = [
     ("RawData/Training/img", "RawData/Training/label", "RawData/Testing/img"),
     ("Training/img", "Training/label", "Testing/img"),
     ("img", "label", "imgTs"),
+    ("TrainingImg", "TrainingMask", "imagesTs"),
+    ("train_images", "train_labels", "imagesTs"),
 ]
 
 

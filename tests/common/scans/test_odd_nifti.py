@@ -221,6 +221,14 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "two-dimensional": (lambda p: scan(p / "a.nii.gz", VOXELS[:, :, 0]), "it is a single slice"),
     "vectors": (lambda p: scan(p / "a.nii.gz", np.stack([VOXELS] * 3, -1)[:, :, :, None]), "(12, 10, 8, 1, 3)"),
     "NaN": (lambda p: scan(p / "a.nii.gz", with_value(np.nan)), "1 of 960 voxels that are NaN or infinite"),
+    "beyond single precision": (
+        lambda p: scan(p / "a.nii.gz", np.where(VOXELS == VOXELS.max(), 1e300, VOXELS.astype(np.float64))),
+        "to 1e+300, which no image has",
+    ),
+    "slope beyond single precision": (
+        lambda p: scan(p / "a.nii.gz", put={SLOPE: struct.pack("<2f", 3e38, 0)}),
+        "the slope in its header or its voxels are damaged",
+    ),
     "infinity": (lambda p: scan(p / "a.nii", with_value(-np.inf)), "1 of 960 voxels that are NaN or infinite"),
     "complex": (lambda p: scan(p / "a.nii.gz", VOXELS.astype(np.complex64)), "they must be plain numbers"),
     # grids
