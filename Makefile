@@ -5,6 +5,7 @@
 # make test-label    packed bundles in a real MONAI Label server (an environment of its own, .venv-label-1.6.1, 3.7 GB); LABEL_MONAI=1.5.2: with that MONAI
 # make test-matrix   the workflow tests with the oldest and the newest PyTorch and MONAI of setup.cfg (environments of their own, 5 GB
 #                    each with CUDA; MATRIX="2.11.0_1.5.2": one pair alone)
+# make mutants       small changes of the code where errors would be silent: do the tests notice? (half an hour)
 # make test-kills    each workflow is killed 20 times at random moments, and must end as if it had not been (an hour)
 # make gpu-kit       what a GPU machine without a network needs to check everything: gpu-kit/ (docs/explanation/gpu.md)
 # Each sets up its own virtual environment first; PYTHON=python3.12 chooses the interpreter (3.11 or newer).
@@ -17,7 +18,7 @@ MATRIX ?= 2.11.0_1.5.2 2.11.0_1.6.1 2.14.1_1.5.2 2.14.1_1.6.1
 LABEL_VENV ?= .venv-label-$(LABEL_MONAI)
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test test-kills test-legacy test-label check lint clean gpu-kit
+.PHONY: demo test mutants test-kills test-legacy test-label check lint clean gpu-kit
 .DEFAULT_GOAL := demo
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
@@ -48,6 +49,9 @@ $(LABEL_VENV)/.installed:
 
 test-label: $(INSTALLED) $(LABEL_VENV)/.installed
 	LABEL_PYTHON=$(abspath $(LABEL_VENV))/bin/python $(VENV)/bin/python -m pytest tests/label
+
+mutants: $(INSTALLED)
+	$(VENV)/bin/python -m tools.mutants
 
 # KILLS: kills for each workflow
 test-kills: $(INSTALLED)

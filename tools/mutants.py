@@ -1,0 +1,284 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Change the code in small ways and see whether the tests notice: python -m tools.mutants [--only losses] [--each 12]
+
+Each mutant is one change of one module where an error would be silent, in a copy of the project. The tests that mirror
+the module run on it, in a process forked from one that has imported MONAI. Those that pass have not noticed: the mutant
+survives, and its change is printed. `EQUIVALENTS` lists changes that make no difference, with the reason.
+
+cosmic-ray and mutmut start Python anew for each mutant, of which 9 s are imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import difflib
+import multiprocessing
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from .child_process import available_cores
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 4.0  # times the duration of the tests without a change, and 20 s: then a mutant hangs, which is noticed
+
+#: Modules where an error would be silent, and the tests that must notice it (default: those of the same path).
+TARGETS: dict[str, tuple[str, ...]] = {
+    "bundles/common/data/partial_labels.py": (),
+    "bundles/common/data/seeded_crops.py": (),
+    "bundles/common/networks/fast/attention.py": (),
+    "bundles/common/networks/fast/windows.py": (),
+    "bundles/common/networks/patch_merging.py": (),
+    "bundles/common/training/checkpoint.py": (),
+    "bundles/common/training/gradient_guard.py": (),
+    "bundles/common/training/lr_schedule.py": (),
+    "bundles/common/training/parameter_groups.py": (),
+    "bundles/common/training/weight_average.py": (),
+    "bundles/common/weights/loading.py": (),
+    "bundles/common/weights/merging_order.py": (),
+    "bundles/pretraining/proxy_tasks/contrast.py": (),
+    "bundles/pretraining/proxy_tasks/draws.py": (),
+    "bundles/pretraining/proxy_tasks/losses.py": (),
+    "bundles/pretraining/proxy_tasks/masking.py": (),
+    "bundles/pretraining/proxy_tasks/position.py": (),
+    "bundles/pretraining/proxy_tasks/rotation.py": (),
+    "bundles/segmentation/results/case_scores.py": (),
+    "bundles/segmentation/results/metrics.py": ("tests/segmentation/results/test_case_scores.py",),
+    "bundles/segmentation/results/score_summary.py": (),
+    "bundles/segmentation/training/loss.py": (),
+    "evidence/results/paired_bootstrap.py": (),
+    "evidence/results/power.py": (),
+    "evidence/results/table.py": ("tests/evidence/test_report.py", "tests/evidence/results"),
+    "evidence/study/subsets.py": (),
+    "zoo/package/archive.py": (),
+    "zoo/package/packed_weights.py": ("tests/zoo/package/test_trained_settings.py", "tests/zoo/test_pack.py"),
+}
+#: Module, line and changed line of mutants that make no difference, with the reason.
+EQUIVALENTS: dict[tuple[str, str, str], str] = {
+    (
+        "bundles/pretraining/proxy_tasks/rotation.py",
+        "return draw(generators, lambda g: torch.randint(4, (each,), generator=g, device=g.device))",
+        "return draw(generators, lambda g: torch.randint(4, (each,), generator=g))",
+    ): "equal on a CPU; benchmarks/gpu_check trains on a GPU",
+}
+
+_SWAPS = {
+    **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
+    **{
+        ast.Add: ast.Sub,
+        ast.Sub: ast.Add,
+        ast.Mult: ast.Div,
+        ast.Div: ast.Mult,
+        ast.FloorDiv: ast.Mult,
+        ast.Mod: ast.Mult,
+    },
+    **{ast.And: ast.Or, ast.Or: ast.And, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In},
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A changed module.
+
+    Attributes:
+        module: its path in the project.
+        line: what was changed, and what into: the first line that differs.
+        source: the whole changed module.
+    """
+
+    module: str
+    line: tuple[str, str]
+    source: str
+
+
+def mutants_of(module: str, source: str) -> Iterator[Mutant]:
+    """Make every mutant of a module, one change each. Texts, types and imports are left alone."""
+    tree = ast.parse(source)
+    plain = ast.unparse(tree)
+    for number, node in enumerate(ast.walk(tree)):
+        for kind in range(_kinds(node)):
+            changed = copy.deepcopy(tree)
+            _change(next(other for place, other in enumerate(ast.walk(changed)) if place == number), kind)
+            text = ast.unparse(ast.fix_missing_locations(changed))
+            if text != plain:
+                before, after = plain.splitlines(), text.splitlines()
+                (_, low, _, other, _), *_ = [
+                    block
+                    for block in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+                    if block[0] != "equal"
+                ]
+                line = (
+                    before[low].strip() if low < len(before) else "",
+                    after[other].strip() if other < len(after) else "",
+                )
+                yield Mutant(module, line, text)
+
+
+def _kinds(node: ast.AST) -> int:
+    """Return in how many ways a node is changed."""
+    if isinstance(node, ast.Compare):
+        return len([op for op in node.ops if type(op) in _SWAPS])
+    if isinstance(node, (ast.BinOp, ast.BoolOp, ast.AugAssign)):
+        return int(type(node.op) in _SWAPS)
+    if isinstance(node, ast.Constant):
+        return int(isinstance(node.value, (int, float)))
+    if (
+        isinstance(node, (ast.If, ast.IfExp))
+        or isinstance(node, ast.UnaryOp)
+        and isinstance(node.op, (ast.Not, ast.USub))
+    ):
+        return 1
+    if isinstance(node, ast.Call):
+        return len([keyword for keyword in node.keywords if keyword.arg])
+    return int(isinstance(node, ast.Return) and node.value is not None)
+
+
+def _change(node: ast.AST, kind: int) -> None:
+    if isinstance(node, ast.Compare):
+        places = [place for place, op in enumerate(node.ops) if type(op) in _SWAPS]
+        node.ops[places[kind]] = _SWAPS[type(node.ops[places[kind]])]()
+    elif isinstance(node, (ast.BinOp, ast.BoolOp, ast.AugAssign)):
+        node.op = _SWAPS[type(node.op)]()
+    elif isinstance(node, ast.Constant):
+        node.value = not node.value if isinstance(node.value, bool) else node.value + 1
+    elif isinstance(node, (ast.If, ast.IfExp)):
+        node.test = ast.UnaryOp(ast.Not(), node.test)
+    elif isinstance(node, ast.UnaryOp):
+        node.op = ast.UAdd() if isinstance(node.op, ast.USub) else node.op
+        if isinstance(node.op, ast.Not):
+            node.operand = ast.UnaryOp(ast.Not(), node.operand)
+    elif isinstance(node, ast.Call):
+        named = [place for place, keyword in enumerate(node.keywords) if keyword.arg]
+        del node.keywords[named[kind]]
+    else:
+        node.value = ast.Constant(None)
+
+
+def matching_tests(module: str) -> tuple[str, ...]:
+    """Return the test files of a module: those named in `TARGETS`, else that of the same path."""
+    if named := TARGETS.get(module):
+        return named
+    path = Path(module)
+    parts = path.parts[1:] if path.parts[0] == "bundles" else path.parts
+    return (str(Path("tests", *parts[:-1], f"test_{path.name}")),)
+
+
+def copy_project(root: Path, folder: Path) -> None:
+    """Copy what git tracks, links as links."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, check=True, text=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (root / name).is_symlink() or (root / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / name, folder / name, follow_symlinks=False)
+
+
+def passes(folder: Path, tests: Sequence[str], *, timeout: float | None = None) -> bool:
+    """Run tests in a folder, in a forked process; return whether all pass in time."""
+    forking = multiprocessing.get_context("forkserver")
+    forking.set_forkserver_preload(["monai.bundle", "nibabel", "pytest", "xdist.plugin", "hypothesis", "scipy.stats"])
+    process = forking.Process(target=_run_tests, args=(str(folder), list(tests)))
+    process.start()
+    process.join(timeout)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    return process.exitcode == 0
+
+
+def _run_tests(folder: str, tests: list[str]) -> None:
+    os.chdir(folder)
+    os.setsid()
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+    for name in [
+        name for name in sys.modules if name.partition(".")[0] in ("tools", "tests", "bundles", "evidence", "zoo")
+    ]:
+        del sys.modules[name]
+    sys.path[:] = [folder, *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT)]
+    sys.argv = ["pytest"]
+    multiprocessing.set_start_method(None, force=True)
+    import pytest
+
+    status = pytest.main(
+        ["-x", "-q", "-n0", "-p", "no:cacheprovider", "-p", "no:randomly", "--disable-warnings", *tests]
+    )
+    os._exit(int(status))
+
+
+def try_module(
+    module: str, *, each: int, seed: int, folder: Path, equivalents: Mapping[tuple[str, str, str], str]
+) -> tuple[int, list[Mutant]]:
+    """Try a sample of the mutants of a module in a copy of the project.
+
+    Args:
+        module: path in the project.
+        each: largest number of mutants.
+        seed: of the sample.
+        folder: the copy. The module is put back.
+        equivalents: mutants that are not tried, see `EQUIVALENTS`.
+
+    Returns:
+        The number that was tried, and those that survived.
+
+    Raises:
+        RuntimeError: the tests fail without any change.
+    """
+    path, tests = folder / module, matching_tests(module)
+    source = path.read_text(encoding="utf-8")
+    began = time.monotonic()
+    if not passes(folder, tests):
+        raise RuntimeError(f"{', '.join(tests)} fail without any change of {module}")
+    timeout = PATIENCE * (time.monotonic() - began) + 20
+    made = [mutant for mutant in mutants_of(module, source) if (module, *mutant.line) not in equivalents]
+    chosen = random.Random(f"{seed} {module}").sample(made, min(each, len(made)))
+    survivors = []
+    try:
+        for mutant in chosen:
+            path.write_text(mutant.source, encoding="utf-8")
+            if passes(folder, tests, timeout=timeout):
+                survivors.append(mutant)
+    finally:
+        path.write_text(source, encoding="utf-8")
+    return len(chosen), survivors
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Try mutants from the command line; return 1 if more than 3% survive."""
+    parser = argparse.ArgumentParser(prog="python -m tools.mutants", description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="*", default=[], help="parts of the paths of modules (default: all)")
+    parser.add_argument("--each", type=int, default=12, help="mutants of a module at most (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=available_cores(), help="modules at once (default: one per core)")
+    given = parser.parse_args(arguments)
+    modules = [module for module in TARGETS if not given.only or any(part in module for part in given.only)]
+    tried, survived = 0, 0
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(given.jobs) as pool:
+
+        def work(module: str) -> tuple[int, list[Mutant]]:
+            folder = Path(temporary, module.replace("/", "_"))
+            copy_project(ROOT, folder)
+            return try_module(module, each=given.each, seed=given.seed, folder=folder, equivalents=EQUIVALENTS)
+
+        for module, (number, survivors) in zip(modules, pool.map(work, modules), strict=True):
+            tried, survived = tried + number, survived + len(survivors)
+            print(f"{module}: {number - len(survivors)} of {number} killed", flush=True)
+            for mutant in survivors:
+                print(f"    - {mutant.line[0]}\n    + {mutant.line[1]}", flush=True)
+    print(f"{tried - survived} of {tried} killed: {100 * (tried - survived) / max(tried, 1):.1f}%")
+    return int(survived > 0.03 * tried)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
