@@ -16,7 +16,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.utils import path_to_sqlite_uri
 
 from bundles.common.networks.swin_unetr import build_swin_unetr
 from bundles.common.training.log import read_log
@@ -110,7 +109,7 @@ def test_accumulated_batches_make_one_step(tmp_path, unlabelled):
 def test_mlflow_and_tensorboard_hold_curves_per_task_and_pictures(tmp_path, unlabelled):
     options = {**SMALL, "dataset_dir": unlabelled, "output_dir": tmp_path, "tracking": "mlflow"}
     succeed(run_bundle("swin_unetr_pretrain", "train.yaml", **options))
-    client = mlflow.MlflowClient(path_to_sqlite_uri(str(tmp_path / "mlruns.db")))
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns.db")
     (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     curves = ("loss", "loss_inpainting", "loss_contrast", "loss_rotation", "learning_rate", "crops_per_second")
     rows = read_log(tmp_path / "training_log.csv")

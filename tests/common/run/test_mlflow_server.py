@@ -10,7 +10,6 @@ import mlflow
 import pytest
 from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler, StatsHandler
-from monai.utils import path_to_sqlite_uri
 
 from bundles.common.run.mlflow_server import FIRST_PAUSE, LastingMLFlowHandler, tolerate_lost_servers
 
@@ -34,7 +33,7 @@ def ours(caplog) -> list[str]:
 
 @pytest.fixture
 def local(tmp_path) -> str:
-    return path_to_sqlite_uri(str(tmp_path / "mlruns.db"))
+    return f"sqlite:///{tmp_path}/mlruns.db"
 
 
 def points(uri: str) -> list[int]:

@@ -10,7 +10,6 @@ import torch
 from ignite.engine import Engine, Events
 from matplotlib.image import imsave
 from monai.handlers import MLFlowHandler
-from monai.utils import path_to_sqlite_uri
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bundles.common.run.mlflow_server import tolerate_lost_servers
@@ -94,7 +93,7 @@ def test_tensorboard_holds_curves_and_pictures_by_step(tmp_path):
 
 @pytest.mark.parametrize("validates", [True, False])
 def test_the_movement_is_a_curve_per_part_also_without_a_validation(tmp_path, validates):
-    uri = path_to_sqlite_uri(str(tmp_path / "mlruns.db"))
+    uri = f"sqlite:///{tmp_path}/mlruns.db"
     trainer = run(tmp_path, moves=True, validates=validates, uri=uri)
     seen = events(tmp_path)
     assert points(seen, "moved/distance/decoder1") == [(3, 0.03), (6, 0.06)]
@@ -122,7 +121,7 @@ def test_nothing_is_written_unless_asked_for(tmp_path):
 
 
 def test_mlflow_holds_the_same_and_the_pictures_as_artefacts(tmp_path):
-    uri = path_to_sqlite_uri(str(tmp_path / "mlruns.db"))
+    uri = f"sqlite:///{tmp_path}/mlruns.db"
     trainer = run(tmp_path, uri=uri, tensorboard=False)
     client, run_id = mlflow.MlflowClient(uri), mlflow_handler(trainer).cur_run.info.run_id
     history = client.get_metric_history(run_id, "train/loss")
@@ -144,7 +143,7 @@ def test_only_rank_0_writes(tmp_path, monkeypatch):
 
 
 def test_a_fresh_run_has_a_run_of_its_own_and_a_resumed_one_goes_on(tmp_path):
-    uri = path_to_sqlite_uri(str(tmp_path / "mlruns.db"))
+    uri = f"sqlite:///{tmp_path}/mlruns.db"
 
     def run_id(**options):
         return mlflow_handler(run(tmp_path, uri=uri, tensorboard=False, **options)).cur_run.info.run_id
