@@ -12,16 +12,20 @@ import sys
 from pathlib import Path
 
 import mlflow
+import monai
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 
 from bundles.common.networks.swin_unetr import build_swin_unetr
 from bundles.common.training.log import read_log
 from bundles.common.weights.loading import load_model
 
 from .command_line import BUNDLES, SMALL, run_bundle, succeed
+
+OLD_MONAI = Version(monai.__version__) < Version("1.6")
 
 SMALL = {**SMALL, "roi_size": "[64,64,32]"}
 
@@ -97,6 +101,7 @@ def test_inference_reconstructs_and_embeds_in_the_scans_geometry(tmp_path, pretr
     assert (tmp_path / "p1" / "scan_reconstruction.png").exists()
 
 
+@pytest.mark.skipif(OLD_MONAI, reason="this MONAI cannot accumulate gradients, which the option says")
 def test_accumulated_batches_make_one_step(tmp_path, unlabelled):
     options = {**SMALL, "dataset_dir": unlabelled, "batch_size": 1, "global_batch_size": 3, "output_dir": tmp_path}
     output = succeed(run_bundle("swin_unetr_pretrain", "train.yaml", **options))
@@ -108,6 +113,8 @@ def test_accumulated_batches_make_one_step(tmp_path, unlabelled):
 
 def test_mlflow_and_tensorboard_hold_curves_per_task_and_pictures(tmp_path, unlabelled):
     options = {**SMALL, "dataset_dir": unlabelled, "output_dir": tmp_path, "tracking": "mlflow"}
+    if OLD_MONAI:  # its default is a folder, which MLflow refuses
+        options |= {"tracking_uri": f"sqlite:///{tmp_path}/mlruns.db"}
     succeed(run_bundle("swin_unetr_pretrain", "train.yaml", **options))
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns.db")
     (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
