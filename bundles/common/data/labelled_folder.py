@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .nifti_files import IMAGE_WORDS, MASK_WORDS, _first, is_mask_folder, is_mask_name, is_nifti, without_suffix, words
+from .nifti_files import (
+    IMAGE_WORDS,
+    MASK_WORDS,
+    _first,
+    is_mask_folder,
+    is_mask_name,
+    is_nifti,
+    is_scan,
+    without_suffix,
+    words,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -308,7 +318,8 @@ def _flat(folder: Path) -> tuple[list[Path], list[Path]]:
 def _images_and_masks(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     kinds: tuple[list[Path], list[Path]] = ([], [])
     for file in files:
-        kinds[is_mask_name(file.name)].append(file)
+        if is_mask_name(file.name) or is_scan(file.name):  # not a picture or reconstruction of an earlier run
+            kinds[is_mask_name(file.name)].append(file)
     return kinds
 
 

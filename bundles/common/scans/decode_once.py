@@ -132,8 +132,8 @@ class DecodeOnceReader(NibabelReader):
                 check_dimensions(image.shape)
                 if self.used_again:
                     voxels_once(image, file, make_room=True)
-            except RefusedScan as error:
-                raise InputError(f"{file}: {error}") from error
+            except Exception as error:
+                raise _named(file, error) from error
             images.append(with_kept_voxels(image, file))
             if not self.used_again:
                 forget_voxels(file)
@@ -144,13 +144,22 @@ class DecodeOnceReader(NibabelReader):
         return True
 
     def _get_array_data(self, img: SpatialImage, filename: PathLike) -> np.ndarray:
-        voxels = super()._get_array_data(img, filename)
         try:
+            voxels = super()._get_array_data(img, filename)
             if voxels.dtype.kind == "f":
                 check_finite(voxels, 1.0, 0.0)
-        except RefusedScan as error:
-            raise InputError(f"{filename}: {error}") from error
+        except Exception as error:
+            raise _named(filename, error) from error
         return voxels
+
+
+def _named(file: PathLike, error: Exception) -> Exception:
+    """Return what to raise for a file: nibabel, gzip and zlib raise many kinds of errors for broken ones, without a name."""
+    if isinstance(error, MemoryError) or (isinstance(error, InputError) and not isinstance(error, RefusedScan)):
+        return error
+    if isinstance(error, RefusedScan):
+        return InputError(f"{file}: {error}")
+    return InputError(f"{file}: cannot be read, perhaps damaged or cut short ({type(error).__name__}: {error})")
 
 
 class LoadScand(LoadImaged):

@@ -24,7 +24,16 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, STANDARD_VR
 
 from ..errors import RefusedScan
 from ..files import file_stamp
-from .dicom.size import ITEM, LARGEST_HEADER, header_limit, inflate, item_limit, pixel_bytes, transfer_syntax
+from .dicom.size import (
+    ITEM,
+    LARGEST_HEADER,
+    check_items,
+    header_limit,
+    inflate,
+    item_limit,
+    pixel_bytes,
+    transfer_syntax,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +50,21 @@ _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 # pydicom warns and logs an unknown character set at each text of each file; `_warn_of_character_set` says it once.
 UNKNOWN_CHARACTER_SET = "Unknown encoding"
 warnings.filterwarnings("ignore", message=UNKNOWN_CHARACTER_SET, module=r"pydicom\.")
-logging.getLogger("pydicom").addFilter(lambda record: not record.getMessage().startswith(UNKNOWN_CHARACTER_SET))
+_told: set[str] = set()  # messages of pydicom: it repeats them for each slice
+
+
+def _is_new(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    with _lock:
+        new = message not in _told and not message.startswith(UNKNOWN_CHARACTER_SET)
+        _told.add(message)
+    return new
+
 
 _kept: OrderedDict[str, tuple[list[int], Dataset]] = OrderedDict()  # by file; the last one was used last
 _character_sets: set[str] = set()  # that were looked at
 _lock = threading.Lock()
+logging.getLogger("pydicom").addFilter(_is_new)
 
 
 def is_dicom(path: str | os.PathLike) -> bool:
@@ -135,6 +154,8 @@ def _read(file: str) -> Dataset:
     if bare and not _bare_tags(start):
         raise RefusedScan("it is not a DICOM file")
     header = _deflated(file, bare) if _may_be_deflated(start) else None
+    if header is None:
+        check_items(file)
     header = header or pydicom.dcmread(file, stop_before_pixels=True, force=bare)
     _warn_of_character_set(str(header.get("SpecificCharacterSet") or ""), file)
     with _lock:

@@ -34,8 +34,8 @@ from pydicom.uid import (
 )
 
 from ..errors import NoScan, RefusedScan
-from .dicom.size import check_fragments, check_size, transfer_syntax
-from .dicom.split import ATTRIBUTES, Image, split_stack
+from .dicom.size import check_bits, check_fragments, check_size, transfer_syntax
+from .dicom.split import ATTRIBUTES, Image, join_single_images, split_stack
 from .dicom.tilt import straighten
 from .dicom_headers import THREADS, first_line, read_header, read_headers, read_image, valid_uid
 from .headers.plausible import check_plausible
@@ -45,7 +45,9 @@ from .slice_grid import MIN_SLICES, Slice, frame_element, frame_numbers, grid_af
 logger = logging.getLogger(__name__)
 
 CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
-HU_TYPES = ("", "HU", "HU_MOD", "US")  # accepted RescaleType; many scanners write US ("unspecified") for plain HU
+# Accepted RescaleType, in any case; many scanners write US ("unspecified") for plain HU.
+HU_TYPES = ("", "HU", "HU_MOD", "US", "HOUNSFIELD", "HOUNSFIELD UNITS")
+COLOURS = ("RGB", "ARGB", "CMYK", "HSV", "PALETTE", "YBR", "XYB")  # how a PhotometricInterpretation of colours begins
 # Largest difference of direction cosines within a stack: 0.6 degrees. Slices that differ by less stay together, and
 # `read_series` judges them: if the last decimals split a stack, every second slice could form a volume of its own.
 STACK_TOLERANCE = 0.01
@@ -115,6 +117,9 @@ def find_series(files: Iterable[str | os.PathLike]) -> tuple[list[Series], dict[
     positions confirm it, see `split_stack`. `read_series` refuses mixtures that remain. Files with equal headers and
     pixels count once.
 
+    Images of one folder and patient that have each a SeriesInstanceUID of their own are one series (see
+    `join_single_images`).
+
     Images without a valid SeriesInstanceUID, as some anonymisers leave them (empty, ``0``, ``anonymous``), form one
     series a folder, study, patient and name. One or two of them beside images that have one belong to no series: they
     may be slices of it.
@@ -133,10 +138,9 @@ def find_series(files: Iterable[str | os.PathLike]) -> tuple[list[Series], dict[
     images, strays = _without_strays(images)
     reasons.update(strays)
     copies = _copies(images)
+    images = join_single_images([one for one in images if one.file not in copies])
     stacks: dict[tuple, list[list[Image]]] = {}
     for one in images:
-        if one.file in copies:
-            continue
         groups = stacks.setdefault(one.key, [])
         for members in groups:
             if _same_directions(members[0].directions, one.directions):
@@ -363,9 +367,11 @@ def _check_kind(name: str, header: Dataset) -> None:
         raise (RefusedScan if may_be_ct else NoScan)(
             f"{name} is {kind}, not a CT image, so its values are not in HU: use the original series"
         )
-    colours = header.get("PhotometricInterpretation") or "MONOCHROME2"
-    if not colours.startswith("MONOCHROME"):
+    colours = _photometric(header)
+    if colours.startswith(COLOURS):
         raise NoScan(f"{name} is a colour image ({colours}), not a CT image: use the original series")
+    if not colours.startswith("MONOCHROME"):
+        raise RefusedScan(f"{name} has PhotometricInterpretation {colours}, not MONOCHROME2: export it again")
     if _is_localizer(header):
         raise NoScan("it is a localizer (scout view), not a volume: exclude it")
 
@@ -377,9 +383,13 @@ def _rescale(one: Slice, header: Dataset) -> tuple[float, float]:
     unit = str(frame_element(header, one.frame, group, "RescaleType") or "")
     if slope == 0:
         raise RefusedScan(f"{Path(one.file).name} has RescaleSlope 0, which makes all values equal: export it again")
-    if unit not in HU_TYPES:
+    if unit.strip("\0 ").upper() not in HU_TYPES:
         raise RefusedScan(f"{Path(one.file).name} contains values in {unit} (RescaleType), not in HU: exclude it")
     return slope, intercept
+
+
+def _photometric(header: Dataset) -> str:
+    return _text(header, "PhotometricInterpretation").upper() or "MONOCHROME2"
 
 
 def _decode(file: str, header: Dataset) -> np.ndarray:
@@ -393,13 +403,15 @@ def _decode(file: str, header: Dataset) -> np.ndarray:
     if not supported:
         raise RefusedScan(f"the compression of {name} is not supported: decompress it, e.g. with gdcmconv --raw")
     check_size(file, header)
+    check_bits(file, header)
     try:
         dataset = read_image(file, header)
         dataset.file_meta.TransferSyntaxUID = syntax
         if syntax.is_encapsulated:
             check_fragments(dataset, name)
-        if not dataset.get("PhotometricInterpretation"):
-            dataset.PhotometricInterpretation = "MONOCHROME2"
+        dataset.PhotometricInterpretation = _photometric(header)
+        if not dataset.get("SamplesPerPixel"):
+            dataset.SamplesPerPixel = 1
         return dataset.pixel_array
     except RefusedScan as reason:
         raise RefusedScan(str(reason) if name in str(reason) else f"{name}: {reason}") from reason

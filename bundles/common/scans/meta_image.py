@@ -14,7 +14,20 @@ from .headers.plausible import check_plausible
 
 SUFFIXES = (".mhd", ".mha")
 # Other names of these fields; MetaIO, the reader of ITK, accepts all of them.
-SYNONYMS = {"Offset": ("Position", "Origin"), "TransformMatrix": ("Rotation", "Orientation")}
+SYNONYMS = {
+    "Offset": ("Position", "Origin"),
+    "TransformMatrix": ("Rotation", "Orientation"),
+    "ElementSpacing": ("ElementSize",),
+}
+# What these fields must be, if there are any: MetaIO knows more, but ITK ignores it, or reads other values.
+ONLY = {
+    "BinaryData": ("true",),
+    "DistanceUnits": ("mm", "?", ""),
+    "ElementToIntensityFunctionSlope": ("1",),
+    "ElementToIntensityFunctionOffset": ("0", "-0"),
+}
+TO_THE_END = -1  # the HeaderSize of a data file whose last bytes are the voxels
+GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS  # zlib tells them apart
 HEADER_END = b"ElementDataFile"  # the last key of the header; in .mha the voxels follow on the next line
 TYPES = {
     "MET_CHAR": "i1",
@@ -23,6 +36,10 @@ TYPES = {
     "MET_USHORT": "u2",
     "MET_INT": "i4",
     "MET_UINT": "u4",
+    "MET_LONG": "i4",
+    "MET_ULONG": "u4",
+    "MET_LONG_LONG": "i8",
+    "MET_ULONG_LONG": "u8",
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
@@ -37,6 +54,10 @@ def data_file(path: str | os.PathLike) -> str:
     name = _header(path)[0]["ElementDataFile"]
     if name == "LOCAL":
         return os.fspath(path)
+    if re.match(r"LIST\b", name) or "%" in name:
+        raise RefusedScan(
+            f"has its voxels in several files (ElementDataFile = {name}): convert it to one, e.g. with 3D Slicer or SimpleITK"
+        )
     if not name or os.path.isabs(name) or re.match("[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
         raise RefusedScan(
             f"names {name!r} as its data file, which is not in the folder of the header: put the file there, and write its "
@@ -62,6 +83,12 @@ def read_meta_image(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
             f"has {fields.get('ElementNumberOfChannels', '1')} channel(s) of type {fields.get('ElementType')}; it must "
             f"have one channel of type {', '.join(TYPES)}"
         )
+    for name, allowed in ONLY.items():
+        value = fields.get(name, allowed[0])
+        if _plain(value) not in allowed:
+            raise RefusedScan(
+                f"has {name} = {value}, which programs read in different ways: convert it, with {allowed[0]}"
+            )
     shape = _numbers(fields, "DimSize", 3).astype(int)
     spacing = _numbers(fields, "ElementSpacing", 3)
     if not (shape > 0).all() or not (spacing > 0).all():
@@ -85,20 +112,51 @@ def _read_data(path: str | os.PathLike, fields: dict[str, str], start: int, expe
     """Read ``expected`` bytes of voxels. Neither a large file nor one that unpacks to more is read as a whole."""
     file = data_file(path)
     start = start if fields["ElementDataFile"] == "LOCAL" else 0
+    if not os.path.lexists(file):
+        raise RefusedScan(f"names {file} as its data file, which does not exist: put it there")
     if os.path.lexists(file) and not os.path.isfile(file):  # opening a pipe would wait for ever
         raise RefusedScan(f"names {file} as its data file, which is no regular file")
     with open(file, "rb") as stream:
         have = os.path.getsize(file) - start
         packed = _true(fields, "CompressedData")
+        skipped = _skipped(fields)
+        if skipped == TO_THE_END and not packed:
+            skipped = max(have - expected, 0)
+        start, have = start + max(skipped, 0), have - max(skipped, 0)
+        if have < 0:
+            raise RefusedScan(
+                f"is cut short, or has a damaged header: its voxels begin behind its end (HeaderSize {skipped})"
+            )
         if have > expected + (expected // 100 + 1024 if packed else 0):
             raise _other_size(have, expected)
         stream.seek(start)
         data = stream.read(have)
     if packed:
-        data = zlib.decompressobj().decompress(data, expected + 1)
+        data = zlib.decompressobj(GZIP_OR_ZLIB).decompress(data, expected + 1)
     if len(data) != expected:
         raise _other_size(len(data), expected)
     return data
+
+
+def _skipped(fields: dict[str, str]) -> int:
+    """Return how many bytes of the data file come before the voxels; `TO_THE_END`: all but the voxels."""
+    try:
+        skipped = int(fields.get("HeaderSize") or 0)
+    except ValueError:
+        skipped = -2
+    if skipped < TO_THE_END:
+        raise RefusedScan(
+            f"has HeaderSize = {fields['HeaderSize']}, which is not a number of bytes, or -1 for all before the voxels"
+        )
+    return skipped
+
+
+def _plain(value: str) -> str:
+    """Return a number in its shortest form, and other words in small letters."""
+    try:
+        return f"{float(value):g}"
+    except ValueError:
+        return value.lower()
 
 
 def _other_size(have: int, expected: int) -> RefusedScan:

@@ -18,6 +18,7 @@ from .headers.plausible import check_plausible
 
 logger = logging.getLogger(__name__)
 
+LARGEST_VALUE = 1e30  # sums of squares of larger ones do not fit float32; PET and MR maps stay far below
 NAMED = 10  # files with doubts of one kind that are named in the log of a process
 
 _told: set[tuple[str, str]] = set()  # file and kind of the doubts that were logged
@@ -137,17 +138,14 @@ def stored_voxels(scan: nib.spatialimages.SpatialImage) -> tuple[np.ndarray, flo
 
 
 def check_finite(raw: np.ndarray, slope: float, inter: float) -> tuple[float, float]:
-    """Return the smallest and largest value of `stored_voxels`.
-
-    Raises:
-        RefusedScan: a voxel is NaN or infinite, or beyond float32, in which images are computed.
-    """
+    """Return the smallest and largest value of `stored_voxels`; raise `RefusedScan` if any is NaN, infinite or absurd."""
     # min and max are NaN if any voxel is, so two numbers check all voxels without a copy of them.
     low, high = float(raw.min()) * slope + inter, float(raw.max()) * slope + inter
-    if not max(abs(low), abs(high)) <= np.finfo(np.float32).max:  # NaN is not, either
-        if count := raw.size - int(np.isfinite(raw).sum()):
-            raise RefusedScan(f"has {count} of {raw.size} voxels that are NaN or infinite; set them to a number")
+    if np.isfinite([low, high]).all() and max(abs(low), abs(high)) > LARGEST_VALUE:
         raise RefusedScan(
-            f"has values from {low:.3g} to {high:.3g}, which no image has: the slope in its header or its voxels are damaged"
+            f"has values from {low:.3g} to {high:.3g}, which no scan has: the file or its scaling is damaged"
         )
+    if not np.isfinite([low, high]).all():
+        count = raw.size - int(np.isfinite(raw).sum())
+        raise RefusedScan(f"has {count} of {raw.size} voxels that are NaN or infinite; set them to a number")
     return min(low, high), max(low, high)

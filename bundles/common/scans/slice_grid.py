@@ -198,7 +198,9 @@ def frame_numbers(header: Dataset, file: str, frame: int, group: str, keyword: s
     except (TypeError, ValueError):
         found = np.array([])
     if found.shape != (count,) or not np.isfinite(found).all():
-        raise RefusedScan(f"{Path(file).name} has {keyword} {value}, which is not {count} numbers: export it again")
+        raise RefusedScan(
+            f"{Path(file).name} has {keyword} {value}, which is not {'a number' if count == 1 else f'{count} numbers'}: export it again"
+        )
     return found
 
 

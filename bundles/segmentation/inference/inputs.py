@@ -19,6 +19,7 @@ from ...common.scans.nifti_writing import write_nifti
 from ...common.scans.reading import read_scan
 from ...common.scans.search import IS_PACKED, Candidate, find_candidates
 from ..results.organ_volumes import TABLE, read_cases
+from .left_out import scan_in_disguise
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def segmentation_inputs(
     A file and a folder with a ``dataset.json`` are read by `data_list.inference_scans`. Any other folder is searched for
     scans at any depth, NIfTI and DICOM alike. Scans of equal file names are named by their folders, too. DICOM CT series
     (and MetaImage files) are converted on their own grid to ``output_dir/dicom/NAME.nii.gz``. Series that may be
-    incomplete and files that cannot be read become `Failures`; what lies beside a CT and is none (scout views, reports,
+    incomplete and files that cannot be read become `Failures`, and so does a scan that is named like a mask; what lies beside a CT and is none (scout views, reports,
     other modalities) is left out with a line in the log.
 
     Args:
@@ -92,8 +93,12 @@ def segmentation_inputs(
         for file, reason in {**found.refused, **packed}.items():
             failures.add(file, "mask", reason)
             bad += 1
-        for file, reason in found.left_out.items() - packed.items():
-            logger.warning("%s is left out: it %s", file, reason)
+        for file, reason in sorted(found.left_out.items() - packed.items()):
+            if (scan := scan_in_disguise(file)) is not None:
+                failures.add(file, "mask", f"{reason}. Its values are those of a scan, not of a mask ({scan})")
+                bad += 1
+            else:
+                logger.warning("%s is left out: it %s", file, reason)
         for candidate in found.candidates:
             file = candidate.source if candidate.kind == "nifti" else str(folder / f"{candidate.name}.nii.gz")
             if file in done:

@@ -56,6 +56,7 @@ LONG_TEXTS = ("LT", "ST", "UT")  # may have line breaks, and a backslash is a ch
 UTF_8 = "ISO_IR 192"
 DEFAULT_REPERTOIRE = "ISO 2022 IR 6"
 DECIMALS = 6  # of positions, in mm
+REPLACEMENT = "\ufffd"  # what pydicom reads for bytes that its character set does not have
 SHOWN = 40  # characters of a value in a message
 
 
@@ -188,6 +189,8 @@ def _legal_value(dataset: Dataset, keyword: str) -> Any:
     values = list(value) if isinstance(value, (MultiValue, list, tuple)) else [value]
     if values in ([None], [""], [b""]) or not values:
         return None
+    if any(REPLACEMENT in str(one) for one in values):
+        raise ValueError("not readable in its character set")
     if vr in LONG_TEXTS:
         values = ["\\".join(map(str, values))]
     if not _multiplicity_allows(dictionary_VM(tag_for_keyword(keyword)), len(values)):

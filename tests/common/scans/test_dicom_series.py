@@ -28,10 +28,11 @@ from pydicom.uid import (
 )
 
 from bundles.common.errors import NoScan, RefusedScan
+from bundles.common.scans import dicom_headers
 from bundles.common.scans.dicom_headers import is_dicom
 from bundles.common.scans.dicom_series import DicomVolume, find_series, read_series
 
-from .dicom_files import AXIAL, POSITION, SPACING, set_or_remove, write_enhanced, write_series
+from .dicom_files import AXIAL, POSITION, SPACING, pixel_bytes, set_or_remove, write_enhanced, write_series
 
 SHAPE = (7, 6, 9)
 CORONAL = (1, 0, 0, 0, 0, -1)
@@ -658,6 +659,11 @@ def test_a_large_file_that_starts_like_dicom_is_told_from_its_first_bytes(tmp_pa
         ({"ConversionType": "WSD"}, ["converted image", "original series"]),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, ["colour", "PALETTE COLOR"]),
         ({"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}, ["colour", "RGB"]),
+        ({"PhotometricInterpretation": "GREY"}, ["PhotometricInterpretation GREY", "export it again"]),
+        ({"HighBit": 15, "BitsStored": 12}, ["HighBit 15 with BitsStored 12, not 11"]),
+        ({"PixelRepresentation": None}, ["no PixelRepresentation", "export it again"]),
+        ({"BitsStored": ""}, ["no BitsStored", "export it again"]),
+        ({"RescaleIntercept": "nan"}, ["RescaleIntercept nan, which is not a number"]),
         ({"RescaleType": "MGML"}, ["MGML", "not in HU"]),
         ({"RescaleSlope": None}, ["no RescaleSlope"]),
         ({"RescaleIntercept": ""}, ["no RescaleIntercept"]),
@@ -684,6 +690,8 @@ def test_what_is_no_ct_volume_is_refused(tmp_path, tags, words):
         ({"SOPClassUID": "1.3.12.2.1107.5.99.1"}, True),
         ({"SOPClassUID": "1.3.12.2.1107.5.99.1", "ImagePositionPatient": None}, False),  # raw data of a vendor
         ({"SOPClassUID": SecondaryCaptureImageStorage}, False),
+        ({"PhotometricInterpretation": "ybr_full"}, False),
+        ({"PhotometricInterpretation": "GREY"}, True),
         ({"Modality": "PT"}, False),
     ],
 )
@@ -698,6 +706,29 @@ def test_what_may_be_a_ct_is_a_failure(tmp_path, tags, is_failure):
 def test_the_modality_may_be_in_small_letters(tmp_path):
     write_series(tmp_path, stored_values(), Modality="ct ")
     np.testing.assert_array_equal(read(tmp_path).voxels, stored_values() - 1024)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"PhotometricInterpretation": "monochrome2 "},
+        {"PhotometricInterpretation": ""},
+        {"SamplesPerPixel": None},
+        {"RescaleType": "hu"},
+        {"RescaleType": "Hounsfield Units"},
+        {"HighBit": None},
+    ],
+)
+def test_what_is_clear_in_spite_of_its_form_is_read(tmp_path, tags):
+    write_series(tmp_path, stored_values(), **tags)
+    np.testing.assert_array_equal(read(tmp_path).voxels, stored_values() - 1024)
+
+
+def test_a_warning_of_pydicom_is_told_once_not_for_each_slice(tmp_path, caplog):
+    dicom_headers._told.clear()
+    write_series(tmp_path, stored_values(), PixelData=pixel_bytes(stored_values()[:, :, 0]) + b"\0" * 46)
+    read(tmp_path)
+    assert len([message for message in caplog.messages if "46 bytes of excess padding" in message]) == 1
 
 
 @pytest.mark.filterwarnings("ignore:End of file")

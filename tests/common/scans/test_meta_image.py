@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import zlib
 from pathlib import Path
@@ -29,6 +30,7 @@ def write(
     path: Path, voxels: np.ndarray, *, local: bool = False, compressed: bool = False, **changed: str | None
 ) -> Path:
     kinds = {
+        "int64": "MET_LONG_LONG",
         "int16": "MET_SHORT",
         "uint8": "MET_UCHAR",
         "uint16": "MET_USHORT",
@@ -96,7 +98,18 @@ def test_an_axial_scan_is_lps(tmp_path):
     [
         ({"NDims": "4"}, "4 dimensions"),
         ({"ElementNumberOfChannels": "3"}, "3 channel(s)"),
-        ({"ElementType": "MET_LONG_LONG"}, "MET_LONG_LONG"),
+        ({"ElementType": "MET_STRING"}, "MET_STRING"),
+        ({"ElementDataFile": "LIST"}, "several files (ElementDataFile = LIST)"),
+        ({"ElementDataFile": "slice%03d.raw 1 5 1"}, "several files"),
+        ({"ElementDataFile": "gone.raw"}, "gone.raw as its data file, which does not exist"),
+        ({"BinaryData": "False"}, "BinaryData = False"),
+        ({"DistanceUnits": "cm"}, "DistanceUnits = cm, which programs read in different ways: convert it, with mm"),
+        ({"ElementToIntensityFunctionSlope": "2"}, "ElementToIntensityFunctionSlope = 2"),
+        ({"ElementToIntensityFunctionOffset": "-1024"}, "ElementToIntensityFunctionOffset = -1024"),
+        ({"HeaderSize": "-2"}, "HeaderSize = -2"),
+        ({"HeaderSize": "many"}, "HeaderSize = many"),
+        ({"HeaderSize": "1000000000000"}, "begin behind its end (HeaderSize 1000000000000)"),
+        ({"HeaderSize": "4"}, "416 bytes of voxels, but its header requires 420"),
         ({"ElementSpacing": "0.7 0 2.5"}, "spacing [0.7, 0.0, 2.5]"),
         ({"ElementSpacing": "0.7 x"}, "ElementSpacing = 0.7 x"),
         ({"ElementSpacing": None}, "ElementSpacing = (missing)"),
@@ -110,6 +123,34 @@ def test_bad_headers_are_refused(tmp_path, changed, words):
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize("size", ["-1", "128"])
+def test_voxels_behind_another_header_are_read(tmp_path, size):
+    """As of a raw file with the header of its scanner."""
+    path = write(tmp_path / "scan.mhd", voxels(), HeaderSize=size)
+    data = tmp_path / "voxels.raw"
+    data.write_bytes(b"h" * 128 + data.read_bytes())
+    np.testing.assert_array_equal(read_meta_image(path)[0], voxels())
+
+
+def test_voxels_packed_with_gzip_are_read(tmp_path):
+    path = write(tmp_path / "scan.mhd", voxels(), CompressedData="True")
+    data = tmp_path / "voxels.raw"
+    data.write_bytes(gzip.compress(data.read_bytes()))
+    np.testing.assert_array_equal(read_meta_image(path)[0], voxels())
+
+
+def test_harmless_fields_are_accepted(tmp_path):
+    harmless = {
+        "ElementToIntensityFunctionSlope": "1.0",
+        "ElementToIntensityFunctionOffset": "0.0",
+        "DistanceUnits": "mm",
+    }
+    path = write(tmp_path / "scan.mhd", voxels(np.int64), ElementSpacing=None, ElementSize="0.7 0.8 2.5", **harmless)
+    found, affine = read_meta_image(path)
+    np.testing.assert_array_equal(found, voxels())
+    np.testing.assert_allclose(nib.affines.voxel_sizes(affine), (0.7, 0.8, 2.5))
+
+
 @pytest.mark.parametrize("compressed", [True, False])
 def test_voxels_cut_short_are_refused(tmp_path, compressed):
     path = write(tmp_path / "scan.mhd", voxels(), compressed=compressed)
@@ -121,7 +162,7 @@ def test_voxels_cut_short_are_refused(tmp_path, compressed):
 def test_voxels_that_are_missing_are_refused(tmp_path):
     path = write(tmp_path / "scan.mhd", voxels())
     (tmp_path / "voxels.raw").unlink()
-    with pytest.raises(RefusedScan, match="No such file"):
+    with pytest.raises(RefusedScan, match="voxels.raw as its data file, which does not exist"):
         read_scan(Candidate("name", str(path), "metaimage", (str(path),)))
 
 

@@ -13,19 +13,22 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.data import MetaTensor
 from monai.transforms import EnsureChannelFirst
 
 from bundles.common.errors import InputError, RefusedScan
 from bundles.common.scans import nifti
 from bundles.common.scans.checks import examine_scans
 from bundles.common.scans.decode_once import LoadScand
+from bundles.common.scans.nifti import open_scan
+from bundles.common.scans.nifti_writing import AtomicNibabelWriter
 from bundles.common.scans.reading import Volume, read_scan
 from bundles.common.scans.search import Candidate
 
 SHAPE = (12, 10, 8)
 AFFINE = np.array([[-2.0, 0, 0, 60], [0, -2, 0, 60], [0, 0, 3, -40], [0, 0, 0, 1]])
 VOXELS = np.random.default_rng(0).integers(-1000, 1500, SHAPE).astype(np.int16)
-PIXDIM, OFFSET, SLOPE, SROW = 76, 108, 112, 280  # bytes of the header of NIfTI-1
+PIXDIM, OFFSET, SLOPE, QFORM_CODE, SFORM_CODE, SROW = 76, 108, 112, 252, 254, 280  # bytes of the header of NIfTI-1
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +154,24 @@ READ: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda p: scan(p / "a.nii.gz", s=(moved(30, -20, 15), 2)),
         r"differ by up to 15 voxels, 39.1 mm .*from \(90, 40, -25\), qform LPS from \(60, 60, -40\)",
     ),
+    "no qfac": (lambda p: scan(p / "a.nii.gz", s=(AFFINE, 0), put={PIXDIM: struct.pack("<f", 0)}), ""),
+    "no qfac, and an sform": (lambda p: scan(p / "a.nii.gz", put={PIXDIM: struct.pack("<f", np.nan)}), ""),
+    "an sform_code that is none": (
+        lambda p: scan(p / "a.nii.gz", s=(moved(30, -20, 15), 1), put={SFORM_CODE: struct.pack("<h", 9999)}),
+        "sform_code 9999, where the standard knows 0 to 5: it does not count, as in nibabel",
+    ),
+    "a qform_code that is none": (
+        lambda p: scan(p / "a.nii.gz", q=(moved(30, -20, 15), 1), put={QFORM_CODE: struct.pack("<h", 6)}),
+        "qform_code 6, where",
+    ),
+    "no code that is one": (
+        lambda p: scan(p / "a.nii.gz", put={QFORM_CODE: struct.pack("<2h", 9999, 9999)}),
+        "sform_code 9999 and qform_code 9999, where the standard knows 0 to 5: they count",
+    ),
+    "a code below 0": (
+        lambda p: scan(p / "a.nii.gz", s=(moved(30, -20, 15), 1), put={SFORM_CODE: struct.pack("<h", -1)}),
+        "",
+    ),
     "scale unlike pixdim": (
         lambda p: scan(p / "a.nii.gz", put={SROW: struct.pack("<12f", *scaled(1.5)[:3].ravel())}),
         r"sform has voxels of \(3, 3, 4.5\), its pixdim says \(2, 2, 3\); pixdim and qform are used",
@@ -221,15 +242,24 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "two-dimensional": (lambda p: scan(p / "a.nii.gz", VOXELS[:, :, 0]), "it is a single slice"),
     "vectors": (lambda p: scan(p / "a.nii.gz", np.stack([VOXELS] * 3, -1)[:, :, :, None]), "(12, 10, 8, 1, 3)"),
     "NaN": (lambda p: scan(p / "a.nii.gz", with_value(np.nan)), "1 of 960 voxels that are NaN or infinite"),
-    "beyond single precision": (
-        lambda p: scan(p / "a.nii.gz", np.where(VOXELS == VOXELS.max(), 1e300, VOXELS.astype(np.float64))),
-        "to 1e+300, which no image has",
-    ),
-    "slope beyond single precision": (
-        lambda p: scan(p / "a.nii.gz", put={SLOPE: struct.pack("<2f", 3e38, 0)}),
-        "the slope in its header or its voxels are damaged",
-    ),
     "infinity": (lambda p: scan(p / "a.nii", with_value(-np.inf)), "1 of 960 voxels that are NaN or infinite"),
+    "beyond float32": (lambda p: scan(p / "a.nii.gz", VOXELS * 1e305), "to 1.49e+308, which no scan has"),
+    "scaled beyond any scan": (
+        lambda p: scan(p / "a.nii.gz", put={SLOPE: struct.pack("<2f", 1e30, 0)}),
+        "e+33, which no scan has",
+    ),
+    "an intercept that is not a number": (
+        lambda p: scan(p / "a.nii.gz", put={SLOPE: struct.pack("<2f", 1, np.nan)}),
+        "cannot be read, perhaps damaged or cut short (HeaderDataError: Valid slope but invalid intercept nan)",
+    ),
+    "voxels within the header": (
+        lambda p: scan(p / "a.nii.gz", put={OFFSET: struct.pack("<f", 100)}),
+        "perhaps damaged or cut short (HeaderDataError: vox offset 100 too low",
+    ),
+    "gzip cut short": (
+        lambda p: renamed(p, "a.nii.gz", lambda data: data[:-200]),
+        "perhaps damaged or cut short (EOFError",
+    ),
     "complex": (lambda p: scan(p / "a.nii.gz", VOXELS.astype(np.complex64)), "they must be plain numbers"),
     # grids
     "forms mirrored": (
@@ -319,3 +349,18 @@ def test_many_odd_files_are_not_all_named(tmp_path, caplog):
     assert examine_scans(items, voxels=False)[0] == items
     named = [each.getMessage() for each in caplog.records if "neither" in each.getMessage()]
     assert len(named) == 10 and "are not named" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "odd", ["no qfac", "an sform_code that is none", "a qform_code that is none", "no code that is one"]
+)
+def test_the_mask_of_an_odd_header_lies_on_its_scan(tmp_path, odd):
+    path = READ[odd][0](tmp_path)
+    volume, _ = read_by_all(path)
+    mask = MetaTensor(np.ones((1, *SHAPE)), affine=volume.affine, meta={"filename_or_obj": str(path)})
+    writer = AtomicNibabelWriter(output_dtype=np.uint8)
+    writer.set_data_array(mask, channel_dim=0)
+    writer.set_metadata(mask.meta | {"affine": mask.affine}, resample=False)
+    writer.write(tmp_path / "mask.nii.gz")
+    np.testing.assert_allclose(open_scan(tmp_path / "mask.nii.gz").affine, volume.affine, rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(nib.load(tmp_path / "mask.nii.gz").affine, volume.affine, rtol=1e-6, atol=1e-5)

@@ -18,7 +18,9 @@ from bundles.segmentation.results.organ_volumes import COLUMNS
 
 from ...common.scans.dicom_files import POSITION, SPACING, write_series
 
+WIDE = np.arange(12 * 30 * 9, dtype=np.int16).reshape(9, 12, 30).transpose(1, 2, 0)  # above 0; 360 voxels a slice
 VOXELS = np.random.default_rng(0).integers(-1000, 1500, (12, 10, 9)).astype(np.int16)
+MASK = (VOXELS > 0).astype(np.int16)
 
 
 def inputs_of(source, *, output_dir: Path, failures: Failures | None = None, **options) -> SegmentationInputs:
@@ -29,6 +31,11 @@ def nifti(path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), path)
     return str(path)
+
+
+def masks(path: Path, values: np.ndarray = MASK) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), path)
 
 
 def already_segmented(output_dir: Path, *images: str) -> None:
@@ -167,8 +174,9 @@ def test_a_scan_that_lacks_something_is_segmented_again(tmp_path):
 
 def test_nifti_and_dicom_in_one_folder_are_both_taken_at_any_depth(tmp_path):
     write_series(tmp_path / "study" / "dicom", VOXELS)
-    for name in ("a.nii.gz", "more/b.NII.GZ", "masks/c.nii.gz", "labelled/d.nii.gz"):
+    for name in ("a.nii.gz", "more/b.NII.GZ", "labelled/d.nii.gz"):
         nifti(tmp_path / "study" / name)
+    masks(tmp_path / "study" / "masks" / "c.nii.gz")
     inputs = inputs_of(tmp_path / "study", output_dir=tmp_path / "out")
     assert {Path(scan["image"]).name for scan in inputs.scans} == {
         "a.nii.gz",
@@ -182,7 +190,7 @@ def test_nifti_and_dicom_in_one_folder_are_both_taken_at_any_depth(tmp_path):
 def test_scans_of_equal_names_are_told_apart_by_their_folders(tmp_path):
     """As in TotalSegmentator's data: one folder for each case, masks in a subfolder."""
     files = [nifti(tmp_path / "data" / case / "ct.nii.gz") for case in ("s0001", "s0002")]
-    nifti(tmp_path / "data" / "s0001" / "segmentations" / "liver.nii.gz")
+    masks(tmp_path / "data" / "s0001" / "segmentations" / "liver.nii.gz")
     inputs = inputs_of(tmp_path / "data", output_dir=tmp_path / "out")
     assert inputs.scans == [{"image": file} for file in files]
     assert [inputs.names[file] for file in files] == ["s0001/ct", "s0002/ct"]
@@ -228,7 +236,8 @@ def test_a_tilted_series_is_straightened_on_request(tmp_path):
 def test_what_is_missing_packed_or_empty_costs_no_other(tmp_path, caplog):
     nifti(tmp_path / "scans" / "a.nii.gz")
     (tmp_path / "scans" / "more.zip").write_bytes(b"PK")
-    nifti(tmp_path / "scans" / "old" / "b_seg.nii.gz")
+    masks(tmp_path / "scans" / "old" / "b_seg.nii.gz")
+    nifti(tmp_path / "scans" / "old" / "b_masked.nii.gz")
     (tmp_path / "empty").mkdir()
     nifti(tmp_path / "listed" / "imagesTs" / "c.nii.gz")
     (tmp_path / "listed" / "dataset.json").write_text('{"test": ["imagesTs/c.nii.gz", "gone.nii.gz"]}')
@@ -248,3 +257,39 @@ def test_names_that_are_no_text_are_written_nevertheless(tmp_path):
     failures = Failures(tmp_path)
     failures.add("f\udcff/a.nii.gz", "mask", "broken")
     assert failures.all()[0].scan == "f\\udcff/a.nii.gz" and "udcff" in failures.file.read_text()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [VOXELS, WIDE, np.linspace(0, 1, VOXELS.size, dtype=np.float32).reshape(VOXELS.shape)],
+    ids=["HU", "shifted", "scaled"],
+)
+@pytest.mark.parametrize("name", ["mask_study/p1/a.nii.gz", "Seg 2020/a.nii", "p1_mask.nii.gz"])
+def test_a_scan_that_is_named_like_a_mask_is_a_failure(tmp_path, name, values):
+    scan = nifti(tmp_path / "in" / "p2.nii.gz")
+    masks(tmp_path / "in" / name, values)
+    failures = Failures(tmp_path / "out")
+    inputs = inputs_of(tmp_path / "in", output_dir=tmp_path / "out", failures=failures)
+    assert [one["image"] for one in inputs.scans] == [scan] and inputs.count == 2
+    (failure,) = failures.all()
+    assert failure.missing == "mask" and "rename it if" in failure.reason
+    assert failure.reason.endswith(f"not of a mask ({tmp_path / 'in' / name})")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.float64])
+@pytest.mark.parametrize("name", ["mask_study/a.nii.gz", "segmentations/liver.nii.gz", "p1_mask.nii.gz"])
+def test_masks_are_no_failures(tmp_path, caplog, name, kind):
+    nifti(tmp_path / "in" / "p2.nii.gz")
+    labels = np.random.default_rng(0).integers(0, 118, VOXELS.shape).astype(kind)
+    masks(tmp_path / "in" / name, labels + (1e-4 if kind == np.float64 else 0))
+    failures = Failures(tmp_path / "out")
+    inputs_of(tmp_path / "in", output_dir=tmp_path / "out", failures=failures)
+    assert failures.all() == [] and "is left out" in caplog.text
+
+
+def test_files_that_cannot_be_read_and_are_named_like_masks_are_no_failures(tmp_path):
+    nifti(tmp_path / "in" / "p2.nii.gz")
+    (tmp_path / "in" / "p1_mask.nii.gz").write_bytes(b"no NIfTI")
+    failures = Failures(tmp_path / "out")
+    inputs_of(tmp_path / "in", output_dir=tmp_path / "out", failures=failures)
+    assert failures.all() == []

@@ -202,6 +202,19 @@ def test_names_survive_odd_character_sets(tmp_path, caplog, value, name, expecte
     assert_legal(segmentation)
 
 
+def test_a_name_that_its_character_set_does_not_have_is_left_empty(tmp_path, caplog):
+    """As where Latin-1 is declared to be UTF-8: a name with another letter would be of another patient."""
+    volume = make_series(tmp_path / "ct", ("SpecificCharacterSet", "ISO_IR 100"), ("PatientName", "Müller^Jörg"))
+    for file in volume.files:
+        content = Path(file).read_bytes()
+        assert content.count(b"ISO_IR 100") == 1
+        Path(file).write_bytes(content.replace(b"ISO_IR 100", b"ISO_IR 192"))
+    segmentation = save(tmp_path / "seg.dcm", volume)
+    assert not segmentation.PatientName
+    assert "now empty (not readable in its character set)" in caplog.text
+    assert_legal(segmentation)
+
+
 def test_a_label_that_the_character_set_cannot_write_is_written(tmp_path, caplog):
     volume = make_series(tmp_path / "ct", ("SpecificCharacterSet", "ISO_IR 100"), ("PatientName", "Müller^Jörg"))
     segmentation = save(tmp_path / "seg.dcm", volume, LABELS | {1: "脾臓", 2: "a\\b" * 40})

@@ -26,7 +26,11 @@ LARGEST_FRAMES = 10_000  # of one image; the longest CT scans have about 5000 sl
 ITEMS_PER_FRAME = 100
 FEWEST_ITEMS = 1000  # that a header may have in any case
 BYTES_PER_ITEM = 8  # of a deflated file; a frame has pixels as well
-ITEM = b"\xfe\xff\x00\xe0"  # the tag of an item, little endian
+LARGEST_ITEMS = 300_000  # of a header; an Enhanced CT of `LARGEST_FRAMES` has half of that
+ITEMS_OF_ANY_FILE = 10_000  # which take half a second
+STORED_BYTES_PER_ITEM = 32  # of a file; an item that says something has three times as many
+ITEM, BIG_ENDIAN_ITEM = b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"  # the tag of an item
+PIXELS, BIG_ENDIAN_PIXELS = b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10"  # that of the pixels
 CHUNK = 2**16  # bytes that are inflated at a time
 
 
@@ -99,6 +103,27 @@ def check_size(file: str, header: Dataset) -> None:
     frame_count(header, name)
 
 
+def check_bits(file: str, header: Dataset) -> None:
+    """Refuse an image whose header does not say how its stored values lie in their bits.
+
+    Decoders take the lowest bits, whatever HighBit says: the values would be wrong.
+
+    Raises:
+        RefusedScan: the message names the element.
+    """
+    name = Path(file).name
+    for keyword in ("BitsAllocated", "BitsStored", "PixelRepresentation"):
+        if header.get(keyword) in (None, "", b""):
+            raise RefusedScan(f"{name} has no {keyword}, so that its values cannot be known: export it again")
+    stored = whole_number(header, "BitsStored", name, missing=0)
+    high = whole_number(header, "HighBit", name, missing=stored - 1)
+    if high != stored - 1 and not transfer_syntax(header).is_encapsulated:
+        raise RefusedScan(
+            f"{name} has HighBit {high} with BitsStored {stored}, not {stored - 1}: programs differ in which bits they take "
+            "for the value. Convert it with its scanner's software, or export it again"
+        )
+
+
 def pixel_bytes(header: Dataset, name: str) -> int:
     """Return the size of all pixels that a header claims, in bytes."""
     keywords = {"Columns": 0, "Rows": 0, "NumberOfFrames": 1, "SamplesPerPixel": 1, "BitsAllocated": 8}
@@ -167,6 +192,26 @@ def header_limit(size: int) -> int:
 def item_limit(size: int) -> int:
     """Return how many items of sequences the header in a deflated file may have; ``size``: bytes of the file."""
     return FEWEST_ITEMS + size // BYTES_PER_ITEM
+
+
+def check_items(file: str) -> None:
+    """Refuse a file whose header has more items than its size explains, before pydicom makes an object of each.
+
+    Only the bytes before the pixels are read.
+
+    Raises:
+        RefusedScan: the message gives both numbers.
+    """
+    items, allowed = 0, min(LARGEST_ITEMS, ITEMS_OF_ANY_FILE + os.path.getsize(file) // STORED_BYTES_PER_ITEM)
+    with open(file, "rb") as stream:
+        while data := stream.read(CHUNK):
+            items += data.count(ITEM) + data.count(BIG_ENDIAN_ITEM)
+            if items > allowed:
+                raise RefusedScan(
+                    f"its header has more than the {allowed:,} items that a file of its size can need: exclude it"
+                )
+            if PIXELS in data or BIG_ENDIAN_PIXELS in data:
+                return
 
 
 def inflate(stream: BinaryIO, limit: int) -> tuple[bytes, bool]:

@@ -6,6 +6,8 @@ Other tags can change within a volume. Split by them, every second slice or half
 
 from __future__ import annotations
 
+import logging
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from itertools import combinations
 from typing import NamedTuple
@@ -13,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..slice_grid import MAX_SHIFT, MIN_SLICES, SAME_PLACE
+
+logger = logging.getLogger(__name__)
 
 # Attributes that tell acquisitions apart, then reconstructions of one acquisition; the first that sorts them counts.
 ATTRIBUTES = (
@@ -37,6 +41,34 @@ class Image(NamedTuple):
     position: np.ndarray | None
     instance: tuple  # equal for copies
     named: bool  # has a valid SOPInstanceUID
+
+
+def join_single_images(images: list[Image]) -> list[Image]:
+    """Give one key to the images of a folder, patient and name that have each a SeriesInstanceUID of their own.
+
+    Careless anonymisers write a new UID into each file. Alone, none of these images is a volume; whether they are one
+    together, their positions decide when they are read. Not if the folder has a series of several such images.
+    """
+
+    def whose(one: Image) -> tuple:
+        return one.folder, one.owner[0], one.owner[2]  # folder, patient and name
+
+    counts = Counter((whose(one), one.key) for one in images)
+    groups: dict[tuple, list[Image]] = defaultdict(list)
+    for one in images:
+        if one.texts[0]:
+            groups[(*whose(one), *one.key[1:])].append(one)
+    joined: dict[str, Image] = {}
+    for group, members in groups.items():
+        single = all(counts[whose(one), one.key] == 1 and one.position is not None for one in members)
+        if single and len(members) >= MIN_SLICES:
+            joined |= {one.file: one._replace(key=("", *group)) for one in members}
+            logger.warning(
+                "%s: %d images have a SeriesInstanceUID of their own each, as some anonymisers write it: they are read as "
+                "one volume if their positions form one.",
+                *(members[0].folder, len(members)),
+            )
+    return [joined.get(one.file, one) for one in images]
 
 
 def split_stack(stack: list[Image]) -> list[list[Image]]:

@@ -26,6 +26,7 @@ SCALE_TOLERANCE = 0.01  # pixdim is often rounded to two or three digits
 # Near half a turn, the float32 quaternion of a qform is accurate to 6e-4 radians: 0.3 voxels at the corner of 512^3.
 MAX_SHIFT = 0.5  # voxels
 SAME_GRID = 0.01  # voxels
+LARGEST_CODE = 5  # of qform and sform: NIFTI_XFORM_TEMPLATE_OTHER
 #: Fields of a header that place the voxels.
 PLACING = (
     *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
@@ -66,9 +67,9 @@ def grid_of(header: nib.Nifti1Header) -> Grid:
         RefusedScan: there is no usable affine, or sform and qform are mirrored or turned against each other.
     """
     name, factor = UNITS.get(int(header["xyzt_units"]) & 7, UNITS[2])  # unknown: mm
+    header, doubts = _with_known_codes(header)
     sform = header.get_sform() if header["sform_code"] > 0 else None
     pixdim = np.asarray(header["pixdim"][1:4], dtype=float)
-    doubts = []
     qform = None
     if header["qform_code"] > 0:
         try:
@@ -137,6 +138,7 @@ def placing_fields(file: str | os.PathLike, *, shape: tuple[int, ...], affine: n
         header = stored_header(file)
         if len(header.get_data_shape()) < 3:
             return {}
+        header, _ = _with_known_codes(header)
         grid = grid_of(header)
         as_stored = (
             np.diag([*[UNITS.get(int(header["xyzt_units"]) & 7, UNITS[2])[1]] * 3, 1.0]) @ header.get_best_affine()
@@ -149,6 +151,31 @@ def placing_fields(file: str | os.PathLike, *, shape: tuple[int, ...], affine: n
     if corner_shift(affine, grid.affine, shape[:3]).max() > SAME_GRID:
         return {}
     return {name: header[name].copy() for name in PLACING}
+
+
+def _with_known_codes(header: nib.Nifti1Header) -> tuple[nib.Nifti1Header, list[Doubt]]:
+    """Return a header whose codes are those of the standard, and the reason to doubt it if they were not.
+
+    A code below 0 counts as 0, as in all programs. One above `LARGEST_CODE` counts as 0 in nibabel and in what uses it, as
+    1 in ITK: it does if the other form has no code. A qfac (``pixdim[0]``) that is neither 1 nor -1 is 1, says the standard.
+    """
+    known, doubts = header.copy(), []
+    if header["pixdim"][0] not in (1, -1):
+        known["pixdim"][0] = 1
+    codes = {name: int(header[f"{name}_code"]) for name in ("sform", "qform")}
+    valid = {name: code if 0 <= code <= LARGEST_CODE else 0 for name, code in codes.items()}
+    wrong = [name for name, code in codes.items() if code > LARGEST_CODE]
+    if wrong and not any(valid.values()):
+        valid |= dict.fromkeys(wrong, 1)
+    for name in codes:
+        known[f"{name}_code"] = valid[name]
+    if wrong:
+        stated = " and ".join(f"{name}_code {codes[name]}" for name in wrong)
+        used = "they count" if all(valid[name] for name in wrong) else "it does not count, as in nibabel"
+        doubts.append(
+            Doubt("code", f"it has {stated}, where the standard knows 0 to {LARGEST_CODE}: {used}. Correct the header")
+        )
+    return known, doubts
 
 
 def corner_shift(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

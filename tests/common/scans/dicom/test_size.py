@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -22,6 +23,7 @@ from pydicom.uid import (
 )
 
 from bundles.common.errors import RefusedScan
+from bundles.common.scans.dicom import size
 from bundles.common.scans.dicom.size import inflate
 from bundles.common.scans.dicom_headers import read_header, read_headers
 from bundles.common.scans.dicom_series import find_series, read_series
@@ -263,3 +265,29 @@ def test_a_deflated_header_of_many_empty_items_is_refused_at_once(tmp_path):
     assert file.stat().st_size < 4000
     with pytest.raises(RefusedScan, match=r"unpacks to 3,\d+ items, more than 1,"):
         read_header(file)
+
+
+def with_items(file: Path, count: int, item: bytes = b"\xfe\xff\x00\xe0\0\0\0\0") -> None:
+    """Put a private sequence of undefined length, which pydicom reads at once, before the patient's name."""
+    content = file.read_bytes()
+    at = content.index(b"\x10\x00\x10\x00PN")
+    sequence = b"\x09\x00\x10\x10SQ\0\0\xff\xff\xff\xff" + item * count + b"\xfe\xff\xdd\xe0\0\0\0\0"
+    file.write_bytes(content[:at] + sequence + content[at:])
+
+
+def test_more_items_than_a_file_of_this_size_can_need_are_refused_before_they_are_read(tmp_path):
+    files = write_series(tmp_path, stored_values())
+    with_items(files[3], 100_000)
+    begun = time.process_time()
+    _, refused = find_series(files)
+    assert time.process_time() - begun < 1
+    assert list(refused) == [str(files[3])] and "more than the 35," in refused[str(files[3])]
+
+
+def test_items_that_hold_something_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(size, "ITEMS_OF_ANY_FILE", 0)
+    files = write_series(tmp_path, stored_values())
+    with_items(files[3], 1000, b"\xfe\xff\x00\xe0\x1c\0\0\0" + b"\x08\x00\x50\x11UI\x14\0" + b"1.2.3.4.5.6.7.8.9.10")
+    (series,), refused = find_series(files)
+    np.testing.assert_array_equal(read_series(series).voxels, stored_values() - 1024)
+    assert not refused

@@ -148,3 +148,31 @@ def test_pairs_of_slices_are_no_volumes(tmp_path):
         write(tmp_path, seed, slices=2, AcquisitionNumber=seed)
     (series,), _ = find_series(tmp_path.iterdir())
     assert len(series.files) == 4
+
+
+def own_series_of_each(dataset, z):
+    dataset.SeriesInstanceUID, dataset.StudyInstanceUID = f"1.2.3.{z + 1}", f"1.2.4.{z + 1}"
+
+
+def test_images_with_a_series_uid_each_are_one_volume_of_their_folder_and_patient(tmp_path, caplog):
+    for patient in ("1", "2"):
+        write_series(tmp_path / patient, values(int(patient)), PatientID=patient, edit=own_series_of_each)
+    for patient in ("3", "4"):  # in one folder
+        write_series(tmp_path / "3", values(int(patient)), PatientID=patient, suffix=patient, edit=own_series_of_each)
+    series, refused = find_series(path for path in tmp_path.rglob("*") if path.is_file())
+    assert [one.patient_id for one in series] == ["1", "2", "3", "4"] and not refused
+    for seed, one in enumerate(series, 1):
+        np.testing.assert_array_equal(read_series(one).voxels, values(seed) - 1024)
+    assert f"{tmp_path / '1'}: 8 images have a SeriesInstanceUID of their own each" in caplog.text
+
+
+def test_single_images_beside_a_series_are_not_joined(tmp_path):
+    write_series(tmp_path, values(0))
+    write_series(tmp_path, values(1), suffix=".ima", edit=own_series_of_each)
+    series, _ = find_series(tmp_path.iterdir())
+    assert sorted(len(one.files) for one in series) == [1] * 8 + [8]
+
+
+def test_two_single_images_are_not_joined(tmp_path):
+    write_series(tmp_path, values(0, 2), edit=own_series_of_each)
+    assert len(find_series(tmp_path.iterdir())[0]) == 2
