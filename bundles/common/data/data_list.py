@@ -462,7 +462,10 @@ def _way_on(folder: Path) -> str:
 
 def _resolve(file: str, list_path: Path) -> str:
     # normpath, not resolve(): links keep their names.
-    return os.path.normpath(list_path.parent / file)
+    path = os.path.normpath(list_path.parent / file)
+    if "\\" in file and not os.path.lexists(path):  # written on Windows
+        return os.path.normpath(list_path.parent / file.replace("\\", "/"))
+    return path
 
 
 def _is_unicode(text: str) -> bool:

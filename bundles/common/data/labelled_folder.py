@@ -41,7 +41,9 @@ LAYOUTS = (
 )
 IMAGE_FOLDERS = ("imagestr", "images", "image", "imgs", "img")
 HELD_OUT = r"(Ts|Va|Val|Validation)$"  # folders of test and validation cases
-VALIDATION = ("va", "val", "validation")  # second words of folders, as in AMOS (``imagesVa``) and WORD (``imagesVal``)
+#: Words of folders of validation cases, beside that of images or masks: ``imagesVa`` (AMOS), ``ValidationImg``.
+VALIDATION = ("va", "val", "validation")
+TEST = ("ts", "test", "testing")
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net: CASE_0000 is the first channel
 RESULTS = "volumes.csv"  # the table beside masks that these bundles wrote, which are no labels
 
@@ -86,13 +88,15 @@ def find_layout(folder: Path) -> tuple[Path, Path, Path] | None:
         if images.is_dir() and labels.is_dir():
             return images, labels, test
     names = _subfolders(folder)
-    images = [name for name in names if name.lower() in IMAGE_FOLDERS or _training_word(name) in IMAGE_FOLDERS]
-    labels = [name for name in names if is_mask_folder(name) or _training_word(name) in MASK_WORDS]
-    labels = [name for name in labels if not re.search(HELD_OUT, name)]
+    images = [name for name in names if name.lower() in IMAGE_FOLDERS]
+    labels = [name for name in names if is_mask_folder(name) and not re.search(HELD_OUT, name)]
     # A folder of annotations beside one of labels often has other formats, such as contours.
     labels = [name for name in labels if not words(name)[0].startswith("annotation")] or labels
     if not images or not labels:
-        return None
+        prefixed = _prefixed(names)
+        if len(prefixed) != 1:
+            return None
+        images, labels = ([one] for one in prefixed[0])
     if len(images) > 1 or len(labels) > 1:
         raise InputError(
             f"{folder} has no dataset.json, and it is not clear which of its folders belong together: images in "
@@ -101,10 +105,15 @@ def find_layout(folder: Path) -> tuple[Path, Path, Path] | None:
     return folder / images[0], folder / labels[0], folder / "imagesTs"
 
 
-def _training_word(name: str) -> str:
-    """Return the word beside "training" in a folder's name, as in ``TrainingImg`` of FLARE 2021; "" without one."""
-    first, *others = words(name) or [""]
-    return others[0] if first in ("training", "train") and len(others) == 1 else ""
+def _prefixed(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return folders of images and of masks whose names differ in their last word alone, as in FLARE21: ``TrainingImg``
+    and ``TrainingMask``; but not those of test and validation."""
+    found: dict[tuple[str, ...], dict[bool, str]] = {}
+    for name in names:
+        *prefix, last = words(name) or [""]
+        if prefix and (last in IMAGE_FOLDERS or last in MASK_WORDS) and not {*prefix} & {*VALIDATION, *TEST}:
+            found.setdefault(tuple(prefix), {})[last in MASK_WORDS] = name
+    return [(pair[False], pair[True]) for pair in found.values() if len(pair) == 2]
 
 
 def has_layout(folder: Path) -> bool:
@@ -145,7 +154,7 @@ def folder_data_list(folder: Path) -> dict[str, Any] | None:
         images, labels, test = (by_name(nifti_in(part), where) for part in layout)
         pairs = pair(images, labels, where=where)
         tests = pair(test, {}, where=str(layout[2]), channels=pairs.channels).unlabelled
-        held_out = _validation(folder, channels=pairs.channels)
+        held_out = validation_pairs(folder, channels=pairs.channels)
         return data_list(folder, pairs, validation=held_out, tests=tests, where=where)
     cases = _cases(folder)
     if any(case.images and case.masks for case in cases):
@@ -157,13 +166,19 @@ def folder_data_list(folder: Path) -> dict[str, Any] | None:
     return data_list(folder, pair(by_name(images, where), by_name(masks, where), where=where), where=where)
 
 
-def _validation(folder: Path, *, channels: int) -> Pairs:
-    """Return the pairs of folders such as ``imagesVal`` and ``labelsVal``."""
+def validation_pairs(folder: Path, *, channels: int) -> Pairs:
+    """Return the pairs of folders such as ``imagesVal`` and ``labelsVal``, or ``ValidationImg`` and ``ValidationMask``.
+
+    Args:
+        folder: above these.
+        channels: number of files of an image.
+    """
     files: dict[bool, list[Path]] = {False: [], True: []}  # images and masks
     for name in _subfolders(folder):
-        first, *others = words(name) or [""]
-        if len(others) == 1 and others[0] in VALIDATION and (first in MASK_WORDS or first in IMAGE_FOLDERS):
-            files[first in MASK_WORDS] += nifti_in(folder / name)
+        of_name = {*words(name)}
+        kind = of_name - {*VALIDATION}
+        if len(of_name) == 2 and len(kind) == 1 and (kind <= MASK_WORDS or kind <= {*IMAGE_FOLDERS}):
+            files[kind <= MASK_WORDS] += nifti_in(folder / name)
     where = f"images and labels for validation in {folder}"
     return pair(by_name(files[False], where), by_name(files[True], where), where=where, channels=channels)
 

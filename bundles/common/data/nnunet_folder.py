@@ -6,7 +6,8 @@
     {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "ignore": 2},
      "numTraining": 32, "file_ending": ".nii.gz"}
 
-The files are ``imagesTr/CASE_0000.nii.gz`` (one for each channel), ``labelsTr/CASE.nii.gz`` and ``imagesTs/``.
+The files are ``imagesTr/CASE_0000.nii.gz`` (one for each channel), ``labelsTr/CASE.nii.gz`` and ``imagesTs/``. Folders for
+validation beside them (``imagesVal``, ``labelsVal``), which nnU-Net ignores, are the validation section.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .labelled_folder import CHANNEL, Image, Pairs, _warn, data_list, nifti_in
+from .labelled_folder import CHANNEL, Image, Pairs, _warn, data_list, nifti_in, validation_pairs
 from .nifti_files import NIFTI_SUFFIXES, without_suffix
 
 IGNORE = "ignore"  # nnU-Net's name of the label of unknown voxels
@@ -56,13 +57,14 @@ def nnunet_data_list(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"{path}: 'file_ending' is {ending!r}. Only NIfTI can be read: convert the files to .nii.gz.")
     folder = path.parent
     if isinstance(content.get("dataset"), Mapping):
-        pairs, tests = _of_paths(path, content["dataset"]), []
+        pairs, tests, held_out = _of_paths(path, content["dataset"]), [], None
         where = f"{path}: 'dataset'"
     else:
+        held_out = validation_pairs(folder, channels=len(channels))
         where = f"{path}: images in {folder / 'imagesTr'} and labels in {folder / 'labelsTr'}"
         pairs = _paired(folder / "imagesTr", nifti_in(folder / "labelsTr"), len(channels), where)
         tests = _paired(folder / "imagesTs", [], len(channels), str(folder / "imagesTs")).unlabelled
-    found = data_list(folder, pairs, tests=tests, where=where)
+    found = data_list(folder, pairs, validation=held_out, tests=tests, where=where)
     stated = content.get("numTraining")
     if stated is not None and stated != len(pairs.labelled):
         _warn(f"{path}: 'numTraining' is {stated}, but {len(pairs.labelled)} cases have image and label")

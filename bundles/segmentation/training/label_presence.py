@@ -204,12 +204,13 @@ def _report_partial(
         *(partial.sum(), len(scans)),
         ", ".join(f"{names[value]} {number}" for value, number in enumerate(shown.sum(axis=0)) if value),
     )
-    unnamed = (volumes > 0) & ~shown
-    for case in np.flatnonzero(unnamed.any(axis=1)).tolist():
+    undeclared = (volumes > 0) & ~shown
+    for case in np.flatnonzero(undeclared.any(axis=1))[:1]:
         logger.warning(
             "%s contains %s, which its entry does not name under 'labelled': there it counts as background or any other "
-            "structure. Name what is labelled whole.",
-            *(scans[case]["label"], ", ".join(names[value] for value in np.flatnonzero(unnamed[case]).tolist())),
+            "structure. Name it, if all of it is labelled. Cases of this kind: %s.",
+            *(scans[case]["label"], ", ".join(names[value] for value in np.flatnonzero(undeclared[case]))),
+            ", ".join(f"{names[value]} {number}" for value, number in enumerate(undeclared.sum(axis=0)) if number),
         )
 
 

@@ -594,3 +594,13 @@ def test_masks_beside_scans_are_not_predicted(tmp_path):
     for name in ("volume-0.nii.gz", "segmentation-0.nii.gz", "liver_mask.nii.gz", "dataset.json"):
         (tmp_path / name).touch()
     assert [scan["image"] for scan in inference_scans(tmp_path)] == [str(tmp_path / "volume-0.nii.gz")]
+
+
+def test_paths_that_were_written_on_windows_are_found(tmp_path):
+    (tmp_path / "imagesTr").mkdir()
+    for name in ("a.nii.gz", "b\\c.nii.gz"):  # the second is one name here
+        (tmp_path / "imagesTr" / name).touch()
+    images = [".\\imagesTr\\a.nii.gz", "imagesTr/b\\c.nii.gz"]
+    (tmp_path / "dataset.json").write_text(json.dumps({"test": images}))
+    found = [scan["image"] for scan in inference_scans(tmp_path / "dataset.json")]
+    assert found == [str(tmp_path / "imagesTr" / name) for name in ("a.nii.gz", "b\\c.nii.gz")]

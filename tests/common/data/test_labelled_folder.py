@@ -247,3 +247,34 @@ def test_folders_of_validation_cases_are_the_validation_section(tmp_path, suffix
 def test_annotations_beside_labels_do_not_make_a_folder_unclear(tmp_path):
     touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz", "annotations/a.json")
     assert folder_data_list(tmp_path)["training"] == [{"image": "images/a.nii.gz", "label": "labels/a.nii.gz"}]
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"), [("TrainingImg", "TrainingMask"), ("train_images", "train_labels"), ("CT-img", "CT-seg")]
+)
+def test_folders_that_differ_in_their_last_word_are_images_and_masks(tmp_path, images, masks):
+    """As in FLARE21, beside folders of images for validation and of something else."""
+    touch(tmp_path, f"{images}/train_000_0000.nii.gz", f"{masks}/train_000.nii.gz", "ValidationImg/v_0000.nii.gz")
+    touch(tmp_path, "docs/readme.txt", "TestMask/t.nii.gz", "TestImg/t.nii.gz")
+    content = folder_data_list(tmp_path)
+    assert content["training"] == [{"image": f"{images}/train_000_0000.nii.gz", "label": f"{masks}/train_000.nii.gz"}]
+    assert content["unlabelled"] == ["ValidationImg/v_0000.nii.gz"] and "validation" not in content
+
+
+def test_validation_folders_of_that_kind_are_the_validation(tmp_path):
+    for part in ("train", "val"):
+        touch(tmp_path, f"{part}_images/{part}1.nii.gz", f"{part}_masks/{part}1.nii.gz")
+    content = folder_data_list(tmp_path)
+    assert content["training"] == [{"image": "train_images/train1.nii.gz", "label": "train_masks/train1.nii.gz"}]
+    assert content["validation"] == [{"image": "val_images/val1.nii.gz", "label": "val_masks/val1.nii.gz"}]
+
+
+def test_several_folders_of_that_kind_are_not_chosen_from(tmp_path):
+    for site in ("A", "B"):
+        touch(tmp_path, f"{site}_images/1.nii.gz", f"{site}_masks/1.nii.gz")
+    assert folder_data_list(tmp_path) is None
+
+
+def test_pictures_of_an_earlier_run_are_no_images(tmp_path):
+    touch(tmp_path, "old/b_seg.nii.gz", "old/b_masked.nii.gz", "old/b_reconstruction.nii.gz")
+    assert folder_data_list(tmp_path) is None and folder_data_list(tmp_path / "old") is None

@@ -121,3 +121,15 @@ def test_files_that_do_not_match_are_refused(tmp_path, files, message):
 def test_another_number_of_cases_than_stated_is_told(tmp_path, caplog):
     parse_data_list(raw(tmp_path, numTraining=7) / "dataset.json")
     assert "'numTraining' is 7, but 2 cases have image and label" in caplog.text
+
+
+def test_validation_folders_are_the_validation_section(tmp_path):
+    pair = ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    folder = raw(
+        tmp_path, *pair, "imagesVal/b_0000.nii.gz", "labelsVal/b.nii.gz", "imagesVal/c_0000.nii.gz", numTraining=1
+    )
+    (scan,) = segmentation_scans(folder, section="validation", fold=None)
+    assert [Path(scan[key]).name for key in ("image", "label")] == ["b_0000.nii.gz", "b.nii.gz"]
+    content = parse_data_list(folder / "dataset.json")
+    assert len(content["training"]) == 1
+    assert [Path(scan["image"]).name for scan in content["unlabelled"]] == ["c_0000.nii.gz"]

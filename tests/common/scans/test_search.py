@@ -434,7 +434,7 @@ def test_masks_of_structures_are_no_pairs(tmp_path):
     ("scan", "masks"),
     [
         ("case_1/imaging.nii.gz", "case_1/instances/kidney_instance-1_annotation-1.nii.gz"),
-        ("ValidationImg/train_000_0000.nii.gz", "ValidationMask/train_000.nii.gz"),
+        ("ImagePart1/Case_00001_0000.nii.gz", "FLARE_Mask/Case_00001.nii.gz"),
         ("Pancreas-CT/PANCREAS_0001.nii.gz", "TCIA_pancreas_labels-02-05-2017/label0001.nii.gz"),
     ],
 )

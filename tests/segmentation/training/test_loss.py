@@ -229,6 +229,21 @@ def test_labels_that_show_all_classes_give_the_usual_loss(options):
     assert marginal.item() == pytest.approx(usual.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("background", [True, False])
+def test_batches_that_show_other_classes_add_up_to_the_gradient_of_one_batch(background):
+    """What accumulation and several processes do: the mean of the batches' gradients. The second batch shows all."""
+    logits, label = drawn(crops=2, unknown=0)
+    shown = torch.tensor([[1, 1, 0, 1], [1, 1, 1, 1]], dtype=torch.bool)
+    loss = SegmentationLoss(background_in_dice=background)
+    (whole,) = torch.autograd.grad(loss(logits, PartlyKnown(label, None, shown)), logits)
+    first = loss(logits[:1], PartlyKnown(label[:1], None, shown[:1]))
+    second = loss(logits[1:], label[1:])
+    (parts,) = torch.autograd.grad((first + second) / 2, logits)
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-8)
+    (swapped,) = torch.autograd.grad(loss(logits, PartlyKnown(label, None, shown.flip(0))), logits)
+    assert (swapped - whole).abs().max() > 0.01 * whole.abs().max()
+
+
 def test_the_gradient_is_finite_with_classes_of_no_probability():
     logits, label = drawn()
     extreme = (logits.detach() * 1000).requires_grad_()
