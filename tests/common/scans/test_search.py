@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 from pathlib import Path
 
@@ -295,6 +298,15 @@ def test_slices_that_are_empty_or_cut_are_refused_and_so_is_their_series(tmp_pat
     faults = {candidate.name: candidate.fault for candidate in found.candidates}
     assert faults["raw__whole"] == ""
     assert str(tmp_path / "raw" / "cut") in faults["raw__cut"] and "perhaps slices of it" in faults["raw__cut"]
+
+
+@pytest.mark.parametrize(("pack", "kind"), [(gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz")])
+def test_a_slice_that_is_compressed_is_named_so(tmp_path, pack, kind):
+    packed = write_series(tmp_path / "raw", STORED)[2]
+    packed.write_bytes(pack(packed.read_bytes()))
+    found = find_candidates(tmp_path / "raw")
+    assert found.refused == {str(packed): f"is compressed with {kind}: unpack it"}
+    assert "perhaps slices of it" in found.candidates[0].fault
 
 
 def test_a_list_beside_a_series_does_not_refuse_it(tmp_path):
