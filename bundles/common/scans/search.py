@@ -222,7 +222,8 @@ class _Search:
             elif not os.path.exists(path):
                 self.refused[path] = "is a broken link"
             elif not os.path.isfile(path):
-                continue  # a pipe, a socket
+                if is_nifti(path) or path.lower().endswith((*METAIMAGE, *SLICE_SUFFIXES)):
+                    self.refused[path] = "is no regular file, but a pipe, a socket or a device: replace it by the scan"
             elif is_scan(os.path.basename(path)) or path.lower().endswith(METAIMAGE):
                 self.volumes[path] = (place, self._mask_folder(root, path))
             elif is_nifti(os.path.basename(path)):

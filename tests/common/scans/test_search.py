@@ -459,3 +459,13 @@ def test_masks_of_public_collections_are_left_out_by_name(tmp_path, scan, masks)
 def test_a_case_folder_that_ends_in_a_mask_word_keeps_its_scan(tmp_path):
     touch(tmp_path / "raw", "P01_seg/ct.nii.gz", "P02 mask/a.nii.gz", "P02 mask/a_liver_label.nii.gz")
     assert names(tmp_path / "raw") == ["raw__P01_seg__ct", "raw__P02_mask__a"]
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.dcm", "a.mhd"])
+def test_a_device_or_pipe_that_is_named_like_a_scan_is_refused(tmp_path, name):
+    touch(tmp_path / "raw", "b.nii.gz")
+    os.symlink(os.devnull, tmp_path / "raw" / name)
+    os.mkfifo(tmp_path / "raw" / "control")
+    found = find_candidates(tmp_path / "raw")
+    assert list(found.refused) == [str(tmp_path / "raw" / name)] and len(found.candidates) == 1
+    assert "no regular file" in found.refused[str(tmp_path / "raw" / name)]
