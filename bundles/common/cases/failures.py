@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 TABLE = "failed.csv"
 RESULTS = ("mask", "score", "reconstruction")  # without one of these a scan has no result
 STATUS_FAILED = 3  # exit status of a run that succeeded for some scans
+TRACEBACK = "Traceback (most recent call last):"
 NAMED = 20  # failures in the summary; the table has all
 
 
@@ -152,6 +154,9 @@ def reason_of(error: Exception) -> str:
         return " ".join(str(known).split())
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):  # MONAI's transforms wrap errors
         error = error.__cause__
+    raised = re.findall(r"^\w[\w.]*(?:Error|Exception|Exit): .*", str(error), re.MULTILINE)
+    if TRACEBACK in str(error) and raised:  # MONAI's writers quote what went wrong behind advice to install others
+        return raised[-1].strip()
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
         return "it does not fit into memory"

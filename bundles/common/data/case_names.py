@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,10 +17,19 @@ from monai.utils import ImageMetaKey, ensure_tuple
 from ..errors import InputError
 from .nifti_files import without_suffix
 
+LONGEST_NAME = 200  # bytes; file systems allow 255, and suffixes and temporary prefixes are added
+
 
 def case_name(image_file: str | PurePath) -> str:
-    """Return the file name of an image without its folder and without ``.nii`` or ``.nii.gz``, in any case."""
-    return without_suffix(PurePath(image_file).name)
+    """Return the file name of an image without its folder and without ``.nii`` or ``.nii.gz``, in any case.
+
+    The end of a name above `LONGEST_NAME` is replaced by its checksum, so that the names of results fit the file system.
+    """
+    name = without_suffix(PurePath(image_file).name)
+    stored = name.encode(errors="surrogateescape")
+    if len(stored) <= LONGEST_NAME:
+        return name
+    return f"{stored[: LONGEST_NAME - 9].decode(errors='ignore')}-{hashlib.sha256(stored).hexdigest()[:8]}"
 
 
 def case_names(image_files: Iterable[str]) -> dict[str, str]:

@@ -119,6 +119,8 @@ def _labels(path: Path, declared: Any) -> tuple[dict[str, str], int | None]:
             f"{path}: 'labels' has regions ({', '.join(regions)}), which are unions of labels: here each voxel has one "
             'label. List the labels themselves, {"background": 0, "edema": 1, "core": 2}.'
         )
+    if all(str(key).isdecimal() and isinstance(name, str) and not name.isdecimal() for key, name in declared.items()):
+        declared = {name: key for key, name in declared.items()}  # as in version 1
     values: dict[int, str] = {}
     for name, value in declared.items():
         number = int(value) if isinstance(value, str) and value.isdecimal() else value

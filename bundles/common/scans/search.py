@@ -20,6 +20,7 @@ from ..data.nifti_files import holds_masks, is_nifti, is_scan, masks_beside_imag
 from ..errors import InputError, RefusedScan
 from .dicom_headers import is_dicom
 from .dicom_series import Series, find_series
+from .headers.nifti_bytes import compression
 from .meta_image import SUFFIXES as METAIMAGE
 from .meta_image import data_file
 
@@ -221,7 +222,8 @@ class _Search:
             elif not os.path.exists(path):
                 self.refused[path] = "is a broken link"
             elif not os.path.isfile(path):
-                continue  # a pipe, a socket
+                if is_nifti(path) or path.lower().endswith((*METAIMAGE, *SLICE_SUFFIXES)):
+                    self.refused[path] = "is no regular file, but a pipe, a socket or a device: replace it by the scan"
             elif is_scan(os.path.basename(path)) or path.lower().endswith(METAIMAGE):
                 self.volumes[path] = (place, self._mask_folder(root, path))
             elif is_nifti(os.path.basename(path)):
@@ -260,6 +262,8 @@ class _Search:
             beside = (os.path.dirname(path), _kind(path)) in slices
             if not start and (named_like_slice or beside or not _kind(path)):
                 self.refused[path] = "is empty (0 bytes): copy it again, or remove it"
+            elif (named_like_slice or beside) and (kind := compression(start)):
+                self.refused[path] = f"is compressed with {kind}: unpack it"
             elif named_like_slice or (beside and b"\0" in start):
                 self.refused[path] = (
                     "is named like a DICOM file, but is not one: cut short or damaged; copy it again, or remove it"

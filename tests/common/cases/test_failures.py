@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from monai.data import MetaTensor, NibabelWriter
+from monai.transforms import SaveImaged
 
-from bundles.common.cases.failures import Failure, Failures
+from bundles.common.cases.failures import Failure, Failures, reason_of
 from bundles.common.errors import InputError
 
 
@@ -59,3 +62,14 @@ def test_a_long_list_of_failures_is_cut(tmp_path, caplog):
     failures.report(30)
     assert caplog.messages[0].startswith("5 of 30") and caplog.messages[0].endswith(f"and 5 more in {failures.file}")
     assert len(failures.earlier()) == 25 and failures.all()[0] == Failure("scan0", "mask", "damaged")
+
+
+def test_what_a_writer_of_monai_raised_is_told_not_its_advice(tmp_path):
+    class Writer(NibabelWriter):
+        def write(self, *_, **__):
+            raise OSError(36, "File name too long", "x_seg.nii.gz")
+
+    item = {"pred": MetaTensor(torch.zeros(1, 2, 2, 2), meta={"filename_or_obj": "x.nii.gz"})}
+    with pytest.raises(RuntimeError, match="install") as raised:
+        SaveImaged(keys="pred", writer=Writer, output_dir=tmp_path, print_log=False)(item)
+    assert reason_of(raised.value) == "OSError: [Errno 36] File name too long: 'x_seg.nii.gz'"

@@ -14,6 +14,14 @@ def test_case_name_is_the_file_name(file, name):
     assert case_name(file) == name
 
 
+def test_long_names_leave_room_for_the_results_of_a_case():
+    long, other = (case_name(f"/d/{'ä' * 120}{end}.nii.gz") for end in ("a", "b"))
+    assert (
+        long != other and long.startswith("ä" * 95) and len(f".12345678.{long}_reconstruction.nii.gz".encode()) <= 255
+    )
+    assert case_name("y" * 200 + ".nii") == "y" * 200 and len(case_name("y" * 201 + ".nii")) == 200
+
+
 @pytest.mark.parametrize(
     ("files", "names"),
     [

@@ -51,6 +51,11 @@ def test_a_raw_folder_is_a_data_list(tmp_path, caplog):
     assert "numTraining" not in caplog.text
 
 
+def test_labels_of_version_1_are_names_by_value(tmp_path):
+    folder = raw(tmp_path, labels={"0": "background", "1": "liver", "2": "ignore"})
+    assert data_list_labels(folder) == {0: "background", 1: "liver"} and data_list_ignore_label(folder) == 2
+
+
 def test_channels_are_files_in_order_and_names_may_look_like_channels(tmp_path):
     cases = ("liver", "liver_0000")
     files = [f"imagesTr/{case}_{channel:04d}.nii.gz" for case in cases for channel in (1, 0)]

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 from pathlib import Path
 
@@ -297,6 +300,15 @@ def test_slices_that_are_empty_or_cut_are_refused_and_so_is_their_series(tmp_pat
     assert str(tmp_path / "raw" / "cut") in faults["raw__cut"] and "perhaps slices of it" in faults["raw__cut"]
 
 
+@pytest.mark.parametrize(("pack", "kind"), [(gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz")])
+def test_a_slice_that_is_compressed_is_named_so(tmp_path, pack, kind):
+    packed = write_series(tmp_path / "raw", STORED)[2]
+    packed.write_bytes(pack(packed.read_bytes()))
+    found = find_candidates(tmp_path / "raw")
+    assert found.refused == {str(packed): f"is compressed with {kind}: unpack it"}
+    assert "perhaps slices of it" in found.candidates[0].fault
+
+
 def test_a_list_beside_a_series_does_not_refuse_it(tmp_path):
     write_series(tmp_path / "raw", STORED)
     (tmp_path / "raw" / "dataset.json").write_text('{"training": ["gone.nii.gz"')
@@ -447,3 +459,13 @@ def test_masks_of_public_collections_are_left_out_by_name(tmp_path, scan, masks)
 def test_a_case_folder_that_ends_in_a_mask_word_keeps_its_scan(tmp_path):
     touch(tmp_path / "raw", "P01_seg/ct.nii.gz", "P02 mask/a.nii.gz", "P02 mask/a_liver_label.nii.gz")
     assert names(tmp_path / "raw") == ["raw__P01_seg__ct", "raw__P02_mask__a"]
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.dcm", "a.mhd"])
+def test_a_device_or_pipe_that_is_named_like_a_scan_is_refused(tmp_path, name):
+    touch(tmp_path / "raw", "b.nii.gz")
+    os.symlink(os.devnull, tmp_path / "raw" / name)
+    os.mkfifo(tmp_path / "raw" / "control")
+    found = find_candidates(tmp_path / "raw")
+    assert list(found.refused) == [str(tmp_path / "raw" / name)] and len(found.candidates) == 1
+    assert "no regular file" in found.refused[str(tmp_path / "raw" / name)]

@@ -97,6 +97,7 @@ def split_stack(stack: list[Image]) -> list[list[Image]]:
     volumes = _volumes(stack, ATTRIBUTES)
     if volumes:
         return volumes
+    _warn_of_woven(stack)
     once = all(one is not None and (np.diff(one) >= SAME_PLACE).all() for one in heights)
     if once and all(len(one) == len(heights[0]) and np.abs(one - heights[0]).max() < SAME_PLACE for one in heights):
         return by_type
@@ -155,6 +156,21 @@ def _are_volumes(parts: list[list[Image]], even: bool) -> bool:
     )
     gaps = [np.median(np.diff(one)) for one in heights]
     return beside or max(gaps) - min(gaps) > MAX_SHIFT
+
+
+def _warn_of_woven(stack: list[Image]) -> None:
+    """Warn if an attribute that does not split an even stack tells even stacks apart whose slices alternate."""
+    for name in ATTRIBUTES if _is_even(_heights(stack)) else ():
+        parts = _parts(stack, _values(stack, name))
+        if len(parts) == 1 or min(map(len, parts)) < MIN_SLICES or not all(_is_even(_heights(part)) for part in parts):
+            continue
+        if _are_volumes(parts, even=True):
+            logger.warning(
+                "%s: the slices of this series alternate between %d values of %s. They are read as one volume; if they are "
+                "several scans, a part of a slice apart, put each into a folder and a series of its own.",
+                *(stack[0].folder, len(parts), name),
+            )
+            return
 
 
 def _values(stack: list[Image], name: str) -> list[str]:

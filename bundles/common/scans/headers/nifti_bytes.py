@@ -22,7 +22,8 @@ DEFLATE_RATIO = 1100  # gzip compresses at most 1032 bytes into one
 MAX_OFFSET = 2**26  # bytes before the voxels: headers of other programs, a few megabytes at most
 MAX_EXTENSIONS = 1000  # other programs write a few
 HEADERS = {348: Nifti1Header, 540: Nifti2Header}  # by their size, which is their first number
-GZIP, BZIP2, ZSTANDARD = b"\x1f\x8b", b"BZh", b"\x28\xb5\x2f\xfd"
+GZIP = b"\x1f\x8b"
+COMPRESSIONS = {GZIP: "gzip", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstandard", b"\xfd7zXZ\0": "xz", b"PK\3\4": "zip"}
 
 
 def stored_header(file: str | os.PathLike) -> Nifti1Header:
@@ -70,16 +71,20 @@ def _header_size(first: bytes) -> int | None:
     return next((size for size in sizes if size in HEADERS), None)
 
 
+def compression(start: bytes) -> str:
+    """Return by which program a file is compressed, from its first bytes; "" if by none that is known."""
+    return next((kind for magic, kind in COMPRESSIONS.items() if start.startswith(magic)), "")
+
+
 def _check_compression(start: bytes, packed: bool) -> None:
     if packed and _header_size(start[:4]):
         raise RefusedScan("is not compressed though named .nii.gz: rename it to .nii")
     if packed and start.startswith(GZIP):
         return
     named = ".nii.gz" if packed else ".nii"
-    for magic, kind in ((GZIP, "gzip"), (BZIP2, "bzip2"), (ZSTANDARD, "zstandard")):
-        if start.startswith(magic):
-            advice = "rename it to .nii.gz" if magic == GZIP else "decompress it, and compress it with gzip"
-            raise RefusedScan(f"is {kind}-compressed though named {named}: {advice}")
+    if kind := compression(start):
+        advice = "rename it to .nii.gz" if kind == "gzip" else "decompress it, and compress it with gzip"
+        raise RefusedScan(f"is {kind}-compressed though named {named}: {advice}")
     if packed:
         raise RefusedScan(f"cannot be read: it is no NIfTI file compressed with gzip, but begins with {start!r}")
 

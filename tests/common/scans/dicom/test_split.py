@@ -79,14 +79,15 @@ def test_other_attributes_sort_slices_that_are_no_stack_together(tmp_path, keywo
 
 
 @pytest.mark.parametrize("keyword", ["ReconstructionDiameter", "ImageType", "SeriesNumber", "AcquisitionTime"])
-def test_half_a_slice_apart_other_attributes_do_not_split(tmp_path, keyword):
-    """They can change from slice to slice of one scan."""
+def test_half_a_slice_apart_other_attributes_do_not_split(tmp_path, keyword, caplog):
+    """They can change from slice to slice of one scan. But a warning names what alternates."""
     pair = {"ReconstructionDiameter": (1, 2), "ImageType": ("A", "B"), "SeriesNumber": (1, 2)}.get(keyword, ("1", "2"))
     pair = ("101010", "101011") if keyword == "AcquisitionTime" else pair
     for seed in (1, 2):
         write(tmp_path, seed, shift=(seed - 1) * STEP / 2, **{keyword: pair[seed - 1]})
     (series,), _ = find_series(tmp_path.iterdir())
     assert read_series(series).voxels.shape == (5, 4, 16)
+    assert f"the slices of this series alternate between 2 values of {keyword}" in caplog.text
 
 
 def test_two_acquisitions_with_two_kernels_are_four_volumes(tmp_path):
