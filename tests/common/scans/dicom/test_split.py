@@ -6,13 +6,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from bundles.common.errors import RefusedScan
 from bundles.common.scans.dicom_series import find_series, read_series
 from bundles.common.scans.search import find_candidates
 
-from ..dicom_files import POSITION, write_series
+from ..dicom_files import POSITION, STUDY_UID, write_series
 
 UID = "1.2.3.4"
 STEP = 2.5  # mm between the slices that `write_series` makes
@@ -170,6 +171,10 @@ def test_images_with_a_series_uid_each_are_one_volume_of_their_folder_and_patien
 def test_single_images_beside_a_series_are_not_joined(tmp_path):
     write_series(tmp_path, values(0))
     write_series(tmp_path, values(1), suffix=".ima", edit=own_series_of_each)
+    for file in tmp_path.glob("*.ima"):  # of one study
+        dataset = pydicom.dcmread(file)
+        dataset.StudyInstanceUID = STUDY_UID
+        dataset.save_as(file)
     series, _ = find_series(tmp_path.iterdir())
     assert sorted(len(one.files) for one in series) == [1] * 8 + [8]
 
