@@ -1,3 +1,4 @@
+# make install  the environment of the bundles, .venv (EXTRAS=dicom,register adds packages: setup.cfg)
 # make demo    pre-train, fine-tune and segment synthetic CT on the CPU, ending with demo/out/report.html   (FRESH=1 starts over)
 # make test    all tests
 # make check   formatting, lint and all tests
@@ -17,19 +18,34 @@ LABEL_MONAI ?= 1.6.1
 MATRIX ?= 2.11.0_1.5.2 2.11.0_1.6.1 2.14.1_1.5.2 2.14.1_1.6.1
 LABEL_VENV ?= .venv-label-$(LABEL_MONAI)
 INSTALLED = $(VENV)/.installed
+TESTED = $(VENV)/.installed-test
+EXTRAS ?=
 
-.PHONY: demo test mutants test-kills test-legacy test-label check lint clean gpu-kit
+.PHONY: install demo test mutants test-kills test-legacy test-label check lint clean gpu-kit
 .DEFAULT_GOAL := demo
 
+PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt
+
+install: $(INSTALLED)
+	$(if $(EXTRAS),$(PIP) --editable ".[$(EXTRAS)]")
+	@echo "Installed in $(VENV). Next: source $(VENV)/bin/activate, or make demo."
+
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@echo "Installing into $(VENV): about 90 packages and 1.5 GB on disk, a few minutes. With CUDA, which PyTorch brings"
+	@echo "on Linux, 3 GB to download and 6 GB on disk; docs/getting-started/install.md says how to leave it out."
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test]" --constraint constraints.txt
+	$(PIP) --editable .
+	touch $@
+
+$(TESTED): $(INSTALLED)
+	@echo "Installing what the tests need into $(VENV): about 60 packages and 1 GB on disk."
+	$(PIP) --editable ".[test]"
 	touch $@
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python -m demo.run $(if $(FRESH),--fresh)
 
-test: $(INSTALLED)
+test: $(TESTED)
 	$(VENV)/bin/python -m pytest
 
 $(LEGACY_VENV)/.installed:
@@ -37,7 +53,7 @@ $(LEGACY_VENV)/.installed:
 	$(LEGACY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check monai==1.4.0 torch==2.13.0 einops==0.8.2
 	touch $@
 
-test-legacy: $(INSTALLED) $(LEGACY_VENV)/.installed
+test-legacy: $(TESTED) $(LEGACY_VENV)/.installed
 	LEGACY_PYTHON=$(abspath $(LEGACY_VENV))/bin/python $(VENV)/bin/python -m pytest tests/legacy
 
 # pydicom and its company: the versions that MONAI Label 0.8.5 works with. rich and safetensors: what the bundles import beside them.
@@ -47,14 +63,14 @@ $(LABEL_VENV)/.installed:
 	  "pydicom<3" "pynetdicom<3" "dicomweb-client[gcp]>=0.59.1,<0.60" rich==15.0.0 safetensors==0.8.0
 	touch $@
 
-test-label: $(INSTALLED) $(LABEL_VENV)/.installed
+test-label: $(TESTED) $(LABEL_VENV)/.installed
 	LABEL_PYTHON=$(abspath $(LABEL_VENV))/bin/python $(VENV)/bin/python -m pytest tests/label
 
-mutants: $(INSTALLED)
+mutants: $(TESTED)
 	$(VENV)/bin/python -m tools.mutants
 
 # KILLS: kills for each workflow
-test-kills: $(INSTALLED)
+test-kills: $(TESTED)
 	KILLS=$(or $(KILLS),20) $(VENV)/bin/python -m pytest tests/workflows/test_random_kills.py
 
 # One environment for each pair of versions; the workflow tests in each, one after the other.
@@ -69,7 +85,7 @@ test-matrix: $(MATRIX:%=matrix-%)
 $(MATRIX:%=matrix-%): matrix-%: .venv-matrix-%/.installed
 	.venv-matrix-$*/bin/python -m pytest tests/workflows
 
-lint: $(INSTALLED)
+lint: $(TESTED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 

@@ -30,7 +30,7 @@ from .__main__ import ROOT, SCANS
 PYTHON = "3.12"
 # What the parts import, and an image for PyTorch may lack; versions as pinned in setup.cfg and constraints.txt.
 WANTED = (
-    *("monai", "nibabel", "pytorch-ignite", "einops", "fire", "pydantic", "blosc2", "pydicom", "highdicom"),
+    *("monai", "nibabel", "pytorch-ignite", "einops", "fire", "pydantic", "blosc2", "pydicom"),
     "safetensors",
 )
 # What such an image has: PyTorch and its own needs, and the usual scientific packages.

@@ -34,6 +34,7 @@ from pydicom.uid import (
 )
 
 from ..errors import NoScan, RefusedScan
+from ..extras import cure
 from .dicom.size import check_bits, check_fragments, check_size, transfer_syntax
 from .dicom.split import ATTRIBUTES, Image, join_single_images, split_stack
 from .dicom.tilt import straighten
@@ -397,10 +398,16 @@ def _decode(file: str, header: Dataset) -> np.ndarray:
     syntax = transfer_syntax(header)
     name = f"{Path(file).name} ({syntax.name})"
     try:
-        supported = not syntax.is_compressed or get_decoder(syntax).is_available
+        decoder = get_decoder(syntax) if syntax.is_compressed else None
     except (NotImplementedError, ValueError):
-        supported = False
-    if not supported:
+        decoder, missing = None, True
+    else:
+        missing = decoder is not None and not decoder.is_available
+    if decoder is not None and missing and any(line.startswith("gdcm") for line in decoder.missing_dependencies):
+        raise RefusedScan(
+            f"the compression of {name} needs a decoder that is not installed. {cure('dicom', 'python-gdcm', 'pyjpegls')}"
+        )
+    if missing:
         raise RefusedScan(f"the compression of {name} is not supported: decompress it, e.g. with gdcmconv --raw")
     check_size(file, header)
     check_bits(file, header)

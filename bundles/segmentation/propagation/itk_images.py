@@ -6,7 +6,6 @@ The rest of the project is in RAS (right, anterior, superior). ITK is in LPS: x 
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...common.errors import InputError, RefusedScan
+from ...common.extras import import_extra
 from ...common.scans.meta_image import SUFFIXES as METAIMAGE
 from ...common.scans.reading import Volume, read_scan
 from ...common.scans.search import Candidate
@@ -32,15 +32,7 @@ def simple_itk() -> ModuleType:
     Raises:
         InputError: it is not installed.
     """
-    try:
-        return importlib.import_module("SimpleITK")
-    except ModuleNotFoundError as error:
-        if error.name != "SimpleITK":
-            raise
-        raise InputError(
-            'Registration needs the package SimpleITK, which is not installed: run `pip install "swin-unetr-bundles'
-            '[register]"` or `pip install SimpleITK`.'
-        ) from None
+    return import_extra("SimpleITK", extra="register", use="Registration")
 
 
 @contextmanager

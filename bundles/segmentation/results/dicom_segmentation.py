@@ -9,9 +9,8 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import highdicom as hd
 import nibabel as nib
 import numpy as np
 from monai.data import MetaTensor
@@ -24,8 +23,11 @@ from ...common.files import atomic_path
 from ...common.scans.dicom_headers import first_line, read_headers
 from ...common.scans.slice_grid import MAX_SHIFT, grid_affine, sort_slices
 from ..models.label_names import organ_names
-from .dicom_source import segmentation_source
+from .dicom_source import highdicom, segmentation_source
 from .overlay import organ_colours
+
+if TYPE_CHECKING:
+    import highdicom as hd
 
 logger = logging.getLogger(__name__)
 logging.getLogger("highdicom").setLevel(logging.WARNING)  # it logs every attribute that it copies
@@ -132,6 +134,7 @@ def _write(
     source = segmentation_source(slices, headers, [*names.values(), model_name, model_version])
     if len(source.images) == 1:  # the frames of one file, in their own order
         planes = planes[np.argsort([one.frame for one in slices], kind="stable")]
+    hd = highdicom()
     algorithm = hd.AlgorithmIdentificationSequence(
         name=model_name, version=model_version, family=codes.DCM.ArtificialIntelligence
     )
@@ -170,6 +173,7 @@ def _describe(
     category, kind = codes.SCT.AnatomicalStructure, ORGANS.get(organ, codes.SCT.AnatomicalStructure)
     if re.search("cancer|tumou?r", organ):
         category, kind = codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Neoplasm
+    hd = highdicom()
     description = hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=_long_string(name),
@@ -204,7 +208,7 @@ class SaveDicomSegmentations(CaseHandler):
         options: ``pred_key``, ``image_key`` and ``failures`` of `CaseHandler`.
 
     Raises:
-        InputError: during the run, if a label map is missing, has a value without a name, or cannot be written as a
+        InputError: there are series, and highdicom is not installed; or, during the run, if a label map is missing, has a value without a name, or cannot be written as a
             DICOM segmentation. With ``failures`` the run goes on.
     """
 
@@ -221,6 +225,8 @@ class SaveDicomSegmentations(CaseHandler):
         super().__init__(output_dir, **options)
         self.series = {os.path.abspath(file): list(sources) for file, sources in series.items()}
         self.labels = {int(value): str(organ) for value, organ in labels.items()}
+        if self.series:
+            highdicom()  # missing: better said before the scans are segmented
         content = json.loads(Path(metadata).read_text(encoding="utf-8"))
         self.model_name, self.model_version = content["name"], content["version"]
 

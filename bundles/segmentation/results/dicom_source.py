@@ -14,9 +14,9 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-import highdicom as hd
 import numpy as np
 from pydicom import config
 from pydicom.charset import convert_encodings
@@ -26,8 +26,12 @@ from pydicom.multival import MultiValue
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, SegmentationStorage, generate_uid
 from pydicom.valuerep import DA, DT, TM, DSfloat, validate_value
 
+from ...common.extras import import_extra
 from ...common.scans.dicom_headers import valid_uid
 from ...common.scans.slice_grid import Slice, frame_element, grid_affine
+
+if TYPE_CHECKING:
+    import highdicom as hd
 
 # highdicom reads these from its source; all may be empty (type 2).
 EMPTY_IF_UNKNOWN = (
@@ -83,9 +87,19 @@ class Source:
         first, *others = self.images
         if not others or "NumberOfFrames" not in first:
             return {"source_images": self.images}
+        hd = highdicom()
         patient = hd.CoordinateSystemNames.PATIENT
         places = [hd.PlanePositionSequence(patient, [float(number) for number in place]) for place in self.places]
         return {"source_images": [first], "further_source_images": others, "plane_positions": places}
+
+
+def highdicom() -> ModuleType:
+    """Return the module highdicom, which only DICOM segmentations need.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    return import_extra("highdicom", extra="dicom", use="A DICOM segmentation")
 
 
 def segmentation_source(slices: Sequence[Slice], headers: Mapping[str, Dataset], texts: Iterable[str] = ()) -> Source:
@@ -173,7 +187,7 @@ def _copied_by_highdicom(keywords: frozenset[str]) -> list[str]:
 def _bare_object(**options: Any) -> hd.SOPClass:
     uids = {name: generate_uid() for name in ("study_instance_uid", "series_instance_uid", "sop_instance_uid")}
     numbers = {"series_number": 1, "instance_number": 1}
-    return hd.SOPClass(**uids, **numbers, sop_class_uid=SegmentationStorage, modality="SEG", **options)
+    return highdicom().SOPClass(**uids, **numbers, sop_class_uid=SegmentationStorage, modality="SEG", **options)
 
 
 def _legal_value(dataset: Dataset, keyword: str) -> Any:
