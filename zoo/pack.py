@@ -64,7 +64,9 @@ class Package:
     too_large: tuple[str, ...]
 
 
-def stage(bundle: str | Path, *, folder: Path, task: str | None = None, models: Path | None = None) -> Path:
+def stage(
+    bundle: str | Path, *, folder: Path, task: str | None = None, models: Path | None = None, half: bool = False
+) -> Path:
     """Assemble a bundle as it will be packed, and check everything that does not require building its network.
 
     Args:
@@ -72,6 +74,7 @@ def stage(bundle: str | Path, *, folder: Path, task: str | None = None, models: 
         folder: parent of the new folder.
         task: for ``swin_unetr_msd``: a name in its table, or a YAML file with one row.
         models: folder with ``model.pt``; None: the bundle's own ``models``.
+        half: whether to store the weights in half precision, see `packed_weights.copy_weights`.
 
     Returns:
         The new folder.
@@ -90,7 +93,7 @@ def stage(bundle: str | Path, *, folder: Path, task: str | None = None, models: 
         row = write_trained_row(target / "configs", chosen, weights)
         if source.name == MSD:
             flatten(target, chosen, row)
-    copy_weights(source.name, weights.path.parent, target / "models")
+    copy_weights(source.name, weights.path.parent, target / "models", half=half)
     set_trained_defaults(target / "configs", weights)
     write_json_copies(target / "configs")
     add_weights_note(target / "docs" / "README.md", weights)
@@ -109,11 +112,12 @@ def pack(
     models: Path | None = None,
     url_prefix: str | None = None,
     large_files_url: str | None = None,
+    half: bool = False,
 ) -> Package:
     """Pack a bundle; nothing is written if a check fails.
 
     Args:
-        bundle, task, models: see `stage`.
+        bundle, task, models, half: see `stage`.
         out: folder for ``NAME_vVERSION.zip``, ``model_info.json`` and ``huggingface/NAME``.
         url_prefix: URL of the folder where the zip will be published, for ``model_info.json``; None: see
             `release_index.add_to_index`.
@@ -128,7 +132,7 @@ def pack(
     if not existing.is_dir():
         raise InputError(f"--out {out}: {existing} is a file. Pass a folder.")
     with tempfile.TemporaryDirectory(prefix="zoo_pack_") as work:
-        staged = stage(bundle, folder=Path(work), task=task, models=models)
+        staged = stage(bundle, folder=Path(work), task=task, models=models, half=half)
         for check, failure in run_checks(staged, ["weights fit network_def"]):
             if failure:
                 given = find_bundle(bundle) / "models" if models is None else models
@@ -184,6 +188,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--large_files_url",
         metavar="URL",
         help="exclude weights over 25 MB from the zip; clients download them from URL/models/model.pt",
+    )
+    add(
+        "--half",
+        action="store_true",
+        help="store the weights in half precision: half the size, rounded to three digits",
     )
     given = parser.parse_args(arguments)
     console = Console(soft_wrap=True, highlight=False)

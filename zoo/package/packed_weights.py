@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bundles.common.errors import InputError
-from bundles.common.weights.checkpoint_file import load_checkpoint_file
+from bundles.common.weights.checkpoint_file import load_checkpoint_file, save_atomically
 from bundles.common.weights.claimed_sizes import check_tensor_sizes, check_unpacked_size
 from bundles.common.weights.dialects import find_weights
 from bundles.common.weights.plain_facts import check_plain_facts
@@ -121,18 +121,43 @@ def read_weights(folder: Path) -> Weights:
     )
 
 
-def copy_weights(bundle: str, folder: Path, target: Path) -> None:
+def copy_weights(bundle: str, folder: Path, target: Path, *, half: bool = False) -> None:
     """Copy ``model.pt`` and the other weights that the bundle ships to the folder ``target``.
 
+    Args:
+        bundle: name of the bundle in this repository.
+        folder: the folder of the weights.
+        target: the new folder.
+        half: whether to store numbers in half precision (fp16). A network that loads them computes in fp32 as before,
+            from rounded weights.
+
     Raises:
-        InputError: if one of the others cannot be opened safely, or is from another training than ``model.pt``.
+        InputError: if one of the others cannot be opened safely, or is from another training than ``model.pt``; or a
+            weight is too large for half precision.
     """
     target.mkdir(parents=True)
     names = ["model.pt"] + [name for name in BESIDE.get(bundle, ()) if (folder / name).is_file()]
     for name in names:
         if name != "model.pt":
             _check_same_encoder(folder / name, folder / "model.pt")
-        shutil.copyfile(folder / name, target / name)
+        if half:
+            save_atomically(_halved(open_safely(folder / name), folder / name), target / name)
+        else:
+            shutil.copyfile(folder / name, target / name)
+
+
+def _halved(content: Any, path: Path) -> Any:
+    """Return a checkpoint with its floating-point tensors in half precision."""
+    if isinstance(content, Mapping):
+        return {key: _halved(value, path) for key, value in content.items()}
+    if not isinstance(content, torch.Tensor) or not content.is_floating_point():
+        return content
+    half = content.half()
+    if not torch.equal(half.isfinite(), content.isfinite()):
+        raise InputError(
+            f"{path} has weights up to {content.abs().max():.3g}, too large for half precision (65504). Pack it without --half."
+        )
+    return half
 
 
 def _check_same_encoder(path: Path, model: Path) -> None:
