@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import socket
+import sys
 
 import torch
 import torch.distributed as dist
@@ -29,11 +33,11 @@ def world_size() -> int:
 
 
 def start(distributed: bool) -> None:
-    """Join the process group that ``torchrun`` describes: NCCL on GPUs, gloo on CPUs.
+    """Join the process group that ``torchrun`` describes: NCCL on GPUs, gloo on CPUs. End when ``torchrun`` is killed.
 
     Raises:
         InputError: ``torchrun`` started several processes but the config is for one, or the config is for several but
-            ``torchrun`` was not used.
+            ``torchrun`` was not used; or ``torchrun`` was killed meanwhile.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if not distributed:
@@ -48,8 +52,37 @@ def start(distributed: bool) -> None:
             "multi_gpu_*.yaml must be started with torchrun, for example: torchrun --standalone --nproc_per_node=2 -m monai.bundle run ..."
         )
     if not is_distributed():
+        end_with_parent()
+        _check_launcher()
         local_device()  # sets the current GPU, which NCCL uses, before the first collective
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def end_with_parent() -> None:
+    """Let Linux kill this process when its parent ends.
+
+    ``torchrun`` that is killed (kill -9, full memory) leaves its processes behind. They would wait for each other for
+    half an hour, keep the GPUs, and keep the output folder claimed.
+    """
+    if sys.platform == "linux":
+        parent, set_death_signal = os.getppid(), 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _check_launcher() -> None:
+    """Check that ``torchrun`` still serves the store of the group; joining would try for half an hour."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        socket.create_connection((address, port), timeout=60).close()
+    except OSError as error:
+        raise InputError(
+            f"torchrun, which started this process, does not answer at {address}:{port} ({error}). It was stopped or killed; "
+            "start it again."
+        ) from error
 
 
 def stop() -> None:

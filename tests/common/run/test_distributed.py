@@ -3,6 +3,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -37,6 +45,42 @@ def test_the_overlay_without_torchrun_is_refused(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(InputError, match="torchrun --standalone --nproc_per_node=2"):
         distributed.start(True)
+
+
+def test_a_launcher_that_is_gone_is_told_at_once(monkeypatch):
+    """Joining the group would try to reach it for half an hour."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+        monkeypatch.setattr(distributed, "end_with_parent", lambda: None)
+        distributed._check_launcher()  # it is there
+    began = time.monotonic()
+    with pytest.raises(InputError, match=rf"torchrun, which started this process, does not answer at 127.0.0.1:{port}"):
+        distributed.start(True)
+    assert time.monotonic() - began < 5 and not distributed.is_distributed()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can do this")
+def test_a_process_ends_with_the_launcher_that_is_killed(tmp_path):
+    child = "from bundles.common.run.distributed import end_with_parent; import os, pathlib, time; end_with_parent(); pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(120)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    launcher = subprocess.Popen([sys.executable, "-c", parent], cwd=tmp_path, env=environment)
+    note = tmp_path / "pid"
+    while not (note.exists() and note.read_text()):
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    process = int(note.read_text())
+    launcher.kill()
+    launcher.wait()
+    until = time.monotonic() + 10
+    while Path(f"/proc/{process}").exists() and "Z" not in Path(f"/proc/{process}/stat").read_text().split()[2]:
+        if time.monotonic() > until:
+            os.kill(process, signal.SIGKILL)
+            raise AssertionError("the process outlived its launcher")
+        time.sleep(0.05)
 
 
 def mean_over_ranks(rank):
