@@ -65,7 +65,13 @@ class Package:
 
 
 def stage(
-    bundle: str | Path, *, folder: Path, task: str | None = None, models: Path | None = None, half: bool = False
+    bundle: str | Path,
+    *,
+    folder: Path,
+    task: str | None = None,
+    models: Path | None = None,
+    half: bool = False,
+    about: Path | None = None,
 ) -> Path:
     """Assemble a bundle as it will be packed, and check everything that does not require building its network.
 
@@ -75,6 +81,7 @@ def stage(
         task: for ``swin_unetr_msd``: a name in its table, or a YAML file with one row.
         models: folder with ``model.pt``; None: the bundle's own ``models``.
         half: whether to store the weights in half precision, see `packed_weights.copy_weights`.
+        about: Markdown about the weights for the README, see `weights_note.add_weights_note`.
 
     Returns:
         The new folder.
@@ -96,7 +103,7 @@ def stage(
     copy_weights(source.name, weights.path.parent, target / "models", half=half)
     set_trained_defaults(target / "configs", weights)
     write_json_copies(target / "configs")
-    add_weights_note(target / "docs" / "README.md", weights)
+    add_weights_note(target / "docs" / "README.md", weights, packed=target / "models" / "model.pt", about=about)
     list_large_files(target, None)
     check_labels(target)
     check_paths(target)
@@ -113,11 +120,12 @@ def pack(
     url_prefix: str | None = None,
     large_files_url: str | None = None,
     half: bool = False,
+    about: Path | None = None,
 ) -> Package:
     """Pack a bundle; nothing is written if a check fails.
 
     Args:
-        bundle, task, models, half: see `stage`.
+        bundle, task, models, half, about: see `stage`.
         out: folder for ``NAME_vVERSION.zip``, ``model_info.json`` and ``huggingface/NAME``.
         url_prefix: URL of the folder where the zip will be published, for ``model_info.json``; None: see
             `release_index.add_to_index`.
@@ -132,7 +140,7 @@ def pack(
     if not existing.is_dir():
         raise InputError(f"--out {out}: {existing} is a file. Pass a folder.")
     with tempfile.TemporaryDirectory(prefix="zoo_pack_") as work:
-        staged = stage(bundle, folder=Path(work), task=task, models=models, half=half)
+        staged = stage(bundle, folder=Path(work), task=task, models=models, half=half, about=about)
         for check, failure in run_checks(staged, ["weights fit network_def"]):
             if failure:
                 given = find_bundle(bundle) / "models" if models is None else models
@@ -189,6 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="URL",
         help="exclude weights over 25 MB from the zip; clients download them from URL/models/model.pt",
     )
+    add("--about", type=Path, metavar="FILE.md", help="data, licence, scores and limits of the weights, for the README")
     add(
         "--half",
         action="store_true",

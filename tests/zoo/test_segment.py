@@ -15,6 +15,7 @@ import torch
 
 from bundles.common.errors import InputError
 from zoo.pack import pack
+from zoo.package.archive import file_hash
 from zoo.segment import RELEASED, find_release, main, unpack
 
 from .own_process import python
@@ -63,6 +64,18 @@ def test_weights_beyond_half_precision_are_refused(tmp_path, btcv_models, unbuil
     with pytest.raises(InputError, match=r"model\.pt has weights up to 7e\+04, too large for half precision"):
         pack("swin_unetr_btcv_seg", models=tmp_path, out=tmp_path / "out", half=True)
     assert not list((tmp_path / "out").glob("*.zip"))
+
+
+def test_the_readme_tells_about_the_weights(tmp_path, btcv_models, unbuilt):
+    about = tmp_path / "about.md"
+    about.write_text("## Data\n\nTwelve synthetic patients.\n")
+    package = pack("swin_unetr_btcv_seg", models=btcv_models, out=tmp_path / "out", half=True, about=about)
+    bundle = unpack(package.archive, tmp_path)
+    readme = (bundle / "docs/README.md").read_text()
+    assert "\n\n## Data\n\nTwelve synthetic patients.\n\n## Weights of this package\n" in readme
+    assert f"| sha256 | `{file_hash(bundle / 'models/model.pt', 'sha256')}` |" in readme
+    with pytest.raises(InputError, match=r"--about .*missing\.md does not exist"):
+        pack("swin_unetr_btcv_seg", models=btcv_models, out=tmp_path / "out", about=tmp_path / "missing.md")
 
 
 @pytest.mark.parametrize(

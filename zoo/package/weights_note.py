@@ -6,23 +6,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bundles.common.errors import InputError
 from bundles.common.files import write_text
 
 from .archive import file_hash
 from .packed_weights import Weights
 
 
-def add_weights_note(readme: Path, weights: Weights) -> None:
+def add_weights_note(readme: Path, weights: Weights, *, packed: Path, about: Path | None = None) -> None:
     """Append a section to a README with the information recorded in the weights.
 
     Args:
         readme: ``docs/README.md`` of the package.
         weights: information recorded in ``model.pt``.
+        packed: ``model.pt`` in the package.
+        about: Markdown that goes before it: data and their licence, scores, what the model is not for. Its headings
+            begin with ``##``.
+
+    Raises:
+        InputError: ``about`` does not exist.
     """
+    if about is not None and not about.is_file():
+        raise InputError(f"--about {about} does not exist. Pass a Markdown file.")
     trained, encoder = weights.trained, weights.encoder
     start = trained.get("start")
     recorded: dict[str, Any] = {
-        "sha256": f"`{file_hash(weights.path, 'sha256')}`",
+        "sha256": f"`{file_hash(packed, 'sha256')}`",
         "preset": trained.get("preset"),
         "steps": trained.get("steps"),
         "feature size": encoder.get("feature_size"),
@@ -48,4 +57,5 @@ def add_weights_note(readme: Path, weights: Weights) -> None:
     note = "\n".join(
         ["## Weights of this package", "", "As recorded in `models/model.pt`:", "", "| | |", "|---|---|", *rows]
     )
-    write_text(readme, f"{text}\n\n{note}\n")
+    sections = [text, *([about.read_text(encoding="utf-8").strip("\n")] if about is not None else []), note]
+    write_text(readme, "\n\n".join(sections) + "\n")
