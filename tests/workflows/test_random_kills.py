@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -18,7 +19,9 @@ import pytest
 import torch
 
 from .. import forked_python
-from .command_line import SMALL, run_bundle, start, succeed
+from ..forked_python import ForkedPython
+from .command_line import SMALL, command, start, succeed
+from .forked_ranks import ForkedRanks
 
 KILLS = int(os.environ.get("KILLS", "0"))
 SEED = int(os.environ.get("SEED", "0"))
@@ -28,6 +31,24 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not KILLS, reason="set KILLS, the number of kills for each workflow"),
 ]
+
+
+def begin(bundle: str, configs: str | list[str], *, processes: int = 1, **options) -> ForkedPython | ForkedRanks:
+    """Start a run of one or several processes."""
+    if processes == 1:
+        return start(bundle, configs, merge=False, **options)
+    how = command(bundle, configs, **options)
+    return ForkedRanks(how["args"][3:], processes=processes, cwd=how["cwd"], env=how["env"])
+
+
+def finish(bundle: str, configs: str | list[str], **options) -> None:
+    """Run to the end, which must be a good one."""
+    process = begin(bundle, configs, **options)
+    try:
+        stdout, stderr = process.communicate(timeout=900)
+    finally:
+        process.kill()
+    succeed(subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr))
 
 
 def kill_at_random(make, *, out: Path, compare) -> None:
@@ -41,23 +62,26 @@ def kill_at_random(make, *, out: Path, compare) -> None:
     forked_python.run(["-c", ""], cwd=out, env=dict(os.environ), timeout=120)  # the first fork waits for the imports
     began = time.monotonic()
     bundle, configs, options = make(out / "whole")
-    succeed(run_bundle(bundle, configs, **options))
+    finish(bundle, configs, **options)
     duration = time.monotonic() - began
     moments, kills, number = random.Random(SEED), 0, 0
     while kills < KILLS:
         number += 1
         bundle, configs, options = make(out / f"broken {number}")
         for _ in range(IN_A_ROW):
-            process = start(bundle, configs, resume=True, **options)
+            process = begin(bundle, configs, resume=True, **options)
             until = time.monotonic() + moments.uniform(0.05, duration)
             while process.poll() is None and time.monotonic() < until:
                 time.sleep(0.01)
             if process.poll() is not None:
                 break  # it was faster this time
-            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(process, ForkedRanks):
+                process.kill()
+            else:
+                os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             kills += 1
-        succeed(run_bundle(bundle, configs, resume=True, **options))
+        finish(bundle, configs, resume=True, **options)
         compare(out / "whole", out / f"broken {number}")
         left = [
             path for path in (out / f"broken {number}").rglob(".*") if path.suffix in (".pt", ".csv", ".gz", ".json")
