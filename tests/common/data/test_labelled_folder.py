@@ -53,8 +53,8 @@ def test_files_without_partner_are_named(tmp_path, caplog):
     touch(tmp_path, "img/img0001.nii.gz", "img/img0002.nii.gz", "label/label0001.nii.gz", "label/label0003.nii.gz")
     content = folder_data_list(tmp_path)
     assert len(content["training"]) == 1 and content["unlabelled"] == ["img/img0002.nii.gz"]
-    assert "1 image(s) have no mask, such as img0002.nii.gz: they are listed as unlabelled" in caplog.text
-    assert "1 mask(s) have no image, such as" in caplog.text and "label0003.nii.gz: they are left out" in caplog.text
+    assert "1 image has no mask, such as img0002.nii.gz: listed as unlabelled" in caplog.text
+    assert "1 mask has no image, such as" in caplog.text and "label0003.nii.gz: left out" in caplog.text
 
 
 def test_two_files_of_one_case_are_refused(tmp_path):

@@ -163,10 +163,10 @@ def test_labels_that_are_no_whole_numbers_or_not_declared_are_named(tmp_path):
     message = refusal(items)
     assert message.startswith("2 of 3 scans are bad:\n") and message.endswith("start again.")
     assert (
-        f"{tmp_path}/h_label.nii.gz: holds label value(s) 0.5, 1.25; allowed are whole numbers, the declared [0, 1, 2]"
+        f"{tmp_path}/h_label.nii.gz: holds the label values 0.5, 1.25; allowed are whole numbers, the declared 0, 1, 2"
         in message
     )
-    assert f"{tmp_path}/s_label.nii.gz: holds label value(s) 7; allowed are the declared [0, 1, 2]" in message
+    assert f"{tmp_path}/s_label.nii.gz: holds the label value 7; allowed are the declared 0, 1, 2" in message
     assert measure([pair(tmp_path, "f", image, label.astype(np.float64))]).scans[0].class_voxels[1] == 12
 
 

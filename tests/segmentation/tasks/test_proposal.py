@@ -368,7 +368,7 @@ def test_scans_that_are_not_as_the_list_declares_are_refused_by_name(tmp_path):
     assert message.startswith(
         f"{path} (channels: CT; labels: {{'0': 'background', '1': 'organ'}}): 1 of 3 scans are bad:"
     )
-    assert f"{label}: holds label value(s) 1.5; allowed are whole numbers, the declared [0, 1]" in message
+    assert f"{label}: holds the label value 1.5; allowed are whole numbers, the declared 0, 1" in message
 
 
 def test_scans_without_a_label_are_left_out_and_an_absent_class_is_warned_of(tmp_path, caplog):
