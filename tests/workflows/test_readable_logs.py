@@ -10,8 +10,8 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from tests.forked_python import run as run_python
 
+from ..forked_python import run as run_python
 from .command_line import BUNDLES, SMALL, run_bundle, succeed
 
 #: Text that only Python or its libraries would write.
@@ -21,7 +21,9 @@ NOT_FOR_PEOPLE = re.compile(
 )
 LINE = re.compile(r"\d\d:\d\d:\d\d \S")
 #: Lines of a table, or a command below the line that announces it.
-CONTINUED = re.compile(r"  python -m monai|[\w/-]+ {2,}\S|[A-Z].* cases? |with Dice 0|.*[┏┃┡│├└━]| +\S.* a row proposed")
+CONTINUED = re.compile(
+    r"  python -m monai|[\w/-]+ {2,}\S|[A-Z].* cases? |with Dice 0|.*[┏┃┡│├└━]| +\S.* a row proposed"
+)
 
 
 def told(output: str) -> list[str]:
@@ -73,7 +75,9 @@ def test_a_training_says_its_split_its_result_and_how_its_score_runs(trained, ou
     text = "\n".join(trained)
     assert f"training on 2 cases, validation on 1 case: img0002 ({output}/split.json)" in text
     assert re.search(rf"wrote {output}/models/model.pt: the weights of step \d, mean_dice 0\.\d{{4}}\n", text)
-    assert re.search("mean_dice still improves: .*--max_steps 16 --resume true|mean_dice hardly improves any more", text)
+    assert re.search(
+        "mean_dice still improves: .*--max_steps 16 --resume true|mean_dice hardly improves any more", text
+    )
     assert f"mlflow ui --backend-store-uri 'sqlite:///{output}/mlruns.db'" in text
 
 
@@ -96,7 +100,11 @@ def test_the_copied_commands_score_the_model_and_segment_scans(trained, output, 
     assert training.data.params.items() >= {"roi_size": "64, 64, 32", "encoder_depths": "1, 1, 1, 1"}.items()
     assert {"learning_rate", "data", "network", "bundle_version", "torch_version"} <= training.data.params.keys()
     groups = {name.split("/")[0] for name in training.data.metrics}
-    assert groups == {"train", "validation", "moved"}  # MONAI's train_loss, lr_group_0 and mean_dice are not there again
+    assert groups == {
+        "train",
+        "validation",
+        "moved",
+    }  # MONAI's train_loss, lr_group_0 and mean_dice are not there again
     assert "validation/dice_liver" in training.data.metrics and "validation/dice_spleen" in training.data.metrics
     pictures = client.list_artifacts(training.info.run_id, "pictures/step_000008")
     assert [picture.path for picture in pictures] == ["pictures/step_000008/validation.png"]

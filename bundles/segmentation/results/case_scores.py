@@ -205,8 +205,8 @@ class CaseScores(CaseHandler):
             else:
                 outdated.append((file, record))
         if kept:
-            of = f"{len(kept)} of {counted(len(self.items), 'case')}"
-            logger.info("%s already scored (%s)", of, self.output_dir / RECORDS)
+            of = counted(len(self.items), "case is", "cases are")
+            logger.info("%d of %s already scored (%s)", len(kept), of, self.output_dir / RECORDS)
         if outdated:
             file, record = outdated[0]
             keys = sorted(record["settings"].keys() | self.settings.keys())

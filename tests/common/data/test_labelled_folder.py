@@ -170,7 +170,7 @@ UNCLEAR = {
     "two folders of masks": (["images/a.nii.gz", "labels/a.nii.gz", "masks/a.nii.gz"], "masks in labels or masks"),
     "two images of a case": (
         ["s/ct.nii.gz", "s/ct2.nii.gz", "s/seg.nii.gz"],
-        r"2 image\(s\) and 1 mask\(s\): ct.nii.gz, ct2",
+        r"2 images and 1 mask: ct.nii.gz, ct2",
     ),
     "two masks of a case": (
         ["s/ct.nii.gz", "s/seg.nii.gz", "s/label.nii.gz"],
@@ -187,11 +187,11 @@ UNCLEAR = {
     ),
     "no name is shared": (
         ["images/a.nii.gz", "labels/b.nii.gz"],
-        r"1 image\(s\) \(a.nii.gz\) and 1 mask\(s\) \(b.nii.gz\)",
+        r"1 image \(a.nii.gz\) and 1 mask \(b.nii.gz\)",
     ),
     "no masks": (
         ["imagesTr/a.nii.gz", "labelsTr/readme.txt"],
-        r"1 image\(s\) \(a.nii.gz\) and 0 mask\(s\) \(none\).*pre-training",
+        r"1 image \(a.nii.gz\) and 0 masks \(none\).*pre-training",
     ),
 }
 

@@ -114,7 +114,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path, changes, message):
     [
         (["imagesTr/a.nii.gz", "labelsTr/a.nii.gz"], r"imagesTr/a\.nii\.gz is no channel of a case"),
         (["imagesTr/a_0000.nii.gz", "imagesTr/a_0000.nii", "labelsTr/a.nii.gz"], "are the same channel"),
-        (["imagesTr/a_0000.nii.gz"], r"1 image\(s\) \(a_0000.nii.gz\) and 0 mask\(s\)"),
+        (["imagesTr/a_0000.nii.gz"], r"1 image \(a_0000.nii.gz\) and 0 masks"),
         (["imagesTr/a_0000.nii.gz", "labelsTr/b.nii.gz"], "none belong together by name"),
     ],
 )

@@ -29,7 +29,7 @@ def hidden(monkeypatch):
 
 
 def test_the_optional_dicom_decoder_of_monai_is_not_mentioned(hidden, caplog, monkeypatch):
-    monkeypatch.setattr("monai.data.image_reader.is_nvimgcodec_available", lambda: False)
+    monkeypatch.setattr("monai.data.nvimgcodec_pydicom_plugin.is_nvimgcodec_available", lambda: False)
     NvImgCodecPydicomReader()
     assert [str(warning.message) for warning in hidden] == [] and caplog.messages == []
 
@@ -40,7 +40,9 @@ def test_more_loading_processes_than_cores_are_the_users_choice(hidden):
 
 
 def test_the_argument_that_monais_surface_distance_will_drop_is_not_mentioned(hidden):
-    warnings.warn("monai.metrics.utils get_mask_edges:always_return_as_numpy: Argument `always_...", FutureWarning)
+    warnings.warn(
+        "monai.metrics.utils get_mask_edges:always_return_as_numpy: Argument `always", FutureWarning, stacklevel=2
+    )
     assert hidden == []
 
 
@@ -57,7 +59,7 @@ def test_the_argument_that_monais_surface_distance_will_drop_is_not_mentioned(hi
     ],
 )
 def test_other_warnings_are_seen(hidden, text, category):
-    warnings.warn(text, category)
+    warnings.warn(text, category, stacklevel=2)
     assert [(str(warning.message), warning.category) for warning in hidden] == [(text, category)]
 
 

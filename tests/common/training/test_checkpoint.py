@@ -367,9 +367,7 @@ def test_other_parameter_groups_are_refused_with_their_sizes(tmp_path, record):
     halves = [{**group, "params": group["params"][:2]}, {**group, "params": group["params"][2:]}]
     state["optimizer"]["param_groups"] = halves
     save_atomically(state, tmp_path / "last.pt")
-    with pytest.raises(
-        InputError, match=r"tensors in each: 2, 4; now 6\).*--pretrained_encoder or --pretrained_model"
-    ):
+    with pytest.raises(InputError, match=r"tensors in each: 2, 4; now 6\).*--pretrained_encoder or --pretrained_model"):
         train(tmp_path, record, resume=True)
 
 
@@ -578,7 +576,9 @@ def test_another_network_cannot_be_allowed(tmp_path, record, name):
 def test_processes_that_see_different_files_are_refused(tmp_path, record, monkeypatch):
     train(tmp_path, record, killed_in_step=5)
     monkeypatch.setattr("bundles.common.training.checkpoint.gather_lists", lambda part: [*part, None])
-    with pytest.raises(InputError, match=r"do not see the same .*last.pt: its step is 3, no file. .*share --output_dir"):
+    with pytest.raises(
+        InputError, match=r"do not see the same .*last.pt: its step is 3, no file. .*share --output_dir"
+    ):
         train(tmp_path, record, resume=True)
 
 

@@ -26,7 +26,10 @@ RISING = [[10, 0.2], [20, 0.4], [30, 0.5], [40, 0.6]]
         (RISING[1:], None),  # too few to tell
         ([[step, 0.1] for step in range(1, 9)], None),
         ([[step, 0.0] for step in range(1, 9)], None),
-        ([*([step, 0.1] for step in range(1, 7)), [7, 0.3], [8, 0.2]], ([1, 0.1], [7, 0.3])),  # two of eight are the end
+        (
+            [*([step, 0.1] for step in range(1, 7)), [7, 0.3], [8, 0.2]],
+            ([1, 0.1], [7, 0.3]),
+        ),  # two of eight are the end
         ([], None),
     ],
 )
@@ -103,7 +106,9 @@ def test_another_bundle_is_named_by_its_folder_beside_this_one(typed, caplog):
 
 
 @pytest.mark.parametrize(
-    "command", [{"bundle": "absent"}, {"useful": False}, {"needs": "models/network.pt"}], ids=lambda one: next(iter(one))
+    "command",
+    [{"bundle": "absent"}, {"useful": False}, {"needs": "models/network.pt"}],
+    ids=lambda one: next(iter(one)),
 )
 def test_a_command_that_would_not_work_is_not_told(typed, caplog, command):
     assert messages(caplog, commands={"next": {"config": "train.yaml", "options": {}} | command}) == []

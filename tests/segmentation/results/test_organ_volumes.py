@@ -186,7 +186,7 @@ def test_many_cases_are_summarised_over_those_that_have_the_organ():
 def test_the_table_is_logged_with_the_names_of_the_cases(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         run(OrganVolumes(LABELS, tmp_path), [[item_of("d/c2.nii.gz", {1: 400})], [item_of("d/c1.nii.gz", {2: 250})]])
-    wrote, table = caplog.messages
+    wrote, table = [one.getMessage() for one in caplog.records if one.name.startswith("bundles")]
     assert wrote == f"wrote {tmp_path}/volumes.csv (2 cases)"
     assert table.splitlines() == [
         "volumes of 2 scans:",

@@ -32,7 +32,7 @@ def test_organs_are_measured_over_the_cases_that_have_them(caplog):
     ValidationLine(metric="mean_dice").attach(evaluator)
     seen = {}
     evaluator.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: seen.update(engine.state.metrics))
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="bundles"):
         evaluator.run(cases)
     assert seen == {
         "mean_dice": pytest.approx((1 + (2 / 3 + 0) / 2) / 2),
@@ -40,4 +40,6 @@ def test_organs_are_measured_over_the_cases_that_have_them(caplog):
         "dice_left_kidney": 0.0,
     }
     assert not any(math.isnan(value) for value in seen.values())
-    assert caplog.messages == [f"validation  mean_dice {seen['mean_dice']:.4f}"]
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("bundles")] == [
+        f"validation  mean_dice {seen['mean_dice']:.4f}"
+    ]
