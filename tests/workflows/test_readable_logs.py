@@ -19,7 +19,7 @@ NOT_FOR_PEOPLE = re.compile(
     r"\{'|\['|\('|\[\d+, |\[\d+\.\d+, |\(\d+, \d|\(s\)|\b1 (?:scans|cases|tensors|steps|validations)\b|None\b|Warning:|"
     r"nvImageCodec|always_return_as_numpy|worker processes|mlflow\.store|INFO|input summary"
 )
-LINE = re.compile(r"\d\d:\d\d:\d\d \S")
+LINE = re.compile(r"\d\d:\d\d:\d\d {1,3}\S")
 #: Lines of a table, or a command below the line that announces it.
 CONTINUED = re.compile(
     r"  python -m monai|[\w/-]+ {2,}\S|[A-Z].* cases? |with Dice 0|.*[┏┃┡│├└━]| +\S.* a row proposed"
@@ -54,6 +54,10 @@ def repeat(command: str, **options: object) -> list[str]:
     return told(succeed(ended))
 
 
+def store(output: Path) -> str:
+    return f"sqlite:///{output}/mlruns.db"
+
+
 @pytest.fixture(scope="module")
 def output(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("tracked") / "spleen trial"
@@ -62,13 +66,8 @@ def output(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def trained(output, btcv) -> list[str]:
     options = {**SMALL, "roi_size": "[64,64,32]", "max_steps": 8, "warmup_steps": 0, "log_every": 4}
-    return told(
-        succeed(
-            run_bundle(
-                "swin_unetr_btcv_seg", "train.yaml", dataset_dir=btcv, output_dir=output, tracking="mlflow", **options
-            )
-        )
-    )
+    options |= {"dataset_dir": btcv, "output_dir": output, "tracking": "mlflow", "tracking_uri": store(output)}
+    return told(succeed(run_bundle("swin_unetr_btcv_seg", "train.yaml", **options)))
 
 
 def test_a_training_says_its_split_its_result_and_how_its_score_runs(trained, output):
@@ -78,7 +77,7 @@ def test_a_training_says_its_split_its_result_and_how_its_score_runs(trained, ou
     assert re.search(
         "mean_dice still improves: .*--max_steps 16 --resume true|mean_dice hardly improves any more", text
     )
-    assert f"mlflow ui --backend-store-uri 'sqlite:///{output}/mlruns.db'" in text
+    assert f"mlflow ui --backend-store-uri {shlex.quote(store(output))}, then http://" in text
 
 
 def test_the_copied_commands_score_the_model_and_segment_scans(trained, output, btcv):
@@ -92,7 +91,7 @@ def test_the_copied_commands_score_the_model_and_segment_scans(trained, output, 
     (head,) = [number for number, line in enumerate(segmented) if "volumes of 1 scan:" in line]
     assert segmented[head + 1].split() == ["ml", "img0002"] and segmented[head + 2].startswith("spleen ")
 
-    client = mlflow.MlflowClient(f"sqlite:///{output}/mlruns.db")
+    client = mlflow.MlflowClient(store(output))
     runs = client.search_runs(client.get_experiment_by_name("monai_experiment").experiment_id)
     evaluation, training = sorted(runs, key=lambda run: "max_steps" in run.data.params)
     assert training.info.run_name.startswith("spleen trial_2") and training.info.status == "FINISHED"

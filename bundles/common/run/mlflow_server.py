@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
@@ -144,6 +145,11 @@ def name_run(
     for handler in handlers:
         if handler is not None:
             handler.run_name = note.read_text()
+
+
+def bundle_version(bundle_root: str | os.PathLike) -> str:
+    """Return the version in a bundle's ``metadata.json``, which MONAI Label does not pass to its configs."""
+    return json.loads((Path(bundle_root) / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]
 
 
 def mlflow_handler(engine: Engine) -> LastingMLFlowHandler | None:

@@ -16,7 +16,7 @@ from ignite.engine import Engine, Events
 from torch.utils.tensorboard import SummaryWriter
 
 from ..run.distributed import rank
-from ..run.mlflow_server import LastingMLFlowHandler, mlflow_handler, name_run
+from ..run.mlflow_server import LastingMLFlowHandler, bundle_version, mlflow_handler, name_run
 from ..run.options import RunSettings
 from ..weights.module_table import table_text
 from .log import LogEvents
@@ -28,7 +28,7 @@ def run_parameters(
     settings: RunSettings,
     encoder: Mapping[str, Any],
     network: torch.nn.Module,
-    version: str,
+    bundle_root: str,
     start: Mapping[str, Any] | None,
     **facts: Any,
 ) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def run_parameters(
         settings: options and facts of the run.
         encoder: encoder record; each of its fields becomes ``encoder_...``.
         network: the network that is trained.
-        version: of the bundle.
+        bundle_root: folder of the bundle, whose ``metadata.json`` has its version.
         start: report of the start weights, or None for training from scratch.
         facts: further parameters, such as ``preset`` and ``data``.
     """
@@ -49,7 +49,7 @@ def run_parameters(
         **{f"encoder_{field}": value for field, value in encoder.items()},
         "start": "scratch" if start is None else start["file"],
         "network": f"{type(network).__name__}, {count:,} parameters",
-        "bundle_version": version,
+        "bundle_version": bundle_version(bundle_root),
         "monai_version": monai.__version__,
         "torch_version": str(torch.__version__),
     }

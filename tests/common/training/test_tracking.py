@@ -180,12 +180,14 @@ def test_parameters_are_those_of_the_run_and_files_of_its_end_are_kept(tmp_path)
     assert [artifact.path for artifact in client.list_artifacts(run_id)] == ["pictures", "split.json"]
 
 
-def test_parameters_name_options_network_start_and_versions():
+def test_parameters_name_options_network_start_and_versions(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "metadata.json").write_text('{"version": "0.2.0"}')
     options = {
         "settings": RunSettings({"seed": 3, "learning_rate": 0.1}),
         "encoder": {"depths": [2, 2]},
         "network": torch.nn.Linear(3, 2),
-        "version": "0.2.0",
+        "bundle_root": str(tmp_path),
     }
     found = run_parameters(**options, start={"file": "encoder.pt"}, preset="cpu")
     assert found | {"monai_version": 0, "torch_version": 0} == {
