@@ -63,6 +63,8 @@ def child_environment(threads: int) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
+        # MONAI's note on configs of strangers, at each start: the configs are those of this repository.
+        "PYTHONWARNINGS": ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), "ignore:parsing config_file"))),
     }
 
 

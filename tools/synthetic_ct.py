@@ -226,7 +226,7 @@ def draw_patient(seed: int) -> Patient:
         ),
         lung_top=float(rng.uniform(100, 112)),
         table=float(rng.uniform(2, 10)),
-        bone_hu=float(rng.uniform(260, 420)),
+        bone_hu=float(rng.uniform(320, 480)),  # a scan without values above 300 looks windowed
         noise=float(rng.uniform(8, 15)),
         bias=rng.uniform(-8, 8, 3),
         noise_seed=int(rng.integers(2**32)),

@@ -93,7 +93,7 @@ def test_scans_that_lack_channels_and_labels_that_are_no_integers_are_named_befo
     lines = {name: line for line in message.splitlines() for name in re.findall(r"BRATS_\d+", line)}
     assert "it holds 3 channels, but 4 are expected" in lines["BRATS_001"]
     assert "not (X, Y, Z, 4): it holds one channel, but 4 are expected" in lines["BRATS_005"]
-    assert "holds label value(s) 0.5, 1.5; allowed are the declared [0, 1, 2, 3]" in lines["BRATS_009"]
+    assert "holds the label values 0.5, 1.5; allowed are the declared 0, 1, 2, 3" in lines["BRATS_009"]
     assert "label" in lines["BRATS_013"] and "it must be one 3D volume" in lines["BRATS_013"]
     assert not (tmp_path / "output" / "models").exists()
 

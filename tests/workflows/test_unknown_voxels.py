@@ -93,7 +93,7 @@ def test_an_evaluation_scores_known_voxels_only(trained, data, tmp_path):
     assert {row["label"] for row in read_csv(tmp_path / "scores.csv")} == set(ORGANS.values())
     run = run_bundle("swin_unetr_btcv_seg", "evaluate.yaml", output_dir=tmp_path, ignore_label=None, **options)
     assert run.returncode == 1
-    assert "holds label value(s) 255" in run.stderr and "--ignore_label 255" in run.stderr
+    assert "holds the label value 255" in run.stderr and "--ignore_label 255" in run.stderr
     run = run_bundle("swin_unetr_btcv_seg", "evaluate.yaml", output_dir=tmp_path, section="training", **options)
     assert run.returncode == 1 and "carried labels, such as" in run.stderr and "label0001.nii.gz" in run.stderr
 

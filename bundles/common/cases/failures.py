@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import InputError, find_input_error
 from ..files import atomic_path, full_disk
 from ..run.distributed import gather_lists, rank, world_size
+from ..words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -111,8 +112,10 @@ class Failures:
         lines = self._lines(failures)
         if failures and rank() == 0:
             logger.warning(
-                "%d of %d scans are done; these %d are not, or lack something (%s):\n%s",
-                *(scans - len(failed), scans, len(failed), self.file, "\n".join(lines)),
+                "%d of %s done; %s (%s):\n%s",
+                *(scans - len(failed), counted(scans, "scan is", "scans are")),
+                counted(len(failed), "scan is not, or lacks something", "scans are not, or lack something"),
+                *(self.file, "\n".join(lines)),
             )
         self.failed = bool(failures)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..run.distributed import world_size
+from ..words import counted
 from .partial_labels import LABELLED
 
 #: Keys of an entry that say how its label is used. No transform of a crop reads them.
@@ -106,7 +107,7 @@ def refuse_carried(scans: Iterable[Mapping[str, Any]], *, where: str) -> None:
     if carried:
         file = carried[0].get("label", carried[0]["image"])
         raise InputError(
-            f"{where} has {len(carried)} case(s) with carried labels, such as {file}: a network must be measured "
+            f"{where} has {counted(len(carried), 'case')} with carried labels, such as {file}: a network must be measured "
             "against labels that a person drew. Remove these entries there; carried labels belong in 'training'."
         )
 

@@ -25,6 +25,7 @@ from monai.utils import ensure_tuple
 
 from ..errors import InputError
 from ..run.options import check_choice
+from ..words import counted
 from .carried_labels import check_notes, refuse_carried
 from .labelled_folder import folder_data_list, nifti_in
 from .nifti_files import (
@@ -112,9 +113,9 @@ def segmentation_scans(
         both = {str(scan["image"]) for scan in training} & {str(scan["image"]) for scan in validation}
         if both:
             logger.warning(
-                "%s: %d scans are in both training and validation, e.g. %s: scores will be too high",
+                "%s: %s in both training and validation, e.g. %s: scores will be too high",
                 path,
-                len(both),
+                counted(len(both), "scan is", "scans are"),
                 min(both),
             )
     if not scans and section == "validation" and fold == "all":

@@ -6,15 +6,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..errors import InputError
+from ..words import shown
 
 #: The usual value (Cityscapes, PASCAL VOC): the largest of a uint8 label.
 IGNORE_LABEL = 255
 
 
 def allowed_values(labels: Iterable[int], ignore_label: int | None) -> str:
-    """Return the values that a label may hold, for a message: "the declared [0, 1], and 255 for unknown voxels"."""
+    """Return the values that a label may hold, for a message: "the declared 0, 1, and 255 for unknown voxels"."""
     unknown = "" if ignore_label is None else f", and {ignore_label} for unknown voxels"
-    return f"the declared {list(labels)}{unknown}"
+    return f"the declared {shown(list(labels))}{unknown}"
 
 
 def ignored_value(*, ignore_label: int | None, labels: Iterable[int | str], of_list: int | None = None) -> int | None:

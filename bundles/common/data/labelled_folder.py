@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..words import counted
 from .nifti_files import (
     IMAGE_WORDS,
     MASK_WORDS,
@@ -211,8 +212,8 @@ def data_list(
 
     if not pairs.labelled:
         raise InputError(
-            f"{where}: {len(pairs.unlabelled)} image(s) ({_first(_names(pairs.unlabelled), 3) or 'none'}) and "
-            f"{len(pairs.lost)} mask(s) ({_first(_names(pairs.lost), 3) or 'none'}), but none belong together by name. "
+            f"{where}: {counted(len(pairs.unlabelled), 'image')} ({_first(_names(pairs.unlabelled), 3) or 'none'}) and "
+            f"{counted(len(pairs.lost), 'mask')} ({_first(_names(pairs.lost), 3) or 'none'}), but none belong together by name. "
             "Name them alike (case.nii.gz, or case_0000.nii.gz with case.nii.gz), or write a dataset.json. Images "
             "without masks can be used for pre-training (swin_unetr_pretrain), or get masks by inference.yaml."
         )
@@ -220,11 +221,11 @@ def data_list(
     unlabelled, lost = [*pairs.unlabelled, *held_out.unlabelled], [*pairs.lost, *held_out.lost]
     if unlabelled:
         _warn(
-            f"{where}: {len(unlabelled)} image(s) have no mask, such as {_names(unlabelled)[0]}: they are listed as "
+            f"{where}: {counted(len(unlabelled), 'image has', 'images have')} no mask, such as {_names(unlabelled)[0]}: listed as "
             "unlabelled"
         )
     if lost:
-        _warn(f"{where}: {len(lost)} mask(s) have no image, such as {lost[0]}: they are left out")
+        _warn(f"{where}: {counted(len(lost), 'mask has', 'masks have')} no image, such as {lost[0]}: left out")
     content = {
         "training": [{"image": place(image), "label": place(mask)} for image, mask in pairs.labelled],
         "unlabelled": [entry(image) for image in unlabelled],
@@ -368,7 +369,7 @@ def _pairs_of(cases: Iterable[_Case]) -> Pairs:
             image: Image = _image_of(*groups.values(), images, str(case.folder))
         elif len(images) > 1 or len(case.masks) > 1:
             raise InputError(
-                f"{case.folder} should hold one case, but has {len(images)} image(s) and {len(case.masks)} mask(s): "
+                f"{case.folder} should hold one case, but has {counted(len(images), 'image')} and {counted(len(case.masks), 'mask')}: "
                 f"{_first(_names([*case.images, *case.masks]), 6)}. It is not clear which belong together: move the "
                 "others out, or write a dataset.json."
             )

@@ -150,7 +150,7 @@ def _paired(folder: Path, masks: list[Path], channels: int, where: str) -> Pairs
     for case, files in cases.items():
         if sorted(files) != list(range(channels)):
             raise InputError(
-                f"{where}: the case {case!r} has the channel(s) {', '.join(f'{number:04d}' for number in sorted(files))}, "
+                f"{where}: the case {case!r} has the {'channel' if len(files) == 1 else 'channels'} {', '.join(f'{number:04d}' for number in sorted(files))}, "
                 f"but 'channel_names' names {channels}, from 0000 on. Add the missing files, or remove the others."
             )
     files_of: dict[str, Image] = {

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from ..words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def refuse_partial(scans: Iterable[Mapping[str, Any]], *, where: str) -> None:
     partial = [scan for scan in scans if LABELLED in scan]
     if partial:
         raise InputError(
-            f"{where} needs labels that show all structures, but {len(partial)} case(s) are labelled in part, such as "
+            f"{where} needs labels that show all structures, but {counted(len(partial), 'case is', 'cases are')} labelled in part, such as "
             f"{partial[0]['image']}, which shows {', '.join(map(str, partial[0][LABELLED]))} only. Remove these entries."
         )
 

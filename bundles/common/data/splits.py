@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from ..words import counted
 
 FOLDS = 5  # five-fold cross-validation, as in Tang et al., CVPR 2022
 
@@ -30,7 +31,7 @@ def draw_folds(patients: list[str], path: Path, *, folds: int | None, seed: int)
         raise InputError(f"folds must be a whole number of at least 2, got {folds!r}")
     if len(distinct) < folds:
         raise InputError(
-            f"{path}: {len(distinct)} patient(s) with training or validation scans cannot fill {folds} folds. Add a "
+            f"{path}: {counted(len(distinct), 'patient')} with training or validation scans cannot fill {folds} folds. Add a "
             '"validation" section to the list and use it (fold: null), use fewer folds (--folds), or train on all '
             "scans without validation (--fold all)."
         )

@@ -12,9 +12,12 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
@@ -48,6 +51,62 @@ def _config_files(value: object) -> list[str]:
     return [str(name) for name in value] if isinstance(value, (list, tuple)) else [str(value)]
 
 
+def _is_bundle_run(argv: Sequence[str]) -> bool:
+    return len(argv) > 1 and argv[0].replace("\\", "/").endswith("monai/bundle/__main__.py") and argv[1] == "run"
+
+
+def _arguments(argv: Sequence[str]) -> dict[str, object]:
+    """Return the options of a command line, with those of its ``--args_file``."""
+    options = _command_line_options(argv[2:])
+    arguments: dict[str, object] = {}
+    if "args_file" in options:
+        arguments.update(ConfigParser.load_config_file(options["args_file"]))
+    return arguments | options
+
+
+def typed_command(argv: Sequence[str] | None = None) -> str | None:
+    """Return the ``python -m monai.bundle run`` command of this process, to copy; None if it is something else."""
+    argv = sys.argv if argv is None else argv
+    return shlex.join(["python", "-m", "monai.bundle", *argv[1:]]) if _is_bundle_run(argv) else None
+
+
+def typed_option(name: str, argv: Sequence[str] | None = None) -> object | None:
+    """Return an option as this process' ``monai.bundle run`` command has it; None if it has none."""
+    argv = sys.argv if argv is None else argv
+    return _arguments(argv).get(name) if _is_bundle_run(argv) else None
+
+
+def next_command(
+    config: str, options: Mapping[str, object], *, bundle: str | None = None, argv: Sequence[str] | None = None
+) -> str | None:
+    """Return a command for another workflow, to copy into the shell that this one was typed in.
+
+    Args:
+        config: its file in ``configs/``.
+        options: name to value; without those that are None. A list is written as python-fire reads it.
+        bundle: folder name of the bundle beside this one; None: this bundle.
+        argv: the words of the command line, ``sys.argv`` by default.
+
+    Returns:
+        The command; None if this process is no ``monai.bundle run``, or has no such bundle beside it.
+    """
+    files = typed_option("config_file", argv)
+    if files is None:
+        return None
+    folder = Path(_config_files(files)[0]).parent
+    root = typed_option("bundle_root", argv)
+    if bundle is not None:
+        folder = Path(os.path.normpath(folder / ".." / ".." / bundle / "configs"))
+        root = folder.parent
+        if not (folder / config).is_file():
+            return None
+    words = ["python", "-m", "monai.bundle", "run", "--config_file", str(folder / config)]
+    for name, value in ({"bundle_root": root} | dict(options)).items():
+        if value is not None:
+            words += [f"--{name}", str(list(value) if isinstance(value, tuple) else value)]
+    return shlex.join(words)
+
+
 def check_command_line(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Check every ``--option`` of a ``monai.bundle run`` command line against the ids of its config files.
 
@@ -69,17 +128,13 @@ def check_command_line(argv: Sequence[str] | None = None) -> dict[str, Any]:
             an option governs (names the option), or one was passed as one of these words (states how to write it).
     """
     argv = sys.argv if argv is None else argv
-    if len(argv) < 2 or not argv[0].replace("\\", "/").endswith("monai/bundle/__main__.py") or argv[1] != "run":
+    if not _is_bundle_run(argv):
         return {}
-    options = _command_line_options(argv[2:])
-    arguments: dict[str, object] = {}
-    if "args_file" in options:
-        arguments.update(ConfigParser.load_config_file(options["args_file"]))
-    arguments.update(options)
+    arguments = _arguments(argv)
     if "config_file" not in arguments:
         return {}  # passed by position: nothing to compare with, and MONAI reports what is missing
     files = _config_files(arguments["config_file"])
-    if "help" in options or "-h" in argv:
+    if "help" in arguments or "-h" in argv:
         preset = arguments.get("preset")
         print(help_text(files, preset=None if preset is None else str(preset)))
         raise SystemExit(0)

@@ -10,6 +10,7 @@ import os
 import torch
 
 from ..errors import InputError
+from ..words import counted
 from .distributed import named_device, rank, world_size
 from .mixed_precision import check_amp, precision
 
@@ -41,8 +42,8 @@ def start_device(*, device: torch.device | str, amp: bool = False, amp_type: str
     several = f", process {rank() + 1} of {world_size()}" if world_size() > 1 else ""
     threads = torch.get_num_threads()
     logger.info(
-        "running on %s in %s, %d CPU thread%s, PyTorch %s%s",
-        *(name, precision(amp=amp, amp_type=amp_type), threads, "s" * (threads > 1), torch.__version__, several),
+        "running on %s in %s, %s, PyTorch %s%s",
+        *(name, precision(amp=amp, amp_type=amp_type), counted(threads, "CPU thread"), torch.__version__, several),
     )
     if device.type == "cpu" and (reason := unusable_gpu()) is not None:
         logger.warning("This machine has an NVIDIA GPU that PyTorch cannot use: %s. The run uses the CPU.", reason)
@@ -63,7 +64,9 @@ def checked_device(device: torch.device | str) -> torch.device:
                 f"--device {device}: PyTorch has no GPU here: {reason}. Use --device cpu, or leave it out."
             )
         if known.index is not None and known.index >= count:
-            raise InputError(f"--device {device}: this machine has {count} GPU(s), cuda:0 to cuda:{count - 1}.")
+            raise InputError(
+                f"--device {device}: this machine has {counted(count, 'GPU')}, cuda:0{f' to cuda:{count - 1}' * (count > 1)}."
+            )
         return known
     try:
         torch.empty(1, device=known)

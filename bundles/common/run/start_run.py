@@ -3,17 +3,23 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from monai.utils import set_determinism
 
 from ..errors import InputError, report_input_errors
 from . import distributed as processes
-from .command_line import check_command_line
+from .command_line import check_command_line, typed_command
+from .known_lines import hide_known_lines
+
+logger = logging.getLogger(__name__)
 
 
 def start_run(*, seed: int, distributed: bool = False, resolved: dict[str, Any] | None = None) -> None:
     """Report bad input as one message, refuse misspelt options, join the other processes, seed the random generators.
+
+    The command is the first line of the log, and the lines of `known_lines` are hidden.
 
     Args:
         seed: seed of all random generators.
@@ -25,6 +31,7 @@ def start_run(*, seed: int, distributed: bool = False, resolved: dict[str, Any] 
         InputError: see `check_command_line` and `distributed.start`.
     """
     report_input_errors()
+    hide_known_lines()
     for name, value in check_command_line().items():
         if resolved is None or name in resolved:  # already used: too late to change
             raise InputError(f"--{name} must be written as in Python: True, False, or '$None' in single quotes.")
@@ -32,4 +39,6 @@ def start_run(*, seed: int, distributed: bool = False, resolved: dict[str, Any] 
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise InputError(f"--seed {seed!r} must be a whole number from 0 to 2^32 - 1.")
     processes.start(distributed)
+    if processes.rank() == 0 and (command := typed_command()):
+        logger.info("%s", command)
     set_determinism(seed=seed)

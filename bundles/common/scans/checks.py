@@ -26,6 +26,7 @@ from ..data.label_values import whole_labels
 from ..errors import InputError, RefusedScan
 from ..files import file_stamp, write_text
 from ..run.distributed import gather_lists, rank, world_size
+from ..words import counted
 from .decode_once import voxels_once
 from .headers.axes import in_ras
 from .headers.nifti_grid import corner_shift
@@ -145,7 +146,7 @@ def _examine(
     todo = gather_lists([todo])[0]  # rank 0 decides: other ranks may see another disk
     shares = [todo[start : start + AT_ONCE * world_size()] for start in range(0, len(todo), AT_ONCE * world_size())]
     if not todo:
-        logger.info("All %d scans passed these checks in an earlier run.", len(items))
+        logger.info("%s passed these checks in an earlier run.", counted(len(items), "scan", "scans"))
         return [None] * len(items)
 
     def check(i: int) -> tuple[int, Any, str | None, list[str]]:
@@ -176,8 +177,12 @@ def _examine(
 
     if doubtful and rank() == 0:
         logger.warning(
-            "%d of %d scans do not look like CT in HU, which the network expects; their masks may be wrong:%s",
-            *(len(doubtful), len(items), "".join(f"\n  {doubt}" for doubt in doubtful[:LISTED])),
+            "%d of %s not look like CT in HU, which the network expects; the masks may be wrong:%s",
+            *(
+                len(doubtful),
+                counted(len(items), "scan does", "scans do"),
+                "".join(f"\n  {doubt}" for doubt in doubtful[:LISTED]),
+            ),
         )
     return [problems.get(i) for i in range(len(items))]
 
@@ -186,8 +191,8 @@ def _with_progress(shares: list, count: int) -> Iterable:
     if rank() > 0:
         return shares
     if len(shares) > 1 and sys.stderr.isatty():
-        return track(shares, f"Checking {count} scans", console=Console(stderr=True))
-    logger.info("Checking %d scans.", count)
+        return track(shares, f"checking {counted(count, 'scan')}", console=Console(stderr=True))
+    logger.info("checking %s", counted(count, "scan"))
     return shares
 
 
@@ -216,7 +221,7 @@ def _problem(
     image_files = files[:-1] if "label" in item else files
     if len(image_files) > 1 and len(image_files) != channels:
         return (
-            f"{image_files[0]}: this scan is a list of {len(image_files)} files, but {channels} channel(s) are "
+            f"{image_files[0]}: this scan is a list of {len(image_files)} files, but {counted(channels, 'channel is', 'channels are')} "
             "expected; list one file per channel"
         )
     first = None
@@ -305,7 +310,7 @@ def _check_label_values(
         shown = ", ".join(f"{value:g}" for value in sorted(wrong)[:10]) + (" ..." if len(wrong) > 10 else "")
         allowed = "whole numbers from 0" if labels is None else allowed_values(labels, ignore_label)
         hint = f"; for unknown voxels, pass --ignore_label {IGNORE_LABEL}" if wrong == {IGNORE_LABEL} else ""
-        raise RefusedScan(f"holds label value(s) {shown}; allowed are {allowed}{hint}")
+        raise RefusedScan(f"holds the label value{'s' * (len(wrong) > 1)} {shown}; allowed are {allowed}{hint}")
 
 
 # ---- record of passed scans ----------------------------------------------------------------------------------------

@@ -78,9 +78,10 @@ def read_meta_image(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     fields, start = _header(path)
     if fields.get("NDims") != "3":
         raise RefusedScan(f"has {fields.get('NDims', 'no')} dimensions (NDims), not 3")
-    if fields.get("ElementNumberOfChannels", "1") != "1" or fields.get("ElementType") not in TYPES:
+    channels = fields.get("ElementNumberOfChannels", "1")
+    if channels != "1" or fields.get("ElementType") not in TYPES:
         raise RefusedScan(
-            f"has {fields.get('ElementNumberOfChannels', '1')} channel(s) of type {fields.get('ElementType')}; it must "
+            f"has {channels} channel{'s' * (channels != '1')} of type {fields.get('ElementType')}; it must "
             f"have one channel of type {', '.join(TYPES)}"
         )
     for name, allowed in ONLY.items():

@@ -18,6 +18,7 @@ from ..data.data_list import SECTIONS, image_files, parse_data_list
 from ..data.labelled_folder import has_flat_pairs, has_layout
 from ..data.nifti_files import holds_masks, is_nifti, is_scan, masks_beside_images
 from ..errors import InputError, RefusedScan
+from ..words import counted
 from .dicom_headers import is_dicom
 from .dicom_series import Series, find_series
 from .headers.nifti_bytes import compression
@@ -167,7 +168,8 @@ def find_candidates(sources: StrPath | Sequence[StrPath], *, skip: StrPath | Non
     refused = dict(sorted(search.refused.items()))
     left_out = dict(sorted(search.left_out.items()))
     if left_out:
-        logger.warning("%d files and folders are left out.%s", len(left_out), _first_of(left_out))
+        number = counted(len(left_out), "file or folder is", "files and folders are")
+        logger.warning("%s left out.%s", number, _first_of(left_out))
     name = ", ".join(root.name for root in roots)
     return Found(name, candidates, refused, labels, search.notes, left_out, ignore_label)
 
@@ -383,11 +385,12 @@ class _Search:
     def _note(self, lost_labels: list[str]) -> None:
         if self.contradictions:
             self.notes.append(
-                f"{len(self.contradictions)} scan(s) are in several sections of the source lists, such as "
+                f"{counted(len(self.contradictions), 'scan is', 'scans are')} in several sections of the source lists, such as "
                 f"{self.contradictions[0]}: the first of test, validation, training counts"
             )
         if lost_labels:
-            self.notes.append(f"{len(lost_labels)} label(s) of the source lists do not exist, such as {lost_labels[0]}")
+            lost = counted(len(lost_labels), "label of the source lists does", "labels of the source lists do")
+            self.notes.append(f"{lost} not exist, such as {lost_labels[0]}")
         if self.label_names and not self.common_labels()[0]:
             self.notes.append(
                 "the dataset.json files of the sources name the labels differently: no names are written. Prepare "

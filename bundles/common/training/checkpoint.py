@@ -23,6 +23,7 @@ from ..run.options import RunSettings, plain_lists
 from ..weights.checkpoint_file import load_checkpoint_file, save_atomically
 from ..weights.loading import decoder_state, encoder_state
 from ..weights.merging_guard import trusted_weights
+from ..words import counted, shown
 from .steps import steps_done
 from .weight_average import WeightAverage
 
@@ -59,6 +60,10 @@ RESULTS = ("model.pt", "encoder.pt", "network.pt")
 
 #: Parts of a learning rate schedule's state that come from options, not from the progress of the run.
 SCHEDULE_OPTIONS = ("base_lrs", "t_total", "warmup_steps", "floor", "new_parts_steps")
+
+
+def _changes(names: Sequence[str], saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    return "; ".join(f"{name} was {shown(saved.get(name))}, now {shown(current.get(name))}" for name in names)
 
 
 class TrainingCheckpoint:
@@ -158,10 +163,12 @@ class TrainingCheckpoint:
         self.best: float | None = None
         self.best_epoch = 0
         self.moved = False  # whether two validations of this run had different scores
+        self.scores: list[list[float]] = []  # step and score of each validation
         self.random: dict[str, Any] | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Register the handlers: all ranks resume, only rank 0 writes."""
+        """Register the handlers: all ranks resume, only rank 0 writes. ``engine.state.validations`` are the scores so far."""
+        engine.state.validations = self.scores
         if self.resume:
             engine.add_event_handler(Events.STARTED, self.continue_from_last)
             engine.add_event_handler(Events.GET_BATCH_STARTED, self.continue_random)
@@ -186,26 +193,26 @@ class TrainingCheckpoint:
         saved, current = state["settings"], self.settings
         if state["encoder"] != self.encoder:
             raise InputError(
-                f"{path} belongs to another run: its encoder is {state['encoder']}, this run's is {self.encoder}. "
+                f"{path} belongs to another run: its encoder is {shown(state['encoder'])}; this run's is {shown(self.encoder)}. "
                 "Use the options of that run, or another --output_dir."
             )
         # a setting that an older version did not record cannot be compared
         changed = [name for name in sorted(saved) if saved[name] != current.get(name)]
         if fixed := [name for name in changed if name in DECIDES_THE_NETWORK]:
-            changes = "; ".join(f"{name} was {saved.get(name)!r}, now {current.get(name)!r}" for name in fixed)
+            changes = _changes(fixed, saved, current)
             raise InputError(
                 f"{path} belongs to another network: {changes}. Start a new run in another --output_dir; "
                 "to continue from the weights of a model.pt, pass it as --pretrained_model."
             )
         refused = [name for name in changed if name not in self.resume_changes]
         if refused:
-            changes = "; ".join(f"{name} was {saved.get(name)!r}, now {current.get(name)!r}" for name in refused)
+            changes = _changes(refused, saved, current)
             raise InputError(
                 f"{path} belongs to a run with other settings: {changes}. Use the settings of that run, another --output_dir, "
                 f'or allow the change with --resume_changes "{sorted({*self.resume_changes, *refused})}".'
             )
         for name in changed:
-            logger.warning("--resume_changes: %s was %r, now %r", name, saved.get(name), current.get(name))
+            logger.warning("--resume_changes: %s", _changes([name], saved, current))
         return changed
 
     def _check_groups(self, saved: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -213,7 +220,7 @@ class TrainingCheckpoint:
         sizes, own = ([len(group["params"]) for group in groups] for groups in (saved, self.optimizer.param_groups))
         if sizes != own:
             raise InputError(
-                f"{path} was written by a run with other parameter groups (tensors in each: {sizes}, now {own}). They depend on which weights "
+                f"{path} was written by a run with other parameter groups (tensors in each: {shown(sizes)}; now {shown(own)}). They depend on which weights "
                 "come from a file: use the --pretrained_encoder or --pretrained_model of that run, and the same version of the bundle."
             )
 
@@ -227,7 +234,7 @@ class TrainingCheckpoint:
         steps = gather_lists([state.get("step") if isinstance(state, Mapping) else None])
         if len(set(steps)) > 1:
             raise InputError(
-                f"The processes do not see the same {path}: its step is {steps} (None: no file). All nodes must share --output_dir."
+                f"The processes do not see the same {path}: its step is {shown(['no file' if n is None else n for n in steps])}. All nodes must share --output_dir."
             )
         if state is None:
             logger.info("--resume true: %s does not exist; the run starts at step 0", path)
@@ -273,6 +280,7 @@ class TrainingCheckpoint:
             )
         self.best_epoch = state["best_epoch"] if not changed else engine.state.epoch
         self.moved = comparable and state.get("moved", True)
+        self.scores[:] = [list(point) for point in state.get("scores", ())] if comparable else []
         self._end_if_stale(engine)
         if rank() == 0 and engine.state.epoch < engine.state.max_epochs:
             self._set_aside(*RESULTS)  # results of the same run with fewer steps
@@ -312,6 +320,8 @@ class TrainingCheckpoint:
         score = None if self.evaluator is None else float(self.evaluator.state.metrics[self.score])
         # without a validation every epoch is the best so far; a NaN score never is
         finite = score is not None and score == score
+        if finite:
+            self.scores.append([steps_done(engine), score])
         same = finite and score == self.best and not self.moved
         if score is None or (finite and (self.best is None or self.sign * score > self.sign * self.best)) or same:
             self.moved |= self.best is not None and not same
@@ -333,7 +343,7 @@ class TrainingCheckpoint:
         if self.early_stopping is None or since < self.early_stopping or engine.state.epoch >= engine.state.max_epochs:
             return
         if rank() == 0:
-            logger.info("early stopping: no better %s in the last %d validations", self.score, since)
+            logger.info("early stopping: no better %s in the last %s", self.score, counted(since, "validation"))
         engine.state.max_epochs = engine.state.epoch
 
     def terminated(self, engine: Engine) -> None:
@@ -354,6 +364,7 @@ class TrainingCheckpoint:
             "best": self.best,
             "best_epoch": self.best_epoch,
             "moved": self.moved,
+            "scores": self.scores,
             "encoder": self.encoder,
             "settings": self.settings,
         }
@@ -381,6 +392,9 @@ class TrainingCheckpoint:
                 content = {"state_dict": state, "encoder": self.encoder, "trained": result["trained"]}
                 save_atomically(content, self.folder / file)
         save_atomically(result, self.folder / "model.pt")
+        score = result["trained"]["score"][self.score]
         logger.info(
-            "wrote %s (step %d, %s)", self.folder / "model.pt", result["trained"]["steps"], result["trained"]["score"]
+            "wrote %s: the weights of step %d%s",
+            *(self.folder / "model.pt", result["trained"]["steps"]),
+            "" if score is None else f", {self.score} {score:.4f}",
         )

@@ -4,40 +4,63 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.image
+import monai
 import numpy as np
+import torch
 from ignite.engine import Engine, Events
 from torch.utils.tensorboard import SummaryWriter
 
-from ..files import atomic_path
 from ..run.distributed import rank
-from ..run.mlflow_server import LastingMLFlowHandler
+from ..run.mlflow_server import LastingMLFlowHandler, bundle_version, mlflow_handler, name_run
+from ..run.options import RunSettings
 from ..weights.module_table import table_text
 from .log import LogEvents
 from .steps import steps_done
 
 
-def mlflow_handler(engine: Engine) -> LastingMLFlowHandler | None:
-    """Return the handler that ``--tracking mlflow`` has attached to the engine, or None.
+def run_parameters(
+    *,
+    settings: RunSettings,
+    encoder: Mapping[str, Any],
+    network: torch.nn.Module,
+    bundle_root: str,
+    start: Mapping[str, Any] | None,
+    **facts: Any,
+) -> dict[str, Any]:
+    """Return what identifies a training, for MLflow's parameters: options, network, start weights and versions.
 
-    It is found through a private attribute: ignite has no public list of an engine's handlers, and MONAI does not
-    expose this handler.
+    Args:
+        settings: options and facts of the run.
+        encoder: encoder record; each of its fields becomes ``encoder_...``.
+        network: the network that is trained.
+        bundle_root: folder of the bundle, whose ``metadata.json`` has its version.
+        start: report of the start weights, or None for training from scratch.
+        facts: further parameters, such as ``preset`` and ``data``.
     """
-    attached = [handler for handlers in engine._event_handlers.values() for handler, *_ in handlers]
-    owners = [getattr(handler, "__self__", None) for handler in attached]
-    return next((owner for owner in owners if isinstance(owner, LastingMLFlowHandler)), None)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    return {
+        **facts,
+        **settings.values,
+        **{f"encoder_{field}": value for field, value in encoder.items()},
+        "start": "scratch" if start is None else start["file"],
+        "network": f"{type(network).__name__}, {count:,} parameters",
+        "bundle_version": bundle_version(bundle_root),
+        "monai_version": monai.__version__,
+        "torch_version": str(torch.__version__),
+    }
 
 
 class Tracking:
     """Handler for `SupervisedTrainer`; add it after `TrainingLog` and the validation handler. Only rank 0 writes.
 
     Each row of the training log becomes a point of the curves ``train/...``, each validation a point of
-    ``validation/...``, both over steps. What `Movement` measures becomes the curves ``moved/...``.
+    ``validation/...``, both over steps. What `Movement` measures becomes the curves ``moved/...``. MONAI's MLflow handler
+    would write the same losses, rates and scores again, over iterations and epochs: it does not.
 
     Args:
         output_dir: event files are written to its ``tensorboard/``; pictures are read from it.
@@ -45,6 +68,8 @@ class Tracking:
         evaluator: validation engine whose metrics are tracked, or None.
         resume: whether the run continues an earlier one, in MLflow too.
         pictures: names of PNG files in ``output_dir`` to save after every validation, if they exist.
+        at_the_end: names of further files in ``output_dir`` to save in MLflow when the run is complete, if they exist.
+        parameters: what to write as MLflow's parameters: options and facts of the run.
         start: report of the start weights (`load_start_weights`); its table is saved as ``start_weights.txt``.
     """
 
@@ -56,6 +81,8 @@ class Tracking:
         evaluator: Engine | None = None,
         resume: bool = False,
         pictures: Sequence[str] = (),
+        at_the_end: Sequence[str] = (),
+        parameters: Mapping[str, Any] | None = None,
         start: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = Path(output_dir)
@@ -63,6 +90,8 @@ class Tracking:
         self.evaluator = evaluator
         self.resume = resume
         self.pictures = list(pictures)
+        self.at_the_end = list(at_the_end)
+        self.parameters = parameters
         self.start = start
         self.writer: SummaryWriter | None = None
 
@@ -72,33 +101,21 @@ class Tracking:
             engine.add_event_handler(Events.STARTED, self.name_run)
             engine.add_event_handler(LogEvents.ROW, self.row_written)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+            engine.add_event_handler(Events.COMPLETED, self.completed)
             for event in (Events.COMPLETED, Events.TERMINATE):
                 engine.add_event_handler(event, self.close)
 
     def name_run(self, engine: Engine) -> None:
-        """Name the MLflow run before MONAI's handler starts.
-
-        Without a name, MONAI's handler would continue the last unfinished run, of any user.
-        """
-        note = self.folder / ".mlflow_run_name"
-        trainer, validator = mlflow_handler(engine), self.evaluator and mlflow_handler(self.evaluator)
-        if trainer is None or trainer.run_name is not None:
-            return
-        if not (self.resume and note.exists()):
-            with atomic_path(note) as temporary:
-                temporary.write_text(
-                    f"{self.folder.resolve().name}_{time.strftime('%Y%m%d_%H%M%S')}_{uuid.uuid4().hex[:6]}"
-                )
-        for handler in (trainer, validator):
-            if handler is not None:
-                handler.run_name = note.read_text()
+        """Name the MLflow run, and keep MONAI's handlers from writing curves of their own."""
+        handlers = (mlflow_handler(engine), self.evaluator and mlflow_handler(self.evaluator))
+        name_run(self.folder, *handlers, resume=self.resume)
+        for handler in filter(None, handlers):
+            handler.own_curves = False
 
     def _handler(self, engine: Engine) -> LastingMLFlowHandler | None:
-        """Return the handler if its run could be started."""
+        """Return the handler if its run could be started: a validation repeated on resume comes before MONAI's start."""
         handler = mlflow_handler(engine)
-        if handler is not None and handler.cur_run is None:
-            handler.start(engine)  # a validation repeated on resume runs before MONAI's handler starts
-        return handler if handler is not None and handler.cur_run is not None else None
+        return handler if handler is not None and handler.started(engine) else None
 
     def _scalars(self, engine: Engine, group: str, values: Mapping[str, float]) -> None:
         step = steps_done(engine)
@@ -118,6 +135,8 @@ class Tracking:
             if self.start is not None:
                 if handler.attempt(handler.client.log_text, run_id, self._start_text(), "start_weights.txt"):
                     self.start = None
+            if self.parameters is not None and handler.log_parameters(self.parameters):
+                self.parameters = None
             metrics = [Metric(name, value, now, step) for name, value in values.items()]
             handler.attempt(handler.client.log_batch, run_id, metrics)
 
@@ -146,6 +165,13 @@ class Tracking:
             if handler is not None:
                 run_id = handler.cur_run.info.run_id
                 handler.attempt(handler.client.log_artifact, run_id, str(path), f"pictures/step_{step:06d}")
+
+    def completed(self, engine: Engine) -> None:
+        """Save the files of the whole run."""
+        handler = self._handler(engine)
+        for path in [self.folder / name for name in self.at_the_end if (self.folder / name).exists()]:
+            if handler is not None:
+                handler.attempt(handler.client.log_artifact, handler.cur_run.info.run_id, str(path))
 
     def close(self, engine: Engine) -> None:
         """Write what is still in memory."""

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import InputError
 from ..networks.patch_merging import MERGING
 from ..run.options import plain_lists
+from ..words import shown
 from .dialects import describe_encoder, find_weights
 from .merging_order import merging_of
 
@@ -52,7 +53,7 @@ def read_record(
         for field in FIELDS:
             if field in own and plain_lists(own[field]) != record[field]:
                 raise InputError(
-                    f"{path} contradicts itself: {field} is {own[field]} in its record, but {record[field]} by its tensors. Create the file again."
+                    f"{path} contradicts itself: {field} is {shown(own[field])} in its record, but {shown(record[field])} by its tensors. Create the file again."
                 )
     return {field: record[field] for field in FIELDS}
 
@@ -106,7 +107,7 @@ def resolve_encoder(
         different = [field for field in asked if asked[field] != record[field]]
         if different:
             details = "; ".join(
-                f"{field} is {record[field]} in the file, {asked[field]} requested" for field in different
+                f"{field} is {shown(record[field])} in the file, {shown(asked[field])} requested" for field in different
             )
             raise InputError(
                 f"{checkpoint} does not fit this run: {details}. Remove these options to build the network of the file, "
@@ -120,7 +121,8 @@ def resolve_encoder(
         for field in ("feature_size", "depths", "num_heads", "window_size", "use_v2"):
             if field in default and default[field] != record[field]:
                 logger.info(
-                    "%s: %s %s, as in the file (the preset has %s)", checkpoint, field, record[field], default[field]
+                    "%s: %s %s, as in the file (the preset has %s)",
+                    *(checkpoint, field, shown(record[field]), shown(default[field])),
                 )
         default = record
     resolved = {**default, **asked}

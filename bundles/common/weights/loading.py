@@ -13,6 +13,7 @@ import torch
 from ..errors import InputError
 from ..networks.patch_merging import MERGING
 from ..run.options import check_choice
+from ..words import counted, shown
 from .checkpoint_file import release_checkpoint
 from .dialects import ANCHOR, ENCODER, FoundWeights, find_weights
 from .merging_guard import trusted_weights
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 DECODER = re.compile(r"(encoder\d+|decoder\d+)\.")
 PATCH_EMBED = ENCODER + ANCHOR
-NAMES = {"missing": "starts anew", "left_over": "left aside", "patch_embed": "input"}
+NAMES = {"dialect": "layout of the file", "missing": "starts anew", "left_over": "left aside", "patch_embed": "input"}
 DERIVED = ".attn.relative_position_index"  # a buffer determined by the window size; some files lack it
 
 
@@ -33,6 +34,10 @@ def fit_patch_embedding(weight: torch.Tensor, channels: int) -> torch.Tensor:
     single channel.
     """
     return weight.repeat(1, channels, 1, 1, 1) / channels
+
+
+def _size(tensor: torch.Tensor) -> str:
+    return " x ".join(map(str, tensor.shape))
 
 
 def short_list(names: Sequence[str]) -> str:
@@ -109,11 +114,11 @@ def load_exactly(
     missing = [name for name in absent if name not in allowed]
     surplus = sorted(set(state) - wanted)
     shapes = [
-        f"{name} {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the network"
+        f"{name} {_size(state[name])} in the file, {_size(own[name])} in the network"
         for name in sorted(wanted & set(state))
         if state[name].shape != own[name].shape
     ]
-    faults = [f"{len(missing)} tensors missing ({short_list(missing)})"] if missing else []
+    faults = [f"{counted(len(missing), 'tensor')} missing ({short_list(missing)})"] if missing else []
     faults += [f"{len(surplus)} that the network does not have ({short_list(surplus)})"] if surplus else []
     faults += [f"{len(shapes)} with a different shape (first: {shapes[0]})"] if shapes else []
     if not faults and any(
@@ -133,9 +138,12 @@ def load_exactly(
         network.load_state_dict(loaded, strict=False)
     part = "weights" if wanted == set(own) else "encoder weights"
     if unloaded := allowed + sorted(fresh):
-        logger.info("%s: loaded %d tensors of the %s; %d keep their values", path, len(loaded), part, len(unloaded))
+        logger.info(
+            "%s: loaded %s of the %s; %d of the network keep their values",
+            *(path, counted(len(loaded), "tensor"), part, len(unloaded)),
+        )
     else:
-        logger.info("%s: all %s loaded (%d tensors)", path, part, len(loaded))
+        logger.info("%s: all %s loaded (%s)", path, part, counted(len(loaded), "tensor"))
     return {"loaded": len(loaded), "missing": unloaded, **report, "modules": module_table(network, loaded)}
 
 
@@ -156,8 +164,8 @@ def log_report(report: Mapping[str, Any], *, table: bool = True) -> None:
         if report.get(name):
             value = report[name]
             if name in ("missing", "left_over"):
-                value = f"{len(value)} tensors ({short_list(value)})"
-            logger.info("  %s: %s", NAMES.get(name, name), value)
+                value = f"{counted(len(value), 'tensor')} ({short_list(value)})"
+            logger.info("  %s: %s", NAMES.get(name, name), shown(value))
     if table:
         logger.info("weights by module:\n%s", table_text(report["modules"]))
 
@@ -229,7 +237,9 @@ def load_model(network: torch.nn.Module, path: str, *, expected: Mapping[str, An
     for name, value in (expected or {}).items():
         value = list(value) if isinstance(value, tuple) else value
         if name in trained and trained[name] != value:
-            logger.warning("%s was trained with %s %s; this run uses %s", path, name, trained[name], value)
+            logger.warning(
+                "%s was trained with %s %s; this run uses %s", path, name, shown(trained[name]), shown(value)
+            )
     release_checkpoint(path)
     report = {"file": str(path), "dialect": list(found.dialect), **loaded, "left_over": []}
     log_report(report, table=False)

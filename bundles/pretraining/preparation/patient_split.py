@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from ...common.data.splits import draw_folds, draw_share
 from ...common.errors import InputError
+from ...common.words import counted
 
 RANK = ("patient", "scan", "series")  # which identifier names a patient, most preferred first
 SECTIONS = ("training", "validation", "test")  # from the least to the most held out
@@ -94,7 +95,7 @@ def split_by_patient(
     if not held_out and validation_share and len(pool) > 1:
         held_out = draw_share(pool, share=validation_share, seed=seed)
     elif not held_out and validation_share:
-        notes.append(f"{len(pool)} patient(s) cannot be split: there is no validation section")
+        notes.append(f"{counted(len(pool), 'patient')} cannot be split: there is no validation section")
     section_of = {
         name: "test" if patients[name] not in pool else "validation" if patients[name] in held_out else "training"
         for name in kept
@@ -105,7 +106,7 @@ def split_by_patient(
         drawn = draw_folds([patients[name] for name in in_folds], "--folds", folds=folds, seed=seed)
         fold_of = dict(zip(in_folds, drawn, strict=True))
     elif folds:
-        notes.append(f"{len(pool)} patient(s) cannot fill {folds} folds: none are written")
+        notes.append(f"{counted(len(pool), 'patient')} cannot fill {folds} folds: none are written")
     return Split(twins, patients, section_of, fold_of, notes)
 
 

@@ -20,6 +20,7 @@ from ...common.run.clean_stop import stops_cleanly
 from ...common.run.progress import with_progress
 from ...common.run.worker_pool import Died, in_processes
 from ...common.scans.search import PREPARED, Candidate, Found, find_candidates, scan_in
+from ...common.words import counted
 from .audit import LEFT_OUT, USED
 from .known_collection import differences, find_collection
 from .one_scan import Outputs, Recipe, Task, identity, prepare_scan, read_record, refused, source_of, writing
@@ -89,9 +90,9 @@ def prepare(
         kept = _check_records(out, candidates, found.refused)
         rows = {task.candidate.name: row for task in tasks if (row := read_record(task))}
         logger.info(
-            "%d scans found (%d NIfTI, %d MetaImage, %d DICOM series), %d already prepared; "
+            "%s found (%d NIfTI, %d MetaImage, %d DICOM series), %d already prepared; "
             "%d files cannot be examined, %d files and folders are left out by their names",
-            len(tasks),
+            counted(len(tasks), "scan"),
             *(sum(candidate.kind == kind for candidate in candidates) for kind in ("nifti", "metaimage", "dicom")),
             *(len(rows), len(found.refused), len(found.left_out)),
         )
@@ -213,8 +214,8 @@ def _check_records(out: Path, candidates: Sequence[Candidate], refused_files: It
         )
     if gone:
         logger.warning(
-            "%d scans prepared earlier, such as %s, are no longer in the sources: they are removed",
-            len(gone),
+            "%s no longer in the sources: removed, such as %s",
+            counted(len(gone), "scan prepared earlier is", "scans prepared earlier are"),
             min(gone),
         )
     return kept

@@ -107,7 +107,7 @@ class LearningVerdict:
         if failed:
             logger.warning(
                 "This pre-training did not learn %s. What to change: docs/README.md of the bundle, 'If a task is not learnt'",
-                " and ".join(failed),
+                " and ".join(filter(None, (", ".join(failed[:-1]), failed[-1]))),
             )
         elif found:
             logger.info("This pre-training learnt all its tasks: %s", ", ".join(found))

@@ -18,6 +18,7 @@ from ...common.scans.dicom_series import read_series
 from ...common.scans.nifti_writing import write_nifti
 from ...common.scans.reading import read_scan
 from ...common.scans.search import IS_PACKED, Candidate, find_candidates
+from ...common.words import counted
 from ..results.organ_volumes import TABLE, read_cases
 from .left_out import scan_in_disguise
 
@@ -130,7 +131,8 @@ def segmentation_inputs(
     scans = inference_scans(listed, equal_names=True, may_be_missing=True) if listed else []
     todo = [scan for scan in scans if first_file(scan) not in done]
     if resume:
-        logger.info("%d scans are already segmented (%s)", skipped + len(scans) - len(todo), Path(output_dir) / TABLE)
+        done_before = counted(skipped + len(scans) - len(todo), "scan is", "scans are")
+        logger.info("%s already segmented (%s)", done_before, Path(output_dir) / TABLE)
     # The names of earlier runs stay; those of new scans differ from them.
     names = case_names([*earlier, *(first_file(scan) for scan in scans)])
     names |= {image: case for image, case in earlier.items() if image in done}

@@ -12,6 +12,7 @@ from typing import Any
 from ...common.errors import InputError
 from ...common.files import file_stamp, write_text
 from ...common.run.distributed import rank
+from ...common.words import shown
 
 FILE = "settings.json"
 
@@ -44,7 +45,7 @@ def write_or_compare_settings(
         recorded = json.loads(path.read_text(encoding="utf-8"))
         names = sorted({*recorded, *current})
         changed = [
-            f"{name} was {recorded.get(name)}, now {current.get(name)}"
+            f"{name} was {shown(recorded.get(name))}, now {shown(current.get(name))}"
             for name in names
             if recorded.get(name) != current.get(name)
         ]

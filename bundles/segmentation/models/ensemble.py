@@ -17,6 +17,7 @@ from ...common.networks.swin_unetr import build_swin_unetr
 from ...common.weights.encoder_record import resolve_encoder
 from ...common.weights.loading import load_model
 from ...common.weights.recorded_preset import training_of
+from ...common.words import shown
 from .label_names import names_by_value
 from .model_record import model_labels
 
@@ -139,5 +140,5 @@ def warn_of_unseen_mirrors(paths: Sequence[str], *, mirror_axes: Sequence[int]) 
         if unseen:
             logger.warning(
                 "%s was trained without flips along the axes %s, so --mirror_axes %s usually lowers its Dice",
-                *(path, unseen, list(mirror_axes)),
+                *(path, shown(unseen), shown(list(mirror_axes))),
             )

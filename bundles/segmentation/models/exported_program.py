@@ -49,5 +49,7 @@ def write_program(network: torch.nn.Module, *, path: str, channels: int, roi_siz
         )
     with atomic_path(target) as temporary:
         torch.export.save(program, temporary)
-    logger.info("wrote %s: windows %s, logits within %.1e of the network's", target, list(roi_size), difference)
+    logger.info(
+        "wrote %s: windows %s, logits within %.1e of the network's", target, " x ".join(map(str, roi_size)), difference
+    )
     return target

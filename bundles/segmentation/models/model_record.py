@@ -13,6 +13,7 @@ from ...common.data.list_fingerprint import fingerprint
 from ...common.weights.checkpoint_file import checkpoint_facts
 from ...common.weights.dialects import ENCODER
 from ...common.weights.recorded_preset import training_of
+from ...common.words import shown
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,6 @@ def model_split(checkpoint: str, *, fold: int | str | None, folds: int | None, s
         if trained[name] != value:
             logger.warning(
                 "%s was trained with %s %s; scored with %s, the cases may include some that it was trained on",
-                *(checkpoint, name, trained[name], value),
+                *(checkpoint, name, shown(trained[name]), shown(value)),
             )
     return trained | asked

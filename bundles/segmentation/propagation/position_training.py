@@ -96,7 +96,11 @@ def position_network_file(
 def _run(command: Sequence[str]) -> int:
     """Run a training, whose log goes to this terminal; stop it in order when this process is stopped."""
     # Safe path: only the code of that bundle, not of this folder.
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONSAFEPATH": "1"}, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "ignore:parsing config_file"},
+        start_new_session=True,
+    )
     try:
         with stops_cleanly():
             return process.wait()

@@ -23,6 +23,7 @@ from ...common.data.partial_labels import LABELLED
 from ...common.errors import InputError
 from ...common.files import file_stamp, write_text
 from ...common.run.distributed import gather_lists, rank
+from ...common.words import counted
 from ..models.label_names import organ_names
 from .metrics import OTHERWISE, _tolerance_of, score_case
 from .overlay import save_figure
@@ -155,6 +156,7 @@ class CaseScores(CaseHandler):
             summary |= {"not_scored": not_scored} if not_scored else {}
             self._write(rows, summary)
             logger.info("%s", format_summary(summary))
+            logger.info("wrote scores.csv, summary.json and scores.png to %s", self.output_dir)
 
     def _clear(self, engine: Engine) -> None:
         self.scores = dict(self.kept)
@@ -202,13 +204,16 @@ class CaseScores(CaseHandler):
                 kept[file] = {organ: _none_to_nan(score) for organ, score in record["scores"].items()}
             else:
                 outdated.append((file, record))
-        logger.info("%d of %d cases are already scored (%s)", len(kept), len(self.items), self.output_dir / RECORDS)
+        if kept:
+            of = counted(len(self.items), "case is", "cases are")
+            logger.info("%d of %s already scored (%s)", len(kept), of, self.output_dir / RECORDS)
         if outdated:
             file, record = outdated[0]
             keys = sorted(record["settings"].keys() | self.settings.keys())
             changed = [key for key in keys if record["settings"].get(key) != self.settings.get(key)]
             reason = f"with different {', '.join(changed)}" if changed else "before its files or 'labelled' changed"
-            logger.info("%d cases are scored again, such as %s: it was scored %s", len(outdated), file, reason)
+            again = f"{counted(len(outdated), 'case')} {'is' if len(outdated) == 1 else 'are'} scored again"
+            logger.info("%s, such as %s: it was scored %s", again, file, reason)
         return kept
 
     def _record_path(self, file: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from monai.utils import convert_to_numpy
 from ...common.cases.case_handler import CaseHandler
 from ...common.files import atomic_path
 from ...common.run.distributed import gather_lists, rank
+from ...common.words import counted
 from ..models.label_names import organ_names
 from .colour_table import write_colour_table
 
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 TABLE = "volumes.csv"
 COLUMNS = ("case", "label", "voxels", "ml", "image")
+MOST_COLUMNS = 8  # of a table in the log
+MOST_CASES = 20  # named in the log; the file has all
 
 
 def organ_volumes(label_map: MetaTensor, *, labels: Mapping[int, str]) -> list[dict[str, Any]]:
@@ -60,6 +64,44 @@ def read_cases(file: str | Path) -> dict[str, str]:
         return {}
     with open(file, newline="", encoding="utf-8") as table:
         return {row["image"]: row["case"] for row in csv.DictReader(table)}
+
+
+def volumes_table(volumes: Mapping[str, list[dict[str, Any]]]) -> str:
+    """Return volumes in ml as a plain-text table for the log.
+
+    A row is a case and a column an organ; with many organs and few cases it is the other way round. Many cases are
+    summarised: a row is an organ, with the median, the smallest and the largest volume of the cases that have it, and
+    the number of those that do not. An organ that is absent has a dash.
+
+    Args:
+        volumes: the rows of `organ_volumes` of each case, by its name.
+    """
+    organs = [row["label"] for row in next(iter(volumes.values()))]
+    sizes = {case: [row["ml"] if row["voxels"] else None for row in rows] for case, rows in volumes.items()}
+    if len(organs) <= MOST_COLUMNS and len(sizes) <= MOST_CASES:
+        return _aligned([["ml", *organs], *([case, *map(_ml, of_case)] for case, of_case in sizes.items())])
+    by_organ = dict(zip(organs, zip(*sizes.values(), strict=True), strict=True))
+    if len(sizes) <= MOST_COLUMNS:
+        return _aligned([["ml", *sizes], *([organ, *map(_ml, of_organ)] for organ, of_organ in by_organ.items())])
+    rows = []
+    for organ, of_organ in by_organ.items():
+        present = [size for size in of_organ if size is not None]
+        figures = [statistics.median(present), min(present), max(present)] if present else [None] * 3
+        rows.append([organ, *map(_ml, figures), str(len(of_organ) - len(present))])
+    return _aligned([["ml", "median", "smallest", "largest", "absent in"], *rows])
+
+
+def _ml(size: float | None) -> str:
+    return "-" if size is None else f"{size:.1f}"
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        [f"{row[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))]
+        for row in rows
+    ]
+    return "\n".join("  ".join(line) for line in lines)
 
 
 class OrganVolumes(CaseHandler):
@@ -129,7 +171,12 @@ class OrganVolumes(CaseHandler):
         volumes = dict(gather_lists(list(self.volumes.items())))  # a case that the sampler repeated appears once
         if rank() == 0:
             self._write(volumes)
-            logger.info("wrote %s (%d cases)", self.file, len(volumes))
+            logger.info("wrote %s (%s)", self.file, counted(len(volumes), "case"))
+            if volumes:
+                named = {self.cases.get(image, self.name_of(image)): rows for image, rows in volumes.items()}
+                logger.info(
+                    "volumes of %s:\n%s", counted(len(named), "scan"), volumes_table(dict(sorted(named.items())))
+                )
 
     def _write(self, volumes: Mapping[str, list[dict[str, Any]]]) -> None:
         with atomic_path(self.file) as path, open(path, "w", newline="", encoding="utf-8") as file:

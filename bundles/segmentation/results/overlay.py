@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from ignite.engine import Engine, Events
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb
@@ -20,9 +22,12 @@ from monai.data import MetaTensor
 from ...common.cases.case_handler import CaseHandler
 from ...common.errors import InputError, RefusedScan
 from ...common.files import atomic_path
+from ...common.run.distributed import rank
 from ...common.scans.decode_once import forget_voxels, with_kept_voxels
 from ...common.scans.nifti import open_scan
 from ..models.label_names import organ_names
+
+logger = logging.getLogger(__name__)
 
 # For each plane: the axis perpendicular to it, and the anatomical directions at the left and at the top of the picture.
 PLANES = {"axial": (2, "R", "A"), "coronal": (1, "R", "S"), "sagittal": (0, "A", "S")}
@@ -171,6 +176,19 @@ class SaveOverlays(CaseHandler):
         super().__init__(output_dir, **options)
         self.labels = organ_names(labels)
         self.window = window
+        self.drawn: list[Path] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register the handler at an evaluator."""
+        super().attach(engine)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
+
+    def finish(self, engine: Engine) -> None:
+        """Log where the pictures are."""
+        if rank() == 0 and self.drawn:
+            one = self.drawn[0] if len(self.drawn) == 1 else self.output_dir / "*_overlay.png"
+            logger.info("look at the %s: %s", "picture" if len(self.drawn) == 1 else "pictures", one)
+        self.drawn = []
 
     def case_completed(self, item: Mapping[str, Any], file: str) -> None:
         """Draw one case."""
@@ -190,7 +208,9 @@ class SaveOverlays(CaseHandler):
             )
         except InputError as error:
             raise InputError(f"No picture of the case {name} ({file}): {error}") from error
-        save_figure(figure, self.output_dir / f"{name}_overlay.png")
+        path = self.output_dir / f"{name}_overlay.png"
+        save_figure(figure, path)
+        self.drawn.append(path)
         forget_voxels(file)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ...common.words import counted
 from .bootstrap import LEVEL, mean_interval
 
 METRICS = ("dice", "nsd", "hd95")
@@ -62,7 +63,7 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     organs = summary["labels"]
     width = max(len("organ"), *(len(organ) for organ in organs))
     lines = [
-        f"Scores of {len(summary['cases'])} cases (mean and standard deviation over n cases; {LEVEL:.0%} bootstrap "
+        f"Scores of {counted(len(summary['cases']), 'case')} (mean and standard deviation over n cases; {LEVEL:.0%} bootstrap "
         "interval of the mean Dice; NSD tolerance and HD95 in mm):",
         f"{'organ':<{width}}  {'Dice':>6}  {'std':>6}  {'n':>4}  {'interval':<16}  {'NSD':>6}  {'std':>6}  {'tol.':>5}"
         f"  {'HD95':>6}  {'std':>6}  {'missed':>6}",

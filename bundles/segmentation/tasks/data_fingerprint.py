@@ -25,6 +25,7 @@ from ...common.run.distributed import rank
 from ...common.scans.checks import LISTED, WHAT_TO_DO, check_scans
 from ...common.scans.headers.axes import turned
 from ...common.scans.nifti import check_finite, open_scan, stored_voxels
+from ...common.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -133,9 +134,9 @@ def data_fingerprint(
 
 def _with_progress(results: Iterator, count: int) -> Iterable:
     if rank() == 0 and sys.stderr.isatty():
-        return track(results, f"Measuring {count} scans", total=count, console=Console(stderr=True))
+        return track(results, f"measuring {counted(count, 'scan')}", total=count, console=Console(stderr=True))
     if rank() == 0:
-        logger.info("Measuring %d scans.", count)
+        logger.info("measuring %s", counted(count, "scan"))
     return results
 
 
@@ -187,7 +188,9 @@ def _read_label(
         wrong = np.setdiff1d(label, labels if ignore_label is None else (*labels, ignore_label))
         shown = ", ".join(f"{value:g}" for value in wrong[:10]) + (" ..." if len(wrong) > 10 else "")
         whole = "" if np.array_equal(wrong, np.round(wrong)) else "whole numbers, "
-        raise RefusedScan(f"holds label value(s) {shown}; allowed are {whole}{allowed_values(labels, ignore_label)}")
+        raise RefusedScan(
+            f"holds the label value{'s' * (len(wrong) > 1)} {shown}; allowed are {whole}{allowed_values(labels, ignore_label)}"
+        )
     return label if known == label.size else np.where(unknown, 0, label), counts
 
 

@@ -16,6 +16,7 @@ from ...common.errors import InputError, RefusedScan
 from ...common.run.distributed import rank
 from ...common.scans.hounsfield import doubt_of_hounsfield
 from ...common.scans.nifti import open_scan, stored_voxels
+from ...common.words import shown
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +47,10 @@ def found_names(items: Sequence[Mapping[str, Any]], *, folder: Path, ignore_labe
     structures = [value for value in values if value]
     if not structures:
         known = "" if ignore_label is None else f" ({ignore_label} is the value of unknown voxels, see --ignore_label)"
-        raise InputError(f"{folder}: the labels hold no structure, only the values {values}{known}.")
+        raise InputError(f"{folder}: the labels hold no structure, only {shown(values)}{known}.")
     if max(structures) > 2 * len(structures):
         raise InputError(
-            f"{folder}: its labels hold the values {values}. They must be 0 for the background, then 1, 2, 3 ... for the "
+            f"{folder}: its labels hold the values {shown(values)}. They must be 0 for the background, then 1, 2, 3 ... for the "
             "structures: renumber the label files."
         )
     labels = {str(value): f"label_{value}" if value else "background" for value in range(max(structures) + 1)}
@@ -60,7 +61,7 @@ def found_names(items: Sequence[Mapping[str, Any]], *, folder: Path, ignore_labe
         logger.warning(
             "%s has no dataset.json. Its labels hold the values %s, called %s here: give them names with --labels "
             "\"{'0':'background','1':'NAME'}\". Its images are taken %s. A dataset.json says both.",
-            *(folder, values, ", ".join(list(labels.values())[1:])),
+            *(folder, shown(values), ", ".join(list(labels.values())[1:])),
             f"as intensities without a unit, z-scored ({doubt})"
             if doubt
             else "for CT in HU, as their voxels look like it",

@@ -31,6 +31,7 @@ from ...common.errors import InputError
 from ...common.files import write_text
 from ...common.networks.roi_size import STRIDE
 from ...common.run.distributed import rank
+from ...common.words import counted, shown
 from ..models.label_names import check_labels
 from .data_fingerprint import DataFingerprint, data_fingerprint
 from .found_names import found_names
@@ -133,7 +134,7 @@ def proposed_row(
         )
         proposal = propose_row(fingerprint, channels=channels, labels=labels)
     except InputError as error:
-        raise InputError(f"{path} (channels: {', '.join(channels)}; labels: {labels}): {error}") from error
+        raise InputError(f"{path} (channels: {', '.join(channels)}; labels: {shown(labels)}): {error}") from error
     name = _name(content.get("name"), path)
     if rank() == 0:
         _print(proposal, name=name, scans=len(items))
@@ -450,9 +451,11 @@ def _one_line(text: str) -> str:
 
 
 def _print(proposal: Proposal, *, name: str, scans: int) -> None:
-    table = Table("entry", "value", "why", title=f"{name}: a row proposed from {scans} scans", show_lines=True)
+    table = Table(
+        "entry", "value", "why", title=f"{name}: a row proposed from {counted(scans, 'scan')}", show_lines=True
+    )
     for key, (value, reason) in proposal.entries.items():
-        table.add_row(key, _yaml_text(value), reason)
+        table.add_row(key, shown(value), reason)
     Console(markup=False).print(table)
 
 

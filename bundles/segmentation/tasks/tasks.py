@@ -24,6 +24,7 @@ from ...common.errors import InputError
 from ...common.run.presets import choose
 from ...common.weights.checkpoint_file import checkpoint_facts
 from ...common.weights.recorded_preset import recorded_training
+from ...common.words import counted, shown
 from ..models.label_names import check_labels, plain_name
 from .proposal import proposed_row
 
@@ -205,14 +206,14 @@ def check_dataset(
         )
     if len(channels) != len(row["channels"]):
         raise InputError(
-            f"{path} declares {len(channels)} channels ({channels}), but {task} has {len(row['channels'])}: {row['channels']}."
+            f"{path} declares {counted(len(channels), 'channel')} ({shown(channels)}), but {task} has {len(row['channels'])}: {shown(row['channels'])}."
         )
     _compare_labels(path, declared, row, file)
     _compare_channels(path, channels, row)
     for section, number in (row.get("cases") or {}).items():
         listed = len(content.get(section, []))
         if listed != number:
-            logger.warning("%s lists %d cases under %r, %s has %d", path, listed, section, task, number)
+            logger.warning("%s lists %s under %s, %s has %d", path, counted(listed, "case"), section, task, number)
 
 
 def _names_match(names: Sequence[Any], declared: Sequence[Any]) -> bool:
@@ -243,10 +244,11 @@ def _compare_labels(path: Path, declared: Mapping[str, Any], row: Mapping[str, A
         names = _structures(other["labels"])
         if len(names) == len(declared_names) and _names_match(names, declared_names):
             raise InputError(
-                f"{path} declares the labels {declared_names}, which are those of {task}; {row['name']} has {row_names}. "
+                f"{path} declares the labels {shown(declared_names)}, which are those of {task}; {row['name']} has {shown(row_names)}. "
                 f"Is this the folder of {row['name']}?"
             )
-    logger.warning("%s names its labels %s: they are used as %s of %s", path, declared_names, row_names, row["name"])
+    names = shown(declared_names), shown(row_names)
+    logger.warning("%s names its labels %s: they are used as %s of %s", path, *names, row["name"])
 
 
 def _compare_channels(path: Path, declared: Mapping[str, Any] | Sequence[Any], row: Mapping[str, Any]) -> None:
@@ -257,11 +259,15 @@ def _compare_channels(path: Path, declared: Mapping[str, Any] | Sequence[Any], r
         return
     if sorted(declared_names) == sorted(row_names) or ("ct" in declared_names) != ("ct" in row_names):
         raise InputError(
-            f"{path} declares the channels {list(declared)}, but {row['name']} has {row['channels']}, in that order. "
+            f"{path} declares the channels {shown(list(declared))}, but {row['name']} has {shown(row['channels'])}, in that order. "
             f"Is this the folder of {row['name']}?"
         )
     logger.warning(
-        "%s names its channels %s: they are used as %s of %s", path, list(declared), row["channels"], row["name"]
+        "%s names its channels %s: they are used as %s of %s",
+        path,
+        shown(list(declared)),
+        shown(row["channels"]),
+        row["name"],
     )
 
 
@@ -293,7 +299,7 @@ def _warn_of_other_values(task: str, kept: Mapping[str, Any], checkpoint: str, *
             logger.warning(
                 "%s was trained with %s %s, which is used; %s has %s, which is ignored. "
                 "If there is an option of that name, it overrides the model's value.",
-                *(checkpoint, key, kept[key], task, of_file[-1]),
+                *(checkpoint, key, shown(kept[key]), task, shown(of_file[-1])),
             )
 
 

@@ -15,6 +15,8 @@ from ...common.data.partial_labels import shown_classes
 from ...common.errors import InputError
 from ...common.run.distributed import rank
 from ...common.scans.nifti import open_scan, stored_voxels
+from ...common.words import counted
+from ...common.words import shown as shown_as_text
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +127,7 @@ def check_label_presence(
     if len(absent) == len(labels) - 1:
         raise InputError(
             f"The labels of all {len(scans)} training cases contain only background, such as {scans[0]['label']}: "
-            f"there is nothing to learn. Declared labels: {dict(labels)}."
+            f"there is nothing to learn. Declared labels: {shown_as_text(labels)}."
         )
     if absent:
         logger.warning(
@@ -237,7 +239,7 @@ def _report_unknown(
     ]
     if suspects:
         logger.warning(
-            "%d labels with unknown voxels contain no structure, such as %s. If %d marks a structure there, it is not "
-            "learnt: give it its own value.",
-            *(len(suspects), suspects[0], ignore_label),
+            "%s no structure, such as %s. If %d marks a structure there, it is not learnt: give it its own value.",
+            counted(len(suspects), "label with unknown voxels contains", "labels with unknown voxels contain"),
+            *(suspects[0], ignore_label),
         )

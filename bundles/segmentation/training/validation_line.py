@@ -1,15 +1,44 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Log one line per validation."""
+"""Log one line per validation, and measure each organ."""
 
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Mapping
 
+import torch
 from ignite.engine import Engine, Events
 
 from ...common.run.distributed import rank
+from ..models.label_names import organ_names
 
 logger = logging.getLogger(__name__)
+
+
+class OrganDice:
+    """Handler for `SupervisedEvaluator`: puts the mean Dice of each organ into its metrics, as ``dice_<organ>``.
+
+    An organ that no validation case has is left out. Add it before handlers that read the metrics.
+
+    Args:
+        metric: name of a `MeanDice` without background, which keeps the Dice of each case and organ.
+        labels: organ name of each label value.
+    """
+
+    def __init__(self, *, metric: str, labels: Mapping[int | str, str]) -> None:
+        self.metric = metric
+        self.organs = list(organ_names(labels).values())
+
+    def attach(self, engine: Engine) -> None:
+        """Measure after the metrics have been computed, on all ranks."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        of_cases = engine.state.metric_details[self.metric]  # (cases, organs), of all ranks
+        for organ, mean in zip(self.organs, torch.nanmean(of_cases, dim=0).tolist(), strict=True):
+            if mean == mean:
+                engine.state.metrics["dice_" + re.sub(r"\W+", "_", organ)] = mean
 
 
 class ValidationLine:

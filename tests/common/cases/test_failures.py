@@ -20,7 +20,7 @@ def test_failures_are_told_and_give_status_3(tmp_path, caplog):
     caplog.clear()
     failures.report(2)
     (summary,) = caplog.messages
-    assert summary.startswith("1 of 2 scans are done; these 1 are not")
+    assert summary.startswith("1 of 2 scans are done; 1 scan is not, or lacks something (")
     assert "a.nii.gz: no mask: first second" in summary and "a.nii.gz: no picture: no room" in summary
     with pytest.raises(SystemExit) as exit:
         failures.exit_status()

@@ -113,7 +113,7 @@ def test_the_record_counts_real_and_carried_cases_and_notices_other_weights():
 
 def test_carried_labels_are_refused_with_their_file():
     refuse_carried([SCANS[1]], where="list.json")
-    with pytest.raises(InputError, match=r"^list.json has 3 case\(s\) with carried labels, such as l0:"):
+    with pytest.raises(InputError, match=r"^list.json has 3 cases with carried labels, such as l0:"):
         refuse_carried(SCANS, where="list.json")
 
 

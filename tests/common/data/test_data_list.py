@@ -295,7 +295,7 @@ def test_only_the_files_that_a_section_needs_must_exist(tmp_path):
 def test_a_scan_that_trains_and_validates_is_reported(tmp_path, caplog):
     write_list(tmp_path, training=[entry("a"), entry("b")], validation=[entry("b")])
     split(tmp_path, fold=None)
-    assert "1 scans are in both training and validation" in caplog.text and "b.nii.gz" in caplog.text
+    assert "1 scan is in both training and validation" in caplog.text and "b.nii.gz" in caplog.text
 
 
 # ---- unlabelled_scans ----

@@ -53,8 +53,8 @@ def test_files_without_partner_are_named(tmp_path, caplog):
     touch(tmp_path, "img/img0001.nii.gz", "img/img0002.nii.gz", "label/label0001.nii.gz", "label/label0003.nii.gz")
     content = folder_data_list(tmp_path)
     assert len(content["training"]) == 1 and content["unlabelled"] == ["img/img0002.nii.gz"]
-    assert "1 image(s) have no mask, such as img0002.nii.gz: they are listed as unlabelled" in caplog.text
-    assert "1 mask(s) have no image, such as" in caplog.text and "label0003.nii.gz: they are left out" in caplog.text
+    assert "1 image has no mask, such as img0002.nii.gz: listed as unlabelled" in caplog.text
+    assert "1 mask has no image, such as" in caplog.text and "label0003.nii.gz: left out" in caplog.text
 
 
 def test_two_files_of_one_case_are_refused(tmp_path):
@@ -170,7 +170,7 @@ UNCLEAR = {
     "two folders of masks": (["images/a.nii.gz", "labels/a.nii.gz", "masks/a.nii.gz"], "masks in labels or masks"),
     "two images of a case": (
         ["s/ct.nii.gz", "s/ct2.nii.gz", "s/seg.nii.gz"],
-        r"2 image\(s\) and 1 mask\(s\): ct.nii.gz, ct2",
+        r"2 images and 1 mask: ct.nii.gz, ct2",
     ),
     "two masks of a case": (
         ["s/ct.nii.gz", "s/seg.nii.gz", "s/label.nii.gz"],
@@ -187,11 +187,11 @@ UNCLEAR = {
     ),
     "no name is shared": (
         ["images/a.nii.gz", "labels/b.nii.gz"],
-        r"1 image\(s\) \(a.nii.gz\) and 1 mask\(s\) \(b.nii.gz\)",
+        r"1 image \(a.nii.gz\) and 1 mask \(b.nii.gz\)",
     ),
     "no masks": (
         ["imagesTr/a.nii.gz", "labelsTr/readme.txt"],
-        r"1 image\(s\) \(a.nii.gz\) and 0 mask\(s\) \(none\).*pre-training",
+        r"1 image \(a.nii.gz\) and 0 masks \(none\).*pre-training",
     ),
 }
 

@@ -47,7 +47,7 @@ def test_a_raw_folder_is_a_data_list(tmp_path, caplog):
     assert data_list_labels(folder) == {0: "background", 1: "liver", 2: "spleen"}
     assert data_list_ignore_label(folder) == 3 and content["modality"] == {"0": "CT"}
     assert [Path(scan["image"]).name for scan in inference_scans(folder)] == ["t_0000.nii.gz"]
-    assert "1 image(s) have no mask, such as c_0000" in caplog.text and "1 mask(s) have no image" in caplog.text
+    assert "1 image has no mask, such as c_0000" in caplog.text and "1 mask has no image" in caplog.text
     assert "numTraining" not in caplog.text
 
 
@@ -114,7 +114,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path, changes, message):
     [
         (["imagesTr/a.nii.gz", "labelsTr/a.nii.gz"], r"imagesTr/a\.nii\.gz is no channel of a case"),
         (["imagesTr/a_0000.nii.gz", "imagesTr/a_0000.nii", "labelsTr/a.nii.gz"], "are the same channel"),
-        (["imagesTr/a_0000.nii.gz"], r"1 image\(s\) \(a_0000.nii.gz\) and 0 mask\(s\)"),
+        (["imagesTr/a_0000.nii.gz"], r"1 image \(a_0000.nii.gz\) and 0 masks"),
         (["imagesTr/a_0000.nii.gz", "labelsTr/b.nii.gz"], "none belong together by name"),
     ],
 )

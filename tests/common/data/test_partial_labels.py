@@ -74,7 +74,8 @@ def test_the_background_is_always_shown():
 def test_where_the_rest_would_be_taken_for_background_partial_labels_are_refused(tmp_path):
     entries = listed(tmp_path, labelled=["liver"])
     with pytest.raises(
-        InputError, match=r"The probe needs labels that show all.* 1 case\(s\).*b\.nii\.gz, which shows 1"
+        InputError,
+        match=r"The probe needs labels that show all.* 1 case is labelled in part, .*b\.nii\.gz, which shows 1",
     ):
         refuse_partial(entries, where="The probe")
     refuse_partial(entries[:1], where="The probe")

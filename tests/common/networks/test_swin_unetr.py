@@ -71,7 +71,7 @@ def test_asking_for_something_else_than_the_checkpoint_holds_is_refused_with_bot
     said = str(caught.value)
     assert checkpoint in said
     assert "feature_size is 12 in the file, 48 requested" in said
-    assert "depths is [1, 1, 1, 1] in the file, [2, 1, 1, 1] requested" in said
+    assert "depths is 1, 1, 1, 1 in the file, 2, 1, 1, 1 requested" in said
     assert "window_size" not in said
 
 

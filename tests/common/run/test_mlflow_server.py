@@ -11,7 +11,7 @@ import pytest
 from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler, StatsHandler
 
-from bundles.common.run.mlflow_server import FIRST_PAUSE, LastingMLFlowHandler, tolerate_lost_servers
+from bundles.common.run.mlflow_server import FIRST_PAUSE, LastingMLFlowHandler, name_run, tolerate_lost_servers
 
 
 def handler(uri: str) -> LastingMLFlowHandler:
@@ -105,3 +105,49 @@ def test_only_handlers_of_mlflow_are_changed(local):
     first, second = tolerate_lost_servers([other, handler(local)])
     assert first is other and type(first) is StatsHandler and type(second) is LastingMLFlowHandler
     assert tolerate_lost_servers(None) == []
+
+
+def started(uri: str) -> LastingMLFlowHandler:
+    made = handler(uri)
+    assert made.started(Engine(lambda engine, batch: None))
+    return made
+
+
+def test_parameters_are_written_in_words_and_once(local):
+    made = started(local)
+    assert made.log_parameters({"rates": [0.1, 0.2], "labels": {"1": "liver"}, "seed": 0})
+    assert made.log_parameters({"seed": 1, "long": "x" * 10_000})  # a resumed run: MLflow refuses another value
+    written = made.client.get_run(made.cur_run.info.run_id).data.params
+    ours_of = {name: value for name, value in written.items() if name not in ("max_epochs", "epoch_length")}
+    assert ours_of == {"rates": "0.1, 0.2", "labels": "1: liver", "seed": "0", "long": "x" * 6000}
+
+
+def test_a_run_with_curves_of_its_own_has_none_of_monais(local):
+    made = handler(local)
+    made.own_curves = False
+    train(made)
+    assert points(local) == []
+
+
+def test_the_address_is_a_command_for_a_database_and_the_page_of_a_server(local, monkeypatch):
+    made = started(local)
+    assert made.address() == f"mlflow ui --backend-store-uri {local}, then http://127.0.0.1:5000"
+    run = made.cur_run.info
+    monkeypatch.setattr(type(made.client), "tracking_uri", "http://tracking:5000/")
+    assert made.address() == f"http://tracking:5000/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+    made.cur_run = None  # the server never answered
+    assert made.address() == "http://tracking:5000/"
+
+
+def test_a_run_is_named_after_its_folder_and_a_resumed_one_takes_the_noted_name(local, tmp_path):
+    first, second, resumed, given = (handler(local) for _ in range(4))
+    for made in (first, second, resumed):
+        made.run_name = None
+    name_run(tmp_path / "spleen", first)
+    name_run(tmp_path / "spleen", second, name="other")
+    name_run(tmp_path / "spleen", resumed, None, resume=True)
+    name_run(tmp_path / "spleen", given)
+    assert first.run_name.startswith("spleen_") and second.run_name.startswith("other_")
+    assert resumed.run_name == second.run_name and given.run_name == "r"
+    name_run(tmp_path / "untracked", None)
+    assert not (tmp_path / "untracked").exists()

@@ -142,7 +142,7 @@ def test_wrong_dimensions_are_named_with_what_to_do(tmp_path, shape, channels, w
 
 def test_a_list_of_files_must_have_one_file_per_channel_on_one_grid(tmp_path):
     a, b = write(tmp_path / "a.nii"), write(tmp_path / "b.nii", np.ones((8, 9, 11), np.float32))
-    assert "list of 2 files, but 3 channel(s)" in fault({"image": [a, a]}, channels=3)
+    assert "list of 2 files, but 3 channels" in fault({"image": [a, a]}, channels=3)
     assert fault({"image": [a, b]}, channels=2).startswith(f"{b}: has shape (8, 9, 11), but its first channel {a}")
 
 
@@ -188,7 +188,7 @@ def test_label_values_that_are_not_declared_are_named(tmp_path):
     image, path = write(tmp_path / "a.nii"), label(tmp_path / "l.nii.gz", values=(0, 1, 255, 7))
     item = {"image": image, "label": path}
     assert fault(item, labels={0: "background", 1: "spleen"}) == (
-        f"{path}: holds label value(s) 7, 255; allowed are the declared [0, 1]"
+        f"{path}: holds the label values 7, 255; allowed are the declared 0, 1"
     )
     check_scans([item])
     check_scans([item], labels=[0, 1], voxels=False)
@@ -197,14 +197,14 @@ def test_label_values_that_are_not_declared_are_named(tmp_path):
 @pytest.mark.parametrize(("values", "words"), [((0, 0.5), "0.5"), ((0, -1), "-1"), ((0, np.nan), "nan")])
 def test_label_values_that_are_no_whole_numbers_are_named(tmp_path, values, words):
     item = {"image": write(tmp_path / "a.nii"), "label": label(tmp_path / "l.nii", values, dtype=np.float32)}
-    assert f"holds label value(s) {words}; allowed are whole numbers from 0" in fault(item)
-    assert f"holds label value(s) {words}; allowed are the declared [0, 1]" in fault(item, labels=[1, 0])
+    assert f"{words}; allowed are whole numbers from 0" in fault(item)
+    assert f"{words}; allowed are the declared 0, 1" in fault(item, labels=[1, 0])
 
 
 def test_slope_and_intercept_count_for_labels_and_images(tmp_path):
     image = write(tmp_path / "a.nii", np.full(SHAPE, 1000, np.int16), scl_slope=2.0, scl_inter=-1024.0)
     scaled = label(tmp_path / "l.nii", scl_slope=0.5, scl_inter=0.0)  # 0, 1, 2 stored are 0, 0.5, 1
-    assert "holds label value(s) 0.5;" in fault({"image": image, "label": scaled}, labels=[0, 1])
+    assert "holds the label value 0.5;" in fault({"image": image, "label": scaled}, labels=[0, 1])
     check_scans([{"image": image, "label": label(tmp_path / "m.nii", (0, 1), scl_slope=2.0)}], labels=[0, 2])
 
 
@@ -245,7 +245,7 @@ def test_good_scans_are_told_from_bad_ones_so_that_a_run_can_go_on(tmp_path):
     assert list(reasons) == [nan, gone, items[3]["image"]]
     assert reasons[nan].startswith("has 1 of 720 voxels that are NaN")
     assert reasons[gone].startswith("this scan is a list of 2 files")
-    assert reasons[items[3]["image"]] == f"{wrong}: holds label value(s) 7; allowed are the declared [0, 1, 2]"
+    assert reasons[items[3]["image"]] == f"{wrong}: holds the label value 7; allowed are the declared 0, 1, 2"
     assert examine_scans([items[0]], voxels=False) == ([items[0]], {})
     assert examine_scans([]) == ([], {})
 
@@ -334,9 +334,9 @@ def test_the_value_of_unknown_voxels_is_allowed_where_it_is_named(tmp_path):
     item = {"image": write(tmp_path / "a.nii.gz"), "label": label(tmp_path / "l.nii.gz", (0, 1, 255))}
     check_scans([item], labels=[0, 1], ignore_label=255)
     assert fault(item, labels=[0, 1]).endswith(
-        "holds label value(s) 255; allowed are the declared [0, 1]; for unknown voxels, pass --ignore_label 255"
+        "holds the label value 255; allowed are the declared 0, 1; for unknown voxels, pass --ignore_label 255"
     )
-    assert "value(s) 1; allowed are the declared [0], and 255 for unknown voxels" in fault(
+    assert "the label value 1; allowed are the declared 0, and 255 for unknown voxels" in fault(
         item, labels=[0], ignore_label=255
     )
 
@@ -369,4 +369,4 @@ def test_label_values_off_by_a_rounding_error_pass(tmp_path):
     check_scans([{"image": image, "label": good}], labels=[0, 1, 2])
     check_scans([{"image": image, "label": good}])
     bad = label(tmp_path / "b.nii", (0, 1.002), dtype=np.float32)
-    assert "holds label value(s) 1.002;" in fault({"image": image, "label": bad}, labels=[0, 1, 2])
+    assert "holds the label value 1.002;" in fault({"image": image, "label": bad}, labels=[0, 1, 2])

@@ -97,7 +97,7 @@ def test_an_axial_scan_is_lps(tmp_path):
     ("changed", "words"),
     [
         ({"NDims": "4"}, "4 dimensions"),
-        ({"ElementNumberOfChannels": "3"}, "3 channel(s)"),
+        ({"ElementNumberOfChannels": "3"}, "3 channels"),
         ({"ElementType": "MET_STRING"}, "MET_STRING"),
         ({"ElementDataFile": "LIST"}, "several files (ElementDataFile = LIST)"),
         ({"ElementDataFile": "slice%03d.raw 1 5 1"}, "several files"),

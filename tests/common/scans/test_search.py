@@ -377,7 +377,7 @@ def test_a_label_that_is_not_there_is_not_carried_and_told(tmp_path):
     found = find_candidates(folder)
     (candidate,) = found.candidates
     assert candidate.label == "" and "truth/a.nii.gz does not exist" in candidate.remark
-    assert "1 label(s)" in found.notes[0]
+    assert "1 label of" in found.notes[0]
 
 
 def test_patients_of_two_lists_are_not_one_unless_dicom_says_so(tmp_path):

@@ -162,6 +162,7 @@ def train(
         rates=rates,
         new_rates=new_rates,
         checkpoint=checkpoint,
+        trainer=trainer,
     )
 
 
@@ -317,7 +318,7 @@ def test_an_encoder_file_is_written_on_demand_only_and_no_litter_stays(tmp_path,
 def test_a_checkpoint_of_another_run_is_refused_with_both_values(tmp_path, record):
     train(tmp_path, record, killed_in_step=5)
     before = load_checkpoint_file(tmp_path / "last.pt")
-    with pytest.raises(InputError, match="last.pt belongs to another run.*'window_size': 4.*'window_size': 7"):
+    with pytest.raises(InputError, match="last.pt belongs to another run.*window_size: 4.*window_size: 7"):
         train(tmp_path, record | {"window_size": 7}, resume=True)
     with pytest.raises(InputError, match="learning_rate was 0.1, now 0.2; max_steps was 15, now 12.*--resume_changes"):
         train(tmp_path, record, resume=True, lr=0.2, epochs=4)
@@ -366,9 +367,7 @@ def test_other_parameter_groups_are_refused_with_their_sizes(tmp_path, record):
     halves = [{**group, "params": group["params"][:2]}, {**group, "params": group["params"][2:]}]
     state["optimizer"]["param_groups"] = halves
     save_atomically(state, tmp_path / "last.pt")
-    with pytest.raises(
-        InputError, match=r"tensors in each: \[2, 4\], now \[6\].*--pretrained_encoder or --pretrained_model"
-    ):
+    with pytest.raises(InputError, match=r"tensors in each: 2, 4; now 6\).*--pretrained_encoder or --pretrained_model"):
         train(tmp_path, record, resume=True)
 
 
@@ -542,17 +541,44 @@ def test_a_setting_that_an_older_version_did_not_record_is_not_compared(tmp_path
     assert train(tmp_path, record, settings={**settings, "task": "BTCV"}, resume=True).steps[0] == 4
 
 
+def test_the_scores_of_all_validations_are_kept_over_a_resume(tmp_path, record):
+    scores = (0.1, 0.5, 0.3, 0.4, 0.2)
+    train(tmp_path, record, scores=scores, killed_in_step=8)
+    trainer = train(tmp_path, record, scores=scores, resume=True).trainer
+    assert trainer.state.validations == [[3 * epoch, pytest.approx(score)] for epoch, score in enumerate(scores, 1)]
+
+
+def test_scores_that_cannot_be_compared_are_not_kept(tmp_path, record):
+    settings = {"learning_rate": 0.1, "max_steps": EPOCHS * EPOCH_LENGTH, "roi_size": (96, 96, 96)}
+    train(tmp_path, record, settings=settings, killed_in_step=8)
+    changed = {**settings, "roi_size": (64, 64, 64)}
+    trainer = train(tmp_path, record, settings=changed, resume=True, resume_changes=["roi_size"]).trainer
+    assert [step for step, _ in trainer.state.validations] == [9, 12, 15]
+
+
+def test_the_last_line_names_the_step_and_the_score_of_the_weights(tmp_path, record, caplog):
+    with caplog.at_level("INFO", logger="bundles.common.training.checkpoint"):
+        train(tmp_path, record)
+        train(tmp_path / "unvalidated", record, scores=None)
+    assert [message for message in caplog.messages if message.startswith("wrote")] == [
+        f"wrote {tmp_path}/model.pt: the weights of step 6, dice 0.5000",
+        f"wrote {tmp_path}/unvalidated/model.pt: the weights of step 15",
+    ]
+
+
 @pytest.mark.parametrize("name", ["tasks", "heads", "labels", "task"])
 def test_another_network_cannot_be_allowed(tmp_path, record, name):
     train(tmp_path, record, settings={name: ["a"]}, killed_in_step=5)
-    with pytest.raises(InputError, match=f"another network: {name} was .'a'., now .'b'..*--pretrained_model"):
+    with pytest.raises(InputError, match=f"another network: {name} was a, now b. .*--pretrained_model"):
         train(tmp_path, record, settings={name: ["b"]}, resume=True, resume_changes=[name])
 
 
 def test_processes_that_see_different_files_are_refused(tmp_path, record, monkeypatch):
     train(tmp_path, record, killed_in_step=5)
     monkeypatch.setattr("bundles.common.training.checkpoint.gather_lists", lambda part: [*part, None])
-    with pytest.raises(InputError, match=r"do not see the same .*last.pt: its step is \[3, None\].*share --output_dir"):
+    with pytest.raises(
+        InputError, match=r"do not see the same .*last.pt: its step is 3, no file. .*share --output_dir"
+    ):
         train(tmp_path, record, resume=True)
 
 

@@ -12,9 +12,10 @@ from matplotlib.image import imsave
 from monai.handlers import MLFlowHandler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bundles.common.run.mlflow_server import tolerate_lost_servers
+from bundles.common.run.mlflow_server import mlflow_handler, tolerate_lost_servers
+from bundles.common.run.options import RunSettings
 from bundles.common.training.log import LogEvents
-from bundles.common.training.tracking import Tracking, mlflow_handler
+from bundles.common.training.tracking import Tracking, run_parameters
 
 
 def run(
@@ -28,6 +29,8 @@ def run(
     iterations=6,
     accumulation_steps=1,
     resume=False,
+    own_curves=False,
+    **options,
 ):
     """A row per step with loss = step, a validation of accuracy = step / 10 every three steps, and one picture."""
     trainer = Engine(lambda engine, batch: [{"loss": torch.tensor(0.0)}])
@@ -63,10 +66,13 @@ def run(
         evaluator=evaluator if validates else None,
         pictures=["panel.png", "absent.png"],
         resume=resume,
+        **options,
     ).attach(trainer)
     if uri:
-        handler = MLFlowHandler(tracking_uri=uri, experiment_name="e", epoch_log=False, iteration_log=False)
-        tolerate_lost_servers([handler])[0].attach(trainer)
+        logs = {"epoch_log": own_curves, "iteration_log": own_curves}
+        for engine in (trainer, evaluator):
+            handler = MLFlowHandler(tracking_uri=uri, experiment_name="e", output_transform=lambda out: 7.0, **logs)
+            tolerate_lost_servers([handler])[0].attach(engine)
     length = 3 * accumulation_steps
     trainer.run(range(length), max_epochs=iterations // length, epoch_length=length)
     return trainer
@@ -153,3 +159,39 @@ def test_a_fresh_run_has_a_run_of_its_own_and_a_resumed_one_goes_on(tmp_path):
     client = mlflow.MlflowClient(uri)
     assert [metric.step for metric in client.get_metric_history(first, "train/loss")] == list(range(1, 7))
     assert sorted({metric.step for metric in client.get_metric_history(second, "train/loss")}) == list(range(1, 10))
+
+
+def test_each_metric_stands_once_also_where_monais_handlers_would_write_it_again(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlruns.db"
+    trainer = run(tmp_path, uri=uri, tensorboard=False, own_curves=True)
+    client, run_id = mlflow.MlflowClient(uri), mlflow_handler(trainer).cur_run.info.run_id
+    assert set(client.get_run(run_id).data.metrics) == {"train/loss", "train/learning_rate", "validation/accuracy"}
+    assert len(client.search_runs(client.get_experiment_by_name("e").experiment_id)) == 1
+
+
+def test_parameters_are_those_of_the_run_and_files_of_its_end_are_kept(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlruns.db"
+    (tmp_path / "split.json").write_text("{}")
+    options = {"parameters": {"seed": 3, "roi_size": [64, 64, 32]}, "at_the_end": ["split.json", "absent.png"]}
+    trainer = run(tmp_path, uri=uri, tensorboard=False, **options)
+    client, run_id = mlflow.MlflowClient(uri), mlflow_handler(trainer).cur_run.info.run_id
+    params = client.get_run(run_id).data.params
+    assert (params["seed"], params["roi_size"]) == ("3", "64, 64, 32")
+    assert [artifact.path for artifact in client.list_artifacts(run_id)] == ["pictures", "split.json"]
+
+
+def test_parameters_name_options_network_start_and_versions(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "metadata.json").write_text('{"version": "0.2.0"}')
+    options = {
+        "settings": RunSettings({"seed": 3, "learning_rate": 0.1}),
+        "encoder": {"depths": [2, 2]},
+        "network": torch.nn.Linear(3, 2),
+        "bundle_root": str(tmp_path),
+    }
+    found = run_parameters(**options, start={"file": "encoder.pt"}, preset="cpu")
+    assert found | {"monai_version": 0, "torch_version": 0} == {
+        **{"preset": "cpu", "seed": 3, "learning_rate": 0.1, "encoder_depths": [2, 2], "start": "encoder.pt"},
+        **{"network": "Linear, 8 parameters", "bundle_version": "0.2.0", "monai_version": 0, "torch_version": 0},
+    }
+    assert run_parameters(**options, start=None)["start"] == "scratch"

@@ -753,4 +753,4 @@ def test_a_label_that_is_not_there_is_told_in_the_row(tmp_path, good, caplog):
     run(good, tmp_path / "out")
     row = audit(tmp_path / "out")["raw__site_2__scan"]
     assert (row["verdict"], row["label"]) == ("used", "") and "gone.nii.gz does not exist" in row["reason"]
-    assert "1 label(s)" in caplog.text
+    assert "1 label of" in caplog.text

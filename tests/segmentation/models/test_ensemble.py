@@ -117,7 +117,7 @@ def test_a_training_with_other_settings_is_warned_of(save, caplog):
     with caplog.at_level(logging.WARNING):
         others(paths, expected=expected)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{paths[1]} was trained with spacing [1.0, 1.0, 1.0]; this run uses [1.5, 1.5, 2.0]"
+        f"{paths[1]} was trained with spacing 1.0, 1.0, 1.0; this run uses 1.5, 1.5, 2.0"
     ]
 
 

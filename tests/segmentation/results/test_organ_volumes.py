@@ -14,7 +14,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 
 from bundles.common.errors import InputError
-from bundles.segmentation.results.organ_volumes import OrganVolumes, organ_volumes
+from bundles.segmentation.results.organ_volumes import OrganVolumes, organ_volumes, volumes_table
 
 LABELS = {"0": "background", "1": "liver", "2": "left kidney", "3": "never there"}
 
@@ -157,3 +157,40 @@ def test_cases_have_the_names_that_they_are_given_and_keep_those_of_earlier_runs
     names = {"s2/ct.nii.gz": "s2/ct"}
     run(OrganVolumes(LABELS, tmp_path, resume=True, names=names), [[item_of("s2/ct.nii.gz", {1: 5})]])
     assert {(row[0], row[4]) for row in rows_of(tmp_path)[1:]} == {("ct", "s1/ct.nii.gz"), ("s2/ct", "s2/ct.nii.gz")}
+
+
+def sizes(**organs: float) -> list[dict]:
+    return [{"label": organ, "voxels": int(ml > 0), "ml": ml} for organ, ml in organs.items()]
+
+
+def test_few_organs_are_columns_and_cases_rows():
+    table = volumes_table({"c1": sizes(liver=1500.04, spleen=0), "case_10": sizes(liver=9.96, spleen=210.5)})
+    assert table.splitlines() == ["ml        liver  spleen", "c1       1500.0       -", "case_10    10.0   210.5"]
+
+
+def test_many_organs_of_few_cases_are_rows():
+    organs = {f"organ_{number}": float(number) for number in range(9)}
+    lines = volumes_table({"a": sizes(**organs), "b": sizes(**organs)}).splitlines()
+    assert lines[:3] == ["ml         a    b", "organ_0    -    -", "organ_1  1.0  1.0"] and len(lines) == 10
+
+
+def test_many_cases_are_summarised_over_those_that_have_the_organ():
+    cases = {f"c{number}": sizes(liver=float(number), spleen=0) for number in range(22)}  # c0 has no liver
+    assert volumes_table(cases).splitlines() == [
+        "ml      median  smallest  largest  absent in",
+        "liver     11.0       1.0     21.0          1",
+        "spleen       -         -        -         22",
+    ]
+
+
+def test_the_table_is_logged_with_the_names_of_the_cases(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        run(OrganVolumes(LABELS, tmp_path), [[item_of("d/c2.nii.gz", {1: 400})], [item_of("d/c1.nii.gz", {2: 250})]])
+    wrote, table = [one.getMessage() for one in caplog.records if one.name.startswith("bundles")]
+    assert wrote == f"wrote {tmp_path}/volumes.csv (2 cases)"
+    assert table.splitlines() == [
+        "volumes of 2 scans:",
+        "ml  liver  left kidney  never there",
+        "c1      -          0.2            -",
+        "c2    0.4            -            -",
+    ]

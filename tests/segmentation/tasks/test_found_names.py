@@ -47,9 +47,7 @@ def test_a_folder_becomes_a_task_that_says_how_its_names_were_found(tmp_path, ca
     assert name == "own" and row["modality"] == "CT" and row["channels"] == ["CT"]
     assert row["labels"] == {"0": "background", "1": "label_1", "2": "label_2", "3": "label_3"}
     text = caplog.text
-    assert (
-        f"{folder} has no dataset.json. Its labels hold the values [0, 1, 3], called label_1, label_2, label_3" in text
-    )
+    assert f"{folder} has no dataset.json. Its labels hold the values 0, 1, 3, called label_1, label_2, label_3" in text
     assert "give them names with --labels" in text and "taken for CT in HU" in text
     assert "no training label contains label_2" in text
     assert f"--dataset_dir {folder}" in (tmp_path / "out" / "task.yaml").read_text()
@@ -65,8 +63,8 @@ def test_images_that_do_not_look_like_ct_are_z_scored_and_that_is_said(tmp_path,
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ((500, 600), r"values \[0, 500, 600\]. They must be 0 for the background, then 1, 2"),
-        ((255,), r"hold no structure, only the values \[0\] \(255 is the value of unknown voxels"),
+        ((500, 600), r"values 0, 500, 600. They must be 0 for the background, then 1, 2"),
+        ((255,), r"hold no structure, only 0 \(255 is the value of unknown voxels"),
         ((1, 2.5), r"is no label map: it holds the values 0, 1, 2.5"),
         ((-1, 1), r"is no label map: it holds the values -1, 0, 1"),
     ],

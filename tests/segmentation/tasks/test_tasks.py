@@ -296,8 +296,8 @@ def test_the_folder_of_a_task_fits_its_row_alone(tmp_path, caplog, task):
 @pytest.mark.parametrize(
     ("modality", "says"),
     [
-        ({"0": "T1w", "1": "FLAIR", "2": "t1gd", "3": "T2w"}, "['T1w', 'FLAIR', 't1gd', 'T2w']"),
-        ({"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "CT"}, "['FLAIR', 'T1w', 't1gd', 'CT']"),
+        ({"0": "T1w", "1": "FLAIR", "2": "t1gd", "3": "T2w"}, "T1w, FLAIR, t1gd, T2w"),
+        ({"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "CT"}, "FLAIR, T1w, t1gd, CT"),
     ],
 )
 def test_channels_in_another_order_or_of_another_modality_are_refused(tmp_path, modality, says):
@@ -309,7 +309,7 @@ def test_channels_in_another_order_or_of_another_modality_are_refused(tmp_path, 
 def test_other_makers_names_are_worth_a_warning(tmp_path, caplog):
     listed = write_list(tmp_path, labels={"0": "background", "1": "milt"})
     check_dataset(**listed, file=TABLE)
-    assert "['milt']: they are used as ['spleen'] of Task09_Spleen" in caplog.text
+    assert "names its labels milt: they are used as spleen of Task09_Spleen" in caplog.text
 
 
 @pytest.mark.parametrize("config", ["evaluate", "inference"])
@@ -356,7 +356,7 @@ def test_the_overlap_of_the_training_comes_before_the_presets(tmp_path):
 def test_another_number_of_cases_is_worth_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         check_dataset(**write_list(tmp_path, training=[{"image": "a.nii.gz", "label": "b.nii.gz"}] * 3))
-    assert "3 cases under 'training', Task09_Spleen has 41" in caplog.text
+    assert "3 cases under training, Task09_Spleen has 41" in caplog.text
 
 
 def declare(folder, labels):

@@ -103,7 +103,7 @@ def test_a_label_that_may_mark_its_structure_by_255_is_named(tmp_path, caplog):
     ]
     check_label_presence(scans=scans, labels=LABELS, ignore_label=255)
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert "1 labels with unknown voxels contain no structure, such as" in line and "mask.nii.gz" in line
+    assert "1 label with unknown voxels contains no structure, such as" in line and "mask.nii.gz" in line
 
 
 def test_a_label_without_a_known_voxel_is_refused(tmp_path):

@@ -1,0 +1,41 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Numbers and values as a sentence says them: "1 scan", "2 scans", "spleen, liver", never a Python list or dictionary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: ``1 scan``, ``2 scans``.
+
+    Args:
+        number: how many.
+        noun: in the singular.
+        plural: if it is not the noun with an ``s``.
+    """
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def shown(value: Any) -> str:
+    """Return a value of an option or a record as a person writes it.
+
+    Lists are written with commas (``1.5, 1.5, 2.0``), dictionaries as ``spleen: 1, liver: 2``, sets in order; None, True
+    and False as in YAML. A collection inside a collection stands in brackets.
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_inner(part)}" for key, part in value.items()) or "nothing"
+    if isinstance(value, AbstractSet):
+        value = sorted(value)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_inner, value)) or "nothing"
+    return str(value)
+
+
+def _inner(value: Any) -> str:
+    nested = isinstance(value, (Mapping, AbstractSet, list, tuple))
+    return f"({shown(value)})" if nested else shown(value)
