@@ -22,6 +22,7 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.image import imread, imsave
 
 from bundles.common.data.case_names import case_name
 from bundles.common.errors import InputError
@@ -56,7 +57,8 @@ TASKS = {
     "inpainting": (
         "Fill holes (inpainting)",
         "Blocks of each crop are replaced by noise, and the network restores the crop. To fill a block it must learn "
-        "what anatomy to expect there. Restored: the masked view with its blocks filled by the network.",
+        "what anatomy to expect there. From left to right: the crop; the masked view; restored, the masked view with its "
+        "blocks filled by the network; the whole reconstruction.",
     ),
     "contrast": (
         "Find the partner (contrast)",
@@ -149,14 +151,16 @@ def _content(out: Path) -> dict[str, Any]:
                 "text": text,
                 **_figures(task, validation),
                 **validation["verdicts"][task],
-                "panel": _png(out / PRETRAINED / f"panel_{task}.png"),
-                "wide": task != "inpainting",
+                "panels": _panels(task, out / PRETRAINED / f"panel_{task}.png"),
                 "curve": _svg(curve_figure({"": pretraining}, f"loss_{task}", {"": COLOURS[PRETRAINED]})),
             }
             for task, (title, text) in TASKS.items()
         ],
         "start": {"text": start_sentence(start), "verdict": start.verdict, "picture": _svg(comparison_figure(start))},
-        "control": {"text": control_sentence(control), "failed": control.verdict != "higher"},
+        "control": {
+            "text": control_sentence(control),
+            "failed": control.interval is not None and control.verdict != "higher",
+        },
         "missed": missed_sentences(missed[FINETUNED]),
         "found": FOUND,
         "level": f"{LEVEL:.0%}",
@@ -176,7 +180,7 @@ def _content(out: Path) -> dict[str, Any]:
                 {RUNS[run]: finetuning[run] for run in (FINETUNED, SCRATCH)},
                 "loss",
                 {RUNS[run]: COLOURS[run] for run in RUNS},
-                size=(5.4, 2.8),
+                size=(4.6, 3.0),
             )
         ),
         "overlays": _overlays(out, labelled, patient_means(rows[FINETUNED], "dice")),
@@ -261,7 +265,7 @@ def comparison_figure(found: Comparison) -> Figure:
         found: the pre-trained start (first) against the random one (second).
     """
     differences = np.subtract(found.first, found.second)
-    figure = Figure(figsize=(5.4, 0.3 * len(found.cases) + 1.4), layout="constrained")
+    figure = Figure(figsize=(4.6, 0.32 * len(found.cases) + 1.4), layout="constrained")
     axes = figure.subplots()
     rows = np.arange(len(found.cases))
     axes.axvline(0, color="#16202e", linewidth=1.2)
@@ -273,6 +277,7 @@ def comparison_figure(found: Comparison) -> Figure:
     reach = 1.1 * np.max(np.abs([*differences, *(found.interval or ()), 0.01]))
     axes.set(xlim=(-reach, reach), ylim=(mean + 0.6, -0.6), xlabel="difference in mean Dice")
     axes.set_yticks([*rows, mean], [*found.cases, f"mean, {LEVEL:.0%}"])
+    axes.locator_params(axis="x", nbins=5)
     axes.set_title(f"{RUNS[SCRATCH]} better", loc="left", fontsize=10, color=COLOURS[SCRATCH])
     axes.set_title(f"{RUNS[FINETUNED]} better", loc="right", fontsize=10, color=COLOURS[FINETUNED])
     axes.tick_params(axis="y", length=0)
@@ -286,7 +291,7 @@ def organ_figure(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         rows: scores of each run in `summary.RUNS`, of `findings.read_rows`.
     """
     organs = list(dict.fromkeys(row["label"] for row in rows[FINETUNED]))
-    figure = Figure(figsize=(5.6, 0.5 * len(organs) + 1.0), layout="constrained")
+    figure = Figure(figsize=(4.6, 0.46 * len(organs) + 1.0), layout="constrained")
     axes = figure.subplots()
     for place, (run, title) in enumerate(RUNS.items()):
         offset = 0.25 * (place - 1)
@@ -301,7 +306,11 @@ def organ_figure(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         axes.axhline(line, color="#e3e8ee", linewidth=0.8, zorder=0)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
-    figure.legend(loc="outside upper center", ncols=len(RUNS), frameon=False, handletextpad=0.2, columnspacing=1.2)
+    legend = figure.legend(
+        loc="outside upper center", ncols=len(RUNS), frameon=False, handletextpad=0.2, columnspacing=1.2, markerscale=2
+    )
+    for handle in legend.legend_handles:
+        handle.set_alpha(1)
     return figure
 
 
@@ -352,7 +361,7 @@ def _overlay(out: Path, case: Mapping[str, str], organs: Mapping[int, str]) -> d
     figure = overlay_figure(image, prediction, truth=truth, spacing=spacing, labels=organs)
     figure.legends[0].remove()
     for axes in figure.axes:
-        axes.title.set_fontsize(12)
+        axes.title.set_fontsize(13)
         axes.yaxis.label.set_fontsize(14)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight", pad_inches=0.05)
@@ -373,8 +382,33 @@ def _svg(figure: Figure) -> str:
     return _data_address("image/svg+xml", buffer.getvalue())
 
 
-def _png(path: Path) -> str:
-    return _data_address("image/png", path.read_bytes())
+def _panels(task: str, path: Path) -> list[str]:
+    """Return the picture of a proxy task, large enough to read: half of the crops, or all views in two rows."""
+    picture = imread(_existing(path))
+    if task == "inpainting":
+        pictures = halves(picture, axis=0)[:1]
+    else:
+        pictures = halves(picture, axis=1) if task == "rotation" else [picture]
+    return [_png(each) for each in pictures]
+
+
+def halves(picture: np.ndarray, *, axis: int) -> list[np.ndarray]:
+    """Cut a picture (rows, columns, channels) at the blank row (axis 0) or column (1) nearest to its middle.
+
+    Returns:
+        The two parts; the whole picture if no row or column is blank.
+    """
+    blank = np.flatnonzero((picture == 1).all(axis=(1 - axis, 2)))
+    if not len(blank):
+        return [picture]
+    nearest = blank[np.abs(blank - picture.shape[axis] / 2).argmin()]
+    return np.split(picture, [nearest], axis=axis)
+
+
+def _png(picture: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    imsave(buffer, np.ascontiguousarray(picture), format="png")
+    return _data_address("image/png", buffer.getvalue())
 
 
 def _data_address(kind: str, content: bytes) -> str:

@@ -13,14 +13,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.image import imread
+from matplotlib.image import imread, imsave
 from rich.console import Console
 
 from bundles.common.errors import InputError
 from bundles.segmentation.results.overlay import organ_colours
 from bundles.segmentation.results.scores_table import write_scores
 from demo.findings import Comparison, compare, interval_of_mean
-from demo.report import comparison_figure, curve_figure, main, organ_figure, write_report
+from demo.report import comparison_figure, curve_figure, halves, main, organ_figure, write_report
 from demo.summary import RUNS, clock, print_summary, score_text
 
 NAN = float("nan")
@@ -204,15 +204,28 @@ def test_report_links_only_what_exists(out):
     assert all((out / link).exists() for link in links)
 
 
-def test_report_holds_the_panels_unchanged_and_the_curves_as_vectors(out):
+def test_report_holds_readable_panels_and_the_curves_as_vectors(out):
+    tile = np.ones((20, 20, 3))
+    tile[2:18, 2:18] = np.linspace(0, 0.9, 16)[:, None]
+    for task in ("inpainting", "rotation", "contrast"):
+        imsave(out / f"swin_unetr_pretrain/panel_{task}.png", np.tile(tile, (2, 2, 1)))
     html = html_of(out)
     panels, curves = pictures(html, "image/png"), pictures(html, r"image/svg\+xml")
 
-    for task in ("inpainting", "rotation", "contrast"):
-        assert (out / f"swin_unetr_pretrain/panel_{task}.png").read_bytes() in panels
-    assert len(panels) == 3 + len(CASES)  # with the overlays
-    assert len(curves) == 3 + 1 + 1 + 1  # three tasks, fine-tuning, difference, organs
+    sizes = [imread(io.BytesIO(panel)).shape[:2] for panel in panels[len(CASES) :]]
+    assert sizes == [(20, 40), (40, 40), (40, 20), (40, 20)]  # a half, the whole, two halves
+    assert len(panels) == len(CASES) + 4 and len(curves) == 3 + 1 + 1 + 1  # three tasks, difference, losses, organs
     assert all(b"<svg" in curve for curve in curves)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_picture_is_cut_at_the_blank_line_nearest_to_its_middle(axis):
+    picture = np.zeros((10, 10, 4))
+    lines = np.moveaxis(picture, axis, 0)
+    lines[[0, 6, 9]] = 1
+    assert [half.shape[axis] for half in halves(picture, axis=axis)] == [6, 4]
+    lines[:] = 0
+    assert len(halves(picture, axis=axis)) == 1
 
 
 def overlays(html):
@@ -390,6 +403,16 @@ def test_page_has_no_card_with_the_score_of_a_run(out):
 def test_control_that_scores_as_high_is_in_a_red_box(out):
     write_evaluation(out, "shuffled_labels", DICE["from_scratch"])
     assert boxes(html_of(out))[0].startswith("Do the labels matter? The control failed: true labels gain +0.000")
+
+
+def test_one_test_patient_is_no_failed_control(out):
+    labelled = json.loads((out / "data/labelled/dataset.json").read_text())
+    (out / "data/labelled/dataset.json").write_text(json.dumps(labelled | {"test": labelled["test"][:1]}))
+    for run, dice in DICE.items():
+        write_scores(rows_of(dice)[:2], out / run / "evaluation/scores.csv")
+    html = html_of(out)
+    assert boxes(html) == [] and "the middle one" not in html
+    assert "1 patient cannot give an interval." in words(html) and "95% interval – – –" in words(html)
 
 
 def test_missed_organ_is_named(out):
