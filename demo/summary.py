@@ -13,6 +13,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .findings import (
+    compare,
+    learnt_sentence,
+    missed_organs,
+    missed_sentences,
+    organs_of_patients,
+    patients,
+    read_rows,
+    read_validation,
+    start_sentence,
+)
 from .stage import RECORDS
 
 # Folder of each fine-tuning, and its name in tables.
@@ -70,8 +81,7 @@ def print_summary(out: Path, console: Console) -> None:
     """
     scores = read_scores(out)
     first = next(iter(scores.values()))
-    cases = len(first["cases"])
-    title = f"Scores on {cases} held-out synthetic scan{'s' * (cases > 1)}"
+    title = f"Scores on {patients(len(first['cases']))} that training has not seen, all synthetic"
     table = Table(title=title, title_style="bold", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("\n\norgan", no_wrap=True)
     for run in RUNS.values():
@@ -89,6 +99,9 @@ def print_summary(out: Path, console: Console) -> None:
         f"\nNSD: share of the surface within {tolerance_text(first)}. The patients are synthetic: this shows that "
         "every part works, not that pre-training helps on real scans.\n"
     )
+    for sentence in _sentences(out):
+        console.print(sentence, highlight=False)
+    console.print()
     _print_lines(
         console,
         {
@@ -100,6 +113,18 @@ def print_summary(out: Path, console: Console) -> None:
             "compute time": clock(sum(stage["seconds"] for stage in read_stages(out))),
         }.items(),
     )
+
+
+def _sentences(out: Path) -> list[str]:
+    """Return what the demo may claim."""
+    finetuned, scratch = (read_rows(out, run) for run in list(RUNS)[:2])
+    labelled = json.loads((out / "data/labelled/dataset.json").read_text())
+    missed = missed_sentences(missed_organs(finetuned, organs_of_patients(out, labelled)))
+    return [
+        learnt_sentence(read_validation(out)),
+        start_sentence(compare(finetuned, scratch)),
+        f"Missed, {'; '.join(missed)}." if missed else "Every organ was found in every patient.",
+    ]
 
 
 def _print_lines(console: Console, lines: Iterable[tuple[str, Any]]) -> None:

@@ -211,6 +211,17 @@ def test_all_runs_are_scored_on_the_same_true_labels(tmp_path):
         assert option(stage, "section") == "test" and "--data_list" not in stage.command
 
 
+def test_patients_are_enough_for_an_interval_and_all_are_segmented(tmp_path):
+    plan = {stage.name: stage for stage in demo.stages(tmp_path / "out")}
+    assert option(plan["data"], "test") == str(demo.TEST_PATIENTS) and 3 <= demo.TEST_PATIENTS <= 5
+    assert option(plan["segment"], "dataset_dir") == (tmp_path / "out/data/labelled/imagesTs").as_posix()
+
+
+def test_report_follows_a_change_of_each_of_its_modules(tmp_path):
+    report = demo.stages(tmp_path / "out")[-1]
+    assert {path.name for path in report.code} >= {"report.py", "report.html.jinja", "findings.py", "summary.py"}
+
+
 def test_everything_is_written_under_the_demo_folder(tmp_path):
     for stage in demo.stages(tmp_path / "out"):
         for name in ("output_dir", "save_execute_config"):
@@ -330,7 +341,7 @@ def test_demo_end_to_end_killed_and_started_again(tmp_path):
         "report.html",
     ):
         assert (out / name).stat().st_size > 0, name
-    assert len(list(out.glob("segmentation/*_seg.nii.gz"))) == 1
+    assert len(list(out.glob("segmentation/*_seg.nii.gz"))) == demo.TEST_PATIENTS
     assert "liver" in finished.stdout and "compute time" in finished.stdout
     assert (out / "report.html").stat().st_size < 3_000_000
 
