@@ -35,7 +35,7 @@ def run(path: Path):
 
 
 def without_logs(notebook):
-    """Remove from a notebook what its commands printed and when its cells ran; pictures get 64 colours."""
+    """Remove from a notebook what its commands printed and when its cells ran; pictures get 256 colours."""
     for cell in notebook.cells:
         cell.metadata = {}
         if cell.cell_type == "code":
@@ -54,10 +54,10 @@ def without_logs(notebook):
 
 
 def few_colours(png: str) -> str:
-    """Return a PNG, in base64, with 64 colours."""
+    """Return a PNG, in base64, with 256 colours; small patches, as in legends, keep theirs."""
     small = io.BytesIO()
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    picture.quantize(64, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
     return base64.b64encode(small.getvalue()).decode()
 
 

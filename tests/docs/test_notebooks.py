@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 
+import nibabel as nib
+import numpy as np
 import pytest
+from PIL import Image
 
-from tools.notebooks import NOTEBOOKS, run, without_logs
+from tools.notebooks import NOTEBOOKS, few_colours, run, without_logs
 from tools.site_pages import notebook_text
 
 SAVED = sorted(NOTEBOOKS.glob("*.ipynb"))
@@ -53,9 +58,6 @@ def test_demo(outputs):
 
 @pytest.mark.slow
 def test_my_own_scans(outputs):
-    import nibabel as nib
-    import numpy as np
-
     folder, printed = outputs("my-own-scans")
     assert 'modality: "CT"' in printed
     rows = [line.split(",") for line in (folder / "scores" / "scores.csv").read_text().splitlines()[1:]]
@@ -63,6 +65,20 @@ def test_my_own_scans(outputs):
     assert np.mean([float(row[2]) for row in rows if row[1] == "liver"]) > 0.5
     scan, mask = (nib.load(folder / name) for name in ("new/patient_7.nii.gz", "result/patient_7_seg.nii.gz"))
     assert mask.shape == scan.shape and np.allclose(mask.affine, scan.affine, atol=1e-4)
+
+
+def test_saved_pictures_keep_the_colours_of_a_legend():
+    picture = np.repeat(np.random.default_rng(0).integers(0, 256, (200, 200, 1), np.uint8), 3, axis=2)
+    legend = [(255, 20, 20), (250, 240, 20), (30, 60, 250), (30, 20, 160), (160, 20, 250), (250, 30, 130)]
+    for number, colour in enumerate(legend):
+        picture[10 * number : 10 * number + 5, :8] = colour
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    small = base64.b64decode(few_colours(base64.b64encode(file.getvalue()).decode()))
+    kept = np.asarray(Image.open(io.BytesIO(small)).convert("RGB")).astype(int)
+    for number, colour in enumerate(legend):
+        assert np.abs(kept[10 * number + 2, 4] - colour).max() < 20
+    assert len(small) < len(file.getvalue())
 
 
 @pytest.mark.parametrize("path", SAVED, ids=lambda path: path.stem)
