@@ -1,7 +1,7 @@
 # make demo    pre-train, fine-tune and segment synthetic CT on the CPU, ending with demo/out/report.html   (FRESH=1 starts over)
 # make test    all tests
 # make check   formatting, lint and all tests
-# make docs    the documentation site, site/index.html, with links, notebooks and Dockerfile checked (240 MB more in .venv)
+# make docs    the documentation site, site/index.html, with links, notebooks and Dockerfile checked (250 MB more in .venv)
 # make test-legacy   weights of the real MONAI 1.4.0 compute the same here (an environment of its own, .venv-legacy)
 # make test-label    packed bundles in a real MONAI Label server (an environment of its own, .venv-label-1.6.1, 3.7 GB); LABEL_MONAI=1.5.2: with that MONAI
 # make test-matrix   the workflow tests with the oldest and the newest PyTorch and MONAI of setup.cfg (environments of their own, 5 GB

@@ -154,10 +154,10 @@ def on_page_markdown(markdown, page, config, files):
         return markdown
     if path == "README.md":
         page.meta["hide"] = ["navigation"]  # its column would repeat the tabs
-    if bundle := re.fullmatch(r"bundles/(\w+)\.md", page.file.src_uri):
-        markdown = markdown.replace(
-            "# Model Overview\n", f"# {bundle[1]}\n", 1
-        )  # the model zoo's heading for every bundle
+    if bundle := re.fullmatch(
+        r"bundles/(\w+)\.md", page.file.src_uri
+    ):  # the model zoo wants one heading in all of them
+        markdown = markdown.replace("# Model Overview\n", f"# {bundle[1]}\n", 1)
     markdown = turn_links(markdown, path)
     if path.endswith(".ipynb"):
         markdown += f"\n[Download this notebook]({os.path.basename(path)})\n"

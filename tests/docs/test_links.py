@@ -56,6 +56,12 @@ def test_every_page_is_in_the_navigation_once():
     assert sorted(navigation) == sorted(place for place in pages() if not place.startswith("source/"))
 
 
+def test_anchors_are_those_of_code_hosts():
+    assert anchor("Why `--merging`") == "why---merging"
+    assert anchor("1. Train, score & look") == "1-train-score--look"
+    assert anchor("`prepare.yaml` of swin_unetr_pretrain") == "prepareyaml-of-swin_unetr_pretrain"
+
+
 def test_a_file_has_one_place_on_the_site():
     assert site_path("README.md") == "index.md"
     assert site_path("docs/how-to/weights.md") == "how-to/weights.md"
