@@ -2,6 +2,7 @@
 # make demo    pre-train, fine-tune and segment synthetic CT on the CPU, ending with demo/out/report.html   (FRESH=1 starts over)
 # make test    all tests
 # make check   formatting, lint and all tests
+# make docs    the documentation site, site/index.html, with links, notebooks and Dockerfile checked (250 MB more in .venv)
 # make test-legacy   weights of the real MONAI 1.4.0 compute the same here (an environment of its own, .venv-legacy)
 # make test-label    packed bundles in a real MONAI Label server (an environment of its own, .venv-label-1.6.1, 3.7 GB); LABEL_MONAI=1.5.2: with that MONAI
 # make test-matrix   the workflow tests with the oldest and the newest PyTorch and MONAI of setup.cfg (environments of their own, 5 GB
@@ -21,7 +22,7 @@ INSTALLED = $(VENV)/.installed
 TESTED = $(VENV)/.installed-test
 EXTRAS ?=
 
-.PHONY: install demo test mutants test-kills test-legacy test-label check lint clean gpu-kit
+.PHONY: install demo test docs mutants test-kills test-legacy test-label check lint clean gpu-kit
 .DEFAULT_GOAL := demo
 
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt
@@ -47,6 +48,15 @@ demo: $(INSTALLED)
 
 test: $(TESTED)
 	$(VENV)/bin/python -m pytest
+
+$(VENV)/.docs: $(TESTED)
+	$(PIP) --editable ".[test,docs]"
+	touch $@
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
+	@echo "Built site/. To read it: $(VENV)/bin/python -m http.server --directory site"
+	$(VENV)/bin/python -m pytest tests/docs
 
 $(LEGACY_VENV)/.installed:
 	$(PYTHON) -m venv $(LEGACY_VENV)
@@ -95,7 +105,7 @@ gpu-kit: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks.gpu_check.kit --out gpu-kit
 
 clean:
-	rm -rf gpu-kit $(VENV) $(LEGACY_VENV) .venv-label-* .venv-matrix-* demo/out *.egg-info .pytest_cache .ruff_cache
+	rm -rf gpu-kit site $(VENV) $(LEGACY_VENV) .venv-label-* .venv-matrix-* demo/out *.egg-info .pytest_cache .ruff_cache
 
 # Evidence: what pre-training gains. STUDY=openkbp DATA=DIR OUT=DIR choose another study, its data and its folder (docs/how-to/measure-the-gain.md).
 # make few-label-curve   Dice over the number of labelled patients, with pre-training and from scratch
