@@ -3,7 +3,7 @@
 
 Each mutant is one change of one module where an error would be silent, in a copy of the project. The tests that mirror
 the module run on it, in a process forked from one that has imported MONAI. Those that pass have not noticed: the mutant
-survives, and its change is printed. `EQUIVALENTS` lists changes that make no difference, with the reason.
+survives, and its change is printed. equivalent_mutants.py lists changes that make no difference, with the reason.
 
 cosmic-ray and mutmut start Python anew for each mutant, of which 9 s are imports.
 """
@@ -28,9 +28,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .child_process import available_cores
+from .equivalent_mutants import EQUIVALENTS
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 4.0  # times the duration of the tests without a change, and 20 s: then a mutant hangs, which is noticed
+PATIENCE = 4.0  # times the duration of the tests without a change, and a minute: then a mutant hangs, which is noticed
+# What tests and modules import beside the standard library, so that a fork has it. Nothing of this project.
+PRELOADED = [
+    "monai.bundle",
+    "torch._dynamo",
+    "nibabel",
+    "matplotlib.pyplot",
+    "scipy.stats",
+    "pytest",
+    "xdist.plugin",
+    "hypothesis",
+]
 
 #: Modules where an error would be silent, and the tests that must notice it (default: those of the same path).
 TARGETS: dict[str, tuple[str, ...]] = {
@@ -63,15 +75,6 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "zoo/package/archive.py": (),
     "zoo/package/packed_weights.py": ("tests/zoo/package/test_trained_settings.py", "tests/zoo/test_pack.py"),
 }
-#: Module, line and changed line of mutants that make no difference, with the reason.
-EQUIVALENTS: dict[tuple[str, str, str], str] = {
-    (
-        "bundles/pretraining/proxy_tasks/rotation.py",
-        "return draw(generators, lambda g: torch.randint(4, (each,), generator=g, device=g.device))",
-        "return draw(generators, lambda g: torch.randint(4, (each,), generator=g))",
-    ): "equal on a CPU; benchmarks/gpu_check trains on a GPU",
-}
-
 _SWAPS = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
     **{
@@ -102,7 +105,10 @@ class Mutant:
 
 
 def mutants_of(module: str, source: str) -> Iterator[Mutant]:
-    """Make every mutant of a module, one change each. Texts, types and imports are left alone."""
+    """Make every mutant of a module, one change each.
+
+    Texts, types, imports and decorators are left alone, and so are keywords that guard or describe (`_NEUTRAL`).
+    """
     tree = ast.parse(source)
     plain = ast.unparse(tree)
     for number, node in enumerate(ast.walk(tree)):
@@ -185,7 +191,7 @@ def copy_project(root: Path, folder: Path) -> None:
 def passes(folder: Path, tests: Sequence[str], *, timeout: float | None = None) -> bool:
     """Run tests in a folder, in a forked process; return whether all pass in time."""
     forking = multiprocessing.get_context("forkserver")
-    forking.set_forkserver_preload(["monai.bundle", "nibabel", "pytest", "xdist.plugin", "hypothesis", "scipy.stats"])
+    forking.set_forkserver_preload(PRELOADED)
     process = forking.Process(target=_run_tests, args=(str(folder), list(tests)))
     process.start()
     process.join(timeout)
@@ -211,7 +217,19 @@ def _run_tests(folder: str, tests: list[str]) -> None:
     import pytest
 
     status = pytest.main(
-        ["-x", "-q", "-n0", "-p", "no:cacheprovider", "-p", "no:randomly", "--disable-warnings", *tests]
+        [
+            "-x",
+            "-q",
+            "-n0",
+            "-m",
+            "not slow",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:randomly",
+            "--disable-warnings",
+            *tests,
+        ]
     )
     os._exit(int(status))
 
@@ -239,9 +257,9 @@ def try_module(
     began = time.monotonic()
     if not passes(folder, tests):
         raise RuntimeError(f"{', '.join(tests)} fail without any change of {module}")
-    timeout = PATIENCE * (time.monotonic() - began) + 20
+    timeout = PATIENCE * (time.monotonic() - began) + 60
     made = [mutant for mutant in mutants_of(module, source) if (module, *mutant.line) not in equivalents]
-    chosen = random.Random(f"{seed} {module}").sample(made, min(each, len(made)))
+    chosen = sorted(made, key=lambda mutant: random.Random(f"{seed} {module} {mutant.line}").random())[:each]
     survivors = []
     try:
         for mutant in chosen:

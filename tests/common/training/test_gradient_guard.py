@@ -14,6 +14,7 @@ from monai.data import DataLoader
 from monai.engines import SupervisedTrainer
 
 from bundles.common.errors import InputError
+from bundles.common.training import gradient_guard
 from bundles.common.training.gradient_guard import GradientGuard
 
 
@@ -142,6 +143,22 @@ def test_an_accumulated_step_is_clipped_once_and_left_out_as_a_whole(fused):
     # steps: mean(1, 3) = 2, bounded to 1.75; left out; mean(1, 2) = 1.5
     assert -network.weight.item() == pytest.approx(1.75 + 1.5, rel=1e-5)
     assert trainer.state.skipped_steps == 1
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_bad_step_of_another_process_is_left_out_here_too(fused, monkeypatch):
+    """Otherwise the weights of the processes would differ from then on."""
+    theirs = iter([1.0, 0.0, 1.0])
+    reduce = {torch.distributed.ReduceOp.MIN: torch.minimum, torch.distributed.ReduceOp.MAX: torch.maximum}
+
+    def all_reduce(ours, op):
+        ours.copy_(reduce[op](ours, torch.tensor(next(theirs))))
+
+    monkeypatch.setattr(gradient_guard, "is_distributed", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    network = weight()
+    trainer = run([1.0, 1.0, math.nan], network=network, optimizer=sgd(network, fused), max_norm=None)
+    assert trainer.state.skipped_steps == 2 and network.weight.item() == -1.0
 
 
 def test_too_many_in_a_row_end_the_run_with_advice():
