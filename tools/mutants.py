@@ -14,6 +14,7 @@ import argparse
 import ast
 import copy
 import difflib
+import gc
 import multiprocessing
 import os
 import random
@@ -44,35 +45,67 @@ PRELOADED = [
     "hypothesis",
 ]
 
-#: Modules where an error would be silent, and the tests that must notice it (default: those of the same path).
+_SWIN_TESTS = (
+    "test_the_encoder",
+    "test_swin_unetr",
+    "test_gradient_checkpointing",
+    "test_the_deepest_output_alone",
+    "test_every_module_of_monai_is_replaced_and_stays_what_it_was",
+    "test_a_crop_with_one_voxel_at_the_bottom_is_refused_as_monai_refuses_it",
+    "test_a_metatensor_comes_out_as_one_with_its_affine",
+)
+#: Modules where an error would be silent, and arguments of pytest: the tests that must notice it (default: those of the same path).
 TARGETS: dict[str, tuple[str, ...]] = {
     "bundles/common/data/partial_labels.py": (),
     "bundles/common/data/seeded_crops.py": (),
-    "bundles/common/networks/fast/attention.py": (),
+    "bundles/common/networks/fast/attention.py": (
+        "tests/common/networks/fast/test_attention.py",
+        "--deselect=tests/common/networks/fast/test_attention.py::test_every_stage_equals_monai_in_values_and_gradients",
+    ),
+    "bundles/common/networks/fast/norm_act.py": (),
+    "bundles/common/networks/fast/swin.py": tuple(
+        f"tests/common/networks/fast/test_swin.py::{test}" for test in _SWIN_TESTS
+    ),
+    "bundles/common/networks/fast/unet_blocks.py": tuple(
+        f"tests/common/networks/fast/test_swin.py::{test}" for test in _SWIN_TESTS
+    ),
     "bundles/common/networks/fast/windows.py": (),
     "bundles/common/networks/patch_merging.py": (),
+    "bundles/common/networks/positions.py": (),
+    "bundles/common/networks/roi_size.py": (),
+    "bundles/common/networks/swin_unetr.py": (),
+    "bundles/common/run/mixed_precision.py": (),
     "bundles/common/training/checkpoint.py": (),
     "bundles/common/training/gradient_guard.py": (),
     "bundles/common/training/lr_schedule.py": (),
     "bundles/common/training/parameter_groups.py": (),
     "bundles/common/training/weight_average.py": (),
+    "bundles/common/weights/dialects.py": (),
     "bundles/common/weights/loading.py": (),
+    "bundles/common/weights/merging_guard.py": (),
     "bundles/common/weights/merging_order.py": (),
+    "bundles/common/weights/whole_network.py": (),
+    "bundles/pretraining/network.py": (),
+    "bundles/pretraining/proxy_tasks/augmented_views.py": (),
     "bundles/pretraining/proxy_tasks/contrast.py": (),
     "bundles/pretraining/proxy_tasks/draws.py": (),
     "bundles/pretraining/proxy_tasks/losses.py": (),
     "bundles/pretraining/proxy_tasks/masking.py": (),
     "bundles/pretraining/proxy_tasks/position.py": (),
     "bundles/pretraining/proxy_tasks/rotation.py": (),
+    "bundles/pretraining/proxy_tasks/tasks.py": (),
+    "bundles/segmentation/results/bootstrap.py": (),
     "bundles/segmentation/results/case_scores.py": (),
     "bundles/segmentation/results/metrics.py": ("tests/segmentation/results/test_case_scores.py",),
     "bundles/segmentation/results/score_summary.py": (),
     "bundles/segmentation/training/loss.py": (),
     "evidence/results/paired_bootstrap.py": (),
     "evidence/results/power.py": (),
+    "evidence/results/records.py": ("tests/evidence/test_report.py",),
     "evidence/results/table.py": ("tests/evidence/test_report.py", "tests/evidence/results"),
     "evidence/study/subsets.py": (),
     "zoo/package/archive.py": (),
+    "zoo/package/trained_settings.py": (),
     "zoo/package/packed_weights.py": ("tests/zoo/package/test_trained_settings.py", "tests/zoo/test_pack.py"),
 }
 _SWAPS = {
@@ -87,6 +120,9 @@ _SWAPS = {
     },
     **{ast.And: ast.Or, ast.Or: ast.And, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In},
 }
+
+#: Keywords that make no difference here: UTF-8 is the default, and the tests run on a CPU (benchmarks/gpu_check on a GPU).
+_NEUTRAL = ("encoding", "device", "stacklevel")
 
 
 @dataclass(frozen=True)
@@ -107,11 +143,16 @@ class Mutant:
 def mutants_of(module: str, source: str) -> Iterator[Mutant]:
     """Make every mutant of a module, one change each.
 
-    Texts, types, imports and decorators are left alone, and so are keywords that guard or describe (`_NEUTRAL`).
+    Texts, types, imports and decorators are left alone, and so are `_NEUTRAL` keywords and the ``strict`` of `zip`.
     """
     tree = ast.parse(source)
     plain = ast.unparse(tree)
+    left_alone = {
+        id(part) for node in ast.walk(tree) for each in getattr(node, "decorator_list", ()) for part in ast.walk(each)
+    }
     for number, node in enumerate(ast.walk(tree)):
+        if id(node) in left_alone:
+            continue
         for kind in range(_kinds(node)):
             changed = copy.deepcopy(tree)
             _change(next(other for place, other in enumerate(ast.walk(changed)) if place == number), kind)
@@ -130,6 +171,12 @@ def mutants_of(module: str, source: str) -> Iterator[Mutant]:
                 yield Mutant(module, line, text)
 
 
+def _named(call: ast.Call) -> list[int]:
+    """Return the places of the keywords of a call that may be left out."""
+    neutral = (*_NEUTRAL, "strict") if isinstance(call.func, ast.Name) and call.func.id == "zip" else _NEUTRAL
+    return [place for place, keyword in enumerate(call.keywords) if keyword.arg and keyword.arg not in neutral]
+
+
 def _kinds(node: ast.AST) -> int:
     """Return in how many ways a node is changed."""
     if isinstance(node, ast.Compare):
@@ -145,7 +192,7 @@ def _kinds(node: ast.AST) -> int:
     ):
         return 1
     if isinstance(node, ast.Call):
-        return len([keyword for keyword in node.keywords if keyword.arg])
+        return len(_named(node))
     return int(isinstance(node, ast.Return) and node.value is not None)
 
 
@@ -164,8 +211,7 @@ def _change(node: ast.AST, kind: int) -> None:
         if isinstance(node.op, ast.Not):
             node.operand = ast.UnaryOp(ast.Not(), node.operand)
     elif isinstance(node, ast.Call):
-        named = [place for place, keyword in enumerate(node.keywords) if keyword.arg]
-        del node.keywords[named[kind]]
+        del node.keywords[_named(node)[kind]]
     else:
         node.value = ast.Constant(None)
 
@@ -216,21 +262,21 @@ def _run_tests(folder: str, tests: list[str]) -> None:
     multiprocessing.set_start_method(None, force=True)
     import pytest
 
-    status = pytest.main(
-        [
-            "-x",
-            "-q",
-            "-n0",
-            "-m",
-            "not slow",
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:randomly",
-            "--disable-warnings",
-            *tests,
-        ]
-    )
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    gc.freeze()  # what was imported before the fork: pytest collects garbage at its end
+    options = [
+        "-x",
+        "-q",
+        "-p",
+        "xdist.plugin",
+        "-n0",
+        "-m",
+        "not slow",
+        "-p",
+        "no:cacheprovider",
+        "--disable-warnings",
+    ]
+    status = pytest.main([*options, *tests])
     os._exit(int(status))
 
 
