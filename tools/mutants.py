@@ -147,9 +147,7 @@ def mutants_of(module: str, source: str) -> Iterator[Mutant]:
     """
     tree = ast.parse(source)
     plain = ast.unparse(tree)
-    left_alone = {
-        id(part) for node in ast.walk(tree) for each in getattr(node, "decorator_list", ()) for part in ast.walk(each)
-    }
+    left_alone = {id(part) for node in ast.walk(tree) for each in _neutral_parts(node) for part in ast.walk(each)}
     for number, node in enumerate(ast.walk(tree)):
         if id(node) in left_alone:
             continue
@@ -171,10 +169,21 @@ def mutants_of(module: str, source: str) -> Iterator[Mutant]:
                 yield Mutant(module, line, text)
 
 
+def _neutral_parts(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield decorators, and the values of keywords that make no difference."""
+    yield from getattr(node, "decorator_list", ())
+    if isinstance(node, ast.Call):
+        yield from (each.value for each in node.keywords if each.arg in _neutral_keywords(node))
+
+
+def _neutral_keywords(call: ast.Call) -> tuple[str, ...]:
+    return (*_NEUTRAL, "strict") if isinstance(call.func, ast.Name) and call.func.id == "zip" else _NEUTRAL
+
+
 def _named(call: ast.Call) -> list[int]:
     """Return the places of the keywords of a call that may be left out."""
-    neutral = (*_NEUTRAL, "strict") if isinstance(call.func, ast.Name) and call.func.id == "zip" else _NEUTRAL
-    return [place for place, keyword in enumerate(call.keywords) if keyword.arg and keyword.arg not in neutral]
+    neutral = (None, *_neutral_keywords(call))
+    return [place for place, keyword in enumerate(call.keywords) if keyword.arg not in neutral]
 
 
 def _kinds(node: ast.AST) -> int:

@@ -17,6 +17,7 @@ from bundles.common.networks.fast.attention import (
     chunked_attention,
     fold,
     fused_attention,
+    is_exporting,
 )
 from bundles.common.networks.fast.swin import make_fast
 from bundles.common.networks.fast.windows import window_plan
@@ -288,3 +289,9 @@ def test_dropout_of_the_attention_and_masks_of_monai_go_the_way_of_monai():
     assert torch.equal(*outs)
     attn.eval()
     assert (attn(x, plan) - attn(x, plan.dense_mask())).abs().max() < 1e-10
+
+
+def test_a_trace_is_an_export_and_what_comes_after_is_not():
+    seen = []
+    torch.jit.trace(lambda x: (seen.append(is_exporting()), x + 1)[1], torch.ones(1))
+    assert seen[0] is True and is_exporting() is False
