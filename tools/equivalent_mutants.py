@@ -20,4 +20,9 @@ EQUIVALENTS: dict[tuple[str, str, str], str] = {
         "step = min(windows, max(1, CHUNK // (heads * tokens * tokens)))",
         "step = min(windows, max(1, CHUNK // (heads * tokens / tokens)))",
     ): "how many windows at a time: speed and memory",
+    (
+        "bundles/pretraining/proxy_tasks/position.py",
+        "return error.abs().sum() / (3 * number.clamp(min=1) * UNIT)",
+        "return error.abs().sum() / (3 * number.clamp(min=2) * UNIT)",
+    ): "of a single voxel, the distance to the mean is 0",
 }

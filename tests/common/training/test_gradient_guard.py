@@ -230,3 +230,17 @@ def test_a_gradient_without_a_bound_is_left_as_it_is():
     trainer = run([1e30], network=network, max_norm=None)
     assert network.weight.item() == pytest.approx(-1e30, rel=1e-6)
     assert trainer.state.gradient_norm.item() == pytest.approx(1e30, rel=1e-6)
+
+
+def test_by_default_every_step_is_read_and_twenty_skipped_ones_in_a_row_end_the_run():
+    network = weight()
+    seen = []
+    with pytest.raises(InputError, match="20 steps in a row up to step 21"):
+        run(
+            [1.0] + 30 * [math.nan],
+            network=network,
+            optimizer=sgd(network, True),
+            loss=lambda y, _: (seen.append(1), y.sum())[1],
+            max_norm=1.0,
+        )
+    assert len(seen) == 21
