@@ -45,6 +45,15 @@ PRELOADED = [
     "hypothesis",
 ]
 
+_TABLE_TESTS = (
+    "test_the_first_figure_leads_and_the_other_labels_are_apart",
+    "test_labels_that_are_lower_are_named_with_both_intervals",
+    "test_a_label_that_only_the_bootstrap_calls_lower_is_marked",
+    "test_no_lower_label_is_said_as_well",
+    "test_t_intervals_stand_beside_those_of_the_bootstrap",
+    "test_each_seed_is_stated_and_few_seeds_are_doubted",
+    "test_tables_have_nsd_and_the_paired_difference_of_hd95",
+)
 _SWIN_TESTS = (
     "test_the_encoder",
     "test_swin_unetr",
@@ -101,8 +110,11 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "bundles/segmentation/training/loss.py": (),
     "evidence/results/paired_bootstrap.py": (),
     "evidence/results/power.py": (),
-    "evidence/results/records.py": ("tests/evidence/test_report.py",),
-    "evidence/results/table.py": ("tests/evidence/test_report.py", "tests/evidence/results"),
+    "evidence/results/records.py": (),
+    "evidence/results/table.py": (
+        "tests/evidence/results/test_table.py",
+        *(f"tests/evidence/test_report.py::{test}" for test in _TABLE_TESTS),
+    ),
     "evidence/study/subsets.py": (),
     "zoo/package/archive.py": (),
     "zoo/package/trained_settings.py": (),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -256,6 +257,38 @@ def test_what_is_folded_for_inference_follows_the_weights():
     check()
     attn(x, plan).sum().backward()
     assert attn._kept is None, "training does not hold what inference has folded"
+
+
+def test_what_is_folded_belongs_to_one_table_one_mask_and_one_window():
+    attn = block_pair(dim=6, heads=2, shift=NONE, window=(3, 3, 3), dtype=torch.float32)[1].attn
+    plans = [
+        window_plan(grid, window, shift, CPU)
+        for grid, window, shift in (
+            ((6, 6, 6), (3, 3, 3), (1, 1, 1)),
+            ((6, 6, 6), (3, 3, 3), (1, 0, 0)),
+            ((6, 6, 6), (3, 3, 3), (0, 0, 0)),
+            ((6, 6, 6), (2, 2, 2), (0, 0, 0)),
+        )
+    ]
+
+    def check(plan):
+        x = torch.randn(plan.windows, math.prod(plan.window), 6)
+        expected = WindowAttention.forward(attn, x, plan.dense_mask())
+        torch.testing.assert_close(attn(x, plan), expected, atol=1e-5, rtol=1e-5)
+
+    with torch.no_grad():
+        for plan in (*plans, *plans):
+            check(plan)
+            _, _, table, masks = attn._kept
+            # held, so that no other tensor can come to their addresses
+            assert table.data_ptr() == attn.relative_position_bias_table.data_ptr() and masks is plan.masks
+        for _ in range(2):  # each new, of the same version
+            attn.relative_position_bias_table = torch.nn.Parameter(torch.randn(125, 2))
+            check(plans[0])
+    with torch.inference_mode():
+        for _ in range(2):  # such a tensor has no version
+            attn.relative_position_bias_table = torch.nn.Parameter(torch.randn(125, 2))
+            check(plans[0])
 
 
 def test_what_is_folded_travels_neither_with_the_weights_nor_with_the_module():
