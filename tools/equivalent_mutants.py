@@ -25,4 +25,9 @@ EQUIVALENTS: dict[tuple[str, str, str], str] = {
         "return error.abs().sum() / (3 * number.clamp(min=1) * UNIT)",
         "return error.abs().sum() / (3 * number.clamp(min=2) * UNIT)",
     ): "of a single voxel, the distance to the mean is 0",
+    (
+        "bundles/pretraining/proxy_tasks/draws.py",
+        "state = np.random.SeedSequence([seed, number]).generate_state(1, dtype=np.uint64)[0]",
+        "state = np.random.SeedSequence([seed, number]).generate_state(2, dtype=np.uint64)[0]",
+    ): "the first number is the same however many follow",
 }

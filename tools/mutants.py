@@ -98,7 +98,10 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "bundles/pretraining/proxy_tasks/augmented_views.py": (),
     "bundles/pretraining/proxy_tasks/contrast.py": (),
     "bundles/pretraining/proxy_tasks/draws.py": (),
-    "bundles/pretraining/proxy_tasks/losses.py": (),
+    "bundles/pretraining/proxy_tasks/losses.py": (
+        "tests/pretraining/proxy_tasks/test_losses.py",
+        "tests/pretraining/proxy_tasks/test_position.py",
+    ),
     "bundles/pretraining/proxy_tasks/masking.py": (),
     "bundles/pretraining/proxy_tasks/position.py": (),
     "bundles/pretraining/proxy_tasks/rotation.py": (),

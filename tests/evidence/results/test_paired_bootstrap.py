@@ -78,6 +78,7 @@ def test_two_patients_and_two_seeds_have_the_exact_distribution():
     assert np.quantile(outcomes, [0.25, 0.75], method="inverted_cdf").tolist() == [3.0, 7.0]
     assert found.interval == (3.0, 7.0)
     assert (found.higher, found.lower, found.equal) == (2, 0, 0)
+    assert found.sd_patients == pytest.approx(8**0.5)  # of 3 and 7, as of a sample
 
 
 def test_equal_differences_have_an_interval_of_no_width():
