@@ -30,4 +30,9 @@ EQUIVALENTS: dict[tuple[str, str, str], str] = {
         "state = np.random.SeedSequence([seed, number]).generate_state(1, dtype=np.uint64)[0]",
         "state = np.random.SeedSequence([seed, number]).generate_state(2, dtype=np.uint64)[0]",
     ): "the first number is the same however many follow",
+    (
+        "evidence/results/paired_bootstrap.py",
+        "return float(_figure(scores, np.ones((1, scores.shape[0])), np.ones((1, scores.shape[1])))[0])",
+        "return float(_figure(scores, np.ones((1, scores.shape[0])), np.ones((2, scores.shape[1])))[0])",
+    ): "the first of two equal draws",
 }

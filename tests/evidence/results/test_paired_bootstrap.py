@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -147,3 +148,10 @@ def test_where_seeds_differ_a_null_is_found_to_differ_too_often_with_few_of_them
         low, high = paired_difference(d, np.zeros_like(d), draws=500, seed=trial).interval
         shown += low > 0 or high < 0
     assert least <= shown / 200 <= most
+
+
+def test_one_patient_has_no_standard_deviation_and_none_is_no_score():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = paired_difference([[[0.75], [0.5], [None]]], [[[0.5], [None], [0.25]]])
+    assert (found.difference, found.patients) == (0.25, 1) and math.isnan(found.sd_patients)

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pytest
 
 from bundles.common.errors import InputError
-from evidence.results.records import Result, stacked, table_of
+from evidence.results.records import Result, read_figures, read_outline, read_results, stacked, table_of
 
 CASES, LABELS = ["a", "b"], ["liver", "spleen"]
 
@@ -55,3 +56,24 @@ def test_the_runs_of_a_part_are_those_of_its_encoders_in_the_order_of_its_seeds(
     scores, done = stacked(results, part, metric="dice", n=5, arms=["p", "scratch", "none"])
     assert done == {"p": [7, 8], "scratch": [8], "none": []} and set(scores) == {"p", "scratch"}
     assert scores["p"][:, 0, 0].tolist() == expected and scores["scratch"].shape == (1, 2, 2)
+
+
+def test_finished_runs_are_read_and_the_others_left_out(tmp_path):
+    facts = {"arm": "p", "n": 5, "seed": 7, "encoder_seed": 7}
+    files = {
+        "outline.json": {"cases": CASES, "labels": LABELS, "absent": {"a": ["spleen"]}},
+        "runs/finetune_one/done.json": {"scores": ROWS, "settings": {"facts": facts}, "seconds": 3.5},
+        "runs/finetune_two/settings.json": {},
+        "runs/pretrain_one/done.json": {"figures": {"reconstruction": 0.25}},
+        "runs/pretrain_two/settings.json": {},
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
+    (found,) = read_results(tmp_path)
+    assert (found.name, found.facts, found.seconds) == ("finetune_one", facts, 3.5)
+    assert found.scores["dice"][1].tolist() == [0.6, 0.4] and np.isnan(found.scores["dice"][0, 1])
+    assert read_figures(tmp_path) == {"pretrain_one": {"reconstruction": 0.25}}
+    assert read_outline(tmp_path)["first_figure"] == LABELS
+    with pytest.raises(InputError, match="contains no study: outline.json is missing"):
+        read_outline(tmp_path / "runs")
