@@ -35,4 +35,19 @@ EQUIVALENTS: dict[tuple[str, str, str], str] = {
         "return float(_figure(scores, np.ones((1, scores.shape[0])), np.ones((1, scores.shape[1])))[0])",
         "return float(_figure(scores, np.ones((1, scores.shape[0])), np.ones((2, scores.shape[1])))[0])",
     ): "the first of two equal draws",
+    (
+        "zoo/package/archive.py",
+        "entry = zipfile.ZipInfo(f'{folder.name}/{name.as_posix()}', date_time=FIXED_TIME)",
+        "entry = zipfile.ZipInfo(f'{folder.name}/{name.as_posix()}')",
+    ): "the default of zipfile is the same time",
+    (
+        "zoo/package/archive.py",
+        "FIXED_TIME = (1980, 1, 1, 0, 0, 0)",
+        "FIXED_TIME = (1980, 1, 1, 0, 0, 1)",
+    ): "a zip file stores even seconds",
+    (
+        "zoo/package/trained_settings.py",
+        "path.write_text(text, encoding='utf-8', newline='')",
+        "path.write_text(text, encoding='utf-8')",
+    ): "Linux translates no ends of lines",
 }

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bundles.segmentation.results.bootstrap import paired_interval
-from evidence.results.paired_bootstrap import figure_of, paired_difference
+from evidence.results.paired_bootstrap import figure_of, paired_difference, patient_means
 
 
 def slow_figure(pairs):
@@ -155,3 +155,9 @@ def test_one_patient_has_no_standard_deviation_and_none_is_no_score():
         warnings.simplefilter("error")
         found = paired_difference([[[0.75], [0.5], [None]]], [[[0.5], [None], [0.25]]])
     assert (found.difference, found.patients) == (0.25, 1) and math.isnan(found.sd_patients)
+
+
+def test_means_of_patients_leave_out_those_without_a_score():
+    scores = np.array([[[1.0, 0.0], [np.nan, np.nan], [0.5, np.nan]], [[0.5, 0.5], [np.nan, np.nan], [0.25, np.nan]]])
+    assert patient_means(scores).tolist() == [0.5, 0.375]
+    assert patient_means(np.full((2, 3, 1), np.nan)).tolist() == []
