@@ -50,4 +50,9 @@ EQUIVALENTS: dict[tuple[str, str, str], str] = {
         "path.write_text(text, encoding='utf-8', newline='')",
         "path.write_text(text, encoding='utf-8')",
     ): "Linux translates no ends of lines",
+    (
+        "bundles/common/networks/positions.py",
+        "inferer = SlidingWindowInferer(roi_size=list(roi_size), sw_batch_size=sw_batch_size, overlap=0.25, mode='gaussian', padding_mode='constant')",
+        "inferer = SlidingWindowInferer(roi_size=list(roi_size), sw_batch_size=sw_batch_size, overlap=0.25, mode='gaussian')",
+    ): "the default of MONAI",
 }
