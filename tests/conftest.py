@@ -28,7 +28,8 @@ def own_logging():
     before = [(one, one.level, one.handlers[:], one.disabled) for one in (logging.root, *loggers)]
     yield
     for one, level, handlers, disabled in before:
-        one.setLevel(level)
+        if one.level != level:  # setting it clears the cache of every logger, of which MONAI and torch bring hundreds
+            one.setLevel(level)
         one.handlers[:] = handlers
         one.disabled = disabled
 

@@ -3,7 +3,7 @@
 
 Each mutant is one change of one module where an error would be silent, in a copy of the project. The tests that mirror
 the module run on it, in a process forked from one that has imported MONAI. Those that pass have not noticed: the mutant
-survives, and its change is printed. `EQUIVALENTS` lists changes that make no difference, with the reason.
+survives, and its change is printed. equivalent_mutants.py lists changes that make no difference, with the reason.
 
 cosmic-ray and mutmut start Python anew for each mutant, of which 9 s are imports.
 """
@@ -14,6 +14,7 @@ import argparse
 import ast
 import copy
 import difflib
+import gc
 import multiprocessing
 import os
 import random
@@ -28,50 +29,100 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .child_process import available_cores
+from .equivalent_mutants import EQUIVALENTS
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 4.0  # times the duration of the tests without a change, and 20 s: then a mutant hangs, which is noticed
+PATIENCE = 4.0  # times the duration of the tests without a change, and a minute: then a mutant hangs, which is noticed
+# What tests and modules import beside the standard library, so that a fork has it. Nothing of this project.
+PRELOADED = [
+    "monai.bundle",
+    "torch._dynamo",
+    "nibabel",
+    "matplotlib.pyplot",
+    "scipy.stats",
+    "pytest",
+    "xdist.plugin",
+    "hypothesis",
+]
 
-#: Modules where an error would be silent, and the tests that must notice it (default: those of the same path).
+_TABLE_TESTS = (
+    "test_the_first_figure_leads_and_the_other_labels_are_apart",
+    "test_labels_that_are_lower_are_named_with_both_intervals",
+    "test_a_label_that_only_the_bootstrap_calls_lower_is_marked",
+    "test_no_lower_label_is_said_as_well",
+    "test_t_intervals_stand_beside_those_of_the_bootstrap",
+    "test_each_seed_is_stated_and_few_seeds_are_doubted",
+    "test_tables_have_nsd_and_the_paired_difference_of_hd95",
+)
+_SWIN_TESTS = (
+    "test_the_encoder",
+    "test_swin_unetr",
+    "test_gradient_checkpointing",
+    "test_the_deepest_output_alone",
+    "test_every_module_of_monai_is_replaced_and_stays_what_it_was",
+    "test_a_crop_with_one_voxel_at_the_bottom_is_refused_as_monai_refuses_it",
+    "test_a_metatensor_comes_out_as_one_with_its_affine",
+)
+#: Modules where an error would be silent, and arguments of pytest: the tests that must notice it (default: those of the same path).
 TARGETS: dict[str, tuple[str, ...]] = {
     "bundles/common/data/partial_labels.py": (),
     "bundles/common/data/seeded_crops.py": (),
-    "bundles/common/networks/fast/attention.py": (),
+    "bundles/common/networks/fast/attention.py": (
+        "tests/common/networks/fast/test_attention.py",
+        "--deselect=tests/common/networks/fast/test_attention.py::test_every_stage_equals_monai_in_values_and_gradients",
+    ),
+    "bundles/common/networks/fast/norm_act.py": (),
+    "bundles/common/networks/fast/swin.py": tuple(
+        f"tests/common/networks/fast/test_swin.py::{test}" for test in _SWIN_TESTS
+    ),
+    "bundles/common/networks/fast/unet_blocks.py": tuple(
+        f"tests/common/networks/fast/test_swin.py::{test}" for test in _SWIN_TESTS
+    ),
     "bundles/common/networks/fast/windows.py": (),
     "bundles/common/networks/patch_merging.py": (),
+    "bundles/common/networks/positions.py": (),
+    "bundles/common/networks/roi_size.py": (),
+    "bundles/common/networks/swin_unetr.py": (),
+    "bundles/common/run/mixed_precision.py": (),
     "bundles/common/training/checkpoint.py": (),
     "bundles/common/training/gradient_guard.py": (),
     "bundles/common/training/lr_schedule.py": (),
     "bundles/common/training/parameter_groups.py": (),
     "bundles/common/training/weight_average.py": (),
+    "bundles/common/weights/dialects.py": (),
     "bundles/common/weights/loading.py": (),
+    "bundles/common/weights/merging_guard.py": (),
     "bundles/common/weights/merging_order.py": (),
+    "bundles/common/weights/whole_network.py": (),
+    "bundles/pretraining/network.py": (),
+    "bundles/pretraining/proxy_tasks/augmented_views.py": (),
     "bundles/pretraining/proxy_tasks/contrast.py": (),
     "bundles/pretraining/proxy_tasks/draws.py": (),
-    "bundles/pretraining/proxy_tasks/losses.py": (),
+    "bundles/pretraining/proxy_tasks/losses.py": (
+        "tests/pretraining/proxy_tasks/test_losses.py",
+        "tests/pretraining/proxy_tasks/test_position.py",
+    ),
     "bundles/pretraining/proxy_tasks/masking.py": (),
     "bundles/pretraining/proxy_tasks/position.py": (),
     "bundles/pretraining/proxy_tasks/rotation.py": (),
+    "bundles/pretraining/proxy_tasks/tasks.py": (),
+    "bundles/segmentation/results/bootstrap.py": (),
     "bundles/segmentation/results/case_scores.py": (),
     "bundles/segmentation/results/metrics.py": ("tests/segmentation/results/test_case_scores.py",),
     "bundles/segmentation/results/score_summary.py": (),
     "bundles/segmentation/training/loss.py": (),
     "evidence/results/paired_bootstrap.py": (),
     "evidence/results/power.py": (),
-    "evidence/results/table.py": ("tests/evidence/test_report.py", "tests/evidence/results"),
+    "evidence/results/records.py": (),
+    "evidence/results/table.py": (
+        "tests/evidence/results/test_table.py",
+        *(f"tests/evidence/test_report.py::{test}" for test in _TABLE_TESTS),
+    ),
     "evidence/study/subsets.py": (),
     "zoo/package/archive.py": (),
+    "zoo/package/trained_settings.py": (),
     "zoo/package/packed_weights.py": ("tests/zoo/package/test_trained_settings.py", "tests/zoo/test_pack.py"),
 }
-#: Module, line and changed line of mutants that make no difference, with the reason.
-EQUIVALENTS: dict[tuple[str, str, str], str] = {
-    (
-        "bundles/pretraining/proxy_tasks/rotation.py",
-        "return draw(generators, lambda g: torch.randint(4, (each,), generator=g, device=g.device))",
-        "return draw(generators, lambda g: torch.randint(4, (each,), generator=g))",
-    ): "equal on a CPU; benchmarks/gpu_check trains on a GPU",
-}
-
 _SWAPS = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
     **{
@@ -84,6 +135,9 @@ _SWAPS = {
     },
     **{ast.And: ast.Or, ast.Or: ast.And, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In},
 }
+
+#: Keywords that make no difference here: UTF-8 is the default, and the tests run on a CPU (benchmarks/gpu_check on a GPU).
+_NEUTRAL = ("encoding", "device", "stacklevel")
 
 
 @dataclass(frozen=True)
@@ -102,10 +156,16 @@ class Mutant:
 
 
 def mutants_of(module: str, source: str) -> Iterator[Mutant]:
-    """Make every mutant of a module, one change each. Texts, types and imports are left alone."""
+    """Make every mutant of a module, one change each.
+
+    Texts, types, imports and decorators are left alone, and so are `_NEUTRAL` keywords and the ``strict`` of `zip`.
+    """
     tree = ast.parse(source)
     plain = ast.unparse(tree)
+    left_alone = {id(part) for node in ast.walk(tree) for each in _neutral_parts(node) for part in ast.walk(each)}
     for number, node in enumerate(ast.walk(tree)):
+        if id(node) in left_alone:
+            continue
         for kind in range(_kinds(node)):
             changed = copy.deepcopy(tree)
             _change(next(other for place, other in enumerate(ast.walk(changed)) if place == number), kind)
@@ -124,6 +184,23 @@ def mutants_of(module: str, source: str) -> Iterator[Mutant]:
                 yield Mutant(module, line, text)
 
 
+def _neutral_parts(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield decorators, and the values of keywords that make no difference."""
+    yield from getattr(node, "decorator_list", ())
+    if isinstance(node, ast.Call):
+        yield from (each.value for each in node.keywords if each.arg in _neutral_keywords(node))
+
+
+def _neutral_keywords(call: ast.Call) -> tuple[str, ...]:
+    return (*_NEUTRAL, "strict") if isinstance(call.func, ast.Name) and call.func.id == "zip" else _NEUTRAL
+
+
+def _named(call: ast.Call) -> list[int]:
+    """Return the places of the keywords of a call that may be left out."""
+    neutral = (None, *_neutral_keywords(call))
+    return [place for place, keyword in enumerate(call.keywords) if keyword.arg not in neutral]
+
+
 def _kinds(node: ast.AST) -> int:
     """Return in how many ways a node is changed."""
     if isinstance(node, ast.Compare):
@@ -139,7 +216,7 @@ def _kinds(node: ast.AST) -> int:
     ):
         return 1
     if isinstance(node, ast.Call):
-        return len([keyword for keyword in node.keywords if keyword.arg])
+        return len(_named(node))
     return int(isinstance(node, ast.Return) and node.value is not None)
 
 
@@ -158,8 +235,7 @@ def _change(node: ast.AST, kind: int) -> None:
         if isinstance(node.op, ast.Not):
             node.operand = ast.UnaryOp(ast.Not(), node.operand)
     elif isinstance(node, ast.Call):
-        named = [place for place, keyword in enumerate(node.keywords) if keyword.arg]
-        del node.keywords[named[kind]]
+        del node.keywords[_named(node)[kind]]
     else:
         node.value = ast.Constant(None)
 
@@ -185,7 +261,7 @@ def copy_project(root: Path, folder: Path) -> None:
 def passes(folder: Path, tests: Sequence[str], *, timeout: float | None = None) -> bool:
     """Run tests in a folder, in a forked process; return whether all pass in time."""
     forking = multiprocessing.get_context("forkserver")
-    forking.set_forkserver_preload(["monai.bundle", "nibabel", "pytest", "xdist.plugin", "hypothesis", "scipy.stats"])
+    forking.set_forkserver_preload(PRELOADED)
     process = forking.Process(target=_run_tests, args=(str(folder), list(tests)))
     process.start()
     process.join(timeout)
@@ -210,9 +286,21 @@ def _run_tests(folder: str, tests: list[str]) -> None:
     multiprocessing.set_start_method(None, force=True)
     import pytest
 
-    status = pytest.main(
-        ["-x", "-q", "-n0", "-p", "no:cacheprovider", "-p", "no:randomly", "--disable-warnings", *tests]
-    )
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    gc.freeze()  # what was imported before the fork: pytest collects garbage at its end
+    options = [
+        "-x",
+        "-q",
+        "-p",
+        "xdist.plugin",
+        "-n0",
+        "-m",
+        "not slow",
+        "-p",
+        "no:cacheprovider",
+        "--disable-warnings",
+    ]
+    status = pytest.main([*options, *tests])
     os._exit(int(status))
 
 
@@ -239,9 +327,9 @@ def try_module(
     began = time.monotonic()
     if not passes(folder, tests):
         raise RuntimeError(f"{', '.join(tests)} fail without any change of {module}")
-    timeout = PATIENCE * (time.monotonic() - began) + 20
+    timeout = PATIENCE * (time.monotonic() - began) + 60
     made = [mutant for mutant in mutants_of(module, source) if (module, *mutant.line) not in equivalents]
-    chosen = random.Random(f"{seed} {module}").sample(made, min(each, len(made)))
+    chosen = sorted(made, key=lambda mutant: random.Random(f"{seed} {module} {mutant.line}").random())[:each]
     survivors = []
     try:
         for mutant in chosen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from bundles.common.errors import InputError
 from bundles.common.networks.swin_unetr import build_swin_unetr
@@ -81,6 +82,23 @@ def test_the_published_size_has_the_published_shapes():
     assert state["swinViT.layers1.0.blocks.1.attn.relative_position_bias_table"] == (2197, 3)
     assert state["rotation_head.weight"] == (4, 768) and state["contrastive_head.weight"] == (512, 768)
     assert state["conv.0.weight"] == (384, 768, 3, 3, 3) and state["conv.20.weight"] == (1, 48, 1, 1, 1)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_vae_head_computes_what_the_official_one_does(record, fast):
+    """Convolution, instance norm, leaky ReLU of slope 0.01, trilinear upsampling by 2, five times; then a projection."""
+    network = build(record, fast=fast).double().eval()
+    state = {name: tensor.normal_(std=0.3) for name, tensor in network.conv.state_dict().items()}
+    network.conv.load_state_dict(state)
+    deep = x = torch.randn(2, 192, 2, 3, 2, dtype=torch.float64)
+    for place in (0, 4, 8, 12, 16):
+        x = F.conv3d(x, state[f"{place}.weight"], state[f"{place}.bias"], padding=1)
+        x = (x - x.mean(dim=(2, 3, 4), keepdim=True)) / (x.var(dim=(2, 3, 4), keepdim=True, correction=0) + 1e-5).sqrt()
+        x = torch.where(x > 0, x, 0.01 * x)
+        x = F.interpolate(x, scale_factor=2, mode="trilinear", align_corners=False)
+    expected = F.conv3d(x, state["20.weight"], state["20.bias"])
+    with torch.no_grad():
+        assert (network.conv(deep) - expected).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("head", ["vae", "deconv", "large_kernel_deconv"])

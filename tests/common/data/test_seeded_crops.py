@@ -33,7 +33,7 @@ def as_meta(array):
     return MetaTensor(torch.as_tensor(array), affine=torch.eye(4))
 
 
-def crops(seed=0, cache_num=VOLUMES, shuffle=True, volumes=VOLUMES):
+def crops(seed=0, cache_num=VOLUMES, volumes=VOLUMES, **options):
     """Volume i holds the voxels 1000 i, 1000 i + 1, ..., so that a voxel tells where it is from."""
     data = [{"image": np.arange(1000.0, dtype=np.float32).reshape(10, 10, 10) + 1000 * i} for i in range(volumes)]
     preprocessing = Compose([Lambdad("image", as_meta), EnsureChannelFirstd("image", channel_dim="no_channel")])
@@ -54,7 +54,7 @@ def crops(seed=0, cache_num=VOLUMES, shuffle=True, volumes=VOLUMES):
         augmentation=augmentation,
         seed=seed,
         cache_num=cache_num,
-        shuffle=shuffle,
+        **options,
     )
 
 
@@ -176,7 +176,7 @@ def test_validation_batches_are_those_of_one_process_and_equally_many_on_every_r
         monkeypatch.setattr(seeded_crops, "rank", lambda rank=rank: rank)
         share = BatchShare(number=number, batch_size=2)
         shares.append(list(share))
-        assert len(shares[-1]) == len(share)
+        assert len(shares[-1]) == len(share) == {(7, 1): 3, (7, 2): 2, (8, 3): 2}.get((number, ranks), 1)
     assert len({len(share) for share in shares}) == 1
     # a last batch of one, in which nothing could be compared, joins the one before it
     alone = {7: [(0, 1), (2, 3), (4, 5, 6)], 8: [(0, 1), (2, 3), (4, 5), (6, 7)], 2: [(0, 1)], 1: [(0,)]}[number]

@@ -35,3 +35,19 @@ def test_a_map_of_overlapping_windows_is_that_of_the_whole_scan():
     torch.testing.assert_close(position_map(torch.clone, true, roi_size=(8, 8, 4)), true, atol=0.01, rtol=1e-4)
     small = true[:, :5, :6, :3]
     torch.testing.assert_close(position_map(torch.clone, small, roi_size=(8, 8, 4)), small, atol=0.01, rtol=1e-4)
+
+
+def test_windows_overlap_by_a_quarter_and_are_blended_and_as_many_at_a_time_as_asked():
+    sizes = []
+
+    def number_of_the_call(windows):
+        sizes.append(len(windows))
+        return torch.full_like(windows, len(sizes))
+
+    image = torch.zeros(3, 20, 8, 8)
+    found = position_map(number_of_the_call, image, roi_size=(8, 8, 8))[0, :, 4, 4].tolist()
+    assert sizes == [1, 1, 1]  # windows from 0, 6 and 12
+    assert found[:6] == pytest.approx([1.0] * 6) and found[8:12] == pytest.approx([2.0] * 4)
+    assert 1 < found[6] < 1.4 and 1.6 < found[7] < 2  # the window counts more whose middle is nearer
+    position_map(number_of_the_call, image, roi_size=(8, 8, 8), sw_batch_size=2)
+    assert sizes[3:] == [2, 1]

@@ -169,6 +169,22 @@ def test_a_label_off_the_grid_of_its_image_is_named(tmp_path):
         assert found.startswith(f"{path}: is not aligned with its image") and words in found
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_origin_may_differ_by_a_tenth_of_a_voxel_and_the_far_corner_by_half_a_voxel(tmp_path, axis):
+    """Decimal rounding moves an origin, rounding of a quaternion turns a grid; whoever resamples moves it further."""
+    grid, side = np.diag([0.8, 0.8, 2.5, 1.0]), SHAPE[axis] - 1  # in RAS, so that its first voxel is the origin
+    image = write(tmp_path / "a.nii", affine=grid)
+    for origin, stretch, passes in ((0.08, 0, True), (0.12, 0, False), (0, 0.45 / side, True), (0, 0.55 / side, False)):
+        affine = grid.copy()
+        affine[axis, 3] += origin * grid[axis, axis]
+        affine[axis, axis] *= 1 + stretch
+        item = {"image": image, "label": label(tmp_path / "l.nii", affine=affine)}
+        if passes:
+            check_scans([item])
+        else:
+            assert "is not aligned with its image" in fault(item)
+
+
 def test_the_rounding_of_a_qform_passes(tmp_path):
     # A tilted head in LPS: half a turn about a slanted axis, where the float32 quaternion is least exact.
     affine = np.eye(4)

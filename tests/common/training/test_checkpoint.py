@@ -12,7 +12,6 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader
-from monai.engines import SupervisedTrainer
 from monai.optimizers import WarmupCosineSchedule
 
 from bundles.common.data.seeded_crops import DrawSampler
@@ -20,6 +19,7 @@ from bundles.common.errors import InputError
 from bundles.common.run.options import RunSettings
 from bundles.common.training.checkpoint import TrainingCheckpoint, random_states, restore_random_states
 from bundles.common.training.lr_schedule import CosineToFloor, StepSchedule
+from bundles.common.training.trainer import supervised_trainer
 from bundles.common.training.weight_average import UpdateAverage, WeightAverage
 from bundles.common.weights.checkpoint_file import load_checkpoint_file, save_atomically
 
@@ -53,6 +53,16 @@ class Draws:
         return EPOCHS * EPOCH_LENGTH * BATCH
 
 
+class Scaled:
+    """Gives a trainer its scaler; MONAI makes one of its own when the run begins."""
+
+    def __init__(self, scaler):
+        self.scaler = scaler
+
+    def attach(self, engine):
+        engine.add_event_handler(Events.STARTED, lambda engine: setattr(engine, "scaler", self.scaler))
+
+
 def train(
     folder,
     record,
@@ -69,6 +79,8 @@ def train(
     settings=None,
     average_steps=1,
     new_parts_steps=None,
+    accumulation_steps=1,
+    scaler=None,
     **options,
 ):
     """Run to the end, or to the step in which the run is killed. Returns the trainer and the steps that it made."""
@@ -132,7 +144,7 @@ def train(
         evaluator=evaluator,
         average=average,
     )
-    trainer = SupervisedTrainer(
+    trainer = supervised_trainer(
         device=torch.device("cpu"),
         max_epochs=epochs,
         epoch_length=EPOCH_LENGTH,
@@ -141,6 +153,7 @@ def train(
         optimizer=optimizer,
         loss_function=torch.nn.MSELoss(),
         train_handlers=[
+            Scaled(scaler),
             StepSchedule(lr_scheduler=lr_scheduler),
             UpdateAverage(average=average),
             *(more(network) if callable(more) else more),
@@ -148,6 +161,8 @@ def train(
             checkpoint,
         ],
         decollate=False,
+        accumulation_steps=accumulation_steps,
+        amp=scaler is not None,
     )
     if killed_in_step is None:
         trainer.run()
@@ -191,6 +206,36 @@ def test_a_killed_and_resumed_run_equals_the_unbroken_one_to_the_bit(tmp_path, r
     for name in ("last.pt", "best.pt", "model.pt"):
         one, other = (load_checkpoint_file(tmp_path / run / name) for run in ("killed", "unbroken"))
         assert same(one, other), name
+
+
+@pytest.mark.parametrize("killed_in_step", [5, 11])
+def test_a_run_that_accumulates_goes_on_at_its_iteration(tmp_path, record, killed_in_step):
+    unbroken = train(tmp_path / "unbroken", record, accumulation_steps=3)
+    train(tmp_path / "killed", record, accumulation_steps=3, killed_in_step=killed_in_step)
+    epochs = (killed_in_step - 1) // EPOCH_LENGTH
+    assert load_checkpoint_file(tmp_path / "killed" / "last.pt")["step"] == epochs  # one step an epoch
+    resumed = train(tmp_path / "killed", record, accumulation_steps=3, resume=True)
+    assert resumed.steps == unbroken.steps[epochs * EPOCH_LENGTH :]
+    for name in ("last.pt", "best.pt", "model.pt"):
+        one, other = (load_checkpoint_file(tmp_path / run / name) for run in ("killed", "unbroken"))
+        assert same(one, other), name
+    assert one["trained"]["steps"] == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_gradient_scaler_goes_on_with_its_scale_and_its_count(tmp_path, record):
+    """The scale doubles every four steps, here in steps 4, 8 and 12; the run is killed between two of them."""
+
+    def scaler():
+        return torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=4)
+
+    train(tmp_path / "unbroken", record, scaler=scaler())
+    train(tmp_path / "killed", record, scaler=scaler(), killed_in_step=8)
+    scale = load_checkpoint_file(tmp_path / "killed" / "last.pt")["scaler"]
+    assert (scale["scale"], scale["_growth_tracker"]) == (16.0, 2)
+    train(tmp_path / "killed", record, scaler=scaler(), resume=True)
+    one, other = (load_checkpoint_file(tmp_path / run / "last.pt") for run in ("killed", "unbroken"))
+    assert same(one, other) and (one["scaler"]["scale"], one["scaler"]["_growth_tracker"]) == (64.0, 3)
 
 
 @pytest.mark.parametrize("killed_in_step", [5, 13])

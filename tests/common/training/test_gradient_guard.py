@@ -14,6 +14,7 @@ from monai.data import DataLoader
 from monai.engines import SupervisedTrainer
 
 from bundles.common.errors import InputError
+from bundles.common.training import gradient_guard
 from bundles.common.training.gradient_guard import GradientGuard
 
 
@@ -144,6 +145,22 @@ def test_an_accumulated_step_is_clipped_once_and_left_out_as_a_whole(fused):
     assert trainer.state.skipped_steps == 1
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_bad_step_of_another_process_is_left_out_here_too(fused, monkeypatch):
+    """Otherwise the weights of the processes would differ from then on."""
+    theirs = iter([1.0, 0.0, 1.0])
+    reduce = {torch.distributed.ReduceOp.MIN: torch.minimum, torch.distributed.ReduceOp.MAX: torch.maximum}
+
+    def all_reduce(ours, op):
+        ours.copy_(reduce[op](ours, torch.tensor(next(theirs))))
+
+    monkeypatch.setattr(gradient_guard, "is_distributed", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    network = weight()
+    trainer = run([1.0, 1.0, math.nan], network=network, optimizer=sgd(network, fused), max_norm=None)
+    assert trainer.state.skipped_steps == 2 and network.weight.item() == -1.0
+
+
 def test_too_many_in_a_row_end_the_run_with_advice():
     with pytest.raises(
         InputError, match="3 steps in a row up to step 5.*--learning_rate.*--check_data full.*--amp false"
@@ -213,3 +230,17 @@ def test_a_gradient_without_a_bound_is_left_as_it_is():
     trainer = run([1e30], network=network, max_norm=None)
     assert network.weight.item() == pytest.approx(-1e30, rel=1e-6)
     assert trainer.state.gradient_norm.item() == pytest.approx(1e30, rel=1e-6)
+
+
+def test_by_default_every_step_is_read_and_twenty_skipped_ones_in_a_row_end_the_run():
+    network = weight()
+    seen = []
+    with pytest.raises(InputError, match="20 steps in a row up to step 21"):
+        run(
+            [1.0] + 30 * [math.nan],
+            network=network,
+            optimizer=sgd(network, True),
+            loss=lambda y, _: (seen.append(1), y.sum())[1],
+            max_norm=1.0,
+        )
+    assert len(seen) == 21

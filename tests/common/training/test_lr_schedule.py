@@ -179,3 +179,15 @@ def test_a_phase_as_long_as_the_run_is_refused():
     for anew in ((False, True), (True, True)):
         with pytest.raises(InputError, match="--new_parts_steps 14 is not below the 14 steps"):
             in_two_groups(new_parts_steps=14, anew=anew)
+
+
+def test_a_cosine_of_a_single_step_ends_at_the_floor():
+    _, schedule = in_two_groups(anew=(True, True), warmup_steps=13, end_learning_rate=0.0)
+    assert [schedule.factor(step, starts_anew=True) for step in (13, 14)] == [1.0, 0.0]
+
+
+def test_a_run_whose_parts_are_one_group_has_no_first_phase(caplog):
+    caplog.set_level(logging.INFO)
+    schedule = CosineToFloor(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.4), **OPTIONS)
+    assert "all trained parts start anew: --new_parts_steps 4 has no effect" in caplog.text
+    assert schedule.first_phase == 0

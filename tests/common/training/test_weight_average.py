@@ -88,3 +88,10 @@ def test_a_mean_of_most_of_the_run_is_warned_of_or_shortened(caplog, run_steps, 
 
 def test_a_run_of_few_steps_in_monai_label_has_no_mean():
     assert WeightAverage(network=torch.nn.Linear(1, 1), steps=200, run_steps=3, shorten=True).model is None
+
+
+def test_two_steps_are_the_shortest_mean_and_half_a_run_the_longest_without_a_warning(caplog):
+    _, means, average = weights_and_means(2, iterations=2)
+    assert average.model is not None and not torch.equal(*means)
+    WeightAverage(network=torch.nn.Linear(1, 1), steps=200, run_steps=400)
+    assert caplog.text == ""

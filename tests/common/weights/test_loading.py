@@ -265,3 +265,13 @@ def test_the_start_is_an_encoder_or_a_model_or_nothing(path, build, record):
     assert load_start_weights(target, pretrained_encoder=None, pretrained_model=path)["left_over"] == []
     with pytest.raises(InputError, match="exclude each other"):
         start_checkpoint("a.pt", "b.pt")
+
+
+def test_the_table_by_module_is_for_weights_of_another_network(path, build, caplog):
+    """It says which parts came from the file; of a whole network, all did."""
+    save_atomically({"model": build().state_dict()}, path)
+    with caplog.at_level(logging.INFO):
+        load_model(build(1), path)
+        assert "weights by module" not in caplog.text
+        load_encoder(build(2), path)
+        assert "weights by module" in caplog.text

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
 
 from bundles.segmentation.results.bootstrap import paired_interval
-from evidence.results.paired_bootstrap import figure_of, paired_difference
+from evidence.results.paired_bootstrap import figure_of, paired_difference, patient_means
 
 
 def slow_figure(pairs):
@@ -78,6 +79,7 @@ def test_two_patients_and_two_seeds_have_the_exact_distribution():
     assert np.quantile(outcomes, [0.25, 0.75], method="inverted_cdf").tolist() == [3.0, 7.0]
     assert found.interval == (3.0, 7.0)
     assert (found.higher, found.lower, found.equal) == (2, 0, 0)
+    assert found.sd_patients == pytest.approx(8**0.5)  # of 3 and 7, as of a sample
 
 
 def test_equal_differences_have_an_interval_of_no_width():
@@ -146,3 +148,16 @@ def test_where_seeds_differ_a_null_is_found_to_differ_too_often_with_few_of_them
         low, high = paired_difference(d, np.zeros_like(d), draws=500, seed=trial).interval
         shown += low > 0 or high < 0
     assert least <= shown / 200 <= most
+
+
+def test_one_patient_has_no_standard_deviation_and_none_is_no_score():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = paired_difference([[[0.75], [0.5], [None]]], [[[0.5], [None], [0.25]]])
+    assert (found.difference, found.patients) == (0.25, 1) and math.isnan(found.sd_patients)
+
+
+def test_means_of_patients_leave_out_those_without_a_score():
+    scores = np.array([[[1.0, 0.0], [np.nan, np.nan], [0.5, np.nan]], [[0.5, 0.5], [np.nan, np.nan], [0.25, np.nan]]])
+    assert patient_means(scores).tolist() == [0.5, 0.375]
+    assert patient_means(np.full((2, 3, 1), np.nan)).tolist() == []

@@ -94,3 +94,8 @@ def test_the_t_interval_is_scipys_and_has_its_coverage():
     found = np.random.default_rng(3).normal(0.01, 0.02, (4000, 3))
     ends = np.array([t_interval(each) for each in found])
     assert ((ends[:, 0] < 0.01) & (ends[:, 1] > 0.01)).mean() == pytest.approx(0.95, abs=0.012)
+
+
+def test_a_number_of_seeds_just_below_the_most_is_found():
+    difference = smallest_difference(sd=1.0, number=9000) * (1 + 1e-9)
+    assert seeds_needed(difference, sd=1.0) == 9000

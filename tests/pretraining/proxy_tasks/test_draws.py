@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from bundles.pretraining.proxy_tasks.draws import draw, generator
@@ -21,3 +22,9 @@ def test_a_generator_is_fixed_by_seed_and_number_which_are_not_added_up():
 def test_draws_are_joined_in_the_order_of_the_generators():
     joined = draw([generator(0, 1, "cpu"), generator(0, 2, "cpu")], lambda g: torch.rand(4, generator=g))
     assert torch.equal(joined, torch.cat([numbers(0, 1), numbers(0, 2)]))
+
+
+def test_seeds_are_all_but_the_lowest_of_64_bits():
+    """What a seed draws must not change from one version to the next: runs are resumed and repeated."""
+    state = np.random.SeedSequence([3, 5]).generate_state(1, dtype=np.uint64)[0]
+    assert generator(3, 5, "cpu").initial_seed() == int(state) // 2

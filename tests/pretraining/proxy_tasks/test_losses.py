@@ -108,3 +108,10 @@ def test_unknown_tasks_and_none_at_all_are_refused(tasks):
 def test_a_weight_for_no_task_is_refused():
     with pytest.raises(InputError, match="task_weights names rotate; the proxy tasks are inpainting"):
         ProxyTaskLoss(tasks=TASKS, weights={"rotate": 2.0})
+
+
+def test_a_single_masked_voxel_counts_in_full():
+    outputs, targets = torch.zeros(2, 1, 3, 4, 5), {"crop": torch.full((2, 1, 3, 4, 5), 0.75)}
+    targets["mask"] = torch.zeros(2, 1, 3, 4, 5, dtype=torch.bool)
+    targets["mask"][1, 0, 2, 3, 4] = True
+    assert ProxyTaskLoss(tasks=["inpainting"], masked_only=True)({"inpainting": outputs}, targets).item() == 0.75

@@ -92,6 +92,18 @@ def test_sides_keep_their_bounds_and_reach_them_and_boxes_lie_inside_the_crop():
     assert boxes.stop.flatten(0, 1).amax(0).tolist() == [40, 20, 10]
 
 
+@pytest.mark.parametrize("rule", ["official", "covered"])
+def test_sides_and_places_of_a_box_are_drawn_independently(rule):
+    """A cube would have the same side along every axis."""
+    shape = (40, 40, 40)
+    boxes = draw(batch=50, shape=shape, block=(0.05, 0.25), ratio=(0.3, 0.3), rule=rule)
+    place = boxes.start / (37 if rule == "official" else 40 - (boxes.stop - boxes.start))
+    whole = (boxes.start < 30).all(dim=2) | (rule == "covered")  # not cut off at the end of the crop
+    numbers = torch.cat([boxes.stop - boxes.start, place], dim=2)[whole]
+    assert len(numbers) > 2000
+    assert (torch.corrcoef(numbers.T) - torch.eye(6)).abs().max() < 0.1
+
+
 def test_sides_are_at_least_one_voxel():
     sides = (lambda boxes: boxes.stop - boxes.start)(draw(shape=(4, 4, 4), block=(0.01, 0.01)))
     assert sides.unique().tolist() == [1]

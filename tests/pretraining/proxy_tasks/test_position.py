@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bundles.pretraining.proxy_tasks.losses import ProxyTaskLoss
-from bundles.pretraining.proxy_tasks.position import UNIT, position_loss, residuals
+from bundles.pretraining.proxy_tasks.position import UNIT, change_intensities, position_loss, residuals
 
 
 @pytest.fixture
@@ -64,3 +64,20 @@ def test_crops_without_body_give_no_loss_and_no_nan(scene):
     predicted, target, body = scene
     nothing = torch.zeros_like(body)
     assert position_loss(residuals(predicted, target, nothing, 2), nothing, across_ranks=False).item() == 0
+
+
+def test_intensities_are_scaled_and_shifted_uniformly_and_independently():
+    def changed(value, by=0.2):
+        crops = torch.full((3000, 2, 1, 1, 2), value)
+        generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+        return change_intensities(crops, by=by, each=1000, generators=generators)
+
+    shift, scale = changed(0.0), changed(1.0) - changed(0.0)
+    for drawn, reach in ((shift, 0.1), (scale - 1, 0.2)):
+        assert torch.equal(drawn.amin(dim=(1, 2, 3, 4)), drawn.amax(dim=(1, 2, 3, 4)))  # one number for each crop
+        drawn = drawn[:, 0, 0, 0, 0]
+        assert -reach <= drawn.min() < -0.99 * reach and 0.99 * reach < drawn.max() <= reach
+        assert drawn.mean().item() == pytest.approx(0, abs=0.05 * reach)
+        assert drawn.std().item() == pytest.approx(reach / 3**0.5, rel=0.05)
+    assert torch.corrcoef(torch.stack([shift[:, 0, 0, 0, 0], scale[:, 0, 0, 0, 0]]))[0, 1].abs() < 0.1
+    assert torch.equal(changed(0.5, by=0.0), torch.full((3000, 2, 1, 1, 2), 0.5))

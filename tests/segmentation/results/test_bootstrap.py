@@ -133,3 +133,12 @@ def test_one_pair_or_none_has_no_interval():
 def test_scores_of_other_cases_are_refused():
     with pytest.raises(ValueError, match=r"\(2,\), b \(3,\)"):
         paired_interval([0.9, 0.8], [0.8, 0.7, 0.6])
+
+
+def test_a_paired_interval_is_that_of_the_differences_with_all_its_options():
+    a, b = np.random.default_rng(2).uniform(size=(2, 12))
+    options = {"level": 0.6, "draws": 300, "seed": 5}
+    found = paired_interval(a, b, **options)["interval"]
+    assert found == mean_interval(a - b, **options)
+    for name, value in {"level": 0.9, "draws": 400, "seed": 6}.items():
+        assert paired_interval(a, b, **options | {name: value})["interval"] != found

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -17,6 +18,7 @@ from bundles.common.networks.fast.attention import (
     chunked_attention,
     fold,
     fused_attention,
+    is_exporting,
 )
 from bundles.common.networks.fast.swin import make_fast
 from bundles.common.networks.fast.windows import window_plan
@@ -257,6 +259,38 @@ def test_what_is_folded_for_inference_follows_the_weights():
     assert attn._kept is None, "training does not hold what inference has folded"
 
 
+def test_what_is_folded_belongs_to_one_table_one_mask_and_one_window():
+    attn = block_pair(dim=6, heads=2, shift=NONE, window=(3, 3, 3), dtype=torch.float32)[1].attn
+    plans = [
+        window_plan(grid, window, shift, CPU)
+        for grid, window, shift in (
+            ((6, 6, 6), (3, 3, 3), (1, 1, 1)),
+            ((6, 6, 6), (3, 3, 3), (1, 0, 0)),
+            ((6, 6, 6), (3, 3, 3), (0, 0, 0)),
+            ((6, 6, 6), (2, 2, 2), (0, 0, 0)),
+        )
+    ]
+
+    def check(plan):
+        x = torch.randn(plan.windows, math.prod(plan.window), 6)
+        expected = WindowAttention.forward(attn, x, plan.dense_mask())
+        torch.testing.assert_close(attn(x, plan), expected, atol=1e-5, rtol=1e-5)
+
+    with torch.no_grad():
+        for plan in (*plans, *plans):
+            check(plan)
+            _, _, table, masks = attn._kept
+            # held, so that no other tensor can come to their addresses
+            assert table.data_ptr() == attn.relative_position_bias_table.data_ptr() and masks is plan.masks
+        for _ in range(2):  # each new, of the same version
+            attn.relative_position_bias_table = torch.nn.Parameter(torch.randn(125, 2))
+            check(plans[0])
+    with torch.inference_mode():
+        for _ in range(2):  # such a tensor has no version
+            attn.relative_position_bias_table = torch.nn.Parameter(torch.randn(125, 2))
+            check(plans[0])
+
+
 def test_what_is_folded_travels_neither_with_the_weights_nor_with_the_module():
     _, fast = block_pair(dim=6, heads=2, shift=(1, 1, 1), window=(3, 3, 3), dtype=torch.float32)
     names = set(fast.state_dict())
@@ -288,3 +322,9 @@ def test_dropout_of_the_attention_and_masks_of_monai_go_the_way_of_monai():
     assert torch.equal(*outs)
     attn.eval()
     assert (attn(x, plan) - attn(x, plan.dense_mask())).abs().max() < 1e-10
+
+
+def test_a_trace_is_an_export_and_what_comes_after_is_not():
+    seen = []
+    torch.jit.trace(lambda x: (seen.append(is_exporting()), x + 1)[1], torch.ones(1))
+    assert seen[0] is True and is_exporting() is False

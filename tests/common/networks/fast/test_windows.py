@@ -8,7 +8,14 @@ import torch
 from monai.networks.nets.swin_unetr import compute_mask, get_window_size, window_partition, window_reverse
 from torch.nn import functional as F
 
-from bundles.common.networks.fast.windows import from_windows, to_windows, window_plan
+from bundles.common.networks.fast.windows import (
+    export_from_windows,
+    export_plan,
+    export_to_windows,
+    from_windows,
+    to_windows,
+    window_plan,
+)
 
 CPU = torch.device("cpu")
 CASES = [  # grid, window, shift
@@ -102,3 +109,17 @@ def test_a_window_of_the_whole_grid_is_left_as_it_is():
     x = torch.rand(2, 3, 3, 3, 4)
     assert plan.masks is None and plan.runs == ((0, 0, 1),)
     assert torch.equal(to_windows(x, plan), x.flatten(1, 3))
+
+
+@pytest.mark.parametrize(("grid", "window", "shift"), CASES)
+def test_the_operations_of_an_export_give_the_same_windows(grid, window, shift):
+    plan, exported = window_plan(grid, window, shift, CPU), export_plan(grid, window, shift, CPU)
+    x = torch.rand(2, *grid, 3)
+    windows = export_to_windows(x, exported)
+    assert torch.equal(windows, to_windows(x, plan))
+    assert torch.equal(export_from_windows(windows, exported, grid), x)
+    assert (exported.real is not None) == any(g % w for g, w in zip(grid, window, strict=True))
+    if any(shift):
+        assert torch.equal(exported.masks, plan.dense_mask())
+    else:
+        assert exported.masks is None
