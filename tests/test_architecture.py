@@ -15,11 +15,12 @@ BUNDLES = ROOT / "bundles"
 LARGEST_FOLDER = 14  # Python files, __init__ aside
 
 #: What all rooms of ``common`` above the networks may use.
-TEXT = {"bundles.common.errors", "bundles.common.files", "bundles.common.words"}
+TEXT = {"bundles.common.errors", "bundles.common.extras", "bundles.common.files", "bundles.common.words"}
 #: Package to the packages that it may import, itself aside; the longest matching name counts.
 MAY_IMPORT = {
     "bundles.common.errors": {"bundles.common.files"},
     "bundles.common.files": set(),
+    "bundles.common.extras": {"bundles.common.errors"},
     "bundles.common.words": set(),
     "bundles.common.networks": {"bundles.common.errors"},
     "bundles.common.run": {*TEXT, "bundles.common.networks"},
