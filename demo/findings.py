@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import sem, t
 
 from bundles.common.data.case_names import case_name
+from bundles.common.words import counted
 from bundles.segmentation.results.scores_table import read_scores
 
 LEVEL = 0.95
@@ -187,7 +188,7 @@ def missed_sentences(missed: Mapping[str, tuple[int, int]]) -> list[str]:
 
 def patients(number: int) -> str:
     """Return ``1 patient``, ``5 patients``."""
-    return f"{number} patient{'s' * (number != 1)}"
+    return counted(number, "patient")
 
 
 def signed(value: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,9 @@ def read_stages(out: Path) -> list[dict[str, Any]]:
 
 
 def mlflow_command(out: Path) -> str:
-    """Return the command that shows the tracked runs in a browser."""
-    return f"mlflow ui --backend-store-uri sqlite:///{(out / 'mlruns.db').resolve().as_posix()}"
+    """Return the command that shows the tracked runs in a browser, after that of the page if it is not installed."""
+    install = "" if find_spec("flask") else "make install EXTRAS=mlflow && "
+    return f"{install}mlflow ui --backend-store-uri sqlite:///{(out / 'mlruns.db').resolve().as_posix()}"
 
 
 def clock(seconds: float) -> str:

@@ -10,12 +10,14 @@ import shlex
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine
 from monai.handlers import MLFlowHandler
 
+from ..extras import cure
 from ..files import write_text
 from ..words import shown
 
@@ -117,7 +119,8 @@ class LastingMLFlowHandler(MLFlowHandler):
         """Return where a person sees the run: the page of a server, or the command that shows a database."""
         uri = self.client.tracking_uri
         if not uri.startswith(("http://", "https://")):
-            return f"mlflow ui --backend-store-uri {shlex.quote(uri)}, then http://127.0.0.1:5000"
+            page = "" if find_spec("flask") else f" (the page is not installed: {cure('mlflow', 'mlflow')})"
+            return f"mlflow ui --backend-store-uri {shlex.quote(uri)}, then http://127.0.0.1:5000{page}"
         if self.cur_run is None:
             return uri
         return f"{uri.rstrip('/')}/#/experiments/{self.cur_run.info.experiment_id}/runs/{self.cur_run.info.run_id}"

@@ -11,6 +11,7 @@ import pytest
 from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler, StatsHandler
 
+from bundles.common.run import mlflow_server
 from bundles.common.run.mlflow_server import FIRST_PAUSE, LastingMLFlowHandler, name_run, tolerate_lost_servers
 
 
@@ -132,6 +133,10 @@ def test_a_run_with_curves_of_its_own_has_none_of_monais(local):
 def test_the_address_is_a_command_for_a_database_and_the_page_of_a_server(local, monkeypatch):
     made = started(local)
     assert made.address() == f"mlflow ui --backend-store-uri {local}, then http://127.0.0.1:5000"
+    monkeypatch.setattr(mlflow_server, "find_spec", lambda name: None)
+    assert made.address().endswith(
+        ":5000 (the page is not installed: Run `make install EXTRAS=mlflow` in the project's folder, or `pip install mlflow`.)"
+    )
     run = made.cur_run.info
     monkeypatch.setattr(type(made.client), "tracking_uri", "http://tracking:5000/")
     assert made.address() == f"http://tracking:5000/#/experiments/{run.experiment_id}/runs/{run.run_id}"
