@@ -156,3 +156,25 @@ def test_a_zip_of_endless_folders_is_refused(tmp_path):
     with pytest.raises(InputError, match="1501 folders deep"):
         extract_archive(tmp_path / "deep.zip", tmp_path / "out")
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(("mebibytes", "unpacked"), [(64, True), (65, False)])
+def test_a_small_zip_may_unpack_to_64_mebibytes(tmp_path, mebibytes, unpacked):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", compression=zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bundle/zeros", bytes(mebibytes * 2**20))
+    if unpacked:
+        assert (extract_archive(tmp_path / "a.zip", tmp_path / "out") / "zeros").stat().st_size == mebibytes * 2**20
+    else:
+        with pytest.raises(InputError, match="claims 1 entries of 68157440 bytes"):
+            extract_archive(tmp_path / "a.zip", tmp_path / "out")
+
+
+def test_fifty_folders_are_unpacked_and_one_more_is_not(tmp_path):
+    for depth in (50, 51):
+        name = "/".join(["folder", *"abcdefghij" * 4, *"abcdefghij"[: depth - 41]])
+        with zipfile.ZipFile(tmp_path / f"{depth}.zip", "w") as archive:
+            archive.writestr(name, "")
+    assert extract_archive(tmp_path / "50.zip", tmp_path / "out") == tmp_path / "out" / "folder"
+    with pytest.raises(InputError) as refused:
+        extract_archive(tmp_path / "51.zip", tmp_path / "out")
+    assert f"an entry 51 folders deep, {name[:60]!r}...: it is" in str(refused.value)
