@@ -263,7 +263,7 @@ def test_weights_that_do_not_fit_the_network_are_refused(tmp_path):
     del content["model"]["out.conv.conv.bias"]
     save_atomically(content, models / "model.pt")
     refused(
-        rf"The check 'weights fit network_def' failed: {re.escape(str(models))}/model\.pt does not fit the network: 1 tensors missing .out\.conv\.conv\.bias",
+        rf"The check 'weights fit network_def' failed: {re.escape(str(models))}/model\.pt does not fit the network: 1 tensor missing .out\.conv\.conv\.bias",
         "swin_unetr_msd",
         out=tmp_path / "out",
         task="Task09_Spleen",

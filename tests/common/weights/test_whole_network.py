@@ -18,6 +18,7 @@ from bundles.common.weights.encoder_record import resolve_encoder
 from bundles.common.weights.loading import load_encoder
 from bundles.common.weights.start_weights import load_start_weights
 from bundles.common.weights.whole_network import OUTPUT, load_whole_network
+from bundles.common.words import shown
 
 X = torch.rand(1, 1, 64, 64, 32, generator=torch.Generator().manual_seed(3))
 PRESET = {"feature_size": 12, "depths": [2, 2, 2, 2], "num_heads": [3, 6, 12, 24], "window_size": 7}
@@ -297,7 +298,9 @@ def test_another_network_than_the_files_is_refused_with_both_values(tmp_path, re
     """Tables of relative positions are not interpolated: another window is another network."""
     torch.save({"model": source(record).state_dict(), "encoder": record}, tmp_path / "w.pt")
     (field, value), text = next(iter(change.items())), str(tmp_path / "w.pt")
-    with pytest.raises(InputError, match=re.escape(f"{field} is {record[field]} in the file, {value} requested")):
+    with pytest.raises(
+        InputError, match=re.escape(f"{field} is {shown(record[field])} in the file, {shown(value)} requested")
+    ):
         resolve_encoder(asked=change, preset={}, checkpoint=text, patch_embed="repeat")
 
 

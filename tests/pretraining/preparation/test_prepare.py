@@ -195,7 +195,7 @@ def test_what_is_left_out_by_its_name_has_a_row_a_warning_and_status_3(tmp_path,
         exit_if_scans_were_left_out(summary)
     assert status.value.code == STATUS_LEFT_OUT
     if kind != "another format":
-        assert "1 files and folders are left out" in caplog.text
+        assert "1 file or folder is left out" in caplog.text
     again = run(tmp_path / "raw", tmp_path / "out")
     assert again == summary
 

@@ -82,7 +82,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 
 def test_without_simple_itk_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
-    with pytest.raises(InputError, match=r'pip install "swin-unetr-bundles\[register\]"` or `pip install SimpleITK'):
+    with pytest.raises(
+        InputError, match="Run `make install EXTRAS=register` in the project's folder, or `pip install SimpleITK`"
+    ):
         simple_itk()
 
 

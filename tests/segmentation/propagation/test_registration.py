@@ -159,7 +159,7 @@ def test_labels_reach_another_patient():
         assert carried.shape == fixed.voxels.shape
         scores.append(mean_dice(carried[carried != IGNORE], truth.voxels[carried != IGNORE]))
     assert scores[0] < 0.5  # the two bodies laid over each other as positions would
-    assert scores[1] > 0.58 and scores[2] > 0.62 and scores[2] > scores[1] + 0.02
+    assert scores[1] > 0.58 and scores[2] > 0.61 and scores[2] > scores[1] + 0.01
 
 
 @pytest.mark.slow
