@@ -103,7 +103,9 @@ def main(arguments: Sequence[str] | None = None, *, released: Path = RELEASED, u
     print(f"{about['name']} {about['version']}: {about['description']} {about['intended_use']}", flush=True)
     words = ["--config_file", "configs/inference.yaml", "--dataset_dir", os.path.abspath(given.scans)]
     words += ["--output_dir", os.path.abspath(given.output_dir), *further]
-    return subprocess.run([sys.executable, "-m", "monai.bundle", "run", *words], cwd=bundle).returncode
+    known = "ignore:parsing config_file"  # MONAI's warning about configs of unknown authors; this one was compared
+    environment = os.environ | {"PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), known]))}
+    return subprocess.run([sys.executable, "-m", "monai.bundle", "run", *words], cwd=bundle, env=environment).returncode
 
 
 if __name__ == "__main__":

@@ -134,3 +134,19 @@ def test_what_is_released_here_is_whole_small_and_listed():
     for package in index:
         path = find_release(package.rpartition("_v")[0])
         assert path.stat().st_size < 16 * 2**20
+
+
+def test_the_released_model_labels_a_volume_of_the_kind_that_it_knows(tmp_path):
+    """One bright curved body in the dark is not a hippocampus; that the mask has its geometry and values is what counts."""
+    grid = np.stack(np.meshgrid(*(np.arange(size) for size in (36, 50, 35)), indexing="ij"))
+    body = np.linalg.norm(grid - np.array([18, 25, 17]).reshape(3, 1, 1, 1), axis=0) < 9
+    volume = 200 * body + np.random.default_rng(0).normal(100, 20, body.shape)
+    nib.save(nib.Nifti1Image(volume.astype(np.float32), np.diag([1.0, -1.0, 1.0, 1.0])), tmp_path / "box.nii.gz")
+    assert (
+        main(["hippocampus", str(tmp_path / "box.nii.gz"), "--output_dir", str(tmp_path / "masks")], unpacked=tmp_path)
+        == 0
+    )
+    mask = nib.load(tmp_path / "masks/box_seg.nii.gz")
+    assert mask.shape == body.shape and np.array_equal(mask.affine, np.diag([1.0, -1.0, 1.0, 1.0]))
+    assert set(np.unique(mask.dataobj)) <= {0, 1, 2}
+    assert (tmp_path / "masks/volumes.csv").read_text().splitlines()[0] == "case,label,voxels,ml,image"
