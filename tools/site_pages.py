@@ -15,7 +15,12 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TOP_PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+TOP_PAGES = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "zoo/released/README.md": "released-models.md",
+}
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".cfg": "ini"}
 FENCE = re.compile(r"^(```+).*?^\1 *$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?:\]\(|^\[[^\]\n]+\]: )([^()\s]+)", re.MULTILINE)  # in the text, or a definition of its own
@@ -32,6 +37,8 @@ def site_path(path: str) -> str:
         return TOP_PAGES[path]
     if bundle := re.fullmatch(r"bundles/(\w+)/docs/README\.md", path):
         return f"bundles/{bundle[1]}.md"
+    if model := re.fullmatch(r"zoo/released/(\w+)\.md", path):
+        return f"released/{model[1]}.md"
     if path.startswith("docs/"):
         return re.sub(r"\.ipynb$", ".md", path.removeprefix("docs/"))
     return f"source/{path}.md"

@@ -67,6 +67,8 @@ def test_a_file_has_one_place_on_the_site():
     assert site_path("docs/how-to/weights.md") == "how-to/weights.md"
     assert site_path("docs/notebooks/demo.ipynb") == "notebooks/demo.md"
     assert site_path("docs/report.png") == "report.png"
+    assert site_path("zoo/released/README.md") == "released-models.md"
+    assert site_path("zoo/released/hippocampus.md") == "released/hippocampus.md"
     assert site_path("bundles/swin_unetr_msd/docs/README.md") == "bundles/swin_unetr_msd.md"
     assert (
         site_path("bundles/swin_unetr_msd/configs/train.yaml") == "source/bundles/swin_unetr_msd/configs/train.yaml.md"
