@@ -18,6 +18,7 @@ from zoo.pack import pack
 from zoo.package.archive import file_hash
 from zoo.segment import RELEASED, find_release, main, unpack
 
+from .conftest import save_btcv
 from .own_process import python
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +56,18 @@ def test_half_precision_halves_the_file_and_rounds_the_weights(released, btcv_mo
     for name, tensor in whole["model"].items():
         assert torch.equal(half["model"][name], tensor.half() if tensor.is_floating_point() else tensor), name
     assert any(not tensor.is_floating_point() for tensor in half["model"].values())
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_package_does_not_tell_the_folders_of_its_machine(tmp_path, unbuilt, half):
+    start = {"file": "/home/someone/runs/encoder.pt", "modules": []}
+    models = save_btcv(tmp_path / "models", data="/home/someone/scans/btcv", start=start)
+    package = pack("swin_unetr_btcv_seg", models=models, out=tmp_path / "out", half=half)
+    packed = torch.load(unpack(package.archive, tmp_path) / "models/model.pt")
+    assert packed["trained"]["data"] == "btcv" and packed["trained"]["start"] == {"file": "encoder.pt", "modules": []}
+    whole = torch.load(models / "model.pt")
+    assert {**packed["trained"], "data": 0, "start": 0} == {**whole["trained"], "data": 0, "start": 0}
+    assert b"/home/someone" not in package.archive.read_bytes()
 
 
 def test_weights_beyond_half_precision_are_refused(tmp_path, btcv_models, unbuilt):

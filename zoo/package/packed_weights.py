@@ -124,6 +124,8 @@ def read_weights(folder: Path) -> Weights:
 def copy_weights(bundle: str, folder: Path, target: Path, *, half: bool = False) -> None:
     """Copy ``model.pt`` and the other weights that the bundle ships to the folder ``target``.
 
+    Of the data and the start weights that a training records, the names are kept, not the folders of the machine.
+
     Args:
         bundle: name of the bundle in this repository.
         folder: the folder of the weights.
@@ -140,10 +142,28 @@ def copy_weights(bundle: str, folder: Path, target: Path, *, half: bool = False)
     for name in names:
         if name != "model.pt":
             _check_same_encoder(folder / name, folder / "model.pt")
+        content = open_safely(folder / name)
+        packed = _without_folders(content)
         if half:
-            save_atomically(_halved(open_safely(folder / name), folder / name), target / name)
-        else:
+            packed = _halved(packed, folder / name)
+        if packed is content:
             shutil.copyfile(folder / name, target / name)
+        else:
+            save_atomically(packed, target / name)
+
+
+def _without_folders(content: Any) -> Any:
+    """Return a checkpoint whose record of the training names files and folders without their place; itself if it does."""
+    trained = content.get("trained") if isinstance(content, Mapping) else None
+    if not isinstance(trained, Mapping):
+        return content
+    changed: dict[str, Any] = {}
+    if isinstance(data := trained.get("data"), str) and Path(data).name != data:
+        changed["data"] = Path(data).name
+    start = trained.get("start")
+    if isinstance(start, Mapping) and isinstance(file := start.get("file"), str) and Path(file).name != file:
+        changed["start"] = {**start, "file": Path(file).name}
+    return {**content, "trained": {**trained, **changed}} if changed else content
 
 
 def _halved(content: Any, path: Path) -> Any:
