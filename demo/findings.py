@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import sem, t
 
 from bundles.common.data.case_names import case_name
-from bundles.common.words import counted
+from bundles.common.words import counted, listed
 from bundles.segmentation.results.scores_table import read_scores
 
 LEVEL = 0.95
@@ -194,8 +194,3 @@ def patients(number: int) -> str:
 def signed(value: float) -> str:
     """Return a difference with its sign and three digits."""
     return f"{value:+.3f}".replace("-", "−")
-
-
-def listed(words: Sequence[str]) -> str:
-    """Return words as a list in a sentence: ``a, b and c``."""
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))

@@ -6,7 +6,6 @@ Used by `demo.run` and `evidence.run`, which run the bundles' commands one after
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shlex
 import signal
@@ -14,6 +13,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from bundles.common.parent_process import end_with_parent
+from bundles.common.run.known_lines import without_config_note
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_SECONDS = 0.3
@@ -63,8 +65,7 @@ def child_environment(threads: int) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
-        # MONAI's note on configs of strangers, at each start: the configs are those of this repository.
-        "PYTHONWARNINGS": ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), "ignore:parsing config_file"))),
+        "PYTHONWARNINGS": without_config_note(),
     }
 
 
@@ -114,7 +115,7 @@ def run_python(
             stderr=subprocess.STDOUT,
             start_new_session=True,
             pass_fds=tuple(pass_fds),
-            preexec_fn=_die_with_parent if die_with_parent else None,
+            preexec_fn=end_with_parent if die_with_parent else None,
         )
         try:
             on_start(process.pid)
@@ -143,10 +144,3 @@ def _end(process: subprocess.Popen, patience: float) -> None:
             return
         if _wait(process, seconds) is not None:
             return
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel, in the child before it starts Python, for SIGKILL when the parent dies."""
-    if sys.platform == "linux":
-        set_death_signal = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bundles.common.errors import InputError
+from bundles.common.run.known_lines import without_config_note
 
 from .package.archive import extract_archive, file_hash
 from .package.release_index import INDEX, read_index
@@ -103,8 +104,7 @@ def main(arguments: Sequence[str] | None = None, *, released: Path = RELEASED, u
     print(f"{about['name']} {about['version']}: {about['description']} {about['intended_use']}", flush=True)
     words = ["--config_file", "configs/inference.yaml", "--dataset_dir", os.path.abspath(given.scans)]
     words += ["--output_dir", os.path.abspath(given.output_dir), *further]
-    known = "ignore:parsing config_file"  # MONAI's warning about configs of unknown authors; this one was compared
-    environment = os.environ | {"PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), known]))}
+    environment = os.environ | {"PYTHONWARNINGS": without_config_note()}  # the package was compared with the release
     return subprocess.run([sys.executable, "-m", "monai.bundle", "run", *words], cwd=bundle, env=environment).returncode
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from bundles.common.words import counted, shown
+from bundles.common.words import counted, listed, shown
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,9 @@ def test_a_number_has_its_plural(number, words, said):
 )
 def test_a_value_is_written_as_a_person_does(value, said):
     assert shown(value) == said
+
+
+def test_words_are_listed_as_in_a_sentence():
+    assert listed(["liver"]) == "liver"
+    assert listed(["liver", "spleen"]) == "liver and spleen"
+    assert listed(("rotation", "contrast", "inpainting")) == "rotation, contrast and inpainting"

@@ -19,7 +19,7 @@ from bundles.segmentation.models.label_names import names_by_value
 
 from .names import check_name
 from .packed_weights import Weights
-from .task_readme import listed, task_readme
+from .task_readme import structure_names, task_readme
 from .trained_settings import set_defaults, trained_preset
 
 MSD = "swin_unetr_msd"
@@ -164,7 +164,7 @@ def task_metadata(metadata: Mapping[str, Any], *, bundle: str, task: Task, row: 
     """
     labels, channels = row["labels"], row["channels"]
     structures = [str(name) for value, name in labels.items() if int(value) != 0]
-    structures_text = listed(structures)
+    structures_text = structure_names(structures)
     scan = row["modality"] if len(channels) == 1 else f"{row['modality']} ({', '.join(map(str, channels))})"
     where = (
         "trained on the author's own data"

@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bundles.common.words import listed
 
-def listed(names: Sequence[str]) -> str:
+
+def structure_names(names: Sequence[str]) -> str:
     """Join names of structures for a sentence: ``liver, vessel and left atrium``."""
-    *first, last = [name.replace("_", " ") for name in names]
-    return f"{', '.join(first)} and {last}" if first else last
+    return listed([name.replace("_", " ") for name in names])
 
 
 def task_readme(*, bundle: str, task: str, row: Mapping[str, Any], own: bool) -> str:
@@ -23,7 +24,7 @@ def task_readme(*, bundle: str, task: str, row: Mapping[str, Any], own: bool) ->
             ``hu_window``, ``roi_size``.
         own: whether it is a user's own task rather than one of the Medical Segmentation Decathlon.
     """
-    structures = listed([str(name) for value, name in row["labels"].items() if int(value) != 0])
+    structures = structure_names([str(name) for value, name in row["labels"].items() if int(value) != 0])
     window = row["hu_window"]
     intensity = (
         f"HU {window[0]:g} to {window[1]:g} clipped and scaled to [0, 1]"

@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import socket
-import sys
 
 import torch
 import torch.distributed as dist
@@ -15,6 +12,7 @@ from monai.data import DistributedSampler
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 
 from ..errors import InputError
+from ..parent_process import end_with_parent
 
 
 def is_distributed() -> bool:
@@ -56,19 +54,6 @@ def start(distributed: bool) -> None:
         _check_launcher()
         local_device()  # sets the current GPU, which NCCL uses, before the first collective
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-
-
-def end_with_parent() -> None:
-    """Let Linux kill this process when its parent ends.
-
-    ``torchrun`` that is killed (kill -9, full memory) leaves its processes behind. They would wait for each other for
-    half an hour, keep the GPUs, and keep the output folder claimed.
-    """
-    if sys.platform == "linux":
-        parent, set_death_signal = os.getppid(), 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _check_launcher() -> None:

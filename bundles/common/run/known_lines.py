@@ -40,6 +40,11 @@ class HideLine(logging.Filter):
         return not self.beginning.match(record.getMessage())
 
 
+def without_config_note() -> str:
+    """Return the ``PYTHONWARNINGS`` of a child that runs a config of this project: this process', and MONAI's line is hidden."""
+    return ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), "ignore:parsing config_file")))
+
+
 def hide_known_lines() -> None:
     """Hide `WARNINGS` and `LOG_LINES` in this process and in those that it forks, and leave MLflow's lines to our format."""
     for beginning, category in WARNINGS:

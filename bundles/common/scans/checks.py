@@ -146,7 +146,7 @@ def _examine(
     todo = gather_lists([todo])[0]  # rank 0 decides: other ranks may see another disk
     shares = [todo[start : start + AT_ONCE * world_size()] for start in range(0, len(todo), AT_ONCE * world_size())]
     if not todo:
-        logger.info("%s passed these checks in an earlier run.", counted(len(items), "scan", "scans"))
+        logger.info("%s passed these checks in an earlier run.", counted(len(items), "scan"))
         return [None] * len(items)
 
     def check(i: int) -> tuple[int, Any, str | None, list[str]]:

@@ -393,22 +393,28 @@ def _photometric(header: Dataset) -> str:
     return _text(header, "PhotometricInterpretation").upper() or "MONOCHROME2"
 
 
+def _check_decoder(syntax: UID, name: str) -> None:
+    """Refuse a compression that no installed decoder reads."""
+    try:
+        decoder = get_decoder(syntax)
+        available, lacks = decoder.is_available, decoder.missing_dependencies
+    except (NotImplementedError, ValueError):
+        available, lacks = False, []
+    if available:
+        return
+    if any(package.startswith("gdcm") for package in lacks):
+        raise RefusedScan(
+            f"the compression of {name} needs a decoder that is not installed. {cure('dicom', 'python-gdcm', 'pyjpegls')}"
+        )
+    raise RefusedScan(f"the compression of {name} is not supported: decompress it, e.g. with gdcmconv --raw")
+
+
 def _decode(file: str, header: Dataset) -> np.ndarray:
     """Return the stored values of all frames of a file."""
     syntax = transfer_syntax(header)
     name = f"{Path(file).name} ({syntax.name})"
-    try:
-        decoder = get_decoder(syntax) if syntax.is_compressed else None
-    except (NotImplementedError, ValueError):
-        decoder, missing = None, True
-    else:
-        missing = decoder is not None and not decoder.is_available
-    if decoder is not None and missing and any(line.startswith("gdcm") for line in decoder.missing_dependencies):
-        raise RefusedScan(
-            f"the compression of {name} needs a decoder that is not installed. {cure('dicom', 'python-gdcm', 'pyjpegls')}"
-        )
-    if missing:
-        raise RefusedScan(f"the compression of {name} is not supported: decompress it, e.g. with gdcmconv --raw")
+    if syntax.is_compressed:
+        _check_decoder(syntax, name)
     check_size(file, header)
     check_bits(file, header)
     try:

@@ -83,7 +83,8 @@ class NextSteps:
             engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        found = still_improves(getattr(engine.state, "validations", ()), higher_is_better=self.higher_is_better)
+        scores = getattr(engine.state, "validations", ())
+        found = still_improves(scores, higher_is_better=self.higher_is_better)
         if found is not None:
             (step_before, before), (step, best) = found
             logger.info(
@@ -91,7 +92,7 @@ class NextSteps:
                 "--max_steps %d --resume true --resume_changes \"['max_steps']\"",
                 *(self.score, before, step_before, best, step, steps_done(engine), 2 * steps_done(engine)),
             )
-        elif len(scores := getattr(engine.state, "validations", ())) >= FEWEST:
+        elif len(scores) >= FEWEST:
             sign = 1 if self.higher_is_better else -1
             step, best = max(scores, key=lambda point: sign * point[1])
             logger.info(

@@ -12,6 +12,7 @@ from ignite.engine import Engine, Events
 from scipy.stats import binomtest
 
 from ...common.run.distributed import rank
+from ...common.words import listed
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class LearningVerdict:
         if failed:
             logger.warning(
                 "This pre-training did not learn %s. What to change: docs/README.md of the bundle, 'If a task is not learnt'",
-                " and ".join(filter(None, (", ".join(failed[:-1]), failed[-1]))),
+                listed(failed),
             )
         elif found:
             logger.info("This pre-training learnt all its tasks: %s", ", ".join(found))

@@ -14,6 +14,7 @@ from pathlib import Path
 from ...common.errors import InputError
 from ...common.files import write_text
 from ...common.run.clean_stop import stops_cleanly
+from ...common.run.known_lines import without_config_note
 from .itk_images import simple_itk
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def _run(command: Sequence[str]) -> int:
     # Safe path: only the code of that bundle, not of this folder.
     process = subprocess.Popen(
         command,
-        env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "ignore:parsing config_file"},
+        env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONWARNINGS": without_config_note()},
         start_new_session=True,
     )
     try:
