@@ -62,6 +62,8 @@ _SWIN_TESTS = (
     "test_every_module_of_monai_is_replaced_and_stays_what_it_was",
     "test_a_crop_with_one_voxel_at_the_bottom_is_refused_as_monai_refuses_it",
     "test_a_metatensor_comes_out_as_one_with_its_affine",
+    "test_export_to_onnx",
+    "test_torch_export_gives_the_same_values",
 )
 #: Modules where an error would be silent, and arguments of pytest: the tests that must notice it (default: those of the same path).
 TARGETS: dict[str, tuple[str, ...]] = {
@@ -75,8 +77,9 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "bundles/common/networks/fast/swin.py": tuple(
         f"tests/common/networks/fast/test_swin.py::{test}" for test in _SWIN_TESTS
     ),
-    "bundles/common/networks/fast/unet_blocks.py": tuple(
-        f"tests/common/networks/fast/test_swin.py::{test}" for test in _SWIN_TESTS
+    "bundles/common/networks/fast/unet_blocks.py": (
+        "tests/common/networks/fast/test_unet_blocks.py",
+        *(f"tests/common/networks/fast/test_swin.py::{test}" for test in _SWIN_TESTS),
     ),
     "bundles/common/networks/fast/windows.py": (),
     "bundles/common/networks/patch_merging.py": (),

@@ -234,14 +234,14 @@ def label_lines(
     for n, arm, shown in arms:
         own = [row_of(rows, n, arm, label, "dice") for label in outline["labels"]]
         if measured := [row for row in own if not math.isnan(row["difference"])]:
-            found.append(f"| {n} | {shown} | {_lower(measured)} |")
+            found.append(f"| {n} | {shown} | {lower_labels(measured)} |")
     if found:
         lines += ["", "Labels lower than from scratch (the intervals are not corrected for the number of labels):", ""]
         lines += ["| n | arm | label, difference, bootstrap interval |", "|---|---|---|", *found]
     return lines
 
 
-def _lower(rows: Sequence[Mapping[str, Any]]) -> str:
+def lower_labels(rows: Sequence[Mapping[str, Any]]) -> str:
     """The labels whose interval is below 0; else the one with the lowest difference."""
     lower = [row for row in rows if row["high"] < 0]
     if lower:

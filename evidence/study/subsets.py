@@ -154,10 +154,7 @@ def _files(scan: Case) -> dict[str, str]:
 
 def _identity(path: str) -> str:
     """Path of a file, or device and inode if it has several hard links."""
-    try:
-        status = os.stat(path)
-    except OSError:  # missing: reported when it is read
-        return path
+    status = os.stat(path)
     return f"{status.st_dev}/{status.st_ino}" if status.st_nlink > 1 else path
 
 

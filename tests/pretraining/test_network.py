@@ -167,8 +167,11 @@ def test_gradient_checkpointing_changes_memory_and_not_gradients(record):
     plain, checkpointed = build(record), build(record, use_checkpoint=True)
     checkpointed.load_state_dict(plain.state_dict())
     x = torch.rand(1, 1, *CROP)
-    for network in (plain, checkpointed):
+    for network, forwards in ((plain, 1), (checkpointed, 2)):  # the second one in the backward
+        calls = []
+        network.swinViT.layers1[0].blocks[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         network.train()(x)["rotation"].square().sum().backward()
+        assert len(calls) == forwards
     torch.testing.assert_close(
         checkpointed.swinViT.patch_embed.proj.weight.grad, plain.swinViT.patch_embed.proj.weight.grad
     )
@@ -259,6 +262,14 @@ def test_an_encoder_alone_is_no_whole_network(tmp_path, record):
     save_atomically({"state_dict": encoder_state(build(record)), "encoder": record}, tmp_path / "encoder.pt")
     with pytest.raises(InputError, match="encoder.pt is not a complete pre-training network.*--pretrained_encoder"):
         resolve_heads(asked={}, checkpoint=str(tmp_path / "encoder.pt"))
+
+
+@pytest.mark.parametrize("part", ["rotation_head.", "contrastive_head.", "conv."])
+def test_an_official_checkpoint_without_one_of_its_heads_is_no_whole_network(tmp_path, record, part):
+    state = {f"module.{name}": tensor for name, tensor in build(record).state_dict().items()}
+    save_atomically({k: v for k, v in state.items() if not k.startswith(f"module.{part}")}, tmp_path / "part.pt")
+    with pytest.raises(InputError, match="part.pt is not a complete pre-training network"):
+        resolve_heads(asked={}, checkpoint=str(tmp_path / "part.pt"))
 
 
 def test_an_evaluation_goes_by_the_training_then_the_preset_then_train_yaml():

@@ -133,6 +133,19 @@ def test_the_encoder_alone_computes_what_the_one_in_swin_unetr_computes(record):
             assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("freeze", [True, False])
+def test_a_frozen_encoder_does_not_train_and_the_decoder_does(record, freeze):
+    network = build_swin_unetr(record, out_channels=2, freeze_encoder=freeze)
+    for name, parameter in network.named_parameters():
+        assert parameter.requires_grad is (not freeze or not name.startswith("swinViT."))
+
+
+@pytest.mark.parametrize("drop_path", [-0.1, 1.0, 1.5, True])
+def test_a_drop_path_that_is_no_probability_is_refused(record, drop_path):
+    with pytest.raises(InputError, match=f"--drop_path {drop_path} must be a probability, at least 0 and below 1"):
+        build_swin_unetr(record, out_channels=2, drop_path=drop_path)
+
+
 @pytest.mark.parametrize(("merging", "kind"), [("legacy", LegacyPatchMerging), ("monai", PatchMerging)])
 def test_the_record_chooses_the_patch_merging(record, merging, kind):
     record = record | {"merging": merging}

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from ignite.engine import Events
@@ -16,6 +18,7 @@ from bundles.common.run.mixed_precision import (
     autocast_type,
     check_amp,
     is_gpu,
+    precision,
 )
 
 
@@ -29,6 +32,19 @@ def test_auto_takes_bf16_where_the_gpu_computes_in_it(monkeypatch, gpu, expected
     assert autocast_type("auto") is expected
     assert autocast_arguments("bf16") == {"dtype": torch.bfloat16}
     assert autocast_type("fp16") is torch.float16
+
+
+@pytest.mark.parametrize("amp_type", ["bf16", "fp16"])
+def test_the_precision_has_a_name(amp_type):
+    assert precision(amp=True, amp_type=amp_type) == amp_type
+    assert precision(amp=False, amp_type=amp_type) == "fp32"
+
+
+@pytest.mark.filterwarnings("error")  # torch warns of an enabled scaler without a GPU
+def test_the_scaler_of_bfloat16_is_disabled_not_only_without_use():
+    engine = SimpleNamespace(scaler=torch.amp.GradScaler("cpu"))
+    NoScalingOfBfloat16(amp_type="bf16")(engine)
+    assert isinstance(engine.scaler, torch.amp.GradScaler) and not engine.scaler.is_enabled()
 
 
 def test_another_type_is_refused():

@@ -279,6 +279,7 @@ def test_resuming_a_complete_run_makes_no_step_and_keeps_the_result(tmp_path, re
     before = load_checkpoint_file(tmp_path / "model.pt")
     assert train(tmp_path, record, resume=True).steps == []
     assert same(load_checkpoint_file(tmp_path / "model.pt"), before)
+    assert not (tmp_path / "previous_model.pt").exists()
 
 
 def test_resuming_without_a_checkpoint_starts_at_the_first_step(tmp_path, record):
@@ -532,6 +533,18 @@ def test_random_states_survive_a_file_that_runs_no_code(tmp_path):
     assert draws() != expected
     restore_random_states(load_checkpoint_file(tmp_path / "states.pt"))
     assert draws() == expected
+
+
+@pytest.mark.parametrize(("saved", "available"), [(True, True), (True, False), (False, True), (False, False)])
+def test_the_state_of_a_gpu_is_restored_where_both_runs_have_one(monkeypatch, saved, available):
+    state = torch.arange(3, dtype=torch.uint8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: saved)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: state)
+    states, restored = random_states(), []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", restored.append)
+    restore_random_states(states)
+    assert [tensor is state for tensor in restored] == [True] * (saved and available)
 
 
 def test_a_fresh_run_sets_an_earlier_one_aside_and_never_continues_it(tmp_path, record):

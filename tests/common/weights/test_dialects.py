@@ -12,7 +12,7 @@ import torch
 
 from bundles.common.errors import InputError
 from bundles.common.networks.swin_unetr import build_swin_unetr
-from bundles.common.weights.dialects import describe_encoder, find_weights, official_layout
+from bundles.common.weights.dialects import ANCHOR, describe_encoder, find_weights, official_layout
 from bundles.common.weights.loading import encoder_state
 
 
@@ -54,6 +54,7 @@ LAYOUTS = {
     "training checkpoint": (lambda s: {"network": s, "optimizer": {}, "step": 3}, True),
     "beside other tensors": (lambda s: {"state_dict": s, "mean": torch.zeros(1)}, True),
     "wrapped twice": (lambda s: {"state_dict": {"model": s}, "epoch": 1}, True),
+    "wrapped three times": (lambda s: {"run": {"state_dict": {"model": s}}}, True),
     "model_swinvit.pt": (lambda s: {"state_dict": official_layout(bare_encoder(s))}, False),
     "bare": (bare, False),
     "bare fc1": (lambda s: {k.replace("mlp.linear", "mlp.fc"): v for k, v in bare(s).items()}, False),
@@ -170,6 +171,12 @@ def test_files_without_a_swin_encoder_are_refused_with_what_they_hold(tmp_path):
     torch.save({"epoch": 3, "optimizer": {}}, tmp_path / "log.pt")
     with pytest.raises(InputError, match="log.pt has no tensor.*Found: epoch, optimizer"):
         find_weights(tmp_path / "log.pt")
+    torch.save({"a": {"b": {"c": {"d": {ANCHOR: torch.zeros(1)}}}}}, tmp_path / "deep.pt")
+    with pytest.raises(InputError, match="deep.pt has no tensor.*Found: a, b"):
+        find_weights(tmp_path / "deep.pt")
+    torch.save({"network_weights": {}, "nnssl_adaptation_plan": {}}, tmp_path / "nnssl.pt")
+    with pytest.raises(InputError, match="Found: network_weights, nnssl_adaptation_plan. It is a file of nnssl"):
+        find_weights(tmp_path / "nnssl.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(InputError, match="list.pt has no tensor.*Found: list"):
         find_weights(tmp_path / "list.pt")
@@ -191,6 +198,19 @@ def test_the_encoder_is_described_by_its_tensors(tmp_path, record, change):
     torch.save(encoder_state(build_swin_unetr(expected, out_channels=2)), tmp_path / "w.pt")
     described = describe_encoder(find_weights(tmp_path / "w.pt"))
     assert described == {name: value for name, value in expected.items() if name != "merging"}
+
+
+def test_a_later_stage_that_the_file_lacks_is_as_told_but_not_the_first(tmp_path, record):
+    state = encoder_state(build_swin_unetr(record, out_channels=2))
+    otherwise = {"depths": [3, 3, 3, 3], "num_heads": [3, 3, 3, 3]}
+
+    def described(without):
+        torch.save({k: v for k, v in state.items() if f".layers{without}." not in k}, tmp_path / "w.pt")
+        return describe_encoder(find_weights(tmp_path / "w.pt"), otherwise=otherwise)
+
+    assert described(without=2)["depths"] == [1, 3, 1, 1] and described(without=4)["num_heads"] == [1, 2, 4, 3]
+    with pytest.raises(InputError, match="its encoder has no layers1.0.blocks.0.attn.relative_position_bias_table"):
+        described(without=1)
 
 
 def test_an_encoder_of_another_kind_is_refused(tmp_path):

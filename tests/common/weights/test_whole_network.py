@@ -138,6 +138,16 @@ def test_all_that_fits_is_taken_from_every_layout(tmp_path, published, layout):
         torch.testing.assert_close(target(X), network(X), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("heads", [{}, {"rotation_head.weight": torch.zeros(4, 192), "conv.20.bias": torch.zeros(1)}])
+def test_what_was_left_aside_is_said_once(tmp_path, record, caplog, heads):
+    torch.save({"state_dict": source(record, classes=4).state_dict() | heads}, tmp_path / "w.pt")
+    with caplog.at_level(logging.INFO, logger="bundles.common.weights.whole_network"):
+        report = load_whole_network(source(record, seed=2, classes=4), str(tmp_path / "w.pt"))
+    said = [line for line in caplog.messages if "left aside" in line]
+    assert said == ([f"{tmp_path / 'w.pt'}: left aside: heads of a pre-training"] if heads else [])
+    assert report["left_over"] == sorted(heads)
+
+
 def test_an_encoder_with_skip_blocks_fills_what_it_has_if_the_decoder_is_named(tmp_path, published, caplog):
     """VoCo's heads: the Swin encoder and the blocks encoder1 to encoder10, without a decoder."""
     network = source(published | {"use_v2": True, "merging": "legacy"})

@@ -11,7 +11,7 @@ import pytest
 
 from bundles.segmentation.results.score_summary import METRICS
 from evidence.results.records import Result
-from evidence.results.table import FIRST, MEAN, row_of, rows_of
+from evidence.results.table import FIRST, MEAN, lower_labels, row_of, rows_of
 
 LABELS, CASES = ["liver", "spleen"], 4
 OUTLINE = {"labels": LABELS, "first_figure": ["spleen"]}
@@ -54,6 +54,13 @@ def test_each_seed_is_paired_whatever_the_order_of_the_results():
         reach = 4.302653 * stdev(expected.values()) / 3**0.5  # of Student's t, 2 degrees of freedom
         middle = fmean(expected.values())
         assert (row["t_low"], row["t_high"]) == pytest.approx((middle - reach, middle + reach), rel=1e-5)
+
+
+@pytest.mark.parametrize(("t_high", "doubted"), [(-0.01, False), (0.0, True), (0.01, True)])
+def test_an_interval_that_ends_at_0_contains_it(t_high, doubted):
+    rows, _ = rows_for(scratch=[0, 1, 2], pretrained=[0, 1, 2])
+    row = {**row_of(rows, 5, "pretrained", "liver", "dice"), "low": -0.3, "high": -0.1, "t_low": -0.4, "t_high": t_high}
+    assert ("(not by the t interval)" in lower_labels([row])) is doubted
 
 
 def test_standard_deviations_are_those_of_a_sample():

@@ -53,6 +53,14 @@ def test_seeds_draw_other_subsets_and_the_same_seed_the_same(data):
     assert drawn[0] == drawn[3] and len(set(drawn)) == 3
 
 
+def test_the_draws_of_finished_studies_are_drawn_again(data):
+    divided = divide(data, tuning=3)
+    assert list(divided.tuning) == ["training11", "training18", "training6"]
+    assert labelled_subset(divided, n=3, seed=0) == ["training17", "training7", "training9"]
+    assert divide(data, tuning=3, seed=0) == divided and divide(data, tuning=3, seed=1) != divided
+    assert divide(data).tuning == {}
+
+
 def test_draws_do_not_depend_on_the_order_of_the_list(data):
     before = divide(data, tuning=6)
     rewrite(data, lambda content: content["training"].reverse())

@@ -80,6 +80,15 @@ def test_voxels_outside_the_mask_equal_the_target(fill):
     assert changed > 0.95  # sample may find the same crop behind the same voxel; noise and zero may not
 
 
+@pytest.mark.parametrize("fill", ["noise", "zero", "sample"])
+def test_all_channels_of_a_voxel_are_masked_together(fill):
+    image = batch()["image"].expand(-1, 2, -1, -1, -1) + torch.tensor([0.0, 5.0]).view(2, 1, 1, 1)
+    views, targets = two_views(mask_fill=fill)({"image": image, "draw": torch.full((CROPS,), 5)}, "cpu")
+    assert targets["mask"].shape == (2 * CROPS, 1, 12, 16, 16) and views.shape == targets["crop"].shape
+    changed = (views != targets["crop"]).any(dim=1, keepdim=True)
+    assert not (changed & ~targets["mask"]).any() and changed[targets["mask"]].float().mean() > 0.95
+
+
 @pytest.mark.parametrize(
     ("fill", "ratio", "low", "high"), [("zero", 0.3, 0.3, 0.35), (["zero", "zero"], 0.3, 0.45, 0.6), ("zero", 0, 0, 0)]
 )

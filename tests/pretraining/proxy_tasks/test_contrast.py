@@ -46,6 +46,11 @@ def test_the_loss_equals_a_slow_loop(batch, temperature):
     assert NTXentLoss(temperature)(first, second).item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
+def test_the_temperature_is_that_of_the_released_code_unless_told():
+    first, second = views(4)
+    assert NTXentLoss()(first, second).item() == pytest.approx(slow_loss(first, second, 0.5), rel=1e-5)
+
+
 @pytest.mark.parametrize("batch", range(1, 9))
 def test_the_loss_and_its_gradient_equal_monai_on_one_process(batch):
     ours, theirs = views(batch).requires_grad_(), views(batch).requires_grad_()

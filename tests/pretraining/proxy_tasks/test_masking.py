@@ -264,6 +264,16 @@ def test_noise_is_normal_and_spans_0_to_1_in_each_box():
     assert ends.mean() == pytest.approx(2, abs=0.4)  # on average one voxel of a box at either end
 
 
+@pytest.mark.parametrize("voxels", [1, 2, 3, 8])
+def test_a_voxel_of_a_small_box_is_the_least_of_its_box_as_often_as_of_that_many_others(voxels):
+    """The least of n uniform numbers is 1 / (n + 1) on average. Extremes need two voxels, so one counts as two."""
+    start = torch.arange(0.0, 3000 * voxels, voxels)[None, :, None] * torch.tensor([1.0, 0, 0])
+    boxes = Boxes(start, start + torch.tensor([voxels, 1.0, 1.0]), torch.tensor([3000]))
+    noise = noise_of_boxes(boxes, (3000 * voxels, 1, 1), channels=1, generators=[generator(3)])
+    for end in (0, 1):
+        assert (noise == end).float().mean() == pytest.approx(1 / (max(voxels, 2) + 1), abs=0.02)
+
+
 def test_the_noise_of_a_generator_does_not_depend_on_the_others():
     boxes, shape = disjoint([4, 6])
     both = noise_of_boxes(boxes, shape, channels=2, generators=[generator(1), generator(2)])

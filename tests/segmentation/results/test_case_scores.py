@@ -240,6 +240,7 @@ def test_tensors_and_whole_floats_score_as_integers_do(convert):
         ({"prediction": np.zeros((4, 4, 5))}, r"\(4, 4, 5\), the truth \(4, 4, 4\)"),
         ({"prediction": np.zeros((1, 4, 4, 4))}, r"prediction has the shape \(1, 4, 4, 4\)"),
         ({"truth": np.full((4, 4, 4), 0.5)}, "truth is no label map.*0.5"),
+        ({"truth": np.pad([[[1.5]]], ((0, 3), (0, 3), (0, 3)))}, "truth is no label map.*1.5"),
         ({"spacing": (1.0, 0.0, 1.0)}, r"spacing is \[1.0, 0.0, 1.0\]"),
         ({"tolerance": -1.0}, "liver.*-1.0"),
         ({"tolerance": {"liver": "far"}}, "liver.*far"),

@@ -38,6 +38,7 @@ def test_norm_and_activation(chunk, channels_last, monkeypatch):
     theirs = run(lambda t: F.leaky_relu(F.instance_norm(t), SLOPE), x)
     for one, other in zip(ours, theirs, strict=True):
         assert (one - other).abs().max() < 1e-10
+    assert ours[0].is_contiguous(memory_format=torch.channels_last_3d)
 
 
 @pytest.mark.parametrize("chunk", [7 * 3, 2**20], ids=["some rows", "all rows"])
