@@ -4,7 +4,8 @@
 # make check   formatting, lint and all tests
 # make docs    the documentation site, site/index.html, with links, notebooks and Dockerfile checked (250 MB more in .venv)
 # make test-legacy   weights of the real MONAI 1.4.0 compute the same here (an environment of its own, .venv-legacy)
-# make test-label    packed bundles in a real MONAI Label server (an environment of its own, .venv-label-1.6.1, 3.7 GB); LABEL_MONAI=1.5.2: with that MONAI
+# make test-label    packed bundles in a real MONAI Label server (an environment of its own, .venv-label-1.6.1, 3.7 GB); LABEL_MONAI=1.5.2: with that
+#                    MONAI. Between a DICOM server and OHIF too, where Orthanc is installed (Debian: orthanc orthanc-dicomweb)
 # make test-matrix   the workflow tests with the oldest and the newest PyTorch and MONAI of setup.cfg (environments of their own, 5 GB
 #                    each with CUDA; MATRIX="2.11.0_1.5.2": one pair alone)
 # make mutants       small changes of the code where errors would be silent: do the tests notice? (half an hour)
@@ -66,11 +67,12 @@ $(LEGACY_VENV)/.installed:
 test-legacy: $(TESTED) $(LEGACY_VENV)/.installed
 	LEGACY_PYTHON=$(abspath $(LEGACY_VENV))/bin/python $(VENV)/bin/python -m pytest tests/legacy
 
-# pydicom and its company: the versions that MONAI Label 0.8.5 works with. rich and safetensors: what the bundles import beside them.
+# pydicom and its company: the versions that MONAI Label 0.8.5 works with. dcmqi: its writer of DICOM SEG. rich and safetensors: what the
+# bundles import beside them.
 $(LABEL_VENV)/.installed:
 	$(PYTHON) -m venv $(LABEL_VENV)
 	$(LABEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 monai==$(LABEL_MONAI) monailabel==0.8.5 \
-	  "pydicom<3" "pynetdicom<3" "dicomweb-client[gcp]>=0.59.1,<0.60" rich==15.0.0 safetensors==0.8.0
+	  "pydicom<3" "pynetdicom<3" "dicomweb-client[gcp]>=0.59.1,<0.60" dcmqi==1.5.7 rich==15.0.0 safetensors==0.8.0
 	touch $@
 
 test-label: $(TESTED) $(LABEL_VENV)/.installed

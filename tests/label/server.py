@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -16,10 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
 
 from zoo.package.archive import extract_archive
 
+from ..orthanc import free_port
+
+PYTHON = os.environ.get("LABEL_PYTHON")
+needs_monai_label = [
+    pytest.mark.label,
+    pytest.mark.skipif(not PYTHON, reason="needs a Python with MONAI Label: make test-label"),
+]
+BTCV, SPLEEN = "swin_unetr_btcv_seg", "swin_unetr_msd_spleen"
 SERVER_PYTHON = Path(__file__).with_name("server_python")
 STARTS_WITHIN, TRAINS_WITHIN = 240, 480  # seconds
 HOST = "127.0.0.1"
@@ -32,7 +40,7 @@ class Server:
     Attributes:
         url: URL of the server.
         models: folder of the served bundles.
-        studies: folder of the scans.
+        studies: folder of the scans; empty if a DICOMweb server has them.
     """
 
     url: str
@@ -75,7 +83,9 @@ def _answer(response: requests.Response) -> requests.Response:
 
 
 @contextmanager
-def serve(python: str, folder: Path, *, packages: Sequence[Path], scans: Sequence[Path]) -> Iterator[Server]:
+def serve(
+    python: str, folder: Path, *, packages: Sequence[Path], scans: Sequence[Path] = (), dicomweb: str | None = None
+) -> Iterator[Server]:
     """Set up the app, the bundles and the studies, and start the server; leaving the context stops it.
 
     Args:
@@ -83,11 +93,15 @@ def serve(python: str, folder: Path, *, packages: Sequence[Path], scans: Sequenc
         folder: folder for all files; the log is ``server.log``.
         packages: zips of the bundles.
         scans: NIfTI files.
+        dicomweb: address of a DICOMweb server that has the scans instead.
     """
     apps, studies = folder / "apps", folder / "studies"
     environment = {**os.environ, "PYTHONPATH": str(SERVER_PYTHON), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     environment["MLFLOW_ALLOW_FILE_STORE"] = "true"  # MONAI 1.5 tracks in files, which MLflow 3 otherwise refuses
     environment["PATH"] = f"{Path(python).parent}{os.pathsep}{environment['PATH']}"
+    environment["NO_PROXY"] = HOST
+    environment["MONAI_LABEL_SESSION_PATH"] = str(folder / "sessions")  # else they are in the home folder
+    environment["MONAI_LABEL_DICOMWEB_CACHE_PATH"] = str(folder / "dicomweb")
     monailabel = [python, "-m", "monailabel.main"]
     download = [*monailabel, "apps", "--download", "--name", "monaibundle", "--output", str(apps)]
     subprocess.run(download, env=environment, check=True, capture_output=True, timeout=STARTS_WITHIN)
@@ -97,10 +111,8 @@ def serve(python: str, folder: Path, *, packages: Sequence[Path], scans: Sequenc
     studies.mkdir()
     for scan in scans:
         shutil.copy(scan, studies)
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = free.getsockname()[1]
-    command = [*monailabel, "start_server", "--app", str(apps / "monaibundle"), "--studies", str(studies)]
+    port = free_port()
+    command = [*monailabel, "start_server", "--app", str(apps / "monaibundle"), "--studies", dicomweb or str(studies)]
     command += ["--conf", "models", ",".join(names), "--conf", "zoo_source", "local", "--conf", "sam2", "false"]
     command += ["--host", HOST, "--port", str(port)]
     server = Server(f"http://{HOST}:{port}", models, studies)

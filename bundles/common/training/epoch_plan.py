@@ -7,6 +7,7 @@ import logging
 
 from ..errors import InputError
 from ..run.distributed import world_size
+from ..words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,8 @@ def epoch_plan(
     else:
         length = max(1, -(-scans // (batch_size * world_size() * accumulation_steps)))
         warmup_steps, new_parts_steps = (min(n, epochs * length // 10) for n in (warmup_steps, new_parts_steps))
-        logger.info("%d epochs of %d steps, each a pass over %d scans", epochs, length, scans)
+        parts = counted(epochs, "epoch"), counted(length, "step"), counted(scans, "scan")
+        logger.info("%s of %s, each a pass over %s", *parts)
     if new_parts_steps + warmup_steps >= min(max_steps, epochs * length):
         logger.warning(
             "the warm-up of %d steps%s is as long as the run of %d: the learning rate never reaches its peak. Set --warmup_steps to about a tenth of the run",

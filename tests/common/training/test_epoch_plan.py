@@ -69,6 +69,12 @@ def test_an_epoch_of_monai_label_is_a_pass_over_the_scans(
     assert (few["warmup_steps"], few["new_parts_steps"]) == (2, 1)
 
 
+def test_the_plan_of_one_scan_is_said_in_the_singular(caplog):
+    caplog.set_level("INFO")
+    epoch_plan(max_steps=100, val_interval=10, epochs=1, scans=1)
+    assert caplog.messages == ["1 epoch of 1 step, each a pass over 1 scan"]
+
+
 @pytest.mark.parametrize(
     ("batch_size", "processes", "global_batch_size", "iterations"),
     [(2, 1, 2, 1), (2, 1, 8, 4), (2, 4, 8, 1), (1, 3, 12, 4)],

@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
-import time
-import urllib.request
 from pathlib import Path
 
 import highdicom as hd
@@ -20,6 +17,7 @@ from bundles.common.scans.dicom_series import find_series, read_series
 from bundles.segmentation.results.dicom_segmentation import write_dicom_segmentation
 
 from ...common.scans.dicom_files import write_enhanced, write_series
+from ...orthanc import ask, orthanc
 
 SHAPE = (7, 6, 5)
 LABEL_MAP = np.random.default_rng(1).integers(0, 3, size=SHAPE).astype(np.uint8)
@@ -102,50 +100,10 @@ def test_highdicom_gives_the_label_map_back(pair):
 # ---- a DICOM server ------------------------------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """Orthanc on the loopback, with a store of its own. Yields its address."""
-    if shutil.which("Orthanc") is None:
-        pytest.skip("Orthanc is not installed (Debian: orthanc)")
-    folder = tmp_path_factory.mktemp("orthanc")
-    port = free_port()
-    options = {
-        "StorageDirectory": str(folder),
-        "IndexDirectory": str(folder),
-        "HttpPort": port,
-        "DicomServerEnabled": False,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "Plugins": [],
-    }
-    (folder / "orthanc.json").write_text(json.dumps(options))
-    with open(folder / "log", "w") as log:
-        process = subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(100):
-            try:
-                ask(f"{address}/system")
-                break
-            except OSError:
-                assert process.poll() is None, (folder / "log").read_text()
-                time.sleep(0.1)
+    with orthanc(tmp_path_factory.mktemp("orthanc")) as address:
         yield address
-    finally:
-        process.kill()  # asked to end, it takes seconds
-        process.wait()
-
-
-def ask(address: str, content: bytes | None = None) -> bytes:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with direct.open(urllib.request.Request(address, data=content), timeout=10) as answer:
-        return answer.read()
 
 
 def test_a_server_stores_it_in_the_study_of_the_scan(pair, server):
