@@ -125,6 +125,16 @@ def test_run_with_a_scan_that_the_server_does_not_have_yet(client, server, saved
     assert client.fetch_info()["datastore"]["total"] == 4
 
 
+def test_a_scan_in_another_format_is_refused(client, server, saved_volume):
+    """So the how-to says to leave "File Extension" as it is."""
+    volume = saved_volume.with_name("tmp9.nrrd")
+    SimpleITK.WriteImage(SimpleITK.ReadImage(saved_volume), volume)
+    client.upload_image(volume, "other format")
+    with pytest.raises(Refused, match="500"):
+        client.infer(BTCV, "other format")
+    (server.studies / "other format.nrrd").unlink()
+
+
 def test_a_volume_replaces_the_scan_of_its_name(client, server, saved_volume, data):
     kept = server.studies / "twice.nii.gz"
     for volume in (data / "btcv/image/case_0.nii.gz", saved_volume):
