@@ -192,8 +192,7 @@ def test_train_after_a_stop_with_the_options_as_the_panel_has_them(client, serve
     assert started["status"] in ("SUBMITTED", "RUNNING") and started["id"] and started["start_ts"]
     task = ends(client)
     assert task["id"] == started["id"] and task["status"] == "DONE", task["details"]
-    statistics = client.fetch_info()["train_stats"]
-    assert set(statistics) == {BTCV, SPLEEN}
+    assert client.fetch_info()["train_stats"] == {BTCV: {}, SPLEEN: {}}  # so two bars of the extension say nothing
     path, _ = client.infer(BTCV, "case_2")
     changed = np.count_nonzero(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(path)) != mask)
     assert changed > 100
