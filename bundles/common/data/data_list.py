@@ -455,8 +455,9 @@ def _way_on(folder: Path) -> str:
         )
     if any(nifti_in(each) for each in (folder, *inside)):
         return (
-            " It has images without masks: use them for pre-training (swin_unetr_pretrain), or let inference.yaml or "
-            "propagate.yaml make masks."
+            " It has images, but no masks that are known by their names. Name the folder of the masks labels or masks, and its "
+            "files like the images; or name the masks like their images with _seg or _mask at the end. Images without masks: "
+            "use them for pre-training (swin_unetr_pretrain), or let inference.yaml or propagate.yaml make masks."
         )
     return ""
 

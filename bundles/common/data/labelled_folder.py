@@ -2,7 +2,7 @@
 """Make the data list of a folder that has none, by the names of its files: images with their masks.
 
 Known are folders of images beside folders of masks (BTCV, ``imagesTr`` and ``labelsTr``, ``images`` and ``masks``), one
-folder for each case (``case/ct.nii.gz`` and ``case/label.nii.gz``), and both kinds of files in one folder.
+folder of masks beside or below images of the same names, one folder for each case (``case/ct.nii.gz`` and ``case/label.nii.gz``), and both kinds of files in one folder.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def find_layout(folder: Path) -> tuple[Path, Path, Path] | None:
     if not images or not labels:
         prefixed = _prefixed(names)
         if len(prefixed) != 1:
-            return None
+            return _beside_masks(folder, labels)
         images, labels = ([one] for one in prefixed[0])
     if len(images) > 1 or len(labels) > 1:
         raise InputError(
@@ -104,6 +104,24 @@ def find_layout(folder: Path) -> tuple[Path, Path, Path] | None:
             f"{' or '.join(images)}, masks in {' or '.join(labels)}. Keep one of each there, or write a dataset.json."
         )
     return folder / images[0], folder / labels[0], folder / "imagesTs"
+
+
+def _beside_masks(folder: Path, labels: list[str]) -> tuple[Path, Path, Path] | None:
+    """Return the only folder whose files have masks in the only folder of masks: any other one, or the one above."""
+    if len(labels) != 1:
+        return None
+    masks = nifti_in(folder / labels[0])
+    others = [folder, *(folder / name for name in _subfolders(folder) if not is_mask_folder(name))]
+    found = [other for other in others if _have_pairs(nifti_in(other), masks)]
+    return (found[0], folder / labels[0], folder / "imagesTs") if len(found) == 1 else None
+
+
+def _have_pairs(images: list[Path], masks: list[Path]) -> bool:
+    """Return whether files belong together by their names."""
+    try:
+        return bool(pair(by_name(images, ""), by_name(masks, ""), where="").labelled)
+    except InputError:
+        return False
 
 
 def _prefixed(names: Iterable[str]) -> list[tuple[str, str]]:
@@ -127,13 +145,7 @@ def has_layout(folder: Path) -> bool:
 
 def has_flat_pairs(folder: Path) -> bool:
     """Whether the files of a folder are images and masks that belong together by their names."""
-    images, masks = _flat(folder)
-    if not images or not masks:
-        return False
-    try:
-        return bool(pair(by_name(images, str(folder)), by_name(masks, str(folder)), where=str(folder)).labelled)
-    except InputError:
-        return False
+    return _have_pairs(*_flat(folder))
 
 
 def folder_data_list(folder: Path) -> dict[str, Any] | None:

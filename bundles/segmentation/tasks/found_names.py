@@ -59,9 +59,10 @@ def found_names(items: Sequence[Mapping[str, Any]], *, folder: Path, ignore_labe
     channels = {str(channel): f"channel_{channel}" for channel in range(number)} if doubt else {"0": "CT"}
     if rank() == 0:
         logger.warning(
-            "%s has no dataset.json. Its labels hold the values %s, called %s here: give them names with --labels "
-            "\"{'0':'background','1':'NAME'}\". Its images are taken %s. A dataset.json says both.",
+            "%s has no dataset.json. Its labels hold the values %s, called %s unless you name all of them, in training, "
+            'evaluation and inference: --labels "%s". Its images are taken %s. A dataset.json says both.',
             *(folder, shown(values), ", ".join(list(labels.values())[1:])),
+            str({value: f"NAME{value}" if int(value) else name for value, name in labels.items()}).replace(" ", ""),
             f"as intensities without a unit, z-scored ({doubt})"
             if doubt
             else "for CT in HU, as their voxels look like it",

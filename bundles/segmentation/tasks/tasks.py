@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -38,6 +39,7 @@ KEPT = (*REQUIRED, "hu_window")
 #: Entries on which the voxels that a network sees depend.
 OF_THE_VOXELS = ("spacing", "hu_window", "roi_size", "foreground")
 MODALITIES = ("CT", "MR")
+MADE_UP = re.compile(r"label_\d+")  # names of `found_names`, which say so themselves
 SIMILAR = 0.85  # `difflib` ratio from which two spellings count as one name, such as tumour and tumor
 
 
@@ -179,6 +181,13 @@ def check_dataset(
     content = parse_data_list(path)
     row = {**row, "labels": labels or row["labels"]}
     task, labels = row["name"], {int(value): str(name) for value, name in row["labels"].items()}
+    if not content.get("labels") and not path.is_file() and not any(map(MADE_UP.fullmatch, _structures(row["labels"]))):
+        logger.warning(
+            "%s has no dataset.json, so nothing says what its label values mean: they are taken for those of %s, %s. Does "
+            "it have other structures? Use --task %s (in either segmentation bundle) and name them with --labels.",
+            *(path.parent, task, shown(dict(sorted(labels.items())))),
+            path.parent,
+        )
     declared = content.get("labels") or row["labels"]
     if not isinstance(declared, Mapping):
         raise InputError(

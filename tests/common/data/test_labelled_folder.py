@@ -150,6 +150,16 @@ FOLDERS = {
         ],
         [],
     ),
+    "masks beside images of any name": (
+        ["scans/a.nii.gz", "scans/b.nii.gz", "masks/a.nii.gz", "reports/c.txt", "other/x.nii.gz"],
+        [("scans/a.nii.gz", "masks/a.nii.gz")],
+        ["scans/b.nii.gz"],
+    ),
+    "masks below their images": (
+        ["a_ct.nii.gz", "b_ct.nii.gz", "masks/a_ct.nii.gz", "masks/b_seg.nii.gz"],
+        [("a_ct.nii.gz", "masks/a_ct.nii.gz"), ("b_ct.nii.gz", "masks/b_seg.nii.gz")],
+        [],
+    ),
     "all files in one folder": (
         ["volume-0.nii", "segmentation-0.nii", "volume-1.nii", "segmentation-1.nii", "volume-10.nii"],
         [("volume-0.nii", "segmentation-0.nii"), ("volume-1.nii", "segmentation-1.nii")],
@@ -204,8 +214,16 @@ def test_what_is_not_clear_is_refused_with_the_files(tmp_path, layout):
 
 
 NO_LIST = {
-    "images alone": (["a.nii.gz", "b.nii.gz"], "images without masks: use them for pre-training"),
-    "cases without masks": (["s1/ct.nii.gz", "s2/ct.nii.gz"], "images without masks"),
+    "images alone": (
+        ["a.nii.gz", "b.nii.gz"],
+        "no masks that are known.*Images without masks: use them for pre-training",
+    ),
+    "cases without masks": (["s1/ct.nii.gz", "s2/ct.nii.gz"], "images, but no masks"),
+    "two folders that fit the masks": (
+        ["scans/a.nii.gz", "old/a.nii.gz", "masks/a.nii.gz"],
+        "Name the folder of the masks labels or masks, and its files like the images",
+    ),
+    "contours": (["ct/a.nii.gz", "contours/a.nii.gz"], "Name the folder of the masks labels or masks"),
     "a mask for each structure": (
         ["s1/ct.nii.gz", "s1/segmentations/liver.nii.gz"],
         "one for each structure: merge them",

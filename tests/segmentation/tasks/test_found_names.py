@@ -48,7 +48,8 @@ def test_a_folder_becomes_a_task_that_says_how_its_names_were_found(tmp_path, ca
     assert row["labels"] == {"0": "background", "1": "label_1", "2": "label_2", "3": "label_3"}
     text = caplog.text
     assert f"{folder} has no dataset.json. Its labels hold the values 0, 1, 3, called label_1, label_2, label_3" in text
-    assert "give them names with --labels" in text and "taken for CT in HU" in text
+    assert "--labels \"{'0':'background','1':'NAME1','2':'NAME2','3':'NAME3'}\"" in text
+    assert "unless you name all of them, in training, evaluation and inference" in text and "taken for CT in HU" in text
     assert "no training label contains label_2" in text
     assert f"--dataset_dir {folder}" in (tmp_path / "out" / "task.yaml").read_text()
 

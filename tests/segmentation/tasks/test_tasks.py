@@ -253,6 +253,20 @@ def write_list(folder: Path, **changes) -> dict:
     return {"dataset_dir": str(folder), "data_list": None, "row": choose("Task09_Spleen")}
 
 
+def test_values_that_nothing_explains_are_taken_for_those_of_the_task_and_it_is_said(tmp_path, caplog):
+    for name in ("imagesTr/a.nii.gz", "labelsTr/a.nii.gz"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    row = choose("Task09_Spleen")
+    check_dataset(dataset_dir=str(tmp_path), data_list=None, row=row, file=TABLE)
+    assert f"{tmp_path} has no dataset.json" in caplog.text and f"Use --task {tmp_path}" in caplog.text
+    assert "those of Task09_Spleen, 0: background, 1: spleen. Does it have other structures?" in caplog.text
+    caplog.clear()
+    own = row | {"labels": {"0": "background", "1": "label_1"}}  # what a folder's own row is called says so itself
+    check_dataset(dataset_dir=str(tmp_path), data_list=None, row=own, file=TABLE)
+    assert not [record for record in caplog.records if "no dataset.json" in record.message]
+
+
 def test_the_decathlons_own_list_fits_its_row(tmp_path, caplog):
     check_dataset(**write_list(tmp_path))
     assert not caplog.records
