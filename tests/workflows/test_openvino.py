@@ -31,7 +31,7 @@ def test_masks_and_scores_are_pytorchs_and_the_conversion_is_read_again(tmp_path
         options = {"dataset_dir": scan, "pretrained_model": model, "output_dir": tmp_path / backend, **WINDOW}
         output = succeed(run_bundle("swin_unetr_btcv_seg", "inference.yaml", **options, backend=backend))
         masks[backend] = np.asarray(nib.load(tmp_path / backend / "img0002_seg.nii.gz").dataobj)
-    assert re.search(r"model\.pt: OpenVINO \S+ computes it in fp32 with 1 thread, .*; converted in", output)
+    assert re.search(r"model\.pt: OpenVINO \S+ computes it in fp32 with 1 thread; .*; converted in", output)
     assert f"scan 1 of 1: {scan}" in output
     assert (masks["torch"] == masks["openvino"]).mean() >= 0.999 and len(np.unique(masks["torch"])) > 1
 

@@ -138,7 +138,7 @@ RULES: dict[str, Rule] = {
     "check_data": one_of("full", "headers", "none"),
     "crop_sampling": one_of("pos_neg", "classes"),
     "mask_interpolation": one_of("linear", "nearest"),
-    "backend": one_of("torch", "openvino"),
+    "backend": one_of("torch", "openvino", "openvino_bf16"),
 }
 #: The rule of an option without an entry above, by the type of its value in the first preset.
 RULES_OF_TYPES = {bool: SWITCH, int: WHOLE, float: NUMBER}

@@ -14,32 +14,50 @@ import torch
 from monai.transforms import ResizeWithPadOrCrop
 
 from ...common.errors import InputError
+from ...common.run import mixed_precision
 from ...common.run.distributed import named_device
 from ...common.run.options import check_option
 from ...common.words import counted
 from .kept_conversion import KeptConversion, made_from
-from .openvino_network import OpenVinoNetwork, convert, load_openvino, processor, version
+from .openvino_network import OpenVinoNetwork, convert, fast_types, load_openvino, processor, version
 
 logger = logging.getLogger(__name__)
 
-#: Largest difference of a probability from PyTorch's, on one window. Both compute in fp32: differences of 1e-4 are usual.
-TOLERANCE = 1e-3
+#: By backend, its precision.
+PRECISION = {"openvino": "fp32", "openvino_bf16": "bf16"}
+#: What is compared with PyTorch on one window: in fp32 the probabilities, for which differences of 1e-4 are usual; in bf16
+#: they differ by more, and the mask is compared.
+COMPARED = {
+    "fp32": "the largest difference of its probabilities from PyTorch's",
+    "bf16": "the share of voxels with another label than PyTorch's",
+}
+TOLERANCE = 1e-3  # of both
 
 
 def check_backend(*, backend: str, device: torch.device | str) -> None:
     """Check that this run can use the backend.
 
     Raises:
-        InputError: there is no such backend, OpenVINO is not installed, or the device is not the CPU.
+        InputError: there is no such backend, OpenVINO is not installed, the device is not the CPU, or the processor has
+            no bfloat16.
     """
     check_option("backend", backend)
-    if backend == "openvino":
+    if backend in PRECISION:
         if named_device(device).type != "cpu":
             raise InputError(
-                f"--backend openvino computes on the CPU, but this run is on {device}. Add --device cpu, or leave "
+                f"--backend {backend} computes on the CPU, but this run is on {device}. Add --device cpu, or leave "
                 "--backend out, to use the GPU."
             )
         load_openvino()
+        if PRECISION[backend] == "bf16" and "BF16" not in fast_types():
+            raise InputError(
+                f"--backend {backend}: this processor ({processor()}) does not compute in bfloat16. Use --backend openvino."
+            )
+
+
+def precision_of_run(*, backend: str, amp: bool, amp_type: str) -> str:
+    """Return the precision that a run is asked to compute in: that of the backend, else of `mixed_precision`."""
+    return PRECISION.get(backend) or mixed_precision.precision(amp=amp, amp_type=amp_type)
 
 
 def choose_backend(
@@ -48,7 +66,7 @@ def choose_backend(
     """Return what `ProbabilityInferer` asks for the networks to compute with; None: they are used as they are.
 
     Args:
-        backend: ``torch`` or ``openvino``.
+        backend: ``torch``, ``openvino`` (fp32) or ``openvino_bf16``.
         device: of the run.
         models: files of the networks, in the order of the ensemble.
         roi_size: window size in voxels.
@@ -57,7 +75,9 @@ def choose_backend(
         InputError: see `check_backend`.
     """
     check_backend(backend=backend, device=device)
-    return OpenVinoBackend(models=models, roi_size=roi_size) if backend == "openvino" else None
+    if backend not in PRECISION:
+        return None
+    return OpenVinoBackend(models=models, roi_size=roi_size, precision=PRECISION[backend])
 
 
 @dataclass(frozen=True)
@@ -75,18 +95,20 @@ _replaced: WeakKeyDictionary[torch.nn.Module, dict[tuple, _Replaced]] = WeakKeyD
 class OpenVinoBackend:
     """Replaces networks by converted ones that were seen to give PyTorch's probabilities.
 
-    A conversion is kept beside the file of the weights (`KeptConversion`). Before it is used on a processor for the
-    first time, it is compared with PyTorch on one window. If a probability differs by more than `TOLERANCE`, or the
-    conversion fails, a WARNING says so, and the network itself is used.
+    A conversion is kept beside the file of the weights (`KeptConversion`). Before it is used on a processor in a precision
+    for the first time, it is compared with PyTorch on one window (`COMPARED`). If it differs by more than `TOLERANCE`, or
+    the conversion fails, a WARNING says so, and the network itself is used.
 
     Args:
         models: files of the networks, in the order of the ensemble.
         roi_size: window size in voxels.
+        precision: ``fp32`` or ``bf16``.
     """
 
-    def __init__(self, *, models: Sequence[str], roi_size: Sequence[int]) -> None:
+    def __init__(self, *, models: Sequence[str], roi_size: Sequence[int], precision: str = "fp32") -> None:
         self.models = list(models)
         self.roi_size = tuple(roi_size)
+        self.precision = precision
 
     def __call__(self, network: torch.nn.Module, number: int, images: torch.Tensor) -> torch.nn.Module:
         """Return what computes a network.
@@ -98,9 +120,10 @@ class OpenVinoBackend:
         """
         weights = tuple((tensor.data_ptr(), tensor._version) for tensor in network.state_dict(keep_vars=True).values())
         known = _replaced.setdefault(network, {})
-        if self.roi_size not in known or known[self.roi_size].weights != weights:
-            known[self.roi_size] = _Replaced(weights, self._replacement(network, self.models[number], images))
-        return known[self.roi_size].by or network
+        asked = (self.roi_size, self.precision)
+        if asked not in known or known[asked].weights != weights:
+            known[asked] = _Replaced(weights, self._replacement(network, self.models[number], images))
+        return known[asked].by or network
 
     def _replacement(self, network: torch.nn.Module, file: str, images: torch.Tensor) -> torch.nn.Module | None:
         window = ResizeWithPadOrCrop(self.roi_size)(images[0]).as_subclass(torch.Tensor)[None]
@@ -109,28 +132,27 @@ class OpenVinoBackend:
             kept = KeptConversion(file, made_from(network, channels=window.shape[1], roi_size=self.roi_size))
             found = kept.read()
             model, checked = found or (convert(network, channels=window.shape[1], roi_size=self.roi_size), {})
-            replacement = OpenVinoNetwork(model)
-            cpu = processor()
-            is_new = cpu not in checked
-            difference = _difference(network, replacement, window) if is_new else checked[cpu]
+            replacement = OpenVinoNetwork(model, precision=self.precision)
+            place = f"{processor()}, {self.precision}"
+            is_new = place not in checked
+            difference = _difference(network, replacement, window, self.precision) if is_new else checked[place]
         except (RuntimeError, ValueError, TypeError, OSError) as error:  # what OpenVINO raises for odd networks
             reason = str(error).strip().partition("\n")[0]
             logger.warning("%s: OpenVINO %s cannot compute it (%s). PyTorch goes on.", file, version(), reason)
             return None
         if not difference <= TOLERANCE:
             logger.warning(
-                "%s: OpenVINO %s was refused: on one window its probabilities differ from PyTorch's by up to %.2g (allowed: "
-                "%.0e). PyTorch goes on.",
-                *(file, version(), difference, TOLERANCE),
+                "%s: OpenVINO %s in %s was refused: on one window %s is %.2g (allowed: %.0e). PyTorch goes on.",
+                *(file, version(), self.precision, COMPARED[self.precision], difference, TOLERANCE),
             )
             return None
         logger.info(
-            "%s: OpenVINO %s computes it in fp32 with %s, within %.1g of PyTorch's probabilities; %s in %.0f s",
-            *(file, version(), counted(torch.get_num_threads(), "thread"), difference),
-            *("read" if found else "converted", time.monotonic() - begin),
+            "%s: OpenVINO %s computes it in %s with %s; on one window %s is %.1g; %s in %.0f s",
+            *(file, version(), self.precision, counted(torch.get_num_threads(), "thread")),
+            *(COMPARED[self.precision], difference, "read" if found else "converted", time.monotonic() - begin),
         )
         if is_new:
-            _keep(kept, None if found else model, checked | {cpu: difference})
+            _keep(kept, None if found else model, checked | {place: difference})
         return replacement
 
 
@@ -151,6 +173,10 @@ def _keep(kept: KeptConversion, model: Any | None, checked: dict[str, float]) ->
 
 
 @torch.no_grad()
-def _difference(network: torch.nn.Module, other: torch.nn.Module, window: torch.Tensor) -> float:
-    """Return the largest difference between the probabilities of two networks; NaN if any is not a number."""
-    return float((network(window).float().softmax(1) - other(window).softmax(1)).abs().max())
+def _difference(network: torch.nn.Module, other: torch.nn.Module, window: torch.Tensor, precision: str) -> float:
+    """Return how much two networks differ, see `COMPARED`; NaN if a probability is not a number."""
+    expected, found = network(window).float().softmax(1), other(window).softmax(1)
+    largest = (expected - found).abs().max()
+    if precision == "fp32" or not torch.isfinite(largest):
+        return float(largest)
+    return float((expected.argmax(1) != found.argmax(1)).float().mean())

@@ -67,7 +67,7 @@ class KeptConversion:
         self.source = dict(source)
 
     def read(self) -> tuple[Any, dict[str, float]] | None:
-        """Return the network as an ``openvino.Model``, and its largest differences from PyTorch by processor.
+        """Return the network as an ``openvino.Model``, and its differences from PyTorch by processor and precision.
 
         None, with a line in the log, if there is none, or if it is damaged or was made from something else.
         """

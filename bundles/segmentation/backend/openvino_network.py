@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A network that OpenVINO computes on the CPU, in fp32: conversion from PyTorch, and a module that runs it."""
+"""A network that OpenVINO computes on the CPU, in fp32 or bf16: conversion from PyTorch, and a module that runs it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ...common.extras import import_extra
 from .fused_network import fused_copy
 
 EXTRA = "openvino"
+PRECISIONS = {"fp32": "f32", "bf16": "bf16"}  # by OpenVINO's names
 
 
 def load_openvino() -> ModuleType:
@@ -47,14 +48,14 @@ def convert(network: torch.nn.Module, *, channels: int, roi_size: Sequence[int])
 class OpenVinoNetwork(torch.nn.Module):
     """A converted network that maps windows (N, C, *roi_size) to logits (N, K, *roi_size), float32, on the CPU.
 
-    It computes in fp32, also on processors with bfloat16, which OpenVINO would choose by itself, and with as many threads
-    as PyTorch.
+    It computes with as many threads as PyTorch.
 
     Args:
         model: from `convert`, or one that was saved.
+        precision: ``fp32``, also on processors on which OpenVINO by itself would choose bfloat16, or ``bf16``.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, precision: str = "fp32") -> None:
         super().__init__()
         compiled = (
             load_openvino()
@@ -63,7 +64,7 @@ class OpenVinoNetwork(torch.nn.Module):
                 model,
                 "CPU",
                 {
-                    "INFERENCE_PRECISION_HINT": "f32",
+                    "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
                     "PERFORMANCE_HINT": "LATENCY",
                     "NUM_STREAMS": 1,
                     "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -72,7 +73,7 @@ class OpenVinoNetwork(torch.nn.Module):
             )
         )
         self._request = compiled.create_infer_request()
-        self.computed_by = f"OpenVINO {version()}"
+        self.computed_by = f"OpenVINO {version()} in {precision}"
 
     @torch.no_grad()
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
@@ -91,6 +92,9 @@ def version() -> str:
 
 def processor() -> str:
     """Return the processor's name and the number types that OpenVINO has fast code for on it."""
-    core = load_openvino().Core()
-    kinds = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return f"{core.get_property('CPU', 'FULL_DEVICE_NAME')} ({', '.join(sorted(kinds))})"
+    return f"{load_openvino().Core().get_property('CPU', 'FULL_DEVICE_NAME')} ({', '.join(fast_types())})"
+
+
+def fast_types() -> list[str]:
+    """Return the number types that OpenVINO has fast code for on this processor, such as ``BF16``."""
+    return sorted(load_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))

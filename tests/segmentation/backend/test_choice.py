@@ -8,14 +8,23 @@ import logging
 import os
 import re
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
 
 from bundles.common.errors import InputError
 from bundles.segmentation.backend import choice
-from bundles.segmentation.backend.choice import TOLERANCE, OpenVinoBackend, check_backend, choose_backend
-from bundles.segmentation.backend.openvino_network import OpenVinoNetwork, convert, version
+from bundles.segmentation.backend.choice import (
+    COMPARED,
+    PRECISION,
+    TOLERANCE,
+    OpenVinoBackend,
+    check_backend,
+    choose_backend,
+    precision_of_run,
+)
+from bundles.segmentation.backend.openvino_network import OpenVinoNetwork, convert, fast_types, version
 from bundles.segmentation.inference.probability_inferer import ProbabilityInferer
 
 from .conftest import ROI, build, needs_openvino, smooth_scan
@@ -54,7 +63,7 @@ def test_pytorch_needs_nothing_and_replaces_nothing(monkeypatch, file):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"backend": "onnx", "device": "cpu"}, "--backend 'onnx' is not one of torch, openvino"),
+        ({"backend": "onnx", "device": "cpu"}, "--backend 'onnx' is not one of torch, openvino, openvino_bf16"),
         ({"backend": "openvino", "device": "cuda:0"}, "this run is on cuda:0. Add --device cpu"),
         ({"backend": "openvino", "device": "cpu"}, "needs the package openvino, .*pip install openvino"),
     ],
@@ -74,11 +83,12 @@ def test_probabilities_are_pytorchs_and_the_second_run_reads_what_the_first_kept
             inferer = ProbabilityInferer(**arguments, backend=chosen(file))
             for _ in range(2):
                 torch.testing.assert_close(inferer(SCAN, network := build()), expected, rtol=0, atol=1e-4)
-    assert inferer.computed_by() == [f"OpenVINO {version()}"]
+    assert inferer.computed_by() == [f"OpenVINO {version()} in fp32"]
     assert len(conversions) == 1
-    assert re.search(
-        r"model\.pt: OpenVINO 2\d+\.\S+ computes it in fp32 with \d+ threads?, within .*; converted", caplog.text
+    told = (
+        r"model\.pt: OpenVINO 2\d+\.\S+ computes it in fp32 with \d+ threads?; .* from PyTorch's is \S+; converted in"
     )
+    assert re.search(told, caplog.text)
     assert "kept for the next run" in caplog.text and "; read in" in caplog.text
     assert isinstance(chosen(file)(network, 0, SCAN), OpenVinoNetwork)
 
@@ -116,9 +126,7 @@ def test_a_network_that_differs_is_refused_with_the_figure(file, monkeypatch, ca
     assert inferer.computed_by() == []
     inferer(SCAN, network)
     assert inferer.computed_by() == [f"PyTorch {torch.__version__}"]
-    figure = float(
-        re.search(r"differ from PyTorch's by up to (\S+) \(allowed: 1e-03\)\. PyTorch goes on", caplog.text)[1]
-    )
+    figure = float(re.search(r"from PyTorch's is (\S+) \(allowed: 1e-03\)\. PyTorch goes on", caplog.text)[1])
     assert TOLERANCE < figure <= 1
     assert not os.listdir(os.path.dirname(file))  # nothing is kept of it
 
@@ -141,7 +149,46 @@ def test_another_processor_is_compared_before_it_uses_a_kept_conversion(file, co
     chosen(file)(build(), 0, SCAN)
     (record,) = [name for name in os.listdir(os.path.dirname(file)) if name.endswith(".json")]
     checked = json.loads(open(os.path.join(os.path.dirname(file), record)).read())["checked"]
-    assert len(conversions) == 1 and len(checked) == 2 and 0 < checked["another"] <= TOLERANCE
+    assert len(conversions) == 1 and len(checked) == 2 and 0 < checked["another, fp32"] <= TOLERANCE
+
+
+def test_in_bf16_the_labels_are_compared_and_in_fp32_the_probabilities():
+    logits = torch.zeros(1, 2, 10, 10, 10)
+    logits[:, 1] = 1.0
+    other = logits.clone()
+    other[:, 1, 0, 0, :4] = -1.0  # another label in 4 of 1000 voxels
+    window = torch.zeros(1)
+    compared = {
+        precision: choice._difference(lambda x: logits, lambda x: other, window, precision) for precision in COMPARED
+    }
+    assert compared == pytest.approx(
+        {"bf16": 4 / 1000, "fp32": float(logits.softmax(1)[0, 1, 0, 0, 0]) - 0.26894}, abs=1e-5
+    )
+    other[..., 0] = torch.nan
+    assert choice._difference(lambda x: logits, lambda x: other, window, "bf16") != pytest.approx(0.0)
+
+
+@needs_openvino
+def test_without_bfloat16_in_the_processor_it_is_refused(monkeypatch):
+    monkeypatch.setattr(choice, "fast_types", lambda: ["FP32", "INT8"])
+    check_backend(backend="openvino", device="cpu")
+    with pytest.raises(InputError, match=r"does not compute in bfloat16\. Use --backend openvino\."):
+        check_backend(backend="openvino_bf16", device="cpu")
+
+
+@needs_openvino
+@pytest.mark.skipif(find_spec("openvino") is not None and "BF16" not in fast_types(), reason="needs bfloat16")
+def test_bf16_uses_the_same_conversion_with_a_check_of_its_own(file, conversions, monkeypatch):
+    monkeypatch.setattr(choice, "TOLERANCE", 1.0)  # of random weights, half a percent of the labels differ
+    network, window = build(), SCAN[..., :64, :32, :]
+    results = {}
+    for backend in ("openvino", "openvino_bf16"):
+        used = choose_backend(backend=backend, device="cpu", models=[file], roi_size=list(ROI))(network, 0, SCAN)
+        assert used.computed_by.endswith(f" in {PRECISION[backend]}")
+        results[backend] = (used(window) - network(window)).abs().max()
+    assert len(conversions) == 1 and results["openvino"] < 1e-3 < results["openvino_bf16"] < 0.5
+    assert precision_of_run(backend="openvino_bf16", amp=False, amp_type="auto") == "bf16"
+    assert precision_of_run(backend="torch", amp=False, amp_type="auto") == "fp32"
 
 
 @needs_openvino
