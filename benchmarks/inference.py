@@ -153,6 +153,8 @@ class Counting(torch.nn.Module):
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()
         self.network, self.windows = network, 0
+        if hasattr(network, "windows_at_once"):
+            self.windows_at_once = network.windows_at_once
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.windows += len(x)

@@ -4,8 +4,8 @@
     python -m benchmarks.overlap_curve DATA --weights model.pt
     python -m benchmarks.overlap_curve DATA --weights model.pt --overlaps 0 0.25 0.5 0.75 --backend openvino
 
-``DATA`` is a folder with a ``dataset.json``; its labelled cases of ``--section`` are segmented once for each overlap,
-with spacing, window and intensities of the model's training. The overlaps take turns within a case. *windows*: of all
+``DATA`` is a folder with a ``dataset.json``; its labelled cases of ``--section`` (by default those that the training of the
+model held out) are segmented once for each overlap, with spacing, window and intensities of the model's training. The overlaps take turns within a case. *windows*: of all
 cases. *time*: of windows and blending, relative to the first overlap. *Dice*: mean over the organs and the cases, against
 the labels on the scan's own voxels. *same voxels*: share of the voxels with the label that the largest overlap gives.
 """
@@ -46,10 +46,10 @@ from bundles.common.words import counted
 from bundles.segmentation.backend.choice import choose_backend
 from bundles.segmentation.inference.mask_on_scan_grid import MaskOnScanGridd
 from bundles.segmentation.inference.probability_inferer import ProbabilityInferer
-from bundles.segmentation.models.model_record import model_labels
+from bundles.segmentation.models.model_record import model_labels, model_split
 
 OVERLAPS = (0.0, 0.25, 0.5, 0.625, 0.75)
-BACKENDS = ("torch", "openvino")
+BACKENDS = ("torch", "openvino", "openvino_bf16")
 
 
 @dataclass
@@ -168,7 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not all(0 <= overlap < 1 for overlap in given.overlaps):
             raise InputError(f"--overlaps {given.overlaps}: each must be a share of the window, from 0 to below 1.")
-        cases = segmentation_scans(given.data, section=given.section, fold=None)[: given.cases]
+        split = model_split(given.weights, fold=None, folds=None, seed=None)
+        cases = segmentation_scans(given.data, section=given.section, **split)[: given.cases]
         points = curve(cases, weights=given.weights, overlaps=given.overlaps, backend=given.backend)
     except InputError as error:
         print(f"Stopped: {error}", file=sys.stderr)

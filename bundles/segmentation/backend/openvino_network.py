@@ -55,6 +55,8 @@ class OpenVinoNetwork(torch.nn.Module):
         precision: ``fp32``, also on processors on which OpenVINO by itself would choose bfloat16, or ``bf16``.
     """
 
+    windows_at_once = 1  # it computes one after the other: more at once take memory alone
+
     def __init__(self, model: Any, *, precision: str = "fp32") -> None:
         super().__init__()
         compiled = (

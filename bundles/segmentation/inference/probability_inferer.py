@@ -124,7 +124,7 @@ class ProbabilityInferer(Inferer):
                         images.flip(dims) if dims else images,
                         member,
                         roi_size=self.roi_size,
-                        sw_batch_size=plan.windows,
+                        sw_batch_size=getattr(member, "windows_at_once", plan.windows),
                         overlap=self.overlap,
                         skip_air=self.skip_air,
                         network_device=cpu if plan.networks_on_cpu else home,

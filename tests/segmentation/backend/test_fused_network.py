@@ -23,12 +23,14 @@ def test_the_copy_gives_the_networks_logits_and_leaves_it_alone(change):
 def test_a_trace_has_an_operation_per_kind_of_windows_however_many_there_are(network):
     sizes = []
     for roi in (ROI, (64, 64, 64)):
+        copied, window = fused_copy(network), smooth_scan(*roi)
         with torch.no_grad():
-            traced = torch.jit.trace(fused_copy(network), smooth_scan(*roi), check_trace=False)
+            copied(window)  # makes the plans of the windows, which are kept
+            traced = torch.jit.trace(copied, window, check_trace=False)
         attention = [node for node in traced.inlined_graph.nodes() if "scaled_dot_product" in node.kind()]
         assert len(attention) == 1 + 8 + 1 + 1 + 1  # one shifted block, with 2^3 kinds of windows
         sizes.append(len(list(traced.inlined_graph.nodes())))
-    assert abs(sizes[1] - sizes[0]) < 10 and sizes[0] < 2000
+    assert sizes[1] - sizes[0] <= 1 and sizes[1] < 2000  # the larger one has a mask of padding more
 
 
 def test_weights_written_to_the_network_later_do_not_reach_the_copy(network):
