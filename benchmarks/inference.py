@@ -4,6 +4,7 @@
     python -m benchmarks.inference                                     quick, for a CPU: preset cpu, a coarse scan
     python -m benchmarks.inference --model tiny --warmup 0             as many windows as base, but small: ten minutes
     python -m benchmarks.inference --model base --size 512 512 200     realistic size, for a GPU
+    python -m benchmarks.inference --model base --size 512 512 200 --sides ours openvino zoo --runs 1 --warmup 0
 
 Sides (they take turns, each in its own process; see `benchmarks.side_by_side`):
 
@@ -12,12 +13,14 @@ Sides (they take turns, each in its own process; see `benchmarks.side_by_side`):
   class volumes; argmax. The network is built without ``img_size``, which MONAI 1.5 removed.
 - *ours*: swin_unetr_btcv_seg: the same preprocessing plus a crop to the body; the fast network; `ProbabilityInferer`
   that skips windows of air; `MaskOnScanGridd`.
+- *openvino*: ours with ``--backend openvino``, on a CPU. The network is converted before, in another process, and read
+  from the files that this leaves, as in every run after the first one. Not among the default sides.
 - *plain*: ours with ``--fast false --skip_air false``. Its masks must equal those of *ours*.
 
 The scan is generated. It covers 410 x 410 x 200 mm for any ``--size`` in voxels, so the number of windows is that of an
 abdominal CT. Its body spans 0.86 x 0.71 of the slices, like the bounding box of patient and table in a public CT (TCIA
 Colorectal-Liver-Metastases; 0.92 x 0.76 in another one). ``--scan`` uses your own scan instead. Weights are random, so
-only the agreement of the masks is meaningful. Reading and writing files is not timed on any side. On a GPU all sides
+only the agreement of the masks is meaningful; ``--weights`` takes a ``model.pt`` instead. Reading and writing files is not timed on any side. On a GPU all sides
 run under bfloat16 autocast.
 
 *windows*: number of windows computed per run. *limit*: the time that the arithmetic of these windows would take at the
@@ -74,12 +77,16 @@ from bundles.common.data.foreground import above_or_all
 from bundles.common.errors import InputError
 from bundles.common.networks.swin_unetr import build_swin_unetr
 from bundles.common.run.presets import choose
-from bundles.common.weights.encoder_record import FIELDS
+from bundles.common.weights.encoder_record import FIELDS, read_record
+from bundles.common.weights.loading import load_model
+from bundles.segmentation.backend.choice import choose_backend
 from bundles.segmentation.inference.mask_on_scan_grid import MaskOnScanGridd
 from bundles.segmentation.inference.probability_inferer import ProbabilityInferer
+from bundles.segmentation.models.model_record import model_labels
 from bundles.segmentation.tasks.tasks import choose_task
 
-OURS, PLAIN, ZOO = SIDES = ("ours", "plain", "zoo")
+OURS, OPENVINO, PLAIN, ZOO = SIDES = ("ours", "openvino", "plain", "zoo")
+DEFAULT_SIDES = (OURS, PLAIN, ZOO)
 MODELS = ("base", "small", "tiny", "cpu")
 CONFIGS = Path(__file__).resolve().parents[1] / "bundles/swin_unetr_btcv_seg/configs"
 CLASSES = 14
@@ -100,6 +107,8 @@ class Job:
         spacing: spacing of the network's input in mm.
         overlap: overlap of neighbouring windows as a fraction of the window.
         device: ``cpu`` or ``cuda``.
+        folder: for the converted network.
+        weights: a trained ``model.pt``; None: random weights.
     """
 
     scan: str
@@ -108,6 +117,8 @@ class Job:
     spacing: tuple[float, float, float]
     overlap: float
     device: str
+    folder: str
+    weights: str | None = None
 
 
 def model_values(model: str) -> dict[str, Any]:
@@ -136,12 +147,14 @@ def model_values(model: str) -> dict[str, Any]:
 # ---- the sides -----------------------------------------------------------------------------------------------------
 
 
-class _Counting(torch.nn.Module):
+class Counting(torch.nn.Module):
     """Counts the windows that a network processes."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         super().__init__()
         self.network, self.windows = network, 0
+        if hasattr(network, "windows_at_once"):
+            self.windows_at_once = network.windows_at_once
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.windows += len(x)
@@ -152,16 +165,44 @@ def make_network(side: str, job: Job) -> torch.nn.Module:
     """Build the network of a side; the random weights are the same on all sides."""
     torch.manual_seed(0)
     encoder = job.encoder
+    classes = CLASSES if job.weights is None else len(model_labels(job.weights, otherwise={}))
     stock = SwinUNETR(
         in_channels=1,
-        out_channels=CLASSES,
+        out_channels=classes,
         **{field: encoder[field] for field in ("feature_size", "depths", "num_heads", "window_size")},
     )
+    if job.weights is not None:
+        load_model(stock, job.weights)
     network = stock
     if side != ZOO:
-        network = build_swin_unetr(encoder, out_channels=CLASSES, fast=side == OURS)
+        network = build_swin_unetr(encoder, out_channels=classes, fast=side != PLAIN)
         network.load_state_dict(stock.state_dict())
     return network.eval().to(job.device)
+
+
+def with_openvino(job: Job) -> torch.nn.Module:
+    """Return the network as OpenVINO computes it: converted, or read from the files of an earlier conversion.
+
+    Raises:
+        InputError: OpenVINO is not installed, or its result was refused.
+    """
+    backend = choose_backend(
+        backend="openvino", device=job.device, models=[f"{job.folder}/model.pt"], roi_size=job.roi_size
+    )
+    network = make_network(OPENVINO, job)
+    replaced = backend(network, 0, torch.rand(1, 1, *job.roi_size, generator=torch.Generator().manual_seed(0)))
+    if replaced is network:
+        raise InputError("OpenVINO cannot take part: the warning above says why. Leave it out of --sides.")
+    return replaced
+
+
+def convert_once(job: Job, *, threads: int | None = None) -> float:
+    """Convert the network for OpenVINO and keep it; return the seconds that this took, with its check."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    begin = time.perf_counter()
+    with_openvino(job)
+    return time.perf_counter() - begin
 
 
 def _autocast(job: Job) -> torch.autocast:
@@ -201,9 +242,9 @@ def prepare(side: str, job: Job) -> Callable[[], dict[str, Any]]:
     """
     loading = Compose([LoadImaged("image", image_only=True), EnsureChannelFirstd("image")])
     loaded = loading({"image": job.scan})["image"]
-    network = _Counting(make_network(side, job))
+    network = Counting(with_openvino(job) if side == OPENVINO else make_network(side, job))
     preprocessing, inferer, postprocessing = (
-        _steps_of_zoo(job) if side == ZOO else _steps_of_ours(job, skip_air=side == OURS)
+        _steps_of_zoo(job) if side == ZOO else _steps_of_ours(job, skip_air=side != PLAIN)
     )
     gpu = job.device == "cuda"
 
@@ -249,7 +290,8 @@ def measure(
     runs: int = 3,
     warmup: int = 1,
     overlap: float = 0.5,
-    sides: Sequence[str] = SIDES,
+    sides: Sequence[str] = DEFAULT_SIDES,
+    weights: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
 ) -> dict[str, Any]:
@@ -263,24 +305,37 @@ def measure(
         warmup: untimed rounds before them.
         overlap: overlap of neighbouring windows, a fraction.
         sides: subset of `SIDES`.
+        weights: trained ``model.pt`` with the model's preprocessing; it decides the size of the network.
         device: ``cpu`` or ``cuda``.
         threads: PyTorch threads. None: PyTorch's default.
 
     Returns:
         The options, ``machine``, ``floor`` (see `Floor`), ``agreement`` (the fraction of voxels on which each side
-        agrees with the first), ``rows`` for `print_table`, and ``comparison`` (see `Comparison`). Its sides also have
-        ``windows``, ``parts`` (seconds of the last run), ``window`` (see `Work`) and ``limit`` (seconds).
+        agrees with the first) and ``dice`` (the lowest Dice of a class between both, the mean over the classes),
+        ``conversion`` (seconds, None without OpenVINO), ``rows`` for `print_table`, and ``comparison`` (see
+        `Comparison`). Its sides also have ``windows``, ``parts`` (seconds of the last run), ``window`` (see `Work`) and
+        ``limit`` (seconds).
     """
     values = model_values(model)
+    if weights is not None:
+        values["encoder"] = read_record(weights)
     precision = torch.bfloat16 if device == "cuda" else torch.float32
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(scan=scan or f"{folder}/scan.nii.gz", overlap=overlap, device=device, **values)
+        job = Job(
+            scan=scan or f"{folder}/scan.nii.gz",
+            overlap=overlap,
+            device=device,
+            folder=folder,
+            weights=weights,
+            **values,
+        )
         if scan is None:
             spacing = [extent / voxels for extent, voxels in zip(FIELD_OF_VIEW, size, strict=True)]
             make_scan(job.scan, shape=size, seed=0, spacing=spacing, ellipsoid=BODY)
         size = list(nib.load(job.scan).shape[:3])
         best = in_a_process(floor, precision, device, threads=threads)
         windows = {side: in_a_process(window_work, side, job) for side in sides}
+        conversion = in_a_process(convert_once, job, threads=threads) if OPENVINO in sides else None
         comparison = compare(
             {side: partial(prepare, side, job) for side in sides},
             reference=ZOO if ZOO in sides else sides[-1],
@@ -299,6 +354,8 @@ def measure(
         "machine": machine(),
         "floor": asdict(best),
         "agreement": {},
+        "dice": {},
+        "conversion": conversion,
         "comparison": comparison.as_dict(),
     }
     first = comparison.sides[sides[0]]
@@ -310,8 +367,21 @@ def measure(
         entry["limit"] = limit_seconds(windows[side], best) * run["windows"]
         if first is not None:
             results["agreement"][side] = float((run["labels"] == first.result["labels"]).mean())
+            dice = dice_of_classes(run["labels"], first.result["labels"])
+            results["dice"][side] = {"lowest": min(dice), "mean": float(np.mean(dice))}
     results["rows"] = comparison.rows({s: e["limit"] for s, e in results["comparison"]["sides"].items() if e})
     return results
+
+
+def dice_of_classes(labels: np.ndarray, others: np.ndarray) -> list[float]:
+    """Return the Dice between two label maps of each class that is in either; the background is 0 and none of them.
+
+    Two maps of background alone are equal: 1.
+    """
+    sizes, others_sizes = np.bincount(labels.ravel(), minlength=256), np.bincount(others.ravel(), minlength=256)
+    both = np.bincount(labels[labels == others], minlength=256)
+    total = (sizes + others_sizes)[1:]
+    return (2 * both[1:][total > 0] / total[total > 0]).tolist() or [1.0]
 
 
 def _part_rows(results: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -353,7 +423,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--runs", type=int, default=3, help="timed rounds (default: 3)")
     add("--warmup", type=int, default=1, help="untimed rounds before them (default: 1)")
     add("--overlap", type=float, default=0.5, help="overlap of neighbouring windows (default: 0.5)")
-    add("--sides", nargs="+", choices=SIDES, default=SIDES, help="sides to run (default: all)")
+    sides_help = f"sides to run (default: {' '.join(DEFAULT_SIDES)})"
+    add("--sides", nargs="+", choices=SIDES, default=DEFAULT_SIDES, help=sides_help)
+    add("--weights", metavar="FILE", help="trained model.pt instead of random weights (patch merging: monai)")
     device = "cuda" if gpu else "cpu"
     add("--device", choices=("cpu", "cuda"), default=device, help="device to run on (default: cuda if available)")
     add("--threads", type=int, help="PyTorch threads on the CPU (default: PyTorch's)")
@@ -365,6 +437,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"--size {given.size}: must be at least 16 voxels along each axis.")
         if given.scan and not Path(given.scan).is_file():
             raise InputError(f"--scan {given.scan} is not a file. Pass a CT as .nii or .nii.gz.")
+        if given.weights and not Path(given.weights).is_file():
+            raise InputError(f"--weights {given.weights} is not a file. Pass a model.pt.")
         for name, least in (("runs", 1), ("warmup", 0), ("threads", 1)):
             if (value := getattr(given, name)) is not None and value < least:
                 raise InputError(f"--{name} {value}: must be {least} or more.")
@@ -385,7 +459,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print_table(rows, title=f"{given.model}, {scan}; ratios to {comparison['reference']}")
     print_table(_part_rows(results), title="time of each part (last run)")
     for side, share in list(results["agreement"].items())[1:]:
-        print(f"voxels with the same label as {given.sides[0]}: {side} {share:.4%}")
+        dice = results["dice"][side]
+        print(
+            f"voxels with the same label as {given.sides[0]}: {side} {share:.4%}; Dice of the classes {dice['mean']:.4f}, the "
+            f"lowest {dice['lowest']:.4f}"
+        )
+    if results["conversion"] is not None:
+        print(f"conversion for OpenVINO, once per file of weights and window: {results['conversion']:.3g} s")
     if given.json:
         write_json(given.json, results)
     return 0

@@ -101,7 +101,8 @@ def main(arguments: Sequence[str] | None = None, *, released: Path = RELEASED, u
         print(f"Stopped: {error}", file=sys.stderr)
         return 1
     about = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
-    print(f"{about['name']} {about['version']}: {about['description']} {about['intended_use']}", flush=True)
+    described = about["description"].removesuffix(" Research only.")
+    print(f"{about['name']} {about['version']}: {described} {about['intended_use']}", flush=True)
     words = ["--config_file", "configs/inference.yaml", "--dataset_dir", os.path.abspath(given.scans)]
     words += ["--output_dir", os.path.abspath(given.output_dir), *further]
     environment = os.environ | {"PYTHONWARNINGS": without_config_note()}  # the package was compared with the release

@@ -86,7 +86,7 @@ def test_what_modules_import_at_once_is_installed_without_extras():
     owners = packages_distributions()
     extra = {
         name
-        for option in ("dicom", "export", "mlflow", "register")
+        for option in ("dicom", "export", "mlflow", "openvino", "register")
         for name in requirements("options.extras_require", option)
     }
     assert not extra & installed.keys()

@@ -3,18 +3,24 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ignite.engine import Events
 from monai.data import Dataset, list_data_collate
 from monai.engines import SupervisedEvaluator
 
 from ..data.case_names import image_file
 from ..run.mlflow_server import tolerate_lost_servers
 from ..run.options import check_choice
+from ..run.progress import duration
 from ..scans.checks import examine_scans
 from .failures import Failures, reason_of
+
+logger = logging.getLogger(__name__)
 
 SCAN = "scan_of_case"  # key of an item's image file
 
@@ -113,8 +119,9 @@ def collate_case(items: Sequence[Mapping[str, Any] | NotLoaded]) -> Any:
 class CaseEvaluator(SupervisedEvaluator):
     """`SupervisedEvaluator` that goes on with the next case where one cannot be loaded, segmented or saved.
 
-    Handlers see no item of such a case. Its data set is a `CaseDataset`, its loader has ``batch_size`` 1 and
-    ``collate_fn`` `collate_case`.
+    For each case it logs its number, its file and, from the second one on, how long the rest will take. Handlers see no
+    item of such a case. Its data set is a `CaseDataset`, its loader has ``batch_size`` 1 and ``collate_fn``
+    `collate_case`.
 
     Args:
         failures: takes what failed.
@@ -126,11 +133,23 @@ class CaseEvaluator(SupervisedEvaluator):
         super().__init__(**arguments | {"val_handlers": tolerate_lost_servers(arguments.get("val_handlers"))})
         self.failures = failures
         self.missing = missing
+        self.started = 0.0
+        self.add_event_handler(Events.EPOCH_STARTED, self._start)
+
+    def _start(self, engine: SupervisedEvaluator) -> None:
+        self.started = time.monotonic()
+
+    def _tell(self, scan: str) -> None:
+        number, count = self.state.iteration, self.state.epoch_length
+        rate = (time.monotonic() - self.started) / max(1, number - 1)
+        left = f", about {duration(rate * (count - number + 1))} left" if number > 1 else ""
+        logger.info("scan %d of %d: %s%s", number, count, scan, left)
 
     def _iteration(self, engine: SupervisedEvaluator, batchdata: Any) -> Any:
         if isinstance(batchdata, NotLoaded):
             return self._without(engine, batchdata.scan, batchdata.reason)
         scan = batchdata.pop(SCAN)[0]
+        self._tell(scan)
         try:
             return super()._iteration(engine, batchdata)
         except Exception as error:  # network, transforms and writers raise their own errors for odd scans

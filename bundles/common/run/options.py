@@ -42,7 +42,7 @@ NOT_SETTINGS = frozenset(
         *("pretrained_encoder", "pretrained_model", "merging", "patch_embed", "allow_partial"),
         *("in_channels", "feature_size", "depths", "num_heads", "window_size", "reconstruction_head", "pooling"),
         *("cache_num", "num_workers", "sw_batch_size", "gradient_checkpointing", "fast", "global_batch_size"),
-        *("log_every", "tensorboard", "max_skipped_steps", "amp", "amp_type", "position_scans"),
+        *("log_every", "tensorboard", "max_skipped_steps", "amp", "amp_type", "position_scans", "backend"),
     }
 )
 #: Parts of the evaluator that do not decide what a score measures.
@@ -138,6 +138,7 @@ RULES: dict[str, Rule] = {
     "check_data": one_of("full", "headers", "none"),
     "crop_sampling": one_of("pos_neg", "classes"),
     "mask_interpolation": one_of("linear", "nearest"),
+    "backend": one_of("torch", "openvino", "openvino_bf16"),
 }
 #: The rule of an option without an entry above, by the type of its value in the first preset.
 RULES_OF_TYPES = {bool: SWITCH, int: WHOLE, float: NUMBER}

@@ -29,7 +29,7 @@ def with_progress(results: Iterable[Result], count: int, *, doing: str, unit: st
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield from _with_lines(results, count, doing, unit)
+        yield from with_lines(results, count, doing=doing, unit=unit)
         return
     columns = (
         TextColumn(doing),
@@ -45,16 +45,30 @@ def with_progress(results: Iterable[Result], count: int, *, doing: str, unit: st
             yield result
 
 
-def _with_lines(results: Iterable[Result], count: int, doing: str, unit: str) -> Iterator[Result]:
+def with_lines(
+    results: Iterable[Result], count: int, *, doing: str, unit: str, says_end: bool = True
+) -> Iterator[Result]:
+    """Yield the results as they come, with a line in the log every few seconds, also in a terminal.
+
+    Args:
+        results, count, doing, unit: see `with_progress`.
+        says_end: write a last line; False: what took no longer than the time between two lines writes none at all.
+    """
     start = last = time.monotonic()
     for number, result in enumerate(results, 1):
         yield result
         now = time.monotonic()
-        if now - last > SECONDS_BETWEEN_LINES or number == count:
+        if now - last > SECONDS_BETWEEN_LINES and number < count or number == count and says_end:
             last, rate = now, number / (now - start)
-            logger.info(
-                "%s: %d of %d %s, %s, %.0f s left", doing, number, count, unit, _rate(rate), (count - number) / rate
-            )
+            left = duration((count - number) / rate)
+            logger.info("%s: %d of %d %s, %s, %s left", doing, number, count, unit, _rate(rate), left)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as a person says it: ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _rate(per_second: float) -> str:

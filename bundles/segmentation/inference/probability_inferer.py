@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -52,6 +52,8 @@ class ProbabilityInferer(Inferer):
         mirror_axes: spatial axes (0, 1, 2) along which the scan is mirrored.
         others: additional networks of the ensemble, moved to the device of the scan. Their sizes may differ, their
             classes must not.
+        backend: maps a network, its place in the ensemble and the scans to the network that computes in its place
+            (`choose_backend`); None: PyTorch computes all of them.
 
     Raises:
         InputError: here for invalid arguments; when called, if the scan contains NaN or infinite values, or does not
@@ -67,6 +69,7 @@ class ProbabilityInferer(Inferer):
         skip_air: bool = True,
         mirror_axes: Sequence[int] = (),
         others: Sequence[torch.nn.Module] = (),
+        backend: Callable[[torch.nn.Module, int, torch.Tensor], torch.nn.Module] | None = None,
     ) -> None:
         super().__init__()
         _check_arguments(sw_batch_size, overlap, mirror_axes)
@@ -75,6 +78,8 @@ class ProbabilityInferer(Inferer):
         self.skip_air = skip_air
         self.mirrors = [axes for n in range(len(mirror_axes) + 1) for axes in combinations(mirror_axes, n)]
         self.others = [network.eval() for network in others]
+        self.backend = backend
+        self._computing: Sequence[torch.nn.Module] = ()
         halvings = [_Plan(sw_batch_size // 2**n) for n in range(int(math.log2(sw_batch_size)) + 1)]
         self._plans = [*halvings, _Plan(1, volumes_on_cpu=True), _Plan(1, volumes_on_cpu=True, networks_on_cpu=True)]
 
@@ -99,9 +104,16 @@ class ProbabilityInferer(Inferer):
             return MetaTensor(probabilities).copy_meta_from(inputs)
         return probabilities
 
+    def computed_by(self) -> list[str]:
+        """Return what computed the networks for the last scan, such as ``PyTorch 2.13.0``; empty before the first one."""
+        return sorted({getattr(network, "computed_by", f"PyTorch {torch.__version__}") for network in self._computing})
+
     def _mean(self, images: torch.Tensor, network: torch.nn.Module, plan: _Plan) -> torch.Tensor:
         cpu, home = torch.device("cpu"), images.device
         networks = [network, *self.others]
+        if self.backend is not None:
+            networks = [self.backend(member, number, images) for number, member in enumerate(networks)]
+        self._computing = networks
         total = None
         try:
             for member in networks:
@@ -112,7 +124,7 @@ class ProbabilityInferer(Inferer):
                         images.flip(dims) if dims else images,
                         member,
                         roi_size=self.roi_size,
-                        sw_batch_size=plan.windows,
+                        sw_batch_size=getattr(member, "windows_at_once", plan.windows),
                         overlap=self.overlap,
                         skip_air=self.skip_air,
                         network_device=cpu if plan.networks_on_cpu else home,

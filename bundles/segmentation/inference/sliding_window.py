@@ -8,13 +8,15 @@ skip windows.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import torch
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.utils import ensure_tuple_rep
 from torch.nn import functional as F
+
+from ...common.run.progress import with_lines
 
 Window = tuple[slice, slice, slice]
 
@@ -31,6 +33,8 @@ def blend_windows(
     volume_device: torch.device | None = None,
 ) -> torch.Tensor:
     """Return the blended logits (B, K, X, Y, Z) of scans (B, C, X, Y, Z), float32.
+
+    What takes long writes a line every few seconds, with the windows done and the time left.
 
     Products and sums are float32, whatever precision the network uses. With n windows over a voxel, the result differs
     from their exact weighted mean by at most (n + 1) * 2**-23 times their largest absolute logit.
@@ -60,16 +64,12 @@ def blend_windows(
     importance = importance_map(tuple(roi_size), volume_device)
     weights = torch.zeros((len(images), 1, *shape), device=volume_device)
     logits = None
-    for start in range(0, len(kept), sw_batch_size):
-        batch = kept[start : start + sw_batch_size]
-        outputs = network(
-            torch.stack([images[(scan, slice(None), *window)] for scan, window in batch]).to(network_device)
-        )
+    outputs = _outputs(images, kept, network, sw_batch_size, network_device, volume_device)
+    for (scan, window), output in with_lines(outputs, len(kept), doing="segmenting", unit="windows", says_end=False):
         if logits is None:
-            logits = torch.zeros((len(images), outputs.shape[1], *shape), device=volume_device)
-        for (scan, window), output in zip(batch, outputs.to(volume_device), strict=True):
-            logits[(scan, slice(None), *window)].addcmul_(output.float(), importance)
-            weights[(scan, slice(None), *window)] += importance
+            logits = torch.zeros((len(images), len(output), *shape), device=volume_device)
+        logits[(scan, slice(None), *window)].addcmul_(output.float(), importance)
+        weights[(scan, slice(None), *window)] += importance
     if len(kept) < len(jobs):
         unseen = weights == 0
         weights[unseen] = 1
@@ -94,6 +94,21 @@ def window_places(shape: Sequence[int], *, roi_size: Sequence[int], overlap: flo
 def importance_map(roi_size: tuple[int, int, int], device: torch.device) -> torch.Tensor:
     """Return the weights of a window's voxels, float32: a Gaussian, sigma = side / 8. Cached: do not modify them."""
     return compute_importance_map(roi_size, mode="gaussian", sigma_scale=0.125, device=device, dtype=torch.float32)
+
+
+def _outputs(
+    images: torch.Tensor,
+    jobs: Sequence[tuple[int, Window]],
+    network: torch.nn.Module,
+    at_once: int,
+    network_device: torch.device,
+    volume_device: torch.device,
+) -> Iterator[tuple[tuple[int, Window], torch.Tensor]]:
+    """Yield each job with the logits (K, *window) of its window."""
+    for start in range(0, len(jobs), at_once):
+        batch = jobs[start : start + at_once]
+        inputs = torch.stack([images[(scan, slice(None), *window)] for scan, window in batch]).to(network_device)
+        yield from zip(batch, network(inputs).to(volume_device), strict=True)
 
 
 def _with_content(images: torch.Tensor, jobs: Sequence[tuple[int, Window]]) -> list[tuple[int, Window]]:

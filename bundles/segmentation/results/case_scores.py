@@ -72,6 +72,7 @@ class CaseScores(CaseHandler):
         model: file of the network, or files of an ensemble. Path, size and modification time identify the model.
         resume: keep cases that were scored with equal settings and the same model and files.
         details: description of the evaluation, for programs that collect several: task, split, training of the model.
+            Functions are called at the end.
             Changing it does not invalidate scores.
         options: ``pred_key``, ``image_key`` and ``failures`` of `CaseHandler`.
 
@@ -113,7 +114,7 @@ class CaseScores(CaseHandler):
         decisive |= {"model": None if model is None else _stamps(ensure_tuple(model))} | dict(settings or {})
         self.settings = json.loads(json.dumps(decisive, default=str))  # the form in which a record is read back
         self.resume = resume
-        self.details = json.loads(json.dumps(dict(details or {}), default=str))
+        self.details = dict(details or {})
         self.kept: dict[str, dict[str, dict[str, float]]] = {}
         self.scores: dict[str, dict[str, dict[str, float]]] = {}
 
@@ -152,7 +153,8 @@ class CaseScores(CaseHandler):
 
         if rank() == 0:
             summary |= {"tolerance": self.tolerance, "cases": sorted({row["case"] for row in rows})}
-            summary |= {"evaluated": self.details}
+            details = {name: value() if callable(value) else value for name, value in self.details.items()}
+            summary |= {"evaluated": json.loads(json.dumps(details, default=str))}
             summary |= {"not_scored": not_scored} if not_scored else {}
             self._write(rows, summary)
             logger.info("%s", format_summary(summary))

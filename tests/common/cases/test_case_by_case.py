@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +12,7 @@ import torch
 from monai.data import DataLoader
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
+from bundles.common.cases import case_by_case
 from bundles.common.cases.case_by_case import CaseDataset, CaseEvaluator, collate_case, good_cases
 from bundles.common.cases.case_handler import CaseHandler
 from bundles.common.cases.failures import Failures
@@ -80,6 +82,21 @@ def test_a_case_that_fails_anywhere_costs_no_other(tmp_path, num_workers):
     assert found["four"] == ("number", "AttributeError: 'str' object has no attribute 'name'")
     assert found["one"][0] == "mask" and "one.nii.gz" in found["one"][1]
     assert failures.earlier() == {cases[number]["image"] for number in (1, 3, 4)}
+
+
+def test_each_case_is_told_with_its_number_and_the_time_that_is_left(tmp_path, monkeypatch, caplog):
+    cases = [scan(tmp_path, name) for name in ("a", "b", "c")]
+    seconds = iter((0.0, 1.0, 30.0, 80.0))  # the start, and the begin of each case
+    monkeypatch.setattr(case_by_case.time, "monotonic", lambda: next(seconds))
+    with caplog.at_level(logging.INFO, logger=case_by_case.__name__):
+        run(cases, tmp_path, Failures(tmp_path))
+    files = [case["image"] for case in cases]
+    told = [record.getMessage() for record in caplog.records if record.name == case_by_case.__name__]
+    assert told == [
+        f"scan 1 of 3: {files[0]}",
+        f"scan 2 of 3: {files[1]}, about 60 s left",
+        f"scan 3 of 3: {files[2]}, about 40 s left",
+    ]
 
 
 def test_without_failures_an_error_ends_the_run(tmp_path):

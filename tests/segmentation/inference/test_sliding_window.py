@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from itertools import product
 
@@ -12,6 +13,7 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import nn
 
+from bundles.common.run import progress
 from bundles.segmentation.inference import sliding_window
 from bundles.segmentation.inference.sliding_window import blend_windows, importance_map, window_places
 
@@ -179,3 +181,18 @@ def test_without_skipping_every_window_is_computed():
     result = blend(images, network)
     assert sum(network.batches) == len(window_places(images.shape[2:], roi_size=ROI, overlap=0.5))
     assert torch.isfinite(result).all()
+
+
+def test_a_slow_scan_tells_its_windows_and_a_quick_one_nothing(monkeypatch, caplog):
+    images, network = scan(32, 12, 8), Network()
+    windows = len(window_places(images.shape[2:], roi_size=ROI, overlap=0.5))
+    assert windows == 3
+    with caplog.at_level(logging.INFO):
+        blend(images, network)
+        assert not caplog.records
+        monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
+        blend(images, network, sw_batch_size=2)
+    assert [message.split(",")[0] for message in caplog.messages] == [
+        "segmenting: 1 of 3 windows",
+        "segmenting: 2 of 3 windows",
+    ]

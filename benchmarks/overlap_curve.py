@@ -1,0 +1,186 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Dice and time of a trained network over the overlap of its windows: how much of the time is well spent.
+
+    python -m benchmarks.overlap_curve DATA --weights model.pt
+    python -m benchmarks.overlap_curve DATA --weights model.pt --overlaps 0 0.25 0.5 0.75 --backend openvino
+
+``DATA`` is a folder with a ``dataset.json``; its labelled cases of ``--section`` (by default those that the training of the
+model held out) are segmented once for each overlap, with spacing, window and intensities of the model's training. The overlaps take turns within a case. *windows*: of all
+cases. *time*: of windows and blending, relative to the first overlap. *Dice*: mean over the organs and the cases, against
+the labels on the scan's own voxels. *same voxels*: share of the voxels with the label that the largest overlap gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.transforms import (
+    Compose,
+    CropForegroundd,
+    EnsureChannelFirstd,
+    LoadImaged,
+    NormalizeIntensityd,
+    Orientationd,
+    ScaleIntensityRanged,
+    Spacingd,
+)
+
+from benchmarks.inference import Counting, dice_of_classes
+from benchmarks.side_by_side import print_table, write_json
+from bundles.common.data.data_list import segmentation_scans
+from bundles.common.data.foreground import above_or_all
+from bundles.common.errors import InputError
+from bundles.common.networks.swin_unetr import build_swin_unetr
+from bundles.common.weights.encoder_record import read_record
+from bundles.common.weights.loading import load_model
+from bundles.common.weights.recorded_preset import training_of
+from bundles.common.words import counted
+from bundles.segmentation.backend.choice import choose_backend
+from bundles.segmentation.inference.mask_on_scan_grid import MaskOnScanGridd
+from bundles.segmentation.inference.probability_inferer import ProbabilityInferer
+from bundles.segmentation.models.model_record import model_labels, model_split
+
+OVERLAPS = (0.0, 0.25, 0.5, 0.625, 0.75)
+BACKENDS = ("torch", "openvino", "openvino_bf16")
+
+
+@dataclass
+class Point:
+    """What one overlap gave.
+
+    Attributes:
+        windows: computed in all cases.
+        seconds: of windows and blending, in all cases.
+        dice: of each case, the mean over its organs.
+        same: share of the voxels of each case with the label of the largest overlap.
+    """
+
+    windows: int = 0
+    seconds: float = 0.0
+    dice: list[float] = field(default_factory=list)
+    same: list[float] = field(default_factory=list)
+
+
+def preprocessing(trained: Mapping[str, Any]) -> Compose:
+    """Return the preprocessing of inference.yaml with the values that a model records."""
+    window = trained["hu_window"]
+    steps = [
+        LoadImaged("image", image_only=True),
+        EnsureChannelFirstd("image"),
+        Orientationd("image", axcodes="RAS", labels=None),
+        Spacingd("image", pixdim=trained["spacing"], mode="bilinear"),
+        CropForegroundd(
+            "image",
+            source_key="image",
+            select_fn=lambda image: above_or_all(image, other=trained["foreground"]),
+            allow_smaller=True,
+        ),
+        NormalizeIntensityd("image", nonzero=True, channel_wise=True)
+        if window is None
+        else ScaleIntensityRanged("image", a_min=window[0], a_max=window[1], b_min=0.0, b_max=1.0, clip=True),
+    ]
+    return Compose(steps)
+
+
+@torch.no_grad()
+def curve(
+    cases: Sequence[Mapping[str, str]], *, weights: str, overlaps: Sequence[float], backend: str = "torch"
+) -> dict[float, Point]:
+    """Segment the cases with each overlap.
+
+    Args:
+        cases: ``{"image": file, "label": file}``.
+        weights: ``model.pt`` of a training of these bundles.
+        overlaps: shares of the window.
+        backend: see `choose_backend`.
+
+    Raises:
+        InputError: the file does not record its training.
+    """
+    trained = training_of(weights)
+    if not trained or not {"spacing", "hu_window", "roi_size", "foreground"} <= trained.keys():
+        raise InputError(f"--weights {weights} does not record its preprocessing. Pass a model.pt of a training.")
+    network = build_swin_unetr(read_record(weights), out_channels=len(model_labels(weights, otherwise={}))).eval()
+    load_model(network, weights)
+    chosen = choose_backend(backend=backend, device="cpu", models=[weights], roi_size=trained["roi_size"])
+    prepare, to_scan, counting = preprocessing(trained), MaskOnScanGridd("pred"), None
+    points = {overlap: Point() for overlap in overlaps}
+    for case in cases:
+        item = prepare({"image": case["image"]})
+        image, truth = item["image"][None], np.asarray(nib.load(case["label"]).dataobj).astype(np.uint8)
+        if counting is None:
+            counting = Counting(network if chosen is None else chosen(network, 0, image))
+        masks = {}
+        for overlap, point in points.items():
+            inferer = ProbabilityInferer(roi_size=trained["roi_size"], sw_batch_size=4, overlap=overlap)
+            counting.windows, begin = 0, time.perf_counter()
+            pred = inferer(image, counting)[0]
+            point.seconds += time.perf_counter() - begin
+            point.windows += counting.windows
+            masks[overlap] = to_scan({"image": item["image"], "pred": pred})["pred"][0].numpy().astype(np.uint8)
+        for overlap, point in points.items():
+            point.dice.append(float(np.mean(dice_of_classes(masks[overlap], truth))))
+            point.same.append(float((masks[overlap] == masks[max(overlaps)]).mean()))
+    return points
+
+
+def rows_of(points: Mapping[float, Point]) -> list[dict[str, str]]:
+    """Return table cells by column heading, one row per overlap."""
+    first = next(iter(points.values()))
+    return [
+        {
+            "overlap": f"{overlap:g}",
+            "windows": str(point.windows),
+            "time": f"{point.seconds / first.seconds:.2f}",
+            "Dice": f"{np.mean(point.dice):.4f}",
+            "same voxels": f"{np.mean(point.same):.3%}",
+        }
+        for overlap, point in points.items()
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark from the command line and print its table; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.overlap_curve",
+        description="Dice and time of a trained network over the overlap of its windows.",
+    )
+    add = parser.add_argument
+    add("data", metavar="DATA", help="folder with dataset.json")
+    add("--weights", metavar="FILE", required=True, help="model.pt of a training")
+    add("--section", default="validation", help="section of the data list (default: validation)")
+    add("--overlaps", type=float, nargs="+", default=OVERLAPS, help="shares of the window (default: %(default)s)")
+    add("--backend", choices=BACKENDS, default="torch", help="what computes the windows (default: torch)")
+    add("--cases", type=int, help="the first CASES of the section (default: all)")
+    add("--threads", type=int, help="threads (default: PyTorch's)")
+    add("--json", metavar="FILE", help="write the results to FILE")
+    given = parser.parse_args(arguments)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    try:
+        if not all(0 <= overlap < 1 for overlap in given.overlaps):
+            raise InputError(f"--overlaps {given.overlaps}: each must be a share of the window, from 0 to below 1.")
+        split = model_split(given.weights, fold=None, folds=None, seed=None)
+        cases = segmentation_scans(given.data, section=given.section, **split)[: given.cases]
+        points = curve(cases, weights=given.weights, overlaps=given.overlaps, backend=given.backend)
+    except InputError as error:
+        print(f"Stopped: {error}", file=sys.stderr)
+        return 1
+    print_table(
+        rows_of(points), title=f"{counted(len(cases), 'case')}, {given.backend}; time relative to the first overlap"
+    )
+    if given.json:
+        write_json(given.json, {str(overlap): vars(point) for overlap, point in points.items()})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
