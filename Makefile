@@ -6,6 +6,7 @@
 # make test-legacy   weights of the real MONAI 1.4.0 compute the same here (an environment of its own, .venv-legacy)
 # make test-label    packed bundles in a real MONAI Label server (an environment of its own, .venv-label-1.6.1, 3.7 GB); LABEL_MONAI=1.5.2: with that
 #                    MONAI. Between a DICOM server and OHIF too, where Orthanc is installed (Debian: orthanc orthanc-dicomweb)
+# make test-triton   the Triton kernel by Triton's interpreter, no GPU needed (an environment of its own, .venv-triton, 2 GB; 6 GB with CUDA)
 # make test-matrix   the workflow tests with the oldest and the newest PyTorch and MONAI of setup.cfg (environments of their own, 5 GB
 #                    each with CUDA; MATRIX="2.11.0_1.5.2": one pair alone)
 # make mutants       small changes of the code where errors would be silent: do the tests notice? (half an hour)
@@ -19,11 +20,12 @@ LEGACY_VENV ?= .venv-legacy
 LABEL_MONAI ?= 1.6.1
 MATRIX ?= 2.11.0_1.5.2 2.11.0_1.6.1 2.14.1_1.5.2 2.14.1_1.6.1
 LABEL_VENV ?= .venv-label-$(LABEL_MONAI)
+TRITON_VENV ?= .venv-triton
 INSTALLED = $(VENV)/.installed
 TESTED = $(VENV)/.installed-test
 EXTRAS ?=
 
-.PHONY: install demo test docs mutants test-kills test-legacy test-label check lint clean gpu-kit
+.PHONY: install demo test docs mutants test-kills test-legacy test-label test-triton check lint clean gpu-kit
 .DEFAULT_GOAL := demo
 
 PIP = $(VENV)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt
@@ -78,6 +80,15 @@ $(LABEL_VENV)/.installed:
 test-label: $(TESTED) $(LABEL_VENV)/.installed
 	LABEL_PYTHON=$(abspath $(LABEL_VENV))/bin/python $(VENV)/bin/python -m pytest tests/label
 
+# Triton without a version: a PyTorch for CUDA brings the one that it was built with.
+$(TRITON_VENV)/.installed:
+	$(PYTHON) -m venv $(TRITON_VENV)
+	$(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 triton numpy==2.4.6 pytest==9.2.0
+	touch $@
+
+test-triton: $(TRITON_VENV)/.installed
+	TRITON_INTERPRET=1 $(TRITON_VENV)/bin/python -m pytest -o addopts="" tests/common/networks/fast/test_bias_gradient_kernel.py
+
 mutants: $(TESTED)
 	$(VENV)/bin/python -m tools.mutants
 
@@ -107,7 +118,7 @@ gpu-kit: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks.gpu_check.kit --out gpu-kit
 
 clean:
-	rm -rf gpu-kit site $(VENV) $(LEGACY_VENV) .venv-label-* .venv-matrix-* demo/out *.egg-info .pytest_cache .ruff_cache
+	rm -rf gpu-kit site $(VENV) $(LEGACY_VENV) $(TRITON_VENV) .venv-label-* .venv-matrix-* demo/out *.egg-info .pytest_cache .ruff_cache
 
 # Evidence: what pre-training gains. STUDY=openkbp DATA=DIR OUT=DIR choose another study, its data and its folder (docs/how-to/measure-the-gain.md).
 # make few-label-curve   Dice over the number of labelled patients, with pre-training and from scratch

@@ -73,6 +73,12 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "tests/common/networks/fast/test_attention.py",
         "--deselect=tests/common/networks/fast/test_attention.py::test_every_stage_equals_monai_in_values_and_gradients",
     ),
+    "bundles/common/networks/fast/bias_gradient.py": (),
+    "bundles/common/networks/fast/fused_attention.py": (
+        "tests/common/networks/fast/test_fused_attention.py",
+        "tests/common/networks/fast/test_attention.py",
+        "--deselect=tests/common/networks/fast/test_attention.py::test_every_stage_equals_monai_in_values_and_gradients",
+    ),
     "bundles/common/networks/fast/norm_act.py": (),
     "bundles/common/networks/fast/swin.py": tuple(
         f"tests/common/networks/fast/test_swin.py::{test}" for test in _SWIN_TESTS

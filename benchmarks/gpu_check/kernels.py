@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Part 5: the ten dearest kernels of one training step, from torch.profiler."""
+"""Part 6: the ten dearest kernels of one training step, from torch.profiler."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ PACKAGES = (
     *("torch", "triton", "monai", "numpy", "nibabel", "pytorch-ignite", "einops", "scipy", "blosc2", "pydicom"),
     *("highdicom", "safetensors", "tensorboard", "matplotlib", "mlflow"),
 )
-LEAST_FREE = 30 * 2**30  # bytes; parts 3 and 4 at base size
+LEAST_FREE = 30 * 2**30  # bytes; parts 4 and 5 at base size
 
 
 def run(settings: Settings) -> None:

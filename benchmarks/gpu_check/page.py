@@ -10,8 +10,9 @@ from typing import Any
 
 HEAD = """# On a GPU
 
-`benchmarks/gpu_check` runs what needs a GPU in one command of under five minutes: parity of the fast path, the bundles
-with mixed precision, time and memory of a step, its dearest kernels.
+`benchmarks/gpu_check` runs what needs a GPU in one command of under five minutes: the attention and its Triton kernel
+against float64, parity of the fast path, the bundles with mixed precision, time and memory of a step, its dearest
+kernels.
 
 ```bash
 make gpu-kit                                        # once, where packages can be downloaded: writes gpu-kit/
@@ -20,8 +21,12 @@ python3 gpu-kit/check.py --out results              # on the machine with the GP
 ```
 """
 NOT_RUN = """
-**Not run yet.** No session with a GPU has run it so far. What a CPU can show is tested: all parts at tiny size
-(`python -m benchmarks.gpu_check --dry_run`).
+**Not run yet.** Nothing of the project has run on a GPU so far. What a CPU can show is tested: all parts at tiny size
+(`python -m benchmarks.gpu_check --dry_run`), and the Triton kernel by its interpreter, and by compiling it
+(`make test-triton`).
+
+Not measured: the goals of [What makes it fast](speed.md#goals-and-measurements); a fine-tuning step of four crops of
+96^3 at base size in bf16 within 15 ms and in half of stock's memory; the Triton kernel's time.
 """
 
 

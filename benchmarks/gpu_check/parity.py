@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Part 2: the fast path computes what stock MONAI computes in float64, forward and backward, in every precision.
+"""Part 3: the fast path computes what stock MONAI computes in float64, forward and backward, in every precision.
 
 Rounding alone makes errors in float32, bfloat16 and float16, so the yardstick is stock MONAI at the same precision:
 the fast path may have up to `MARGIN` times its error, or the `FLOOR` of the precision, but never more than `CEILING`,

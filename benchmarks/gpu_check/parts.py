@@ -36,6 +36,7 @@ NETWORK = ("monai", "numpy", "einops")
 ENGINE = (*NETWORK, "ignite", "yaml", "rich", "matplotlib", "scipy", "safetensors", "tensorboard", "pydantic")
 PARTS = {
     "machine": Part("Card and software", 30, gpu=False),
+    "bias_gradient": Part("The attention and the Triton kernel of its bias", 40),
     "parity": Part("Fast path against stock MONAI in float64", 50, NETWORK),
     "workflows": Part(
         "The bundles through python -m monai.bundle run",

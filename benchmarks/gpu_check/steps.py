@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Part 4: seconds a step and peak memory of the bundles' own training steps, fast against ``--fast false``."""
+"""Part 5: seconds a step and peak memory of the bundles' own training steps, fast against ``--fast false``."""
 
 from __future__ import annotations
 

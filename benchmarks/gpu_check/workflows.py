@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Part 3: pre-training, fine-tuning, evaluation and inference by MONAI's bundle runner, with AMP on the GPU.
+"""Part 4: pre-training, fine-tuning, evaluation and inference by MONAI's bundle runner, with AMP on the GPU.
 
 Two chains run side by side, at small and at base size; times are not measured here. Both trainings stop after two
 thirds of their steps and are resumed. The resumed pre-training of the small chain counts the waits for the device.

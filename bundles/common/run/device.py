@@ -45,6 +45,8 @@ def start_device(*, device: torch.device | str, amp: bool = False, amp_type: str
         "running on %s in %s, %s, PyTorch %s%s",
         *(name, precision(amp=amp, amp_type=amp_type), counted(threads, "CPU thread"), torch.__version__, several),
     )
+    if amp and amp_type == "auto" and precision(amp=amp, amp_type=amp_type) == "fp16":
+        logger.warning("This GPU has no bfloat16: float16 with a gradient scaler is used.")
     if device.type == "cpu" and (reason := unusable_gpu()) is not None:
         logger.warning("This machine has an NVIDIA GPU that PyTorch cannot use: %s. The run uses the CPU.", reason)
 

@@ -147,12 +147,20 @@ def local_device() -> torch.device:
 
 
 def wrap(network: torch.nn.Module, device: torch.device | str, distributed: bool) -> torch.nn.Module:
-    """Move the network to its device, and wrap it in ``DistributedDataParallel`` if the run is distributed."""
+    """Move the network to its device, and wrap it in ``DistributedDataParallel`` if the run is distributed.
+
+    That sends weights and buffers of the first rank to the others once; buffers again in every forward only if a layer
+    keeps running statistics. The index tables of the attention never change.
+    """
     network = network.to(device)
     if not distributed:
         return network
     on_gpu = torch.device(device).type == "cuda"
-    return torch.nn.parallel.DistributedDataParallel(network, device_ids=[torch.device(device)] if on_gpu else None)
+    return torch.nn.parallel.DistributedDataParallel(
+        network,
+        device_ids=[torch.device(device)] if on_gpu else None,
+        broadcast_buffers=any(getattr(module, "track_running_stats", False) for module in network.modules()),
+    )
 
 
 def validation_sampler(dataset: Dataset, distributed: bool) -> Sampler | None:

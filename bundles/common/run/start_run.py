@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
+import torch
 from monai.utils import set_determinism
 
 from ..errors import InputError, report_input_errors
@@ -16,7 +18,9 @@ from .known_lines import hide_known_lines
 logger = logging.getLogger(__name__)
 
 
-def start_run(*, seed: int, distributed: bool = False, resolved: dict[str, Any] | None = None) -> None:
+def start_run(
+    *, seed: int, distributed: bool = False, deterministic: bool = False, resolved: dict[str, Any] | None = None
+) -> None:
     """Report bad input as one message, refuse misspelt options, join the other processes, seed the random generators.
 
     The command is the first line of the log, and the lines of `known_lines` are hidden.
@@ -24,6 +28,7 @@ def start_run(*, seed: int, distributed: bool = False, resolved: dict[str, Any] 
     Args:
         seed: seed of all random generators.
         distributed: whether this is one of several processes.
+        deterministic: see `choose_algorithms`.
         resolved: the ids that the config parser has resolved so far (``$__local_refs`` in a config expression). The
             options that the command line writes as ``true``, ``false``, ``null`` or ``None`` are added to it.
 
@@ -42,3 +47,23 @@ def start_run(*, seed: int, distributed: bool = False, resolved: dict[str, Any] 
     if processes.rank() == 0 and (command := typed_command()):
         logger.info("%s", command)
     set_determinism(seed=seed)
+    choose_algorithms(deterministic=deterministic)
+
+
+def choose_algorithms(*, deterministic: bool) -> None:
+    """Choose between speed and equal bits on a GPU. On a CPU it changes nothing.
+
+    Args:
+        deterministic: False: the fastest algorithms, of which some add up in any order. True: only algorithms that give
+            equal bits in each run, where there are any; PyTorch warns of each operation that has none.
+
+    Raises:
+        InputError: ``deterministic`` is neither True nor False.
+    """
+    if not isinstance(deterministic, bool):
+        raise InputError(f"--deterministic {deterministic!r} must be true or false.")
+    if deterministic:  # read by cuBLAS when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = False  # trials of each new shape were not measured
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)

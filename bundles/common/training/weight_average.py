@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import torch
 from ignite.engine import Engine, Events
@@ -55,17 +54,28 @@ class WeightAverage:
             )
         self.steps = steps
         self.trained = unwrap(network)
-        self.model = AveragedModel(self.trained, multi_avg_fn=self._move) if steps > 1 else None
+        self.model = AveragedModel(self.trained) if steps > 1 else None
         self.network = self.trained if self.model is None else self.model.module
 
-    def _move(self, means: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], _: torch.Tensor) -> None:
-        # the counter is on the CPU: reading it does not wait for the device
-        torch._foreach_lerp_(means, weights, 1 / min(int(self.model.n_averaged) + 1, self.steps))
-
     def update(self) -> None:
-        """Add the current weights to the average."""
-        if self.model is not None:
-            self.model.update_parameters(self.trained)
+        """Add the current weights to the average.
+
+        Not by `AveragedModel.update_parameters`, which sends its counter to the device, and waits, and copies all
+        buffers in every step: the index tables of the attention, which never change. Here integer tables are copied in
+        the first step alone; running statistics and counters in every step.
+        """
+        if self.model is None:
+            return
+        with torch.no_grad():
+            # the counter is on the CPU: reading it does not wait for the device
+            averaged = int(self.model.n_averaged)
+            weight = 1 / min(averaged + 1, self.steps)
+            torch._foreach_lerp_(list(self.network.parameters()), list(self.trained.parameters()), weight)
+            for mean, buffer in zip(self.network.buffers(), self.trained.buffers(), strict=True):
+                is_table = buffer.ndim > 0 and not buffer.is_floating_point()
+                if averaged == 0 or not is_table:
+                    mean.copy_(buffer)
+            self.model.n_averaged += 1
 
     def start_anew(self) -> None:
         """Restart the average from the network's current weights, for a resumed run that had no average."""

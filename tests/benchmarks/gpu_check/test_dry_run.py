@@ -33,6 +33,8 @@ def test_all_parts_run_on_a_cpu(tmp_path):
     assert all(check["text"] in done.stdout for check in checks.values())
 
     assert checks["machine", "software"]["versions"]["torch"] and checks["machine", "modules"]["missing"] == []
+    errors = checks["bias_gradient", "64 tokens, width 12, shifted, float32"]["errors"]
+    assert all(0 < error < 1e-6 for error in errors.values()) and len(errors) == 4
     parity = checks["parity", "stage 1, preset cpu (64 tokens, width 12), fp32"]
     assert all(0 < parity["ours"][part] < 1e-5 for part in ("inference", "output", "input gradient", "weight gradient"))
     rounded = checks["parity", "stage 1, preset cpu (64 tokens, width 12), bf16"]["ours"]["output"]

@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.gpu_check import parity
+from benchmarks.gpu_check import bias_gradient, parity
 from benchmarks.gpu_check.parts import MARK, attempt, tell
 from benchmarks.gpu_check.workflows import training_facts, waits_of
 from bundles.common.networks.fast.attention import FastWindowAttention
@@ -44,6 +44,30 @@ def test_a_wrong_fast_path_is_found(capsys, monkeypatch, fault):
     assert not checks["x, fp32"]["ok"]
     if fault == "forward":
         assert "too far: inference, output" in checks["x, fp32"]["text"]
+
+
+@pytest.mark.parametrize("fault", [None, "sum", "bits"])
+def test_a_wrong_gradient_of_the_bias_is_found(capsys, monkeypatch, fault):
+    right, calls = bias_gradient.fused_attention, []
+
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, bias):
+            return bias.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            calls.append(1)
+            return grad * {"sum": 1.0001, "bits": 1 + 1e-6 * len(calls)}[fault]
+
+    def wrong(qkv, bias, plan, scale):
+        return right(qkv, bias if fault is None else Wrong.apply(bias), plan, scale)
+
+    monkeypatch.setattr(bias_gradient, "fused_attention", wrong)
+    case = bias_gradient.CASES["32 tokens, width 4"]
+    bias_gradient.compare("x", case, torch.float32, torch.device("cpu"), shifted=False)
+    (check,) = told(capsys)
+    assert check["ok"] is (fault is None) and check["equal"] is (fault != "bits")
 
 
 def test_a_broken_yardstick_lets_nothing_pass():

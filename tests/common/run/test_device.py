@@ -43,6 +43,10 @@ def test_the_gpu_its_memory_its_precision_and_the_process_are_named(caplog, monk
     (line,) = caplog.messages
     assert line.startswith("running on cuda:1 (NVIDIA H200, 139 GiB) in bf16, 1 CPU thread, PyTorch ")
     assert line.endswith(", process 2 of 2")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    caplog.clear()
+    start_device(device=torch.device("cuda", 1), amp=True)
+    assert caplog.messages[-1] == "This GPU has no bfloat16: float16 with a gradient scaler is used."
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "", 3.5])

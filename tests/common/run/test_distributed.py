@@ -97,6 +97,8 @@ def two_processes(rank, folder):
     torch.manual_seed(rank)
     network = torch.nn.Linear(2, 1)
     wrapped = distributed.wrap(network, "cpu", True)
+    normed = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.BatchNorm1d(1))
+    assert not wrapped.broadcast_buffers and distributed.wrap(normed, "cpu", True).broadcast_buffers
     loss = wrapped(torch.full((1, 2), float(rank + 1))).sum()
     loss.backward()
     # a gradient whose memory is transposed, as that of a matrix product may be

@@ -25,9 +25,11 @@ def tidy(monkeypatch):
     """Leave the hook of uncaught errors and torch's determinism flags as they were."""
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     yield
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+    torch.use_deterministic_algorithms(False)
 
 
 def test_the_seed_fixes_all_generators(tidy):
@@ -91,3 +93,15 @@ def test_a_word_for_what_has_been_resolved_before_is_refused(monkeypatch, tidy, 
     monkeypatch.setattr(sys, "argv", [main, "run", "--config_file", str(config), "--distributed", "true"])
     with pytest.raises(InputError, match="--distributed must be written as in Python"):
         start_run(seed=0, resolved={"distributed": "true"})
+
+
+def test_speed_or_equal_bits_is_an_option(tidy):
+    for deterministic in (True, False):
+        start_run(seed=0, deterministic=deterministic)
+        assert torch.backends.cudnn.deterministic is deterministic and not torch.backends.cudnn.benchmark
+        assert torch.are_deterministic_algorithms_enabled() is deterministic
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    start_run(seed=0)
+    assert torch.backends.cudnn.deterministic is False
+    with pytest.raises(InputError, match="--deterministic 'maybe' must be true or false"):
+        start_run(seed=0, deterministic="maybe")

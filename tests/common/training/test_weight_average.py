@@ -5,6 +5,7 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.engines import SupervisedTrainer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bundles.common.errors import InputError
 from bundles.common.training.weight_average import UpdateAverage, WeightAverage
@@ -60,6 +61,38 @@ def test_one_step_is_the_network_itself():
     weights, means, average = weights_and_means(1, iterations=3)
     assert average.model is None and average.network is average.trained
     assert torch.equal(means[2], weights[2])
+
+
+class Copies(TorchDispatchMode):
+    """What is copied, and what may be sent to a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.copied, self.sent = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket is torch.ops.aten.copy_:
+            self.copied.append(args[0].numel())
+        if func.overloadpacket is torch.ops.aten._to_copy:
+            self.sent.append(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def test_index_tables_are_copied_once_and_nothing_is_sent():
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    network.register_buffer("index", torch.arange(7))
+    average = WeightAverage(network=network, steps=3)
+    network.index += 1
+    seen = []
+    for _ in range(3):
+        network(torch.randn(5, 3))
+        with Copies() as copies:
+            average.update()
+        seen.append(sorted(copies.copied))
+        assert copies.sent == []
+        for theirs, ours in zip(network.buffers(), average.network.buffers(), strict=True):
+            assert torch.equal(theirs, ours)
+    assert seen == [[1, 4, 4, 7], [1, 4, 4], [1, 4, 4]]  # mean, variance and number of batches; the index once
 
 
 def test_a_mean_that_starts_anew_forgets_what_was():

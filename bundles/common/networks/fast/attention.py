@@ -4,16 +4,14 @@
 MONAI's `WindowAttention` writes windows x heads x tokens x tokens scores several times and keeps them for the backward.
 Here
 
-- on a GPU, `scaled_dot_product_attention` gets bias and mask broadcast over the batch, in the dtype of the queries,
-  with gradients;
-- on a CPU, that call would keep all scores if the bias needs a gradient. So `chunked_attention` processes a few windows
-  at a time and recomputes the scores in the backward;
+- on a GPU, `fused_attention` uses PyTorch's memory-efficient kernel, and one of our own for the gradient of the bias;
+- on a CPU, `scaled_dot_product_attention` would keep all scores if the bias needs a gradient. So `chunked_attention`
+  processes a few windows at a time and recomputes the scores in the backward;
 - while a network is traced or exported, MONAI's own operations run.
 """
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from monai.networks.nets.swin_unetr import WindowAttention
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .fused_attention import fold, fused_attention, fused_inference
 from .windows import WindowPlan
 
 CHUNK = 2**21  # scores in memory at a time on a CPU: they should fit in its cache
@@ -56,13 +55,13 @@ class _ChunkedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None, None]:
         qkv, bias = ctx.saved_tensors
         needs_qkv, needs_bias = ctx.needs_input_grad[:2]
-        samples, windows, tokens, _, heads, width = qkv.shape
+        windows, tokens, _, heads, width = qkv.shape
         wide = torch.promote_types(qkv.dtype, torch.float32)
         bias = bias.to(wide)
         # few large operations: on shared cores, each parallel region may wait for a sleeping thread
-        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).to(wide).contiguous()  # (B, windows, heads, tokens, width)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).to(wide).contiguous()  # (windows, heads, tokens, width)
         q.mul_(ctx.scale)
-        grad = grad.view(samples, windows, tokens, heads, width).transpose(2, 3).to(wide).contiguous()
+        grad = grad.view(windows, tokens, heads, width).transpose(1, 2).to(wide).contiguous()
         grad_qkv = torch.empty((3, *q.shape), dtype=wide) if needs_qkv else None
         grad_bias = torch.zeros(bias.shape, dtype=wide) if needs_bias else None
         step = min(windows, max(1, CHUNK // (heads * tokens * tokens)))
@@ -70,9 +69,9 @@ class _ChunkedAttention(torch.autograd.Function):
         slopes = torch.empty_like(scores)
         for kind, first, last in ctx.runs:
             offset = bias if ctx.masks is None else bias + ctx.masks[kind].to(wide)
-            for sample, start in itertools.product(range(samples), range(first, last, step)):
+            for start in range(first, last, step):
                 part = slice(start, min(start + step, last))
-                qc, kc, vc, gc = (t[sample, part].flatten(0, 1) for t in (q, k, v, grad))
+                qc, kc, vc, gc = (t[part].flatten(0, 1) for t in (q, k, v, grad))
                 p = scores[: part.stop - part.start].copy_(offset).flatten(0, 1).baddbmm_(qc, kc.transpose(1, 2))
                 torch.softmax(p, dim=-1, out=p)
                 ds = torch.bmm(gc, vc.transpose(1, 2), out=slopes[: part.stop - part.start].flatten(0, 1))
@@ -80,13 +79,13 @@ class _ChunkedAttention(torch.autograd.Function):
                 if needs_bias:
                     grad_bias.add_(ds.unflatten(0, (-1, heads)).sum(dim=0))
                 if needs_qkv:
-                    dq, dk, dv = grad_qkv[:, sample, part].flatten(1, 2)
+                    dq, dk, dv = grad_qkv[:, part].flatten(1, 2)
                     torch.bmm(ds, kc, out=dq)
                     torch.bmm(ds.transpose(1, 2), qc, out=dk)
                     torch.bmm(p.transpose(1, 2), gc, out=dv)
         if needs_qkv:
             grad_qkv[0].mul_(ctx.scale)
-            grad_qkv = grad_qkv.permute(1, 2, 4, 0, 3, 5).to(qkv.dtype)
+            grad_qkv = grad_qkv.permute(1, 3, 0, 2, 4).to(qkv.dtype)
         return grad_qkv, grad_bias, None, None, None
 
 
@@ -94,22 +93,21 @@ def attend_by_kind(qkv: torch.Tensor, folded: torch.Tensor, runs: tuple, scale: 
     """Compute attention for all windows of one kind at a time, so that the CPU's flash kernel reads a single bias.
 
     Args:
-        qkv: (B, windows, tokens, 3, heads, width).
+        qkv: (windows, tokens, 3, heads, width).
         folded: (kinds, heads, tokens, tokens), bias plus mask, without a gradient.
         runs: `WindowPlan.runs`.
         scale: factor of the scores.
 
     Returns:
-        (B, windows, tokens, heads x width).
+        (windows, tokens, heads x width).
     """
-    samples, windows, tokens, _, heads, width = qkv.shape
-    out = qkv.new_empty(samples, windows, tokens, heads, width)
+    windows, tokens, _, heads, width = qkv.shape
+    out = qkv.new_empty(windows, tokens, heads, width)
     for kind, first, last in runs:
+        q, k, v = qkv[first:last].permute(2, 0, 3, 1, 4)
         bias = folded[kind].to(qkv.dtype)[None]
-        for sample in range(samples):
-            q, k, v = qkv[sample, first:last].permute(2, 0, 3, 1, 4)
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
-            out[sample, first:last] = attended.transpose(1, 2)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+        out[first:last] = attended.transpose(1, 2)
     return out.flatten(-2)
 
 
@@ -120,44 +118,17 @@ def chunked_attention(
     """Compute attention within windows on a CPU, differentiable in ``qkv`` and ``bias``.
 
     Args:
-        qkv: (B, windows, tokens, 3, heads, width).
+        qkv: (windows, tokens, 3, heads, width).
         bias: (heads, tokens, tokens), the same for every window.
         masks: (kinds, tokens, tokens) or None.
         runs: `WindowPlan.runs`.
         scale: factor of the scores.
 
     Returns:
-        (B, windows, tokens, heads x width).
+        (windows, tokens, heads x width).
     """
     with _no_autocast():
         return _ChunkedAttention.apply(qkv, bias, masks, runs, scale)
-
-
-def fused_attention(qkv: torch.Tensor, folded: torch.Tensor, kind: torch.Tensor, scale: float) -> torch.Tensor:
-    """Compute the same with one call of `scaled_dot_product_attention`, differentiable in ``qkv`` and ``folded``.
-
-    Shifted windows are put into the dimension of the heads, so that the masked bias is broadcast over the batch and not
-    repeated for it.
-
-    Args:
-        qkv: (B, windows, tokens, 3, heads, width).
-        folded: (kinds, heads, tokens, tokens), bias plus mask, from `fold`.
-        kind: (windows,) `WindowPlan.kind`.
-        scale: factor of the scores.
-
-    Returns:
-        (B, windows, tokens, heads x width).
-    """
-    samples, windows, tokens, _, heads, width = qkv.shape
-    if len(folded) == 1:
-        q, k, v = qkv.flatten(0, 1).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=folded, scale=scale)
-        return out.transpose(1, 2).reshape(samples, windows, tokens, heads * width)
-    q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3)
-    # gathered with padding, so that the stride of the rows stays a multiple of 8
-    bias = F.pad(folded, (0, -tokens % 8)).index_select(0, kind).flatten(0, 1)[None, ..., :tokens]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
-    return out.view(samples, windows, heads, tokens, width).transpose(2, 3).reshape(samples, windows, tokens, -1)
 
 
 class FastWindowAttention(WindowAttention):
@@ -174,21 +145,21 @@ class FastWindowAttention(WindowAttention):
         if not isinstance(mask, WindowPlan) or drops or is_exporting():
             return super().forward(x, mask.dense_mask() if isinstance(mask, WindowPlan) else mask)
         tokens, channels = x.shape[1:]
-        qkv = self.qkv(x).view(-1, mask.windows, tokens, 3, self.num_heads, channels // self.num_heads)
+        qkv = self.qkv(x).view(-1, tokens, 3, self.num_heads, channels // self.num_heads)
         if not torch.is_grad_enabled():
             folded = self._folded_once(mask, tokens, qkv.dtype)
             if x.device.type == "cpu":
                 x = attend_by_kind(qkv, folded, mask.runs, self.scale)
             else:
-                x = fused_attention(qkv, folded, mask.kind, self.scale)
+                x = fused_inference(qkv, folded, mask.runs, self.scale)
         else:
             self._kept = None
             bias = self.position_bias(tokens)
             if x.device.type == "cpu":
                 x = chunked_attention(qkv, bias[..., :tokens], mask.masks, mask.runs, self.scale)
             else:
-                x = fused_attention(qkv, fold(bias, mask.masks, qkv.dtype), mask.kind, self.scale)
-        return self.proj_drop(self.proj(x.view(-1, tokens, channels)))
+                x = fused_attention(qkv, bias, mask, self.scale)
+        return self.proj_drop(self.proj(x))
 
     def position_bias(self, tokens: int) -> torch.Tensor:
         """Return the learned bias of each pair of tokens, (heads, tokens, tokens + padding to a multiple of 8).
@@ -222,13 +193,3 @@ class FastWindowAttention(WindowAttention):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_kept"}
-
-
-def fold(bias: torch.Tensor, masks: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    """Add position bias and shift masks: (kinds, heads, tokens, tokens) in the dtype of the queries.
-
-    The stride of the rows is a multiple of 8. Otherwise the fused kernels of a GPU would copy the bias at every call.
-    """
-    tokens = bias.shape[1]
-    folded = bias[None] if masks is None else bias + F.pad(masks, (0, -tokens % 8))[:, None].to(bias.dtype)
-    return folded.to(dtype)[..., :tokens]

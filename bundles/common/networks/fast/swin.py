@@ -36,9 +36,9 @@ from .windows import (
 
 @torch.compiler.disable  # under torch.compile, a graph break: the cached plan is used and not traced
 def _plan(grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], x: torch.Tensor) -> WindowPlan:
-    """Return the plan for tokens on the device of ``x``; a plan of fake tensors (operation counters) is not cached."""
+    """Return the plan for the tokens ``x``; a plan of fake tensors (operation counters) is not cached."""
     plan_of = window_plan if type(x) is torch.Tensor else window_plan.__wrapped__
-    return plan_of(grid, window, shift, x.device)
+    return plan_of(grid, window, shift, x.device, len(x))
 
 
 class FastSwinTransformerBlock(SwinTransformerBlock):

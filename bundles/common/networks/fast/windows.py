@@ -22,17 +22,22 @@ SEAM = -100.0  # added by MONAI to the score of two tokens that only a shift has
 
 
 class WindowPlan(NamedTuple):
-    """Windows of a grid of tokens, sorted so that windows with equal masks are contiguous.
+    """Windows of the grids of all samples, sorted so that windows with equal masks are contiguous.
+
+    So all windows of a batch that share a mask go through attention in one call. In a plan for an export, the numbers
+    are those of one sample, and the samples stay apart.
 
     Attributes:
         window: tokens of a window along each axis.
-        take: (windows x tokens,) index of the grid token at each position of the windows; 0 where the position is
-            padding.
-        put: (grid tokens,) position in the windows of each token of the grid.
+        take: (windows x tokens,) index of the token at each position of the windows, among the tokens of all samples;
+            0 where the position is padding.
+        put: (samples x grid tokens,) position in the windows of each token.
         padding: positions without a token; they are zero. None in a plan for an export.
         masks: (kinds, tokens, tokens) added to the scores, 0 or `SEAM`; None if the windows are not shifted.
         kind: (windows,) index of each window's mask; None if ``masks`` has one for each window.
         runs: (kind, first window, last window + 1), all windows in order.
+        bounds: (kinds + 1,) int32, the first window of each kind, and the number of windows. Not in a plan for an
+            export.
         real: (windows x tokens, 1), 1 for a token and 0 for padding; None if there is no padding. In a plan for an
             export alone.
     """
@@ -44,6 +49,7 @@ class WindowPlan(NamedTuple):
     masks: torch.Tensor | None
     kind: torch.Tensor | None
     runs: tuple[tuple[int, int, int], ...]
+    bounds: torch.Tensor | None = None
     real: torch.Tensor | None = None
 
     @property
@@ -98,19 +104,31 @@ def _arrays(grid: Sequence[int], window: Sequence[int], shift: Sequence[int]) ->
     return _Arrays(take, put, _masks(window, shift) if any(shift) else None, kind[order])
 
 
+def _batched(arrays: _Arrays, tokens: int, samples: int) -> _Arrays:
+    """Number the tokens and the positions of all samples: each window of the first sample, then of the second, ..."""
+    take, put, masks, kind = arrays
+    sample = np.arange(samples)
+    take = take.reshape(-1, 1, tokens)
+    take = np.where(take < 0, -1, take + sample[:, None] * len(put))
+    put = put + put // tokens * tokens * (samples - 1) + sample[:, None] * tokens
+    return _Arrays(take.ravel(), put.ravel(), masks, kind.repeat(samples))
+
+
 @lru_cache(maxsize=64)
 def window_plan(
-    grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], device: torch.device
+    grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], device: torch.device, samples: int = 1
 ) -> WindowPlan:
-    """Return the windows of a grid that is first padded at its far ends to whole windows, then rolled by ``-shift``.
+    """Return the windows of grids that are first padded at their far ends to whole windows, then rolled by ``-shift``.
 
     Args:
         grid: tokens along each axis.
         window: tokens of a window along each axis, at most those of the grid.
         shift: shift of the windows along each axis; 0 for no shift and along an axis with a single window.
         device: device of the plan's tensors.
+        samples: how many grids.
     """
-    take, put, masks, kind = _arrays(grid, window, shift)
+    take, put, masks, kind = _batched(_arrays(grid, window, shift), math.prod(window), samples)
+    kinds = 1 if masks is None else len(masks)
     starts = [0, *(np.flatnonzero(np.diff(kind)) + 1).tolist(), len(kind)]
     # tensors created in inference mode could not be used in training later
     with torch.inference_mode(False), torch.no_grad():
@@ -122,6 +140,7 @@ def window_plan(
             masks=None if masks is None else torch.from_numpy(masks).to(device),
             kind=torch.from_numpy(kind).to(device),
             runs=tuple((int(kind[a]), a, b) for a, b in itertools.pairwise(starts)),
+            bounds=torch.from_numpy(np.searchsorted(kind, range(kinds + 1)).astype(np.int32)).to(device),
         )
 
 
@@ -158,32 +177,32 @@ class _Gather(torch.autograd.Function):
 
 
 def _gather(x: torch.Tensor, plan: WindowPlan, to_windows: bool) -> torch.Tensor:
-    rows = x.index_select(1, plan.take if to_windows else plan.put)
+    rows = x.index_select(0, plan.take if to_windows else plan.put)
     if to_windows and len(plan.padding):
-        rows.index_fill_(1, plan.padding, 0)
+        rows.index_fill_(0, plan.padding, 0)
     return rows
 
 
 def to_windows(x: torch.Tensor, plan: WindowPlan) -> torch.Tensor:
-    """Rearrange tokens (B, *grid, C) to windows (B x windows, tokens, C); padding is zero."""
-    rows = _Gather.apply(x.flatten(1, -2), plan, True)
+    """Rearrange tokens (B, *grid, C) to windows (windows of all samples, tokens, C); padding is zero."""
+    rows = _Gather.apply(x.flatten(0, -2), plan, True)
     return rows.view(-1, math.prod(plan.window), x.shape[-1])
 
 
 def export_to_windows(x: torch.Tensor, plan: WindowPlan) -> torch.Tensor:
-    """`to_windows` by operations that every exporter knows."""
+    """Rearrange tokens to windows, sample after sample, by operations that every exporter knows."""
     rows = x.flatten(1, -2).index_select(1, plan.take)
     rows = rows if plan.real is None else rows * plan.real
     return rows.reshape(-1, math.prod(plan.window), x.shape[-1])
 
 
 def export_from_windows(windows: torch.Tensor, plan: WindowPlan, grid: Sequence[int]) -> torch.Tensor:
-    """`from_windows` by operations that every exporter knows."""
+    """Undo `export_to_windows` by operations that every exporter knows."""
     rows = windows.reshape(-1, plan.windows * math.prod(plan.window), windows.shape[-1]).index_select(1, plan.put)
     return rows.reshape(-1, *grid, windows.shape[-1])
 
 
 def from_windows(windows: torch.Tensor, plan: WindowPlan, grid: Sequence[int]) -> torch.Tensor:
     """Rearrange windows back to tokens (B, *grid, C); padding is dropped."""
-    rows = _Gather.apply(windows.reshape(-1, plan.windows * windows.shape[1], windows.shape[2]), plan, False)
+    rows = _Gather.apply(windows.flatten(0, 1), plan, False)
     return rows.view(-1, *grid, windows.shape[2])

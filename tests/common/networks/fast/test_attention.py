@@ -10,16 +10,17 @@ import pickle
 import pytest
 import torch
 from monai.networks.nets.swin_unetr import SwinTransformerBlock, WindowAttention, compute_mask, get_window_size
+from torch.nn import functional as F
 
 from bundles.common.networks.fast import attention as window_attention
+from bundles.common.networks.fast import bias_gradient
 from bundles.common.networks.fast.attention import (
     FastWindowAttention,
     attend_by_kind,
     chunked_attention,
-    fold,
-    fused_attention,
     is_exporting,
 )
+from bundles.common.networks.fast.fused_attention import fold, fused_attention, fused_inference
 from bundles.common.networks.fast.swin import make_fast
 from bundles.common.networks.fast.windows import window_plan
 
@@ -117,42 +118,42 @@ def test_rows_of_the_bias_lie_a_multiple_of_8_apart():
 
 
 def drawn(grid=(5, 4, 6), window=(3, 3, 3), shift=(1, 1, 1), heads=2, width=4, batch=2, dtype=torch.float64):
-    plan = window_plan(grid, window, shift, CPU)
+    plan = window_plan(grid, window, shift, CPU, batch)
     generator = torch.Generator().manual_seed(1)
-    qkv = torch.randn(batch, plan.windows, 27, 3, heads, width, generator=generator, dtype=dtype)
+    qkv = torch.randn(plan.windows, 27, 3, heads, width, generator=generator, dtype=dtype)
     return plan, qkv, torch.randn(heads, 27, 27, generator=generator, dtype=dtype)
 
 
 def slow_attention(qkv, bias, plan, scale):
     """softmax(scale q k^T + bias + mask) v, one window and head at a time."""
-    out = torch.empty(qkv.shape[:3] + qkv.shape[4:], dtype=qkv.dtype)
     masks = plan.dense_mask()
     rows = []
-    for sample in qkv:
-        for window, one in enumerate(sample):
-            for head in range(qkv.shape[4]):
-                q, k, v = one[:, :, head].unbind(1)
-                scores = scale * q @ k.T + bias[head] + (0 if masks is None else masks[window])
-                rows.append(torch.softmax(scores, dim=-1) @ v)
-    return torch.stack(rows).view(*qkv.shape[:2], qkv.shape[4], 27, -1).transpose(2, 3).reshape(*out.shape[:3], -1)
+    for window, one in enumerate(qkv):
+        for head in range(qkv.shape[3]):
+            q, k, v = one[:, :, head].unbind(1)
+            scores = scale * q @ k.T + bias[head] + (0 if masks is None else masks[window])
+            rows.append(torch.softmax(scores, dim=-1) @ v)
+    return torch.stack(rows).view(len(qkv), qkv.shape[3], 27, -1).transpose(1, 2).flatten(-2)
 
 
 @pytest.mark.parametrize("shift", [(1, 1, 1), (0, 1, 0), (0, 0, 0)])
 @pytest.mark.parametrize(
     "needs", [(True, True), (True, False), (False, True)], ids=["all", "bias frozen", "bias alone"]
 )
-@pytest.mark.parametrize("path", ["cpu", "gpu"])
-def test_both_paths_equal_the_formula_whatever_needs_a_gradient(path, needs, shift, monkeypatch):
-    monkeypatch.setattr(window_attention, "CHUNK", 3 * 2 * 27 * 27)  # three windows at a time
+@pytest.mark.parametrize("path", ["cpu", "gpu", "gpu without the kernel"])
+def test_all_paths_equal_the_formula_whatever_needs_a_gradient(path, needs, shift, monkeypatch, request):
+    for module in (window_attention, bias_gradient):
+        monkeypatch.setattr(module, "CHUNK", 3 * 2 * 27 * 27)  # three windows at a time
+    if path == "gpu":
+        request.getfixturevalue("gpu_kernel")
     plan, qkv, bias = drawn(shift=shift)
     results = []
     for kind in (path, "formula"):
         one, other = qkv.clone().requires_grad_(needs[0]), bias.clone().requires_grad_(needs[1])
         if kind == "cpu":
             out = chunked_attention(one, other, plan.masks, plan.runs, 0.5)
-        elif kind == "gpu":
-            folded = other[None] if plan.masks is None else other + plan.masks[:, None].double()
-            out = fused_attention(one, folded, plan.kind, 0.5)
+        elif kind == path:
+            out = fused_attention(one, F.pad(other, (0, 5)), plan, 0.5)
         else:
             out = slow_attention(one, other, plan, 0.5)
         out.backward(torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out))
@@ -162,10 +163,16 @@ def test_both_paths_equal_the_formula_whatever_needs_a_gradient(path, needs, shi
         assert ours is None or (ours - theirs).abs().max() < 1e-10
 
 
-def test_without_gradients_it_is_the_formula_too():
-    plan, qkv, bias = drawn()
-    out = attend_by_kind(qkv, bias + plan.masks[:, None].double(), plan.runs, 0.5)
-    assert (out - slow_attention(qkv, bias, plan, 0.5)).abs().max() < 1e-10
+@pytest.mark.parametrize("shift", [(1, 1, 1), (0, 0, 0)])
+@pytest.mark.parametrize("width", [3, 4])
+def test_without_gradients_it_is_the_formula_too(width, shift, request):
+    plan, qkv, bias = drawn(shift=shift, width=width)
+    folded = fold(F.pad(bias, (0, 5)), plan.masks, qkv.dtype)
+    expected = slow_attention(qkv, bias, plan, 0.5)
+    assert (attend_by_kind(qkv, folded, plan.runs, 0.5) - expected).abs().max() < 1e-10
+    assert (fused_inference(qkv, folded, plan.runs, 0.5) - expected).abs().max() < 1e-10
+    request.getfixturevalue("gpu_kernel")
+    assert (fused_inference(qkv, folded, plan.runs, 0.5) - expected).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize("frozen", ["all", "table", "all but the table"])
@@ -189,22 +196,22 @@ def test_a_frozen_encoder(frozen):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("path", ["cpu", "gpu"])
-def test_low_precision_is_no_further_from_float64_than_stock(dtype, path, monkeypatch):
+@pytest.mark.parametrize("path", ["cpu", "gpu", "gpu without the kernel"])
+def test_low_precision_is_no_further_from_float64_than_stock(dtype, path, monkeypatch, request):
     grid, window, shift = (8, 8, 4), (4, 4, 4), (2, 2, 2)
     if path == "gpu":
+        request.getfixturevalue("gpu_kernel")
+    if path != "cpu":
         monkeypatch.setattr(
             window_attention,
             "chunked_attention",
-            lambda qkv, bias, masks, runs, scale: fused_attention(
-                qkv, fold(torch.nn.functional.pad(bias, (0, -bias.shape[-1] % 8)), masks, qkv.dtype), plan.kind, scale
-            ),
+            lambda qkv, bias, masks, runs, scale: fused_attention(qkv, bias, plan, scale),
         )
-    plan = window_plan(grid, window, (2, 2, 0), CPU)
+    plan = window_plan(grid, window, (2, 2, 0), CPU, 2)
     exact = block_pair(dim=48, heads=3, shift=shift, window=window)[0].attn
     stock, fast = block_pair(dim=48, heads=3, shift=shift, window=window, dtype=torch.float32)
-    x = torch.randn(2 * plan.windows, 64, 48)
-    grad = torch.randn(2 * plan.windows, 64, 48)
+    x = torch.randn(plan.windows, 64, 48)
+    grad = torch.randn(plan.windows, 64, 48)
     exact_in = x.double().requires_grad_()
     exact(exact_in, plan.dense_mask().double()).backward(grad.double())
     truth = [exact_in.grad] + [p.grad for p in exact.parameters()]
