@@ -11,9 +11,12 @@ import torch
 from ignite.engine import Engine, Events
 
 from ...common.run.distributed import rank
+from ...common.words import counted
 from ..models.label_names import organ_names
 
 logger = logging.getLogger(__name__)
+
+PREFIX = "dice_"  # of the metric of an organ
 
 
 class OrganDice:
@@ -38,11 +41,12 @@ class OrganDice:
         of_cases = engine.state.metric_details[self.metric]  # (cases, organs), of all ranks
         for organ, mean in zip(self.organs, torch.nanmean(of_cases, dim=0).tolist(), strict=True):
             if mean == mean:
-                engine.state.metrics["dice_" + re.sub(r"\W+", "_", organ)] = mean
+                engine.state.metrics[PREFIX + re.sub(r"\W+", "_", organ)] = mean
 
 
 class ValidationLine:
-    """Handler for `SupervisedEvaluator`: logs a metric at the end of each validation, on rank 0.
+    """Handler for `SupervisedEvaluator`: logs a metric at the end of each validation, on rank 0, and which organs of
+    `OrganDice` have a Dice of 0 in every case.
 
     Args:
         metric: the metric's name in ``engine.state.metrics``.
@@ -57,4 +61,10 @@ class ValidationLine:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        logger.info("validation  %s %.4f", self.metric, engine.state.metrics[self.metric])
+        metrics = engine.state.metrics
+        of_organs = {name.removeprefix(PREFIX): dice for name, dice in metrics.items() if name.startswith(PREFIX)}
+        missed = [organ for organ, dice in of_organs.items() if dice == 0]
+        found = (
+            f"; {len(missed)} of {counted(len(of_organs), 'organ')} not found: {', '.join(missed)}" if missed else ""
+        )
+        logger.info("validation  %s %.4f%s", self.metric, metrics[self.metric], found)

@@ -41,5 +41,13 @@ def test_organs_are_measured_over_the_cases_that_have_them(caplog):
     }
     assert not any(math.isnan(value) for value in seen.values())
     assert [record.getMessage() for record in caplog.records if record.name.startswith("bundles")] == [
-        f"validation  mean_dice {seen['mean_dice']:.4f}"
+        f"validation  mean_dice {seen['mean_dice']:.4f}; 1 of 2 organs not found: left_kidney"
     ]
+
+
+def test_a_validation_that_found_all_organs_says_nothing_of_them(caplog):
+    evaluator = Engine(lambda engine, batch: engine.state.metrics.update(mean_dice=0.5, dice_liver=0.5))
+    ValidationLine(metric="mean_dice").attach(evaluator)
+    with caplog.at_level("INFO", logger="bundles"):
+        evaluator.run([0])
+    assert caplog.messages[-1] == "validation  mean_dice 0.5000"
