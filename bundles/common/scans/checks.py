@@ -41,7 +41,9 @@ LISTED = 10  # number of bad scans that the message names
 # to 6e-4 radians, which is 0.3 voxels at the far corner of 512^3, while the sform of the same scan is exact.
 MAX_ORIGIN_SHIFT = 0.1
 MAX_CORNER_SHIFT = 0.5
-WHAT_TO_DO = "Fix these files, or remove their entries from the data list, and start again."
+WHAT_TO_DO = (
+    "Fix these files, or leave them out (their entries in the data list; without one, both files), and start again."
+)
 
 ReadVoxels = Callable[[nib.spatialimages.SpatialImage, str], tuple[np.ndarray, float, float]]
 

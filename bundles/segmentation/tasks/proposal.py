@@ -134,12 +134,16 @@ def proposed_row(
         )
         proposal = propose_row(fingerprint, channels=channels, labels=labels)
     except InputError as error:
-        raise InputError(f"{path} (channels: {', '.join(channels)}; labels: {shown(labels)}): {error}") from error
+        raise InputError(
+            f"{_source(path)} (channels: {', '.join(channels)}; labels: {shown(labels)}): {error}"
+        ) from error
     name = _name(content.get("name"), path)
     if rank() == 0:
         _print(proposal, name=name, scans=len(items))
         if absent := _absent(fingerprint, labels):
-            logger.warning("%s: no training label contains %s: the network cannot learn it", path, ", ".join(absent))
+            logger.warning(
+                "%s: no training label contains %s: the network cannot learn it", _source(path), ", ".join(absent)
+            )
     if output_dir is not None:
         written = Path(output_dir) / FILE
         write_proposal(proposal, name=name, path=written, dataset_json=path)
@@ -351,6 +355,11 @@ def _reason_of_modality(channels: Sequence[str]) -> str:
 # ---- the data list -------------------------------------------------------------------------------------------------
 
 
+def _source(dataset_json: Path) -> Path:
+    """Return the data list, or the folder that has none."""
+    return dataset_json if dataset_json.is_file() else dataset_json.parent
+
+
 def _check_exist(items: Sequence[Mapping[str, Any]], path: Path) -> None:
     missing = [file for item in items for file in (*image_files(item), item["label"]) if not os.path.isfile(file)]
     if missing:
@@ -413,7 +422,7 @@ def write_proposal(proposal: Proposal, *, name: str, path: str | os.PathLike, da
         if recorded == {name: proposal.row}:
             return
         raise InputError(
-            f"{path} differs from the row proposed for {dataset_json}: it was edited, or the data have changed. "
+            f"{path} differs from the row proposed for {_source(Path(dataset_json))}: it was edited, or the data have changed. "
             f"To use it, pass --task {path}; for a new proposal, remove it or choose another --output_dir."
         )
     write_text(path, _yaml(proposal, name, path, Path(dataset_json)))
@@ -424,7 +433,7 @@ def _yaml(proposal: Proposal, name: str, path: Path, dataset_json: Path) -> str:
     if dataset_json.name != "dataset.json":
         options += f" --data_list {shlex.quote(dataset_json.name)}"
     lines = [
-        f"# {name}: a row as in configs/tasks.yaml, proposed from the scans of {dataset_json}.",
+        f"# {name}: a row as in configs/tasks.yaml, proposed from the scans of {_source(dataset_json)}.",
         "# Check and edit the values; then run in the bundle's folder:",
         "#",
         f"#   python -m monai.bundle run --config_file configs/train.yaml {options}",

@@ -238,7 +238,7 @@ def test_all_bad_scans_are_counted_and_ten_are_listed(tmp_path):
     lines = str(error.value).splitlines()
     assert lines[0] == "13 of 15 scans are bad:"
     assert [line.strip() for line in lines[1:11]] == [f"{item['image']}: does not exist" for item in bad[:10]]
-    assert lines[11].strip() == "and 3 more" and "remove their entries from the data list" in lines[12]
+    assert lines[11].strip() == "and 3 more" and "leave them out (their entries in the data list" in lines[12]
 
 
 # ---- remember ----
