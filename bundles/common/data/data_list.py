@@ -370,9 +370,9 @@ def parse_data_list(path: Path) -> dict:
     content = folder_data_list(path.parent) if path.name == "dataset.json" and not path.is_file() else None
     if content is None and not path.is_file():
         raise InputError(
-            f"Data list {path} not found. {_content(path.parent)} (Without a data list, a folder with labels must have "
-            "the layout of BTCV, imagesTr and labelsTr with a file for each case, or a folder for each case, "
-            f"case/ct.nii.gz and case/label.nii.gz.{_way_on(path.parent)})"
+            f"Data list {path} not found. {_content(path.parent)}{_way_on(path.parent)} Images and masks without a list are "
+            "known by their names: imagesTr and labelsTr as in BTCV, images and masks, a_ct.nii.gz and a_mask.nii.gz in one "
+            "folder, or a folder for each case with ct.nii.gz and label.nii.gz."
         )
     try:
         content = content or json.loads(path.read_text(encoding="utf-8-sig"))

@@ -2,7 +2,8 @@
 """Make the data list of a folder that has none, by the names of its files: images with their masks.
 
 Known are folders of images beside folders of masks (BTCV, ``imagesTr`` and ``labelsTr``, ``images`` and ``masks``), one
-folder of masks beside or below images of the same names, one folder for each case (``case/ct.nii.gz`` and ``case/label.nii.gz``), and both kinds of files in one folder.
+folder of masks beside or below images of the same names, one folder for each case (``case/ct.nii.gz`` and
+``case/label.nii.gz``), and both kinds of files in one folder.
 """
 
 from __future__ import annotations

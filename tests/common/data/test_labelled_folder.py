@@ -66,7 +66,7 @@ def test_two_files_of_one_case_are_refused(tmp_path):
 def test_another_folder_has_no_such_list(tmp_path):
     touch(tmp_path, "scans/a.nii.gz")
     assert folder_data_list(tmp_path) is None
-    with pytest.raises(InputError, match="have the layout of BTCV"):
+    with pytest.raises(InputError, match="without a list are known by their names: imagesTr"):
         segmentation_scans(tmp_path, section="training")
 
 
