@@ -87,17 +87,14 @@ def why_no_kernel(device: torch.device, dtype: torch.dtype, width: int) -> str |
         return f"it is for GPUs, not for {device.type}"
     if importlib.util.find_spec("triton") is None:
         return "this Python has no Triton (pip install triton)"
-    from .bias_gradient_kernel import LARGEST_WIDTH, bias_gradient_by_kernel
+    from .bias_gradient_kernel import LARGEST_WIDTH, build
 
     if width > LARGEST_WIDTH:
         return f"it takes heads of up to {LARGEST_WIDTH} channels, and these have {width}"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it does not compute in {str(dtype).removeprefix('torch.')}"
     try:  # Triton builds the kernel when it is first called: it needs a C compiler and a recent driver
-        tiny = torch.zeros(1, 16, 3, 1, width, dtype=dtype, device=device)
-        sums, bias = torch.zeros(1, 1, 16, device=device), torch.zeros(1, 1, 16, 16, dtype=dtype, device=device)
-        bounds = torch.tensor([0, 1], dtype=torch.int32, device=device)
-        bias_gradient_by_kernel(tiny, tiny[:, :, 0].contiguous(), sums, sums, bias, bounds, 1.0)
+        build(device, dtype, width)
     except Exception as error:  # whatever Triton, its compiler or the driver raises; an error of the card comes again
         return f"Triton cannot build it here ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
     return None

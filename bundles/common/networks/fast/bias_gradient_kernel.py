@@ -131,3 +131,11 @@ def bias_gradient_by_kernel(
             num_stages=2,
         )
     return out[0] if splits == 1 else out.sum(dim=0)
+
+
+def build(device: torch.device, dtype: torch.dtype, width: int) -> torch.Tensor:
+    """Compute the gradient for one window of 16 tokens and one head, all zeros: Triton raises here what it cannot build."""
+    qkv = torch.zeros(1, 16, 3, 1, width, dtype=dtype, device=device)
+    sums, bias = torch.zeros(1, 1, 16, device=device), torch.zeros(1, 1, 16, 16, dtype=dtype, device=device)
+    bounds = torch.tensor([0, 1], dtype=torch.int32, device=device)
+    return bias_gradient_by_kernel(qkv, qkv[:, :, 0].contiguous(), sums, sums, bias, bounds, 1.0)

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,3 +67,48 @@ def test_without_triton_the_reason_says_how_to_get_it(monkeypatch):
     reason = why_no_kernel(torch.device("cuda"), torch.bfloat16, 16)
     assert reason == "this Python has no Triton (pip install triton)"
     why_no_kernel.cache_clear()
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """Stands in for the module of the Triton kernel, which this machine may not have."""
+    built = []
+    standin = SimpleNamespace(LARGEST_WIDTH=64, build=lambda *arguments: built.append(arguments), built=built)
+    monkeypatch.setitem(sys.modules, "bundles.common.networks.fast.bias_gradient_kernel", standin)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: object())
+    why_no_kernel.cache_clear()
+    yield standin
+    why_no_kernel.cache_clear()
+
+
+def test_what_the_kernel_takes_is_tried_once(kernel):
+    cuda = torch.device("cuda")
+    assert [why_no_kernel(cuda, torch.bfloat16, 64) for _ in range(2)] == [None, None]
+    assert kernel.built == [(cuda, torch.bfloat16, 64)]
+    assert why_no_kernel(cuda, torch.bfloat16, 65) == "it takes heads of up to 64 channels, and these have 65"
+    assert why_no_kernel(cuda, torch.float64, 16) == "it does not compute in float64"
+    assert len(kernel.built) == 1
+
+
+def test_a_build_that_fails_is_a_reason(kernel):
+    def build(*_):
+        raise RuntimeError("no C compiler\nin any folder")
+
+    kernel.build = build
+    reason = why_no_kernel(torch.device("cuda"), torch.float16, 16)
+    assert reason == "Triton cannot build it here (RuntimeError: no C compiler)"
+
+
+def test_the_kernel_gets_the_sums_of_output_and_gradient(kernel, monkeypatch):
+    case = drawn_case(tokens=8, heads=2, width=4, kinds=1)
+    asked, given = [], []
+    monkeypatch.setattr(module, "why_no_kernel", lambda *arguments: asked.append(arguments))
+    kernel.bias_gradient_by_kernel = lambda *arguments: given.append(arguments) or "the result"
+    qkv, grad, out, logsumexp, folded, bounds, _, scale = case.arguments
+    assert bias_gradient(*case.arguments) == "the result"
+    assert asked == [(qkv.device, qkv.dtype, 4)]
+    torch.testing.assert_close(given[0][3], (grad * out).sum(dim=3).transpose(1, 2))
+    for part, expected in zip(
+        (*given[0][:3], *given[0][4:]), (qkv, grad, logsumexp, folded, bounds, scale), strict=True
+    ):
+        assert part is expected

@@ -38,6 +38,11 @@ def test_it_is_that_of_autograd_in_float64(tokens, heads, width, kinds, with_ker
         assert torch.equal(found, bias_gradient(*case.arguments))
 
 
+@pytest.mark.parametrize("width", [4, 32])
+def test_a_trial_builds_it(width):
+    assert torch.equal(kernel.build(torch.device("cpu"), torch.float32, width), torch.zeros(1, 16, 16))
+
+
 def test_in_float16(with_kernel):
     case = drawn_case(tokens=144, heads=2, width=16, kinds=8, dtype=torch.float16)
     exact = exact_bias_gradient(case)
