@@ -21,6 +21,11 @@ EQUIVALENTS: dict[tuple[str, str, str], str] = {
         "step = min(windows, max(1, CHUNK // (heads * tokens / tokens)))",
     ): "how many windows at a time: speed and memory",
     (
+        "bundles/common/weights/dialects.py",
+        "windows.add((round(table.shape[0] ** (1 / 3)) + 1) // 2)",
+        "windows.add((round(table.shape[0] ** (1 / 3)) + 2) // 2)",
+    ): "the root is odd, 2 w - 1, and (2 w + 1) // 2 is w",
+    (
         "bundles/common/networks/roi_size.py",
         "nearest[plane[0]] = 2 * STRIDE",
         "nearest[plane[1]] = 2 * STRIDE",

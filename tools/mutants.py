@@ -56,6 +56,7 @@ _TABLE_TESTS = (
 )
 _SWIN_TESTS = (
     "test_the_encoder",
+    "test_the_encoder_without_the_norm_of_its_outputs",
     "test_swin_unetr",
     "test_gradient_checkpointing",
     "test_the_deepest_output_alone",

@@ -84,6 +84,14 @@ def test_the_encoder(record, change):
     assert_equal_training(stock, fast, image(2, record["in_channels"], *CROP))
 
 
+def test_the_encoder_without_the_norm_of_its_outputs(record):
+    stock, fast = pair(build_encoder, record)
+    x = image(1, 1, *CROP)
+    with torch.no_grad():
+        for theirs, ours in zip(stock(x, normalize=False), fast(x, normalize=False), strict=True):
+            assert (ours - theirs).abs().max() < 1e-10
+
+
 @pytest.mark.parametrize("change", [{"in_channels": 2, "depths": [2, 1, 1, 1]}, {"use_v2": True, "in_channels": 4}])
 def test_swin_unetr(record, change):
     record = record | change
