@@ -131,7 +131,11 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "evidence/study/subsets.py": (),
     "zoo/package/archive.py": (),
     "zoo/package/trained_settings.py": (),
-    "zoo/package/packed_weights.py": ("tests/zoo/package/test_trained_settings.py", "tests/zoo/test_pack.py"),
+    "zoo/package/packed_weights.py": (
+        "tests/zoo/package/test_packed_weights.py",
+        "tests/zoo/package/test_trained_settings.py",
+        "tests/zoo/test_pack.py",
+    ),
 }
 _SWAPS = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
