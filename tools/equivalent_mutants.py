@@ -21,6 +21,11 @@ EQUIVALENTS: dict[tuple[str, str, str], str] = {
         "step = min(windows, max(1, CHUNK // (heads * tokens / tokens)))",
     ): "how many windows at a time: speed and memory",
     (
+        "bundles/common/networks/fast/bias_gradient.py",
+        "CHUNK = 2 ** 25",
+        "CHUNK = 3 ** 25",
+    ): "how many windows at a time: speed and memory",
+    (
         "bundles/common/weights/dialects.py",
         "windows.add((round(table.shape[0] ** (1 / 3)) + 1) // 2)",
         "windows.add((round(table.shape[0] ** (1 / 3)) + 2) // 2)",
