@@ -13,7 +13,7 @@ from zoo.pack import pack
 
 from ..workflows.command_line import run_bundle, succeed
 from ..workflows.conftest import save, write_list
-from .server import BTCV
+from .server import BTCV, PYTHON, Server, serve
 
 TRAINING = {"preset": "cpu", "depths": "[1,1,1,1]", "max_steps": 12, "val_interval": 12, "warmup_steps": 2}
 
@@ -50,3 +50,11 @@ def packages(tmp_path_factory, data) -> list[Path]:
         succeed(run_bundle(bundle, "train.yaml", **options))
         made.append(pack(bundle, task=task, models=folder / bundle / "models", out=folder).archive)
     return made
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, data, packages) -> Server:
+    """A server of both bundles with the scans of BTCV, one for each module of tests."""
+    scans = sorted((data / "btcv/image").iterdir())
+    with serve(PYTHON, tmp_path_factory.mktemp("server"), packages=packages, scans=scans) as running:
+        yield running

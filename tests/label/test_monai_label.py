@@ -21,16 +21,9 @@ from mlflow import MlflowClient
 from tools.synthetic_ct import ORGANS
 
 from ..workflows.command_line import succeed
-from .server import BTCV, PYTHON, SPLEEN, Server, needs_monai_label, serve
+from .server import BTCV, SPLEEN, needs_monai_label
 
 pytestmark = needs_monai_label
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory, data, packages) -> Server:
-    scans = sorted((data / "btcv/image").iterdir())
-    with serve(PYTHON, tmp_path_factory.mktemp("server"), packages=packages, scans=scans) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -16,18 +16,11 @@ import SimpleITK
 from tools.synthetic_ct import ORGANS
 from zoo.package.archive import file_hash
 
-from .server import BTCV, PYTHON, SPLEEN, TRAINS_WITHIN, Server, needs_monai_label, serve
+from .server import BTCV, SPLEEN, TRAINS_WITHIN, needs_monai_label
 from .slicer_client import PANELS, Refused, SlicerClient, segment_names
 
 pytestmark = needs_monai_label
 FROM_DICOM = "4: Abdomen 1.5 B30f"  # Slicer's name for a volume of a DICOM series: number, description
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory, data, packages) -> Server:
-    scans = sorted((data / "btcv/image").iterdir())
-    with serve(PYTHON, tmp_path_factory.mktemp("server"), packages=packages, scans=scans) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
