@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import signal
@@ -11,6 +12,19 @@ import pytest
 
 # Two workers on two cores: one thread each, in their children too. Threads of torch wait for each other by spinning.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+#: Encoder record: 32^3 crops have a 1x1x1 bottleneck, 64x64x32 ones 2x2x1.
+TINY_ENCODER = {
+    "in_channels": 1,
+    "feature_size": 12,
+    "depths": [1, 1, 1, 1],
+    "num_heads": [1, 2, 4, 8],
+    "window_size": 4,
+    "patch_size": 2,
+    "merging": "monai",
+    "use_v2": False,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -36,14 +50,5 @@ def own_logging():
 
 @pytest.fixture
 def record():
-    """A tiny encoder: 32^3 crops have a 1x1x1 bottleneck, 64x64x32 ones 2x2x1."""
-    return {
-        "in_channels": 1,
-        "feature_size": 12,
-        "depths": [1, 1, 1, 1],
-        "num_heads": [1, 2, 4, 8],
-        "window_size": 4,
-        "patch_size": 2,
-        "merging": "monai",
-        "use_v2": False,
-    }
+    """`TINY_ENCODER`, which a test may change."""
+    return copy.deepcopy(TINY_ENCODER)

@@ -20,16 +20,8 @@ from bundles.pretraining.proxy_tasks.tasks import PAPER_TASKS as TASKS
 from tools.synthetic_ct import draw_patient, render
 from zoo.package.bundle_files import BUNDLES
 
-ENCODER = {
-    "in_channels": 1,
-    "feature_size": 12,
-    "depths": [1, 1, 1, 1],
-    "num_heads": [1, 2, 4, 8],
-    "window_size": 4,
-    "patch_size": 2,
-    "merging": "monai",
-    "use_v2": False,
-}
+from ..conftest import TINY_ENCODER
+
 ROWS = yaml.safe_load((BUNDLES / "swin_unetr_msd/configs/tasks.yaml").read_text())
 ORGANS = json.loads((BUNDLES / "swin_unetr_btcv_seg/configs/metadata.json").read_text())["network_data_format"][
     "outputs"
@@ -48,12 +40,12 @@ def save_btcv(folder: Path, *, labels: dict[str, str] = ORGANS, **trained: Any) 
     settings = {"preset": "cpu", "spacing": [4.0, 4.0, 5.0], "hu_window": [-175.0, 250.0], "roi_size": [64, 64, 32]}
     moved = {"median_cosine": {"swinViT": 0.8623, "rest": 0.4882}}
     content = {
-        "encoder": ENCODER,
+        "encoder": TINY_ENCODER,
         "labels": labels,
         "trained": settings | {"steps": 7, "score": {"mean_dice": 0.25}, "moved": moved} | trained,
     }
     save_atomically(
-        {"model": build_swin_unetr(ENCODER, out_channels=len(labels)).state_dict(), **content}, folder / "model.pt"
+        {"model": build_swin_unetr(TINY_ENCODER, out_channels=len(labels)).state_dict(), **content}, folder / "model.pt"
     )
     return folder
 
@@ -61,7 +53,7 @@ def save_btcv(folder: Path, *, labels: dict[str, str] = ORGANS, **trained: Any) 
 def save_task(folder: Path, task: str, **change: Any) -> Path:
     torch.manual_seed(0)
     row = trained_row(task, **change)
-    encoder = ENCODER | {"in_channels": len(row["channels"])}
+    encoder = TINY_ENCODER | {"in_channels": len(row["channels"])}
     network = build_swin_unetr(encoder, out_channels=len(row["labels"]))
     settings = {"preset": "cpu", **{key: row[key] for key in ("spacing", "hu_window", "roi_size")}}
     content = {"encoder": encoder, "labels": row["labels"], "task": task, "row": row, "trained": settings}
@@ -71,12 +63,12 @@ def save_task(folder: Path, task: str, **change: Any) -> Path:
 
 def save_pretrained(folder: Path) -> Path:
     torch.manual_seed(0)
-    state = SwinPretrainer(encoder=ENCODER, tasks=TASKS).state_dict()
+    state = SwinPretrainer(encoder=TINY_ENCODER, tasks=TASKS).state_dict()
     trained = {"preset": "cpu", "spacing": [4.0, 4.0, 5.0], "roi_size": [64, 64, 32], "seed": 0}
-    content = {"encoder": ENCODER, "heads": dict(OFFICIAL_HEADS), "tasks": list(TASKS), "trained": trained}
+    content = {"encoder": TINY_ENCODER, "heads": dict(OFFICIAL_HEADS), "tasks": list(TASKS), "trained": trained}
     save_atomically({"model": state, **content}, folder / "model.pt")
     encoder = {name: tensor for name, tensor in state.items() if name.startswith("swinViT.")}
-    save_atomically({"state_dict": encoder, "encoder": ENCODER, "trained": trained}, folder / "encoder.pt")
+    save_atomically({"state_dict": encoder, "encoder": TINY_ENCODER, "trained": trained}, folder / "encoder.pt")
     return folder
 
 

@@ -42,16 +42,8 @@ NOT_SETTINGS = frozenset(
         *("pretrained_encoder", "pretrained_model", "merging", "patch_embed", "allow_partial"),
         *("in_channels", "feature_size", "depths", "num_heads", "window_size", "reconstruction_head", "pooling"),
         *("cache_num", "num_workers", "sw_batch_size", "gradient_checkpointing", "fast", "global_batch_size"),
-        *(
-            "log_every",
-            "tensorboard",
-            "max_skipped_steps",
-            "amp",
-            "amp_type",
-            "position_scans",
-            "backend",
-            "deterministic",
-        ),
+        *("log_every", "tensorboard", "max_skipped_steps", "amp", "amp_type", "position_scans"),
+        *("backend", "deterministic"),
     }
 )
 #: Parts of the evaluator that do not decide what a score measures.

@@ -12,17 +12,10 @@ from torch.nn import functional as F
 
 from bundles.common.networks.swin_unetr import build_swin_unetr
 
+from ...conftest import TINY_ENCODER
+
 ROI = (64, 32, 32)
-ENCODER = {
-    "in_channels": 1,
-    "feature_size": 12,
-    "depths": [2, 1, 1, 1],
-    "num_heads": [1, 2, 4, 8],
-    "window_size": 7,
-    "patch_size": 2,
-    "merging": "monai",
-    "use_v2": False,
-}
+ENCODER = TINY_ENCODER | {"depths": [2, 1, 1, 1], "window_size": 7}
 CLASSES = 4
 needs_openvino = pytest.mark.skipif(
     find_spec("openvino") is None, reason="needs openvino: make install EXTRAS=openvino"

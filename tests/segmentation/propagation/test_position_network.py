@@ -13,16 +13,9 @@ from bundles.common.scans.reading import Volume
 from bundles.pretraining.network import SwinPretrainer
 from bundles.segmentation.propagation.position_network import PositionNetwork
 
-ENCODER = {
-    "in_channels": 1,
-    "feature_size": 12,
-    "depths": [2, 2, 2, 2],
-    "num_heads": [1, 2, 4, 8],
-    "window_size": 4,
-    "patch_size": 2,
-    "merging": "monai",
-    "use_v2": False,
-}
+from ...conftest import TINY_ENCODER
+
+ENCODER = TINY_ENCODER | {"depths": [2, 2, 2, 2]}
 TRAINED = {"roi_size": [64, 64, 32], "hu_window": [-1000.0, 1000.0], "foreground_hu": -500.0, "spacing": None}
 
 
