@@ -14,7 +14,7 @@ from benchmarks.overlap_curve import curve, main
 from bundles.common.networks.swin_unetr import build_swin_unetr
 from bundles.common.weights.checkpoint_file import save_atomically
 
-from ..zoo.conftest import ENCODER
+from ..conftest import TINY_ENCODER
 
 TRAINED = {"spacing": [4.0, 4.0, 4.0], "hu_window": [-175.0, 250.0], "roi_size": [64, 32, 32], "foreground": -175.0}
 
@@ -24,9 +24,9 @@ def data(tmp_path_factory):
     """A folder with one case, and random weights for it."""
     folder = tmp_path_factory.mktemp("data")
     torch.manual_seed(0)
-    network = build_swin_unetr(ENCODER, out_channels=3)
+    network = build_swin_unetr(TINY_ENCODER, out_channels=3)
     labels = {"0": "background", "1": "liver", "2": "spleen"}
-    content = {"model": network.state_dict(), "encoder": ENCODER, "labels": labels, "trained": TRAINED}
+    content = {"model": network.state_dict(), "encoder": TINY_ENCODER, "labels": labels, "trained": TRAINED}
     save_atomically(content, folder / "model.pt")
     voxels = np.random.default_rng(0).integers(0, 200, (112, 32, 32)).astype(np.int16)
     for name, array in (("image", voxels), ("label", (voxels > 100).astype(np.uint8))):

@@ -23,8 +23,9 @@ from bundles.common.weights.loading import load_model
 from zoo.pack import pack
 from zoo.package.archive import extract_archive
 
+from ..conftest import TINY_ENCODER
 from ..forked_python import run
-from ..zoo.conftest import ENCODER, ORGANS
+from ..zoo.conftest import ORGANS
 from ..zoo.own_process import python
 
 ROI = [64, 64, 32]
@@ -47,9 +48,14 @@ def exported(request, tmp_path_factory) -> Exported:
     """Export a bundle with random weights; the comparison does not need trained ones."""
     work = tmp_path_factory.mktemp(f"export_{request.param}")
     torch.manual_seed(0)
-    state = build_swin_unetr(ENCODER, out_channels=14).state_dict()
+    state = build_swin_unetr(TINY_ENCODER, out_channels=14).state_dict()
     trained = {"preset": "cpu", "spacing": [4.0, 4.0, 5.0], "hu_window": [-175.0, 250.0], "roi_size": ROI}
-    content = {"model": state, "encoder": ENCODER | {"merging": request.param}, "labels": ORGANS, "trained": trained}
+    content = {
+        "model": state,
+        "encoder": TINY_ENCODER | {"merging": request.param},
+        "labels": ORGANS,
+        "trained": trained,
+    }
     save_atomically(content, work / "models/model.pt")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("zoo.pack.run_checks", lambda folder, names: iter(()))
@@ -63,7 +69,7 @@ def exported(request, tmp_path_factory) -> Exported:
     python("-m", "monai.bundle", "run", "--config_file", overlay, cwd=folder)
     networks = {}
     for merging in MERGINGS:
-        networks[merging] = build_swin_unetr(ENCODER | {"merging": merging}, out_channels=14).eval()
+        networks[merging] = build_swin_unetr(TINY_ENCODER | {"merging": merging}, out_channels=14).eval()
         networks[merging].load_state_dict(state)
     load_model(networks[request.param], str(folder / "models/model.pt"))  # as the bundle loads it
     return Exported(folder, networks.pop(request.param), networks.popitem()[1])
