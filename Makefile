@@ -74,7 +74,7 @@ test-legacy: $(TESTED) $(LEGACY_VENV)/.installed
 $(LABEL_VENV)/.installed:
 	$(PYTHON) -m venv $(LABEL_VENV)
 	$(LABEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 monai==$(LABEL_MONAI) monailabel==0.8.5 \
-	  "pydicom<3" "pynetdicom<3" "dicomweb-client[gcp]>=0.59.1,<0.60" dcmqi==1.5.7 rich==15.0.0 safetensors==0.8.0
+	  "pydicom<3" "pynetdicom<3" "dicomweb-client[gcp]>=0.59.1,<0.60" dcmqi==1.5.7 openvino==2026.4.1 rich==15.0.0 safetensors==0.8.0
 	touch $@
 
 test-label: $(TESTED) $(LABEL_VENV)/.installed

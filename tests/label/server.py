@@ -41,11 +41,13 @@ class Server:
         url: URL of the server.
         models: folder of the served bundles.
         studies: folder of the scans; empty if a DICOMweb server has them.
+        log: file of what it prints.
     """
 
     url: str
     models: Path
     studies: Path
+    log: Path
 
     def info(self) -> dict[str, Any]:
         """Return the server's description of its app."""
@@ -84,7 +86,13 @@ def _answer(response: requests.Response) -> requests.Response:
 
 @contextmanager
 def serve(
-    python: str, folder: Path, *, packages: Sequence[Path], scans: Sequence[Path] = (), dicomweb: str | None = None
+    python: str,
+    folder: Path,
+    *,
+    packages: Sequence[Path],
+    scans: Sequence[Path] = (),
+    dicomweb: str | None = None,
+    backend: str = "torch",
 ) -> Iterator[Server]:
     """Set up the app, the bundles and the studies, and start the server; leaving the context stops it.
 
@@ -94,6 +102,7 @@ def serve(
         packages: zips of the bundles.
         scans: NIfTI files.
         dicomweb: address of a DICOMweb server that has the scans instead.
+        backend: what computes the masks, written into ``configs/inference.json`` as docs/how-to/monai-label.md says.
     """
     apps, studies = folder / "apps", folder / "studies"
     environment = {**os.environ, "PYTHONPATH": str(SERVER_PYTHON), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
@@ -108,6 +117,11 @@ def serve(
     models = apps / "monaibundle" / "model"
     models.mkdir()
     names = [extract_archive(package, models).name for package in packages]
+    for name in names:
+        config = models / name / "configs/inference.json"
+        text = config.read_text()
+        assert text.count('\n    "backend": "torch"') == 1
+        config.write_text(text.replace('\n    "backend": "torch"', f'\n    "backend": "{backend}"'))
     studies.mkdir()
     for scan in scans:
         shutil.copy(scan, studies)
@@ -115,8 +129,8 @@ def serve(
     command = [*monailabel, "start_server", "--app", str(apps / "monaibundle"), "--studies", dicomweb or str(studies)]
     command += ["--conf", "models", ",".join(names), "--conf", "zoo_source", "local", "--conf", "sam2", "false"]
     command += ["--host", HOST, "--port", str(port)]
-    server = Server(f"http://{HOST}:{port}", models, studies)
-    log = folder / "server.log"
+    server = Server(f"http://{HOST}:{port}", models, studies, folder / "server.log")
+    log = server.log
     with open(log, "w") as output:
         process = subprocess.Popen(
             command, env=environment, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
