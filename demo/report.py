@@ -162,6 +162,7 @@ def _content(out: Path) -> dict[str, Any]:
             "failed": control.interval is not None and control.verdict != "higher",
         },
         "missed": missed_sentences(missed[FINETUNED]),
+        "any_missed": any(missed.values()),
         "found": FOUND,
         "level": f"{LEVEL:.0%}",
         "runs": [{"title": title, "colour": COLOURS[run]} for run, title in RUNS.items()],

@@ -416,13 +416,16 @@ def test_one_test_patient_is_no_failed_control(out):
 
 
 def test_missed_organ_is_named(out):
-    assert "None: every organ was found in every patient." in words(html_of(out))
+    nothing_missed = words(html_of(out))
+    assert "None: every organ was found in every patient." in nothing_missed
+    assert "not found in patients" not in nothing_missed  # no empty columns
     write_evaluation(out, "swin_unetr_btcv_seg", [(0.90, 0.09), (0.91, 0.11), (0.92, 0.0)])
     write_evaluation(out, "from_scratch", [(0.05, 0.6)] * 3)
     text = words(html_of(out))
 
     assert "Which organs were missed? left kidney: not found in 2 of 3 patients." in text
     assert "left kidney not found in 2 of 3 The other test patients" in text  # the legend
+    assert "not found in patients organ Dice NSD Dice NSD Dice NSD encoder scratch" in text
     assert "liver 0.910 0.455 0.050 0.025 0.120 0.060 3 of 3" in text
     assert "left kidney 0.067 0.033 0.600 0.300 – – 2 of 3" in text
 

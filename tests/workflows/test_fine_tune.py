@@ -56,7 +56,7 @@ def test_only_the_new_output_layer_moves_first_and_then_all_parts(tuned):
     folder, output = tuned
     seen = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     seen.Reload()
-    names = [name for name in seen.Tags()["scalars"] if name.startswith("moved/distance/")]
+    names = [name for name in seen.Tags()["scalars"] if name.startswith("weights_moved/distance/")]
     curves = {name.split("/")[-1]: [(e.step, e.value) for e in seen.Scalars(name)] for name in names}
     assert {len(curve) for curve in curves.values()} == {3} and len(curves) == 16
     first = {part: value for part, ((step, value), *_) in curves.items() if value}

@@ -99,11 +99,8 @@ def test_the_copied_commands_score_the_model_and_segment_scans(trained, output, 
     assert training.data.params.items() >= {"roi_size": "64, 64, 32", "encoder_depths": "1, 1, 1, 1"}.items()
     assert {"learning_rate", "data", "network", "bundle_version", "torch_version"} <= training.data.params.keys()
     groups = {name.split("/")[0] for name in training.data.metrics}
-    assert groups == {
-        "train",
-        "validation",
-        "moved",
-    }  # MONAI's train_loss, lr_group_0 and mean_dice are not there again
+    # MLflow shows the groups in this order. MONAI's train_loss, lr_group_0 and mean_dice are not there again.
+    assert sorted(groups) == ["train", "validation", "weights_moved"]
     assert "validation/dice_liver" in training.data.metrics and "validation/dice_spleen" in training.data.metrics
     pictures = client.list_artifacts(training.info.run_id, "pictures/step_000008")
     assert [picture.path for picture in pictures] == ["pictures/step_000008/validation.png"]

@@ -59,8 +59,9 @@ class Tracking:
     """Handler for `SupervisedTrainer`; add it after `TrainingLog` and the validation handler. Only rank 0 writes.
 
     Each row of the training log becomes a point of the curves ``train/...``, each validation a point of
-    ``validation/...``, both over steps. What `Movement` measures becomes the curves ``moved/...``. MONAI's MLflow handler
-    would write the same losses, rates and scores again, over iterations and epochs: it does not.
+    ``validation/...``, both over steps. What `Movement` measures becomes the curves ``weights_moved/...``, which MLflow
+    shows after the others. MONAI's MLflow handler would write the same losses, rates and scores again, over iterations
+    and epochs: it does not.
 
     Args:
         output_dir: event files are written to its ``tensorboard/``; pictures are read from it.
@@ -152,7 +153,7 @@ class Tracking:
         if engine.should_terminate:
             return
         for measure, values in getattr(engine.state, "moved", {}).items():
-            self._scalars(engine, "moved", {f"{measure}/{part}": value for part, value in values.items()})
+            self._scalars(engine, "weights_moved", {f"{measure}/{part}": value for part, value in values.items()})
         if self.evaluator is None:
             return
         self._scalars(engine, "validation", self.evaluator.state.metrics)

@@ -102,11 +102,11 @@ def test_the_movement_is_a_curve_per_part_also_without_a_validation(tmp_path, va
     uri = f"sqlite:///{tmp_path}/mlruns.db"
     trainer = run(tmp_path, moves=True, validates=validates, uri=uri)
     seen = events(tmp_path)
-    assert points(seen, "moved/distance/decoder1") == [(3, 0.03), (6, 0.06)]
-    assert points(seen, "moved/cosine/swinViT.layers1") == [(3, 0.9), (6, 0.9)]
+    assert points(seen, "weights_moved/distance/decoder1") == [(3, 0.03), (6, 0.06)]
+    assert points(seen, "weights_moved/cosine/swinViT.layers1") == [(3, 0.9), (6, 0.9)]
     assert ("validation/accuracy" in seen.Tags()["scalars"]) == validates
     client, run_id = mlflow.MlflowClient(uri), mlflow_handler(trainer).cur_run.info.run_id
-    history = client.get_metric_history(run_id, "moved/distance/decoder1")
+    history = client.get_metric_history(run_id, "weights_moved/distance/decoder1")
     assert sorted((metric.step, metric.value) for metric in history) == [(3, 0.03), (6, 0.06)]
 
 
