@@ -1,7 +1,7 @@
 # make install  the environment of the bundles, .venv (EXTRAS=dicom,register adds packages: setup.cfg)
 # make demo    pre-train, fine-tune and segment synthetic CT on the CPU, ending with demo/out/report.html   (FRESH=1 starts over)
 # make test    all tests
-# make check   formatting, lint and all tests
+# make check   formatting, lint, make docs and make test: before a commit is sent to others
 # make docs    the documentation site, site/index.html, with links, notebooks and Dockerfile checked (250 MB more in .venv)
 # make test-legacy   weights of the real MONAI 1.4.0 compute the same here (an environment of its own, .venv-legacy)
 # make test-label    packed bundles in a real MONAI Label server (an environment of its own, .venv-label-1.6.1, 3.7 GB); LABEL_MONAI=1.5.2: with that
@@ -112,7 +112,7 @@ lint: $(TESTED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 
-check: lint test
+check: lint docs test
 
 gpu-kit: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks.gpu_check.kit --out gpu-kit
