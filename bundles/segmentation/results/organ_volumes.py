@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 TABLE = "volumes.csv"
 COLUMNS = ("case", "label", "voxels", "ml", "image")
+ABSENT = "-"
 MOST_COLUMNS = 8  # of a table in the log
 MOST_CASES = 20  # named in the log; the file has all
 
@@ -71,7 +72,7 @@ def volumes_table(volumes: Mapping[str, list[dict[str, Any]]]) -> str:
 
     A row is a case and a column an organ; with many organs and few cases it is the other way round. Many cases are
     summarised: a row is an organ, with the median, the smallest and the largest volume of the cases that have it, and
-    the number of those that do not. An organ that is absent has a dash.
+    the number of those that do not. An organ that is absent has a dash, which the last line explains.
 
     Args:
         volumes: the rows of `organ_volumes` of each case, by its name.
@@ -79,29 +80,30 @@ def volumes_table(volumes: Mapping[str, list[dict[str, Any]]]) -> str:
     organs = [row["label"] for row in next(iter(volumes.values()))]
     sizes = {case: [row["ml"] if row["voxels"] else None for row in rows] for case, rows in volumes.items()}
     if len(organs) <= MOST_COLUMNS and len(sizes) <= MOST_CASES:
-        return _aligned([["ml", *organs], *([case, *map(_ml, of_case)] for case, of_case in sizes.items())])
+        return _table([["ml", *organs], *([case, *map(_ml, of_case)] for case, of_case in sizes.items())])
     by_organ = dict(zip(organs, zip(*sizes.values(), strict=True), strict=True))
     if len(sizes) <= MOST_COLUMNS:
-        return _aligned([["ml", *sizes], *([organ, *map(_ml, of_organ)] for organ, of_organ in by_organ.items())])
+        return _table([["ml", *sizes], *([organ, *map(_ml, of_organ)] for organ, of_organ in by_organ.items())])
     rows = []
     for organ, of_organ in by_organ.items():
         present = [size for size in of_organ if size is not None]
         figures = [statistics.median(present), min(present), max(present)] if present else [None] * 3
         rows.append([organ, *map(_ml, figures), str(len(of_organ) - len(present))])
-    return _aligned([["ml", "median", "smallest", "largest", "absent in"], *rows])
+    return _table([["ml", "median", "smallest", "largest", "absent in"], *rows])
 
 
 def _ml(size: float | None) -> str:
-    return "-" if size is None else f"{size:.1f}"
+    return ABSENT if size is None else f"{size:.1f}"
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def _table(rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         [f"{row[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))]
         for row in rows
     ]
-    return "\n".join("  ".join(line) for line in lines)
+    legend = [f"{ABSENT}: not found"] if any(ABSENT in row for row in rows) else []
+    return "\n".join([*map("  ".join, lines), *legend])
 
 
 class OrganVolumes(CaseHandler):

@@ -165,13 +165,23 @@ def sizes(**organs: float) -> list[dict]:
 
 def test_few_organs_are_columns_and_cases_rows():
     table = volumes_table({"c1": sizes(liver=1500.04, spleen=0), "case_10": sizes(liver=9.96, spleen=210.5)})
-    assert table.splitlines() == ["ml        liver  spleen", "c1       1500.0       -", "case_10    10.0   210.5"]
+    assert table.splitlines() == [
+        "ml        liver  spleen",
+        "c1       1500.0       -",
+        "case_10    10.0   210.5",
+        "-: not found",
+    ]
 
 
 def test_many_organs_of_few_cases_are_rows():
     organs = {f"organ_{number}": float(number) for number in range(9)}
     lines = volumes_table({"a": sizes(**organs), "b": sizes(**organs)}).splitlines()
-    assert lines[:3] == ["ml         a    b", "organ_0    -    -", "organ_1  1.0  1.0"] and len(lines) == 10
+    assert lines[:3] == ["ml         a    b", "organ_0    -    -", "organ_1  1.0  1.0"]
+    assert lines[9:] == ["organ_8  8.0  8.0", "-: not found"]
+
+
+def test_a_table_without_a_dash_explains_none():
+    assert volumes_table({"c1": sizes(liver=5.0)}).splitlines() == ["ml  liver", "c1    5.0"]
 
 
 def test_many_cases_are_summarised_over_those_that_have_the_organ():
@@ -180,6 +190,7 @@ def test_many_cases_are_summarised_over_those_that_have_the_organ():
         "ml      median  smallest  largest  absent in",
         "liver     11.0       1.0     21.0          1",
         "spleen       -         -        -         22",
+        "-: not found",
     ]
 
 
@@ -193,4 +204,5 @@ def test_the_table_is_logged_with_the_names_of_the_cases(tmp_path, caplog):
         "ml  liver  left kidney  never there",
         "c1      -          0.2            -",
         "c2    0.4            -            -",
+        "-: not found",
     ]
