@@ -40,27 +40,45 @@ class Boxes(NamedTuple):
         return (self.stop - self.start).prod(dim=2)
 
 
-def _sum_over_boxes(boxes: Boxes, shape: Sequence[int], value: torch.Tensor) -> torch.Tensor:
-    """Return, for each voxel, the sum of ``value`` (B, K) over the used boxes that contain it: int32 (B, X, Y, Z).
+class _Corners(NamedTuple):
+    """The eight corners of each box, where `_sum_over_boxes` adds: ``index`` (B, 8K) into (X + 1, Y + 1, Z + 1), flat."""
+
+    index: torch.Tensor
+    shape: tuple[int, int, int]
+
+
+def _corners(boxes: Boxes, shape: Sequence[int]) -> _Corners:
+    """Return the corners of boxes in a crop of ``shape``; start corners come before stop corners along each axis."""
+    x, y, z = torch.stack([boxes.start, boxes.stop]).long().unbind(-1)  # (2, B, K) each
+    flat = (x[:, None, None] * (shape[1] + 1) + y[:, None]) * (shape[2] + 1) + z  # (2, 2, 2, B, K)
+    return _Corners(flat.flatten(0, 2).transpose(0, 1).flatten(1), tuple(shape))
+
+
+@lru_cache
+def _signs(device: torch.device) -> torch.Tensor:
+    """Return the signs of the eight corners, (8, 1) int32; cached, since copies synchronise."""
+    signs = [(-1) ** sum(corner) for corner in itertools.product((0, 1), repeat=3)]
+    return torch.tensor(signs, dtype=torch.int32, device=device)[:, None]
+
+
+def _sum_over_boxes(corners: _Corners, value: torch.Tensor) -> torch.Tensor:
+    """Return, for each voxel, the sum of ``value`` (B, K) int32 over the boxes that contain it: int32 (B, X, Y, Z).
 
     Each box adds its value with a sign at its eight corners. Cumulative sums along the three axes then give the sums:
     one pass over the crop for any number of boxes.
     """
-    batch = len(boxes.start)
-    x, y, z = (size + 1 for size in shape)
-    sums = torch.zeros(batch, x * y * z, dtype=torch.int32, device=boxes.start.device)
-    value = (value * boxes.used).int()
-    for corner in itertools.product((0, 1), repeat=3):
-        at = torch.stack([(boxes.stop if end else boxes.start)[..., axis] for axis, end in enumerate(corner)]).long()
-        sums.scatter_add_(1, (at[0] * y + at[1]) * z + at[2], value * (-1) ** sum(corner))
+    batch = len(value)
+    x, y, z = (size + 1 for size in corners.shape)
+    sums = torch.zeros(batch, x * y * z, dtype=torch.int32, device=value.device)
+    sums.scatter_add_(1, corners.index, (value[:, None] * _signs(value.device)).flatten(1))
     for axis in (1, 2, 3):
         sums = sums.view(batch, x, y, z).cumsum(axis, dtype=torch.int32)
     return sums[:, :-1, :-1, :-1]
 
 
-def _count(boxes: Boxes, shape: Sequence[int]) -> torch.Tensor:
+def _count(boxes: Boxes, corners: _Corners) -> torch.Tensor:
     """Return the number of used boxes that contain each voxel: int32 (B, X, Y, Z)."""
-    return _sum_over_boxes(boxes, shape, torch.ones_like(boxes.used, dtype=torch.int32))
+    return _sum_over_boxes(corners, boxes.used.int())
 
 
 def side_bounds(side: int, block: tuple[float, float], rule: str) -> tuple[int, int]:
@@ -187,10 +205,11 @@ def draw_boxes(
         return boxes._replace(number=(before < target[:, None] * math.prod(shape)).sum(dim=1))
 
     # Coverage grows with the number of boxes: bisection finds the fewest that reach the target, for all crops at once.
+    corners = _corners(boxes, shape)
     enough, too_few = boxes.number, torch.full_like(boxes.number, -1)
     for _ in range(math.ceil(math.log2(number + 1))):
         middle = torch.maximum((enough + too_few) // 2, too_few + 1)
-        covered = (_count(boxes._replace(number=middle), shape) > 0).float().mean(dim=(1, 2, 3))
+        covered = (_count(boxes._replace(number=middle), corners) > 0).float().mean(dim=(1, 2, 3))
         reached = covered >= target
         enough = torch.where(reached, middle, enough)
         too_few = torch.where(reached, too_few, middle)
@@ -205,7 +224,7 @@ def draw_partners(each: int, batch: int, *, generators: Sequence[torch.Generator
 
 def box_mask(boxes: Boxes, shape: Sequence[int]) -> torch.Tensor:
     """Return the voxels that boxes mask: bool (B, 1, X, Y, Z)."""
-    return (_count(boxes, shape) > 0)[:, None]
+    return (_count(boxes, _corners(boxes, shape)) > 0)[:, None]
 
 
 def noise_of_boxes(
@@ -234,9 +253,10 @@ def noise_of_boxes(
     top = uniform[:, 0] ** (1 / voxels)  # of uniform numbers; the others are uniform below it
     bottom = top * -torch.expm1(torch.log(uniform[:, 1]) / (voxels - 1))
     low, high = (torch.special.ndtri(end).float() for end in (bottom, top))
-    count = _count(boxes, shape).clamp(min=1)
-    index = torch.arange(number, device=device).expand(len(boxes.start), -1)
-    owner = (_sum_over_boxes(boxes, shape, index) // count).flatten(1).long()  # one box: its index; several: their mean
+    corners, used = _corners(boxes, shape), boxes.used.int()
+    count = _sum_over_boxes(corners, used).clamp(min=1)
+    index = torch.arange(number, device=device, dtype=torch.int32) * used
+    owner = (_sum_over_boxes(corners, index) // count).flatten(1).long()  # one box: its index; several: their mean
     low, high = (end.gather(1, owner).view(-1, 1, *shape) for end in (low, high))
     noise = draw(generators, lambda g: torch.randn(each, channels, *shape, generator=g, device=device))
     return ((noise - low) / (high - low)).clamp_(0, 1)
