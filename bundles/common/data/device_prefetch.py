@@ -1,16 +1,28 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Copy the next batch to the GPU while it computes the current step."""
+"""Copy the next batch to the GPU while it computes the current step, and warn if training waits for the loader."""
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Collection, Iterable, Iterator, Sized
 from typing import Any
 
 import torch
 
+from ..run.distributed import rank
+
+logger = logging.getLogger(__name__)
+
+WATCHED = 60.0  # seconds after which the loader is judged
+SLOW = 0.5  # share of them
+
 
 class DevicePrefetch:
     """Data loader that returns images and labels on the GPU; on a CPU, batches of the loader are unchanged.
+
+    If training waited for the loader for more than half of its first minute, a WARNING says so once, with the rate of the
+    loader and what makes it faster. The first batch is not counted, since workers start then, nor are validations.
 
     If training never waits for the GPU, it asks for a batch as soon as the previous step is queued. The copy then runs
     at the same time as that step, on a separate stream. This needs a loader with ``pin_memory``; copies from other
@@ -20,6 +32,7 @@ class DevicePrefetch:
         loader: yields dicts of tensors.
         device: device of the training.
         keys: keys to copy. Others, such as the numbers of the draws, are read on the host and stay there.
+        cure: sentences for the WARNING: what makes the loader faster. Empty: no WARNING.
     """
 
     def __init__(
@@ -28,10 +41,14 @@ class DevicePrefetch:
         loader: Iterable[dict[str, Any]],
         device: torch.device | str,
         keys: Collection[str] = ("image", "label"),
+        cure: str = "",
     ) -> None:
         self.loader = loader
         self.device = torch.device(device)
         self.keys = keys
+        self.cure = cure
+        self.waited = self.worked = 0.0
+        self.crops = 0
 
     def __len__(self) -> int:
         """Number of batches, if the loader has a length."""
@@ -41,7 +58,35 @@ class DevicePrefetch:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         batches = iter(self.loader)  # now, not at the first batch: a loader draws a random number when it starts
+        batches = self._watched(batches) if self.cure and rank() == 0 else batches
         return self._copied(batches) if self.device.type == "cuda" else batches
+
+    def _watched(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        began: float | None = None  # when the step of the last batch began
+        while True:
+            asked = time.monotonic()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            came = time.monotonic()
+            if began is not None and self.cure:
+                self.worked += asked - began
+                self.waited += came - asked
+                self.crops += len(batch["image"])
+                self._judge()
+            began = came
+            yield batch
+
+    def _judge(self) -> None:
+        seconds = self.worked + self.waited
+        if seconds < WATCHED:
+            return
+        if self.waited > SLOW * seconds:
+            logger.warning(
+                "Training waited for its data %.0f%% of the last %.0f seconds: loading gives %.2g crops a second. %s",
+                *(100 * self.waited / seconds, seconds, self.crops / seconds, self.cure),
+            )
+        self.cure = ""  # judged once
 
     def _copied(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         stream = torch.cuda.Stream(self.device)
@@ -53,3 +98,17 @@ class DevicePrefetch:
             for copy in copies.values():
                 copy.record_stream(step)  # otherwise its memory could be reused while the step reads it
             yield {**batch, **copies}
+
+
+def faster_loading(*, volumes: int, cache_num: int, num_workers: int) -> str:
+    """Return what makes the loading of whole scans faster: the options of a run with their values now.
+
+    Args:
+        volumes: number of scans.
+        cache_num: preprocessed volumes kept in memory.
+        num_workers: loading processes.
+    """
+    workers = f"use more loading processes (--num_workers, now {num_workers})"
+    if cache_num >= volumes:
+        return f"{workers.capitalize()}."
+    return f"Keep all volumes in memory (--cache_num {volumes}, now {cache_num}), or {workers}."

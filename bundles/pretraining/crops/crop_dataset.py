@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import torch
 from monai.transforms import Compose
 
+from ...common.data.device_prefetch import faster_loading
 from ...common.data.seeded_crops import SeededCrops
 from ...common.errors import InputError
+from ...common.run.command_line import next_command
 from ...common.run.options import check_choice
 from .body_crops import RandBodyCropsd
 from .stored_crops import StoredCrops
@@ -65,6 +67,25 @@ def crop_dataset(
                     f"--{name} {_option_text(stored)}, or run configs/prepare.yaml with --{name} {_option_text(value)}."
                 )
     return crops
+
+
+def cure_of_slow_loading(
+    *, data: str, dataset_dir: str | Sequence[str], volumes: int, cache_num: int, num_workers: int
+) -> str:
+    """Return what makes the loading of a run faster: a patch store, its command first, or the options of this run.
+
+    Args:
+        data, cache_num: see `crop_dataset`.
+        dataset_dir: of the run.
+        volumes: number of scans.
+        num_workers: loading processes.
+    """
+    if data == "store":
+        return faster_loading(volumes=0, cache_num=0, num_workers=num_workers)
+    command = next_command("prepare.yaml", {"source": dataset_dir, "dataset_dir": "PREPARED"})
+    how = f":\n  {command}\n" if command else " with configs/prepare.yaml, "
+    options = faster_loading(volumes=volumes, cache_num=cache_num, num_workers=num_workers)
+    return f"Decode the scans once{how}then train with --data store --dataset_dir PREPARED. {options}"
 
 
 def _option_text(value: float | list[float] | None) -> str:

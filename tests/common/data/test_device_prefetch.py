@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
+from itertools import islice
 
 import pytest
 import torch
 from monai.data import DataLoader
 
-from bundles.common.data.device_prefetch import DevicePrefetch
+from bundles.common.data import device_prefetch
+from bundles.common.data.device_prefetch import DevicePrefetch, faster_loading
 
 
 def loader(number=3, **options):
@@ -81,3 +84,85 @@ def test_on_a_gpu_a_batch_is_copied_beside_the_step_and_the_step_waits_for_the_c
     one = ["on side", "copy {0}", "copy {0}", "off side", "step waits for side", 2 * "kept for step;", "step {0}"]
     expected = [part.format(number) for number in (0, 1) for part in one]
     assert ";".join(diary) == ";".join(expected).replace(";;", ";")
+
+
+class Clock:
+    """Time that passes only where a test says so."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(device_prefetch, "time", clock)
+    return clock
+
+
+def train(clock, *, loading, step, batches=50, first=0.0, cure="Use a store.", epochs=1):
+    """Train with a loader that takes ``loading`` seconds a batch of two crops, and steps that take ``step`` seconds."""
+
+    def load():
+        clock.now += first
+        for _ in range(batches):
+            clock.now += loading
+            yield {"image": torch.zeros(2, 1)}
+
+    class Loader:
+        def __iter__(self):
+            return load()
+
+    prefetch = DevicePrefetch(loader=Loader(), device="cpu", cure=cure)
+    for _ in range(epochs):
+        for _ in prefetch:
+            clock.now += step
+        clock.now += 1000.0  # a validation
+    return prefetch
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_a_loader_that_training_waits_for_is_told_once_with_its_rate_and_the_cure(clock, caplog):
+    train(clock, loading=3.0, step=1.0, first=500.0, epochs=3)
+    assert warnings(caplog) == [
+        "Training waited for its data 75% of the last 60 seconds: loading gives 0.5 crops a second. Use a store."
+    ]
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        {"loading": 1.0, "step": 3.0, "epochs": 3},
+        {"loading": 1.0, "step": 1.01},  # nearly half
+        {"loading": 3.0, "step": 1.0, "batches": 15},  # less than a minute: 14 batches after the first
+        {"loading": 3.0, "step": 1.0, "cure": ""},
+    ],
+)
+def test_a_loader_that_is_fast_enough_or_was_not_watched_for_a_minute_is_not_told(clock, caplog, run):
+    train(clock, **run)
+    assert warnings(caplog) == []
+
+
+def test_only_the_first_process_tells(clock, caplog, monkeypatch):
+    monkeypatch.setattr(device_prefetch, "rank", lambda: 1)
+    train(clock, loading=3.0, step=1.0)
+    assert warnings(caplog) == []
+
+
+def test_watching_hands_the_batches_through(clock):
+    prefetch = DevicePrefetch(loader=loader(3), device="cpu", cure="Use a store.")
+    for _ in range(2):
+        assert [batch["draw"].item() for batch in prefetch] == [0, 1, 2]
+    assert [batch["draw"].item() for batch in islice(prefetch, 2)] == [0, 1]
+
+
+def test_the_cure_names_the_options_that_help():
+    assert faster_loading(volumes=24, cache_num=4, num_workers=2) == (
+        "Keep all volumes in memory (--cache_num 24, now 4), or use more loading processes (--num_workers, now 2)."
+    )
+    assert faster_loading(volumes=4, cache_num=4, num_workers=0) == "Use more loading processes (--num_workers, now 0)."

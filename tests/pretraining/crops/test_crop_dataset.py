@@ -1,6 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
 from __future__ import annotations
 
+import shlex
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from monai.transforms import Compose
 
 from bundles.common.errors import InputError
 from bundles.pretraining.crops.body_crops import RandBodyCropsd
-from bundles.pretraining.crops.crop_dataset import crop_dataset
+from bundles.pretraining.crops.crop_dataset import crop_dataset, cure_of_slow_loading
 from bundles.pretraining.crops.patch_store import write_scan
 from bundles.pretraining.crops.stored_crops import StoredCrops
 
@@ -49,3 +51,21 @@ def test_a_store_that_was_prepared_alike_is_read(scan):
 def test_a_store_that_was_prepared_otherwise_is_refused(scan, change, words):
     with pytest.raises(InputError, match=words):
         crops(scan, **change)
+
+
+def test_slow_loading_is_cured_by_a_store_whose_command_is_ready_to_copy(monkeypatch):
+    run = {"dataset_dir": ["/data/a b", "/data/c"], "volumes": 30, "cache_num": 8, "num_workers": 2}
+    words = ["x/monai/bundle/__main__.py", "run", "--config_file", "configs/train.yaml"]
+    monkeypatch.setattr("sys.argv", words)
+    before, command, after = cure_of_slow_loading(data="nifti", **run).splitlines()
+    assert before == "Decode the scans once:"
+    assert shlex.split(command)[4:] == [
+        *("--config_file", "configs/prepare.yaml"),
+        *("--source", "['/data/a b', '/data/c']", "--dataset_dir", "PREPARED"),
+    ]
+    assert after.startswith(
+        "then train with --data store --dataset_dir PREPARED. Keep all volumes in memory (--cache_num 30,"
+    )
+    monkeypatch.setattr("sys.argv", ["python"])  # not started by the bundle runner
+    assert cure_of_slow_loading(data="nifti", **run).startswith("Decode the scans once with configs/prepare.yaml, then")
+    assert cure_of_slow_loading(data="store", **run) == "Use more loading processes (--num_workers, now 2)."
