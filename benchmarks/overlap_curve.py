@@ -1,13 +1,18 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Dice and time of a trained network over the overlap of its windows: how much of the time is well spent.
+"""Dice and time of a trained network over the overlap and the arithmetic of its windows: which time is well spent.
 
     python -m benchmarks.overlap_curve DATA --weights model.pt
-    python -m benchmarks.overlap_curve DATA --weights model.pt --overlaps 0 0.25 0.5 0.75 --backend openvino
+    python -m benchmarks.overlap_curve DATA --weights model.pt --overlaps 0.5 --backends openvino openvino_bf16 int8
 
 ``DATA`` is a folder with a ``dataset.json``; its labelled cases of ``--section`` (by default those that the training of the
-model held out) are segmented once for each overlap, with spacing, window and intensities of the model's training. The overlaps take turns within a case. *windows*: of all
-cases. *time*: of windows and blending, relative to the first overlap. *Dice*: mean over the organs and the cases, against
-the labels on the scan's own voxels. *same voxels*: share of the voxels with the label that the largest overlap gives.
+model held out) are segmented once for each overlap and backend, with spacing, window and intensities of the model's
+training. They take turns within a case. *windows*: of all cases. *time*: of windows and blending, relative to the first
+row. *Dice*: mean over the organs and the cases, against the labels on the scan's own voxels. *largest change*: of a
+case's Dice, against the same overlap with the first backend. *same voxels*: share of the voxels with the label that the
+first backend gives with the largest overlap.
+
+``int8``: OpenVINO with the convolutions in 8-bit integers (`benchmarks.int8`), calibrated on windows of the training
+cases. It needs NNCF, is no backend of the bundles, and docs/explanation/speed.md says why.
 """
 
 from __future__ import annotations
@@ -31,9 +36,11 @@ from monai.transforms import (
     Orientationd,
     ScaleIntensityRanged,
     Spacingd,
+    SpatialPad,
 )
 
 from benchmarks.inference import Counting, dice_of_classes
+from benchmarks.int8 import draw_windows, load_nncf, quantized
 from benchmarks.side_by_side import print_table, write_json
 from bundles.common.data.data_list import segmentation_scans
 from bundles.common.data.foreground import above_or_all
@@ -44,23 +51,26 @@ from bundles.common.weights.loading import load_model
 from bundles.common.weights.recorded_preset import training_of
 from bundles.common.words import counted
 from bundles.segmentation.backend.choice import choose_backend
+from bundles.segmentation.backend.openvino_network import OpenVinoNetwork, convert
 from bundles.segmentation.inference.mask_on_scan_grid import MaskOnScanGridd
 from bundles.segmentation.inference.probability_inferer import ProbabilityInferer
 from bundles.segmentation.models.model_record import model_labels, model_split
 
 OVERLAPS = (0.0, 0.25, 0.5, 0.625, 0.75)
-BACKENDS = ("torch", "openvino", "openvino_bf16")
+INT8 = "int8"
+BACKENDS = ("torch", "openvino", "openvino_bf16", INT8)
+CALIBRATION = (8, 2)  # cases, and windows of each
 
 
 @dataclass
 class Point:
-    """What one overlap gave.
+    """What one overlap gave with one backend.
 
     Attributes:
         windows: computed in all cases.
         seconds: of windows and blending, in all cases.
         dice: of each case, the mean over its organs.
-        same: share of the voxels of each case with the label of the largest overlap.
+        same: share of the voxels of each case with the label of the largest overlap with the first backend.
     """
 
     windows: int = 0
@@ -92,15 +102,21 @@ def preprocessing(trained: Mapping[str, Any]) -> Compose:
 
 @torch.no_grad()
 def curve(
-    cases: Sequence[Mapping[str, str]], *, weights: str, overlaps: Sequence[float], backend: str = "torch"
-) -> dict[float, Point]:
-    """Segment the cases with each overlap.
+    cases: Sequence[Mapping[str, str]],
+    *,
+    weights: str,
+    overlaps: Sequence[float],
+    backends: Sequence[str] = ("torch",),
+    calibration: Sequence[Mapping[str, str]] = (),
+) -> dict[tuple[str, float], Point]:
+    """Segment the cases with each backend and overlap.
 
     Args:
         cases: ``{"image": file, "label": file}``.
         weights: ``model.pt`` of a training of these bundles.
         overlaps: shares of the window.
-        backend: see `choose_backend`.
+        backends: see `BACKENDS`.
+        calibration: training cases, for ``int8``.
 
     Raises:
         InputError: the file does not record its training.
@@ -110,40 +126,56 @@ def curve(
         raise InputError(f"--weights {weights} does not record its preprocessing. Pass a model.pt of a training.")
     network = build_swin_unetr(read_record(weights), out_channels=len(model_labels(weights, otherwise={}))).eval()
     load_model(network, weights)
-    chosen = choose_backend(backend=backend, device="cpu", models=[weights], roi_size=trained["roi_size"])
-    prepare, to_scan, counting = preprocessing(trained), MaskOnScanGridd("pred"), None
-    points = {overlap: Point() for overlap in overlaps}
+    prepare, to_scan, roi_size = preprocessing(trained), MaskOnScanGridd("pred"), trained["roi_size"]
+    networks: dict[str, Counting] = {}
+    points = {(backend, overlap): Point() for backend in backends for overlap in overlaps}
     for case in cases:
         item = prepare({"image": case["image"]})
         image, truth = item["image"][None], np.asarray(nib.load(case["label"]).dataobj).astype(np.uint8)
-        if counting is None:
-            counting = Counting(network if chosen is None else chosen(network, 0, image))
+        for backend in backends if not networks else ():
+            if backend == INT8:
+                pad = SpatialPad(roi_size)
+                images = [pad(prepare({"image": each["image"]})["image"]) for each in calibration[: CALIBRATION[0]]]
+                windows = [
+                    window.as_tensor()
+                    for number, each in enumerate(images)
+                    for window in draw_windows(each, roi_size, number=CALIBRATION[1], seed=number)
+                ]
+                model = quantized(convert(network, channels=len(images[0]), roi_size=roi_size), windows)
+                networks[backend] = Counting(OpenVinoNetwork(model))
+            else:
+                chosen = choose_backend(backend=backend, device="cpu", models=[weights], roi_size=roi_size)
+                networks[backend] = Counting(network if chosen is None else chosen(network, 0, image))
         masks = {}
-        for overlap, point in points.items():
-            inferer = ProbabilityInferer(roi_size=trained["roi_size"], sw_batch_size=4, overlap=overlap)
-            counting.windows, begin = 0, time.perf_counter()
-            pred = inferer(image, counting)[0]
+        for (backend, overlap), point in points.items():
+            inferer = ProbabilityInferer(roi_size=roi_size, sw_batch_size=4, overlap=overlap)
+            networks[backend].windows, begin = 0, time.perf_counter()
+            pred = inferer(image, networks[backend])[0]
             point.seconds += time.perf_counter() - begin
-            point.windows += counting.windows
-            masks[overlap] = to_scan({"image": item["image"], "pred": pred})["pred"][0].numpy().astype(np.uint8)
-        for overlap, point in points.items():
-            point.dice.append(float(np.mean(dice_of_classes(masks[overlap], truth))))
-            point.same.append(float((masks[overlap] == masks[max(overlaps)]).mean()))
+            point.windows += networks[backend].windows
+            mask = to_scan({"image": item["image"], "pred": pred})["pred"][0]
+            masks[backend, overlap] = mask.numpy().astype(np.uint8)
+        for key, point in points.items():
+            point.dice.append(float(np.mean(dice_of_classes(masks[key], truth))))
+            point.same.append(float((masks[key] == masks[backends[0], max(overlaps)]).mean()))
     return points
 
 
-def rows_of(points: Mapping[float, Point]) -> list[dict[str, str]]:
-    """Return table cells by column heading, one row per overlap."""
+def rows_of(points: Mapping[tuple[str, float], Point]) -> list[dict[str, str]]:
+    """Return table cells by column heading, one row per backend and overlap."""
+    reference, _ = next(iter(points))
     first = next(iter(points.values()))
     return [
         {
+            "backend": backend,
             "overlap": f"{overlap:g}",
             "windows": str(point.windows),
             "time": f"{point.seconds / first.seconds:.2f}",
             "Dice": f"{np.mean(point.dice):.4f}",
+            "largest change": f"{np.abs(np.subtract(point.dice, points[reference, overlap].dice)).max():.4f}",
             "same voxels": f"{np.mean(point.same):.3%}",
         }
-        for overlap, point in points.items()
+        for (backend, overlap), point in points.items()
     ]
 
 
@@ -158,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--weights", metavar="FILE", required=True, help="model.pt of a training")
     add("--section", default="validation", help="section of the data list (default: validation)")
     add("--overlaps", type=float, nargs="+", default=OVERLAPS, help="shares of the window (default: %(default)s)")
-    add("--backend", choices=BACKENDS, default="torch", help="what computes the windows (default: torch)")
+    add("--backends", choices=BACKENDS, nargs="+", default=["torch"], help="what computes the windows (default: torch)")
     add("--cases", type=int, help="the first CASES of the section (default: all)")
     add("--threads", type=int, help="threads (default: PyTorch's)")
     add("--json", metavar="FILE", help="write the results to FILE")
@@ -170,15 +202,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"--overlaps {given.overlaps}: each must be a share of the window, from 0 to below 1.")
         split = model_split(given.weights, fold=None, folds=None, seed=None)
         cases = segmentation_scans(given.data, section=given.section, **split)[: given.cases]
-        points = curve(cases, weights=given.weights, overlaps=given.overlaps, backend=given.backend)
+        calibration: list[dict[str, str]] = []
+        if INT8 in given.backends:
+            load_nncf()
+            calibration = segmentation_scans(given.data, section="training", **split)
+        points = curve(
+            cases, weights=given.weights, overlaps=given.overlaps, backends=given.backends, calibration=calibration
+        )
     except InputError as error:
         print(f"Stopped: {error}", file=sys.stderr)
         return 1
-    print_table(
-        rows_of(points), title=f"{counted(len(cases), 'case')}, {given.backend}; time relative to the first overlap"
-    )
+    title = f"{counted(len(cases), 'case')}; time relative to the first row"
+    print_table(rows_of(points), left=("backend", "overlap"), title=title)
     if given.json:
-        write_json(given.json, {str(overlap): vars(point) for overlap, point in points.items()})
+        write_json(given.json, {f"{backend} {overlap}": vars(point) for (backend, overlap), point in points.items()})
     return 0
 
 

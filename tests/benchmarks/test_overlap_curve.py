@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.overlap_curve import curve, main
+from benchmarks.overlap_curve import Point, curve, main, rows_of
 from bundles.common.networks.swin_unetr import build_swin_unetr
 from bundles.common.weights.checkpoint_file import save_atomically
 
@@ -40,16 +40,28 @@ def test_more_overlap_has_more_windows_and_the_largest_agrees_with_itself(data):
     cases = [{key: str(data / f"{key}.nii.gz") for key in ("image", "label")}]
     points = curve(cases, weights=str(data / "model.pt"), overlaps=[0.0, 0.75])
     assert [point.windows for point in points.values()] == [2, 4]
-    assert points[0.75].same == [1.0] and 0.5 < points[0.0].same[0] <= 1
+    assert points["torch", 0.75].same == [1.0] and 0.5 < points["torch", 0.0].same[0] <= 1
     assert all(0 <= point.dice[0] <= 1 and point.seconds > 0 for point in points.values())
+
+
+def test_changes_are_those_of_the_same_overlap_with_the_first_backend():
+    points = {
+        ("torch", 0.0): Point(4, 2.0, [0.5, 0.7], [0.9, 0.9]),
+        ("torch", 0.5): Point(8, 4.0, [0.6, 0.7], [1.0, 1.0]),
+        ("openvino", 0.0): Point(4, 1.0, [0.51, 0.67], [0.9, 0.8]),
+    }
+    rows = rows_of(points)
+    assert [row["largest change"] for row in rows] == ["0.0000", "0.0000", "0.0300"]
+    assert [row["time"] for row in rows] == ["1.00", "2.00", "0.50"]
+    assert rows[2]["Dice"] == "0.5900" and rows[2]["same voxels"] == "85.000%"
 
 
 def test_the_command_prints_a_row_per_overlap(data, capsys):
     options = ["--weights", str(data / "model.pt"), "--overlaps", "0", "0.5", "--json", str(data / "out.json")]
     assert main([str(data), *options]) == 0
     shown = capsys.readouterr().out
-    assert "1 case, torch" in shown and "1.00" in shown and "100.000%" in shown
-    assert set(json.loads((data / "out.json").read_text())) == {"0.0", "0.5"}
+    assert "1 case; time" in shown and "1.00" in shown and "100.000%" in shown
+    assert set(json.loads((data / "out.json").read_text())) == {"torch 0.0", "torch 0.5"}
 
 
 def test_unusable_options_are_named(data, tmp_path, capsys):

@@ -132,6 +132,8 @@ class ProbabilityInferer(Inferer):
                     )
                     total = _add_softmax(total, logits, dims)
                     del logits  # free the memory before the next pass
+                if hasattr(member, "release_memory"):
+                    member.release_memory()
         finally:
             if plan.networks_on_cpu:  # the evaluator and the next scan expect them on their original device
                 for member in networks:

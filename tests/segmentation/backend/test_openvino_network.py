@@ -31,6 +31,17 @@ def test_windows_have_the_logits_of_pytorch_one_or_several_at_once(change):
 
 
 @needs_openvino
+def test_memory_that_is_released_is_taken_anew_for_the_next_windows():
+    network = build()
+    windows = smooth_scan(*ROI)
+    converted = OpenVinoNetwork(convert(network, channels=1, roi_size=ROI))
+    before = converted(windows)
+    kept = before.clone()
+    converted.release_memory()
+    assert torch.equal(converted(windows), kept) and torch.equal(before, kept)
+
+
+@needs_openvino
 def test_openvino_is_loaded_without_what_reports_its_use():
     load_openvino()
     assert sys.modules["openvino_telemetry"] is None

@@ -109,6 +109,28 @@ def test_at_most_two_class_volumes_exist_at_a_time(axes, members):
 # Windows of air
 
 
+class Releasing(nn.Module):
+    """Writes down when it computes windows and when it is told to release its memory."""
+
+    def __init__(self, name: str, diary: list[str]):
+        super().__init__()
+        self.name, self.diary = name, diary
+
+    def forward(self, windows):
+        self.diary.append(self.name)
+        return windows.repeat(1, CLASSES, 1, 1, 1)
+
+    def release_memory(self):
+        self.diary.append(f"{self.name} released")
+
+
+def test_each_network_releases_its_memory_before_the_next_one_computes():
+    diary: list[str] = []
+    members = [Releasing(name, diary) for name in "ab"]
+    inferer(others=members[1:], mirror_axes=[0])(scan(16, 16, 8), members[0])
+    assert diary == ["a", "a", "a released", "b", "b", "b released"]  # a scan and its mirror image
+
+
 class Thresholds(nn.Module):
     """Predicts background in air, like every trained network, and organs from the brightness around a voxel."""
 
