@@ -7,7 +7,7 @@
 ``DATA`` is a folder with a ``dataset.json``; its labelled cases of ``--section`` (by default those that the training of the
 model held out) are segmented once for each overlap and backend, with spacing, window and intensities of the model's
 training. They take turns within a case. *windows*: of all cases. *time*: of windows and blending, relative to the first
-row. *Dice*: mean over the organs and the cases, against the labels on the scan's own voxels. *largest change*: of a
+row. *Dice*: mean over the organs that the label of a case has, and over the cases, on the scan's own voxels. *largest change*: of a
 case's Dice, against the same overlap with the first backend. *same voxels*: share of the voxels with the label that the
 first backend gives with the largest overlap.
 
@@ -39,7 +39,7 @@ from monai.transforms import (
     SpatialPad,
 )
 
-from benchmarks.inference import Counting, dice_of_classes
+from benchmarks.inference import Counting
 from benchmarks.int8 import draw_windows, load_nncf, quantized
 from benchmarks.side_by_side import print_table, write_json
 from bundles.common.data.data_list import segmentation_scans
@@ -69,7 +69,7 @@ class Point:
     Attributes:
         windows: computed in all cases.
         seconds: of windows and blending, in all cases.
-        dice: of each case, the mean over its organs.
+        dice: of each case, the mean over the organs that its label has.
         same: share of the voxels of each case with the label of the largest overlap with the first backend.
     """
 
@@ -156,9 +156,18 @@ def curve(
             mask = to_scan({"image": item["image"], "pred": pred})["pred"][0]
             masks[backend, overlap] = mask.numpy().astype(np.uint8)
         for key, point in points.items():
-            point.dice.append(float(np.mean(dice_of_classes(masks[key], truth))))
+            point.dice.append(mean_dice(masks[key], truth))
             point.same.append(float((masks[key] == masks[backends[0], max(overlaps)]).mean()))
     return points
+
+
+def mean_dice(mask: np.ndarray, truth: np.ndarray) -> float:
+    """Return the mean Dice over the labels above 0 that ``truth`` has; NaN if it has none."""
+    found = []
+    for value in np.unique(truth[truth > 0]):
+        predicted, there = mask == value, truth == value
+        found.append(2 * np.count_nonzero(predicted & there) / (predicted.sum() + there.sum()))
+    return float(np.mean(found)) if found else float("nan")
 
 
 def rows_of(points: Mapping[tuple[str, float], Point]) -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.overlap_curve import Point, curve, main, rows_of
+from benchmarks.overlap_curve import Point, curve, main, mean_dice, rows_of
 from bundles.common.networks.swin_unetr import build_swin_unetr
 from bundles.common.weights.checkpoint_file import save_atomically
 
@@ -42,6 +42,12 @@ def test_more_overlap_has_more_windows_and_the_largest_agrees_with_itself(data):
     assert [point.windows for point in points.values()] == [2, 4]
     assert points["torch", 0.75].same == [1.0] and 0.5 < points["torch", 0.0].same[0] <= 1
     assert all(0 <= point.dice[0] <= 1 and point.seconds > 0 for point in points.values())
+
+
+def test_an_organ_that_the_label_lacks_does_not_count():
+    truth, mask = np.array([0, 1, 1, 2, 2, 0]), np.array([3, 1, 0, 2, 2, 2])
+    assert mean_dice(mask, truth) == pytest.approx((2 / 3 + 4 / 5) / 2)
+    assert np.isnan(mean_dice(mask, np.zeros(6)))
 
 
 def test_changes_are_those_of_the_same_overlap_with_the_first_backend():

@@ -83,7 +83,7 @@ class DevicePrefetch:
             return
         if self.waited > SLOW * seconds:
             logger.warning(
-                "Training waited for its data %.0f%% of the last %.0f seconds: loading gives %.2g crops a second. %s",
+                "Training waited for its data %.0f%% of its first %.0f seconds: loading gives %.2g crops a second. %s",
                 *(100 * self.waited / seconds, seconds, self.crops / seconds, self.cure),
             )
         self.cure = ""  # judged once

@@ -102,7 +102,7 @@ def _table(rows: list[list[str]]) -> str:
         [f"{row[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))]
         for row in rows
     ]
-    legend = [f"{ABSENT}: not found"] if any(ABSENT in row for row in rows) else []
+    legend = [f"{ABSENT}  not found"] if any(ABSENT in row for row in rows) else []
     return "\n".join([*map("  ".join, lines), *legend])
 
 

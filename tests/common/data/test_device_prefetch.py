@@ -130,7 +130,7 @@ def warnings(caplog):
 def test_a_loader_that_training_waits_for_is_told_once_with_its_rate_and_the_cure(clock, caplog):
     train(clock, loading=3.0, step=1.0, first=500.0, epochs=3)
     assert warnings(caplog) == [
-        "Training waited for its data 75% of the last 60 seconds: loading gives 0.5 crops a second. Use a store."
+        "Training waited for its data 75% of its first 60 seconds: loading gives 0.5 crops a second. Use a store."
     ]
 
 

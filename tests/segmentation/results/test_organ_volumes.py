@@ -169,7 +169,7 @@ def test_few_organs_are_columns_and_cases_rows():
         "ml        liver  spleen",
         "c1       1500.0       -",
         "case_10    10.0   210.5",
-        "-: not found",
+        "-  not found",
     ]
 
 
@@ -177,7 +177,7 @@ def test_many_organs_of_few_cases_are_rows():
     organs = {f"organ_{number}": float(number) for number in range(9)}
     lines = volumes_table({"a": sizes(**organs), "b": sizes(**organs)}).splitlines()
     assert lines[:3] == ["ml         a    b", "organ_0    -    -", "organ_1  1.0  1.0"]
-    assert lines[9:] == ["organ_8  8.0  8.0", "-: not found"]
+    assert lines[9:] == ["organ_8  8.0  8.0", "-  not found"]
 
 
 def test_a_table_without_a_dash_explains_none():
@@ -190,7 +190,7 @@ def test_many_cases_are_summarised_over_those_that_have_the_organ():
         "ml      median  smallest  largest  absent in",
         "liver     11.0       1.0     21.0          1",
         "spleen       -         -        -         22",
-        "-: not found",
+        "-  not found",
     ]
 
 
@@ -204,5 +204,5 @@ def test_the_table_is_logged_with_the_names_of_the_cases(tmp_path, caplog):
         "ml  liver  left kidney  never there",
         "c1      -          0.2            -",
         "c2    0.4            -            -",
-        "-: not found",
+        "-  not found",
     ]
