@@ -39,7 +39,7 @@ from monai.transforms import (
     SpatialPad,
 )
 
-from benchmarks.inference import Counting
+from benchmarks.inference import Counting, dice_of_classes
 from benchmarks.int8 import draw_windows, load_nncf, quantized
 from benchmarks.side_by_side import print_table, write_json
 from bundles.common.data.data_list import segmentation_scans
@@ -163,11 +163,9 @@ def curve(
 
 def mean_dice(mask: np.ndarray, truth: np.ndarray) -> float:
     """Return the mean Dice over the labels above 0 that ``truth`` has; NaN if it has none."""
-    found = []
-    for value in np.unique(truth[truth > 0]):
-        predicted, there = mask == value, truth == value
-        found.append(2 * np.count_nonzero(predicted & there) / (predicted.sum() + there.sum()))
-    return float(np.mean(found)) if found else float("nan")
+    if not truth.any():
+        return float("nan")
+    return float(np.mean(dice_of_classes(np.where(np.isin(mask, truth), mask, 0), truth)))
 
 
 def rows_of(points: Mapping[tuple[str, float], Point]) -> list[dict[str, str]]:
