@@ -9,14 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
 from .slurm_cluster import SlurmCluster, processes, slurm_cluster
 
-SNAKEFILE = (
-    """\
+SNAKEFILE = """\
 rule all:
     input:
         expand("{n}.json", n=range(4)),
@@ -26,10 +24,8 @@ rule one:
     output:
         "{n}.json",
     shell:
-        "%s record.py {output}"
+        "{config[python]} record.py {output}"
 """
-    % sys.executable
-)  # noqa: UP031  (Snakemake's braces)
 
 RECORD = """\
 import json, os, sys, time
@@ -107,6 +103,7 @@ def test_snakemake_uses_both_nodes_then_the_one_that_is_left(cluster, tmp_path):
     (tmp_path / "record.py").write_text(RECORD)
     words = [
         *(sys.executable, "-m", "snakemake", "--executor", "slurm", "--jobs", "4"),
+        *("--config", f"python={sys.executable}"),
         *("--slurm-status-command", "squeue"),  # there is no database for sacct, the default
         *("--slurm-init-seconds-before-status-checks", "1"),
         *("--default-resources", "mem_mb=500", "runtime=5", "slurm_partition=main"),
