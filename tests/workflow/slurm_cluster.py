@@ -44,7 +44,7 @@ SlurmdSpoolDir={folder}/spool.%n
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.%n.pid
 MailProg=/bin/true
-CommunicationParameters={bound}
+{bound}
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -128,7 +128,7 @@ def slurm_cluster() -> Iterator[SlurmCluster]:
     """
     if os.geteuid() != 0:
         pytest.skip("root")
-    for program in ("slurmctld", "slurmd", "sbatch", "munged"):
+    for program in ("slurmctld", "slurmd", "sbatch", "srun", "munged", "setpriv"):
         if shutil.which(program) is None:
             pytest.skip(program)
     with tempfile.TemporaryDirectory(prefix="slurm-") as name:  # not of pytest: a socket's path has 107 characters
@@ -170,14 +170,14 @@ def _configure(folder: Path) -> None:
 
 
 def _address(host: str) -> tuple[str, str]:
-    """Return the address of the daemons and the option that makes them listen there and nowhere else.
+    """Return the address of the daemons and the line of the configuration that makes them listen there and nowhere else.
 
     SLURM has one for the address of the host's own name only. Where that is not on the loopback, as in a container,
     the daemons listen everywhere; without the key, which is this cluster's own, they answer nobody.
     """
     with suppress(OSError):
         if (address := socket.gethostbyname(host)).startswith("127."):
-            return address, "NoInAddrAny,NoCtldInAddrAny"
+            return address, "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny"
     return "127.0.0.1", ""
 
 
@@ -197,7 +197,12 @@ def _start(cluster: SlurmCluster, daemons: dict[str, subprocess.Popen[bytes]]) -
     files = {"socket": "socket", "key-file": "key", "log-file": "munged", "pid-file": "pid", "seed-file": "seed"}
     # force: a folder that the owner alone may read is an error to munged
     start(
-        "munged", "munged", "--foreground", "--force", *(f"--{one}={folder}/munge.{end}" for one, end in files.items())
+        "munged",
+        "munged",
+        "--foreground",
+        "--force",
+        "--origin=127.0.0.1",
+        *(f"--{one}={folder}/munge.{end}" for one, end in files.items()),
     )
     waits_for((folder / "munge.socket").exists)
     start("slurmctld", "slurmctld", "-D")
