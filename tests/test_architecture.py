@@ -160,7 +160,9 @@ def test_tests_mirror_the_modules():
         Path("tests", *path.parent.relative_to(ROOT).parts[(path.parts[len(ROOT.parts)] == "bundles") :])
         for path in python_files("bundles", "zoo", "tools", "demo", "evidence", "benchmarks")
     }
-    folders |= {Path("tests", name) for name in ("workflows", "realdata", "label", "legacy", "docs")} | {Path("tests")}
+    folders |= {Path("tests", name) for name in ("workflow", "workflows", "realdata", "label", "legacy", "docs")} | {
+        Path("tests")
+    }
     strange = {path.parent for path in python_files("tests") if path.name.startswith("test_")}
     assert {path.relative_to(ROOT) for path in strange} - folders == set()
 
