@@ -120,20 +120,28 @@ gpu-kit: $(INSTALLED)
 clean:
 	rm -rf gpu-kit site $(VENV) $(LEGACY_VENV) $(TRITON_VENV) .venv-label-* .venv-matrix-* demo/out *.egg-info .pytest_cache .ruff_cache
 
-# Evidence: what pre-training gains. STUDY=openkbp DATA=DIR OUT=DIR choose another study, its data and its folder (docs/how-to/measure-the-gain.md).
-# make few-label-curve   Dice over the number of labelled patients, with pre-training and from scratch
+# Workflows: many runs on this machine or on a cluster, PROFILE=slurm (docs/how-to/on-a-cluster.md). Each continues when it is repeated.
+# make few-label-curve   what pre-training gains: Dice over the number of labelled patients, with pre-training and from scratch.
+#                        STUDY=openkbp DATA=DIR OUT=DIR choose another study, its data and its folder (docs/how-to/measure-the-gain.md)
 # make headroom          what a pre-training could gain at most: floor, ceiling, training from scratch until it converges
 # make ablation          no proxy task, each alone, the pairs, all three
+# make search            recipes of all arms, scored on patients that the study never scores
+# make cross-validation  folds of a task or of your own data, their table and ensemble: FOLDS=FILE.yaml DATA=DIR OUT=DIR
+# make decathlon         ten tasks, five folds, the paper's table and the leaderboard's archive: FOLDS=FILE.yaml DATA=DIR OUT=DIR
+# LIST=1 says what is left and runs nothing; THREADS=N and GPUS=N set threads of a job and GPUs of this machine.
 STUDY ?= demo
-EVIDENCE = $(VENV)/bin/python -m evidence.run $(STUDY) $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)") $(if $(THREADS),--threads $(THREADS))
+WORKFLOW = $(VENV)/bin/python -m workflow
+WORKFLOW_OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)") $(if $(PROFILE),--profile "$(PROFILE)") \
+  $(if $(THREADS),--threads $(THREADS)) $(if $(GPUS),--gpus $(GPUS)) $(if $(SHARED_DISK),--shared_disk) $(if $(LIST),--list)
 
-.PHONY: few-label-curve headroom ablation
+$(VENV)/.installed-workflow: $(INSTALLED)
+	$(PIP) --editable ".[workflow]"
+	touch $@
 
-few-label-curve: $(INSTALLED)
-	$(EVIDENCE) --part curve
+.PHONY: few-label-curve headroom ablation search cross-validation decathlon
 
-headroom: $(INSTALLED)
-	$(EVIDENCE) --part headroom
+few-label-curve headroom ablation search: $(VENV)/.installed-workflow
+	$(WORKFLOW) $(subst -,_,$@) --study "$(STUDY)" $(WORKFLOW_OPTIONS)
 
-ablation: $(INSTALLED)
-	$(EVIDENCE) --part ablation
+cross-validation decathlon: $(VENV)/.installed-workflow
+	$(WORKFLOW) $(subst -,_,$@) $(if $(FOLDS),--folds "$(FOLDS)") $(WORKFLOW_OPTIONS)

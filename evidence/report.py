@@ -1,10 +1,11 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Draw the tables and pictures of a study again, from the finished runs in its folder.
+"""Score the runs of a study that have ended, and draw its tables and pictures.
 
     python -m evidence.report OUT
 
 Writes ``power.md``; ``curve.csv``, ``curve.md`` and ``curve.png``; for a headroom ``headroom.csv`` and ``headroom.md``;
-``carried.md`` where labels were carried; and for an ablation ``ablation.csv``, ``ablation.md`` and ``ablation.png``. Runs that are not finished leave their places empty.
+``carried.md`` where labels were carried; and for an ablation ``ablation.csv``, ``ablation.md`` and ``ablation.png``. Runs
+that have not ended leave their places empty.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 
 from bundles.common.errors import InputError
 from bundles.common.files import atomic_path, write_text
+from tools.bundle_runs import PLAN
 
 from .results.carried_labels import carried_table
 from .results.convergence import read_chain
@@ -27,6 +29,7 @@ from .results.headroom_table import headroom_markdown, headroom_rows
 from .results.power_table import power_markdown
 from .results.records import read_figures, read_outline, read_results
 from .results.table import ablation_markdown, ablation_rows, csv_of, curve_markdown, curve_rows
+from .score import score_ended
 
 
 def write_report(out: Path) -> str:
@@ -76,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="folder of a study")
     options = parser.parse_args(arguments)
     try:
+        if (options.out / PLAN).is_file():
+            score_ended(options.out)
         print(write_report(options.out))
     except InputError as error:
         parser.exit(1, f"Stopped: {error}\n")

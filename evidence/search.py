@@ -1,7 +1,7 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Search for recipes, the same number for every arm, scored on patients that the study never scores.
+"""Write the table of a search: recipes, the same number for every arm, scored on patients that the study never scores.
 
-    python -m evidence.search openkbp --data DIR --out OUT
+    python -m evidence.search --out OUT
 
 The recipes are scored on the tuning patients, which are in no labelled subset and not in the validation part. The
 results are written to ``search.csv`` and ``search.md``. Enter the best recipe of each arm into the study file by hand.
@@ -11,57 +11,51 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bundles.common.errors import InputError
 from bundles.common.files import write_text
+from tools.bundle_runs import read_plan
 
-from .results.mlflow_store import log_missing, log_report, open_store, tracking_store
 from .results.paired_bootstrap import figure_of, patient_means
-from .results.records import read_done, table_of
+from .results.records import read_done, read_outline, table_of
 from .results.table import csv_of
-from .run import OUT, arguments_of, call, plan_of, processes_of, run_plan, say
-from .runs.plan import Plan, Planner
-from .runs.planning import planner_of
-from .runs.progress import overview
-from .study.reading import read_study
-from .study.study_data import prepare_folder
+from .score import score_ended
 
 COLUMNS = ("arm", "recipe", "seeds", "seeds_planned", "dice", "sd_patients", "best")
 
 
-def search_rows(plan: Plan, planner: Planner, out: Path) -> list[dict[str, Any]]:
+def search_rows(plan: Mapping[str, Any], outline: Mapping[str, Any], out: Path) -> list[dict[str, Any]]:
     """Return one row for each arm and recipe.
 
-    ``dice`` is the mean over seeds and tuning patients, then over the labels of the first figure; NaN if no run is finished. ``best`` marks the
-    highest Dice of an arm once all its recipes are finished.
+    ``dice`` is the mean over seeds and tuning patients, then over the labels of the first figure; NaN if no run is
+    finished. ``best`` marks the highest Dice of an arm once all its recipes are finished.
 
     Args:
-        plan: plan of the search.
-        planner: planner of the study.
+        plan: content of ``plan.json`` of a study with a search.
+        outline: its outline.
         out: folder of the study.
     """
-    labels, absent = plan.outline["labels"], plan.outline["absent"]
+    labels, absent = outline["labels"], outline["absent"]
+    columns = [labels.index(name) for name in outline["first_figure"]]
     rows = []
-    for arm in planner.study.arms:
+    for arm, recipes in _recipes(plan).items():
         arm_rows = []
-        for recipe in planner.recipes(arm):
-            runs = [run for run in plan.runs if run.facts["arm"] == arm and run.facts.get("recipe") == recipe]
-            done = [(run, read_done(out / "runs" / run.name)) for run in runs]
-            tables = [
-                table_of(record["scores"], cases=run.cases["scored"], labels=labels, absent=absent)["dice"]
-                for run, record in done
-                if record
-            ]
+        for recipe, runs in recipes:
+            tables = []
+            for name in runs:
+                if done := read_done(out / "runs" / name):
+                    cases = plan["runs"][name]["settings"]["cases"]["scored"]
+                    tables.append(table_of(done["scores"], cases=cases, labels=labels, absent=absent)["dice"])
             row = {"arm": arm, "recipe": ", ".join(f"{key} {value}" for key, value in recipe.items()), "best": ""}
             row |= {"seeds": len(tables), "seeds_planned": len(runs), "dice": math.nan, "sd_patients": math.nan}
             if tables:
-                scores = np.stack(tables)[:, :, [labels.index(name) for name in planner.first_figure]]
+                scores = np.stack(tables)[:, :, columns]
                 patients = patient_means(scores)
                 row["dice"] = figure_of(scores)
                 row["sd_patients"] = float(np.std(patients, ddof=1)) if len(patients) > 1 else math.nan
@@ -72,11 +66,13 @@ def search_rows(plan: Plan, planner: Planner, out: Path) -> list[dict[str, Any]]
     return rows
 
 
-def search_markdown(plan: Plan, rows: Sequence[dict[str, Any]]) -> str:
+def search_markdown(plan: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     """Return the table of a search in Markdown."""
-    search = plan.study.search
+    facts = [plan["runs"][name]["settings"] for name in plan["parts"]["search"]]
+    scored = next(each for each in facts if each["kind"] == "finetuning")
     lines = [
-        f"## {plan.study.name}: recipes, n = {search.n}, scored on {plan.study.tuning} tuning patients",
+        f"## {plan['name']}: recipes, n = {scored['facts']['n']}, scored on {len(scored['cases']['scored'])} tuning "
+        "patients",
         "",
         "| arm | recipe | runs | Dice | |",
         "|---|---|---|---|---|",
@@ -89,46 +85,46 @@ def search_markdown(plan: Plan, rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*lines, ""])
 
 
+def write_search(out: Path) -> str:
+    """Write ``search.csv`` and ``search.md`` into the folder of a study, and return the latter.
+
+    Raises:
+        InputError: the folder contains no planned study, or a damaged file.
+    """
+    score_ended(out)
+    plan = read_plan(out)
+    rows = search_rows(plan, read_outline(out), out)
+    text = search_markdown(plan, rows)
+    write_text(out / "search.csv", csv_of(rows, COLUMNS))
+    write_text(out / "search.md", text)
+    return text
+
+
+def _recipes(plan: Mapping[str, Any]) -> dict[str, list[tuple[dict[str, Any], list[str]]]]:
+    """Arm to its recipes, each with the names of its runs, in the order of the study."""
+    found: dict[str, list[tuple[dict[str, Any], list[str]]]] = {}
+    for name in plan["parts"]["search"]:
+        facts = plan["runs"][name]["settings"]["facts"]
+        if "recipe" not in facts:
+            continue
+        recipes = found.setdefault(facts["arm"], [])
+        runs = next((runs for recipe, runs in recipes if recipe == facts["recipe"]), None)
+        if runs is None:
+            recipes.append((facts["recipe"], runs := []))
+        runs.append(name)
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Search from the command line and return the exit status."""
+    """Write the table from the command line."""
     parser = argparse.ArgumentParser(prog="python -m evidence.search", description=__doc__.partition("\n")[0])
-    arguments_of(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the study")
     options = parser.parse_args(arguments)
-
-    def action() -> int:
-        study = read_study(options.study)
-        out = (options.out or OUT / study.name).resolve()
-        prepare_folder(out, study.name)
-        planner = planner_of(study, data=options.data and options.data.resolve(), out=out)
-        plan = plan_of(planner, ["search"])
-        print(overview(plan, out, names=options.list, processes=processes_of(options.threads)), flush=True)
-
-        def report() -> str:
-            rows = search_rows(plan, planner, out)
-            write_text(out / "search.csv", csv_of(rows, COLUMNS))
-            text = search_markdown(plan, rows)
-            write_text(out / "search.md", text)
-            return text
-
-        if not options.list:
-            uri = options.tracking_uri or tracking_store(out)
-            open_store(uri, out=out)
-            log_missing(out, outline=plan.outline, uri=uri, say=say)
-            run_plan(
-                plan,
-                out=out,
-                threads=options.threads,
-                tracking_uri=uri,
-                say=say,
-                report=report,
-                wait=not options.no_wait,
-            )
-            print(report())
-            log_report(out, study=study.name, uri=uri, say=say)
-        return 0
-
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    return call(action)
+    try:
+        print(write_search(options.out))
+    except InputError as error:
+        parser.exit(1, f"Stopped: {error}\n")
+    return 0
 
 
 if __name__ == "__main__":

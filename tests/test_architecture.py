@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "tools": {"bundles.common"},
     "demo": {"bundles.common", "bundles.segmentation", "tools"},
     "evidence": {"bundles.common", "bundles.segmentation", "bundles.pretraining", "tools"},
+    "workflow": {"bundles.common", "bundles.segmentation", "evidence", "tools"},
     "benchmarks": {"bundles.common", "bundles.segmentation", "bundles.pretraining", "tools"},
 }
 #: The rooms whose code a bundle links to.
@@ -75,7 +76,7 @@ def within(name: str, package: str) -> bool:
 
 def test_imports_go_down_the_house_only():
     wrong = []
-    for path in python_files("bundles", "zoo", "tools", "demo", "evidence", "benchmarks"):
+    for path in python_files("bundles", "zoo", "tools", "demo", "evidence", "workflow", "benchmarks"):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         room = max((name for name in MAY_IMPORT if within(module, name)), key=len, default=None)
         if room is None:
@@ -89,7 +90,7 @@ def test_imports_go_down_the_house_only():
 def test_nothing_is_imported_through_a_bundles_link():
     """Else one class has two names, and an error of one is not caught as the other."""
     through = re.compile(r"bundles[./]swin_unetr_\w+[./]scripts[./]\w+")
-    files = python_files("bundles", "zoo", "tools", "demo", "evidence", "benchmarks", "tests")
+    files = python_files("bundles", "zoo", "tools", "demo", "evidence", "workflow", "benchmarks", "tests")
     names = {f"{path.relative_to(ROOT)}: {name}" for path in files for name in imported_by(path) if through.match(name)}
     names |= {
         f"{path.relative_to(ROOT)}: {found[0]}"
@@ -158,7 +159,7 @@ def test_tests_mirror_the_modules():
     """A test file of a room has the path of a module, or lies in the folder of the modules that it tests."""
     folders = {
         Path("tests", *path.parent.relative_to(ROOT).parts[(path.parts[len(ROOT.parts)] == "bundles") :])
-        for path in python_files("bundles", "zoo", "tools", "demo", "evidence", "benchmarks")
+        for path in python_files("bundles", "zoo", "tools", "demo", "evidence", "workflow", "benchmarks")
     }
     folders |= {Path("tests", name) for name in ("workflow", "workflows", "realdata", "label", "legacy", "docs")} | {
         Path("tests")
@@ -172,7 +173,7 @@ def test_no_comment_names_a_file_that_a_user_does_not_have():
     files = [
         path
         for path in [
-            *python_files("bundles", "zoo", "tools", "demo", "evidence", "benchmarks"),
+            *python_files("bundles", "zoo", "tools", "demo", "evidence", "workflow", "benchmarks"),
             *ROOT.rglob("docs/**/*.md"),
         ]
         if ".venv" not in str(path)

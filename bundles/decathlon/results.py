@@ -37,7 +37,8 @@ def gather(
     Args:
         evaluations: see `find_evaluations`.
         output_dir: output folder.
-        tasks_file: ``configs/tasks.yaml``. Its tasks and labels have rows even if they were not evaluated.
+        tasks_file: ``configs/tasks.yaml``. Its tasks and labels have rows even if they were not evaluated, unless all
+            evaluations are of other tasks.
         published: scores of the paper: maps a task (or `ALL_TASKS`) to the values of `PAPER`.
         arms: maps folders to arms, for evaluations whose models do not record their arm; see `read_evaluation`.
 
@@ -56,6 +57,8 @@ def gather(
     check_together(loaded)
     table = ConfigParser.load_config_file(tasks_file)
     labels = {task: [name for value, name in row["labels"].items() if int(value)] for task, row in table.items()}
+    if not any(evaluation.task in labels for evaluation in loaded):
+        labels, published = {}, {}
     rows = results_table(loaded, labels=labels, published=published)
     doubts = [doubt for evaluation in loaded for doubt in doubts_of(evaluation)]
     for doubt in doubts:

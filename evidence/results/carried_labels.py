@@ -7,7 +7,7 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -21,11 +21,9 @@ from bundles.segmentation.propagation.agreement import dice_of_organs
 from bundles.segmentation.propagation.results import TABLE, agreement_figure
 from bundles.segmentation.results.metrics import score_case
 from bundles.segmentation.results.score_summary import METRICS
+from tools.bundle_runs import Run
 
 from .records import read_done
-
-if TYPE_CHECKING:
-    from ..runs.plan import Run
 
 TRUTH, CARRIED = "truth", "carried"  # data lists of a run; the latter is also the folder of `propagate.yaml`
 PICTURE = "agreement_with_truth.png"

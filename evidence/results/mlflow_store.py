@@ -77,27 +77,10 @@ def open_store(uri: str, *, out: Path) -> Any:
     return client
 
 
-def log_run(name: str, done: Mapping[str, Any], *, outline: Mapping[str, Any], out: Path, uri: str) -> None:
-    """Log a finished run: its facts, options, scores and training curve.
-
-    Args:
-        name: name of the run.
-        done: what `execution.carry_out` returns.
-        outline: outline of the plan (`plan.Planner.outline`).
-        out: folder of the study.
-        uri: MLflow store.
-
-    Raises:
-        InputError: the store cannot be written.
-    """
-    with _writing(uri, out, f"{name} is not lost: repeat the command to log it without training again.") as client:
-        _log(client, _experiment(client, outline["study"], out, uri), name, done, outline=outline, out=out)
-
-
 def log_missing(out: Path, *, outline: Mapping[str, Any], uri: str, say: Callable[[str], None]) -> None:
     """Log the finished runs of a study's folder that the store does not have, or has with other results.
 
-    They were finished with another store or by an earlier version, or were repeated after their folder was removed.
+    A run that was repeated after its folder was removed replaces the one before.
 
     Args:
         out: folder of the study.

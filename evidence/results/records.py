@@ -13,11 +13,11 @@ import numpy as np
 
 from bundles.common.errors import InputError
 from bundles.segmentation.results.score_summary import METRICS
+from tools.bundle_runs import DONE, read_json
 
-from ..study.study_data import read_json
 from .encoder_figures import figures_of
 
-DONE, OUTLINE = "done.json", "outline.json"
+OUTLINE = "outline.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ def read_outline(out: Path) -> dict[str, Any]:
     path = out / OUTLINE
     if not path.is_file():
         raise InputError(
-            f"{out} contains no study: {path.name} is missing. Run one first: python -m evidence.run STUDY --out {out}"
+            f"{out} contains no study: {path.name} is missing. Run one first: make few-label-curve STUDY=... OUT={out}"
         )
     outline = read_json(path, "the next run writes it again")
     # Outlines of earlier versions lack these entries.

@@ -11,17 +11,33 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..results.convergence import Chain, chain_run, read_chain
+from tools.bundle_runs import Run
+
+from ..results.convergence import chain_run
 from ..study.study import CONTROL, CONVERGED, FLOOR, Headroom
 
 if TYPE_CHECKING:
-    from .plan import Planner, Run
+    from .plan import Planner
 
 # One step at rate 0: the warm-up is linear from 0, so its first step changes nothing.
 UNTRAINED = {"max_steps": 1, "val_interval": 1, "warmup_steps": 1}
+
+
+@dataclass(frozen=True)
+class PlannedChain:
+    """All runs that a chain of doubled steps may need; the scores decide how many of them are carried out.
+
+    Attributes:
+        links: steps to the runs on the tuning patients, in order.
+        converged: steps to the runs on the scored patients, should these steps be chosen. Those of the study itself are
+            the runs of `CONTROL`.
+    """
+
+    links: Mapping[int, list[Run]]
+    converged: Mapping[int, list[Run]]
 
 
 def untrained(run: Run) -> bool:
@@ -29,42 +45,38 @@ def untrained(run: Run) -> bool:
     return run.kind == "pretraining" and run.facts["arm"] == FLOOR
 
 
-def headroom_runs(planner: Planner, headroom: Headroom, chains: Mapping[int, Chain]) -> list[Run]:
-    """Return the runs of the headroom that are known so far.
+def headroom_runs(planner: Planner, headroom: Headroom) -> list[Run]:
+    """Return the runs of the headroom without its chains.
 
     Args:
         planner: planner of the study.
         headroom: what to measure.
-        chains: n to the state of its chain; empty if there are none.
     """
     runs: list[Run] = []
-    for n, chain in chains.items():
-        for steps in [*chain.tried, *filter(None, [chain.next])]:
-            runs += [_link(planner, n, seed, steps) for seed in headroom.convergence.seeds]
     for seed, n in itertools.product(headroom.seeds, headroom.n):
         runs += planner.arm(CONTROL, n=n, seed=seed, encoder_seed=seed)
         if headroom.floor:
             runs += _floor(planner, n, seed)
-        chosen = chains[n].chosen if n in chains else None
-        if chosen is not None and chosen != planner.study.steps_of(n):
-            runs.append(_converged(planner, n, seed, chosen))
     if headroom.ceiling:
         for seed in headroom.seeds:
             runs += planner.arm(CONTROL, n=len(planner.parts.training), seed=seed, encoder_seed=seed)
     return runs
 
 
-def chains_of(planner: Planner, headroom: Headroom, out: Path | None) -> dict[int, Chain]:
-    """Return n to the state of its chain, from the finished runs in the study's folder.
+def planned_chain(planner: Planner, headroom: Headroom, n: int) -> PlannedChain:
+    """Return the runs that the chain of an n may need.
 
     Args:
         planner: planner of the study.
-        headroom: what to measure.
-        out: folder of the study; None: nothing is finished.
+        headroom: what to measure, with a convergence.
+        n: number of labelled patients.
     """
-    if headroom.convergence is None:
-        return {}
-    return {n: read_chain(out or Path("nowhere"), planner.outline(), n) for n in headroom.n}
+    limits, first = headroom.convergence, planner.study.steps_of(n)
+    doubled = [first << power for power in range(limits.most.bit_length()) if first << power <= limits.most]
+    return PlannedChain(
+        links={steps: [_link(planner, n, seed, steps) for seed in limits.seeds] for steps in doubled},
+        converged={steps: [_converged(planner, n, seed, steps) for seed in headroom.seeds] for steps in doubled[1:]},
+    )
 
 
 def _link(planner: Planner, n: int, seed: int, steps: int) -> Run:

@@ -12,20 +12,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bundles.common.data.data_list import first_file
 from bundles.common.errors import InputError
-from bundles.common.files import write_text
-from bundles.common.run.mixed_precision import precision
+from tools.bundle_runs import LISTS, Command, Run, unique
 
 from ..results.carried_labels import CARRIED, TRUTH
-from ..results.convergence import Chain
 from ..study.study import (
     CONTROL,
     NETWORK,
@@ -43,102 +39,12 @@ from ..study.study import (
     tried_options,
 )
 from ..study.subsets import Case, Parts, labelled_subset
-from .headroom import chains_of, headroom_runs
+from .headroom import PlannedChain, headroom_runs, planned_chain
 
 Z_SCORE = Path(__file__).with_name("z_score.yaml")
-LISTS = "lists"  # subfolder of a run for its data lists
 CARRIED_LIST = f"{CARRIED}/dataset.json"  # what a propagation writes for the training
 # What a pre-training writes, relative to its folder: its encoder, and, if it trained it, the whole network.
 WEIGHTS = {"encoder": "train/models/encoder.pt", "network": "train/models/network.pt"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """One call of a bundle.
-
-    Attributes:
-        name: ``train``, ``evaluate`` or ``propagate``.
-        bundle: folder name of the bundle.
-        configs: config files, relative to the bundle or absolute.
-        options: name to value, of plain types or `Path`. Paths are relative to the study's folder; those of data lists,
-            ``lists/NAME.json``, to the run's folder.
-        result: the file that it writes last, relative to the run's folder.
-        statuses: exit statuses that are no error.
-    """
-
-    name: str
-    bundle: str
-    configs: tuple[str, ...]
-    options: Mapping[str, Any]
-    result: str
-    statuses: tuple[int, ...] = (0,)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A unit of work that one process carries out.
-
-    Attributes:
-        name: name of the run and of its folder.
-        kind: ``pretraining``, ``propagation`` (of labels) or ``finetuning`` (whatever is scored). Runs of the same kind
-            and number of steps take about the same time.
-        facts: what the report needs: arm, n, seed, encoder, tasks, steps.
-        commands: its commands, in order.
-        lists: name to content of each data list, with paths of this machine; written before every command
-            (`write_lists`).
-        cases: names of the training cases and of the scored cases.
-        row: row of the task, with the preset's values.
-        needs: names of the runs that must be finished before.
-        precision: command, or ``encoder``, to its floating-point precision on this machine (`precision_of`).
-    """
-
-    name: str
-    kind: str
-    facts: Mapping[str, Any]
-    commands: tuple[Command, ...]
-    lists: Mapping[str, Mapping[str, Any]]
-    cases: Mapping[str, Sequence[str]]
-    row: Mapping[str, Any]
-    needs: tuple[str, ...] = ()
-    precision: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Everything that determines the result, without paths of this machine. Equal settings give equal results."""
-        return {**self.settings_of_study, "precision": dict(self.precision)}
-
-    @property
-    def settings_of_study(self) -> dict[str, Any]:
-        """The settings without the precision, which may depend on the machine."""
-        commands = {
-            command.name: {"bundle": command.bundle, "configs": [Path(name).name for name in command.configs]}
-            | {"options": {key: _json_value(value) for key, value in command.options.items()}}
-            for command in self.commands
-        }
-        settings = {"kind": self.kind, "facts": dict(self.facts), "commands": commands, "row": dict(self.row)}
-        return json.loads(json.dumps({**settings, "cases": {k: list(v) for k, v in self.cases.items()}}))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The runs to carry out, and what the report covers.
-
-    Attributes:
-        study: the study.
-        runs: runs of the requested parts; each comes after those it needs.
-        outline: see `Planner.outline`.
-        beside: runs of the other parts of the study. The report includes them if they are finished, so their settings
-            must match as well.
-        chains: what is planned only after further scores: chains of doubled steps (`headroom`), one description each.
-        follow: returns the plan again, with the runs that the scores since then have added; None: it never grows.
-    """
-
-    study: Study
-    runs: tuple[Run, ...]
-    outline: Mapping[str, Any] = field(default_factory=dict)
-    beside: tuple[Run, ...] = ()
-    chains: tuple[str, ...] = ()
-    follow: Callable[[], Plan] | None = None
 
 
 def subset_name(tasks: Sequence[str]) -> str:
@@ -155,7 +61,6 @@ class Planner:
         row: the row of the task with the preset's changes (`bundles.segmentation.tasks.tasks.choose_task`).
         task: the value of ``--task``: a name, or a file relative to the folder of the study.
         absent: validation or tuning case to the names of the labels that its label file does not contain.
-        out: folder of the study, whose scores decide how chains of doubled steps go on; None: nothing is finished.
     """
 
     def __init__(
@@ -166,9 +71,8 @@ class Planner:
         row: Mapping[str, Any],
         task: str | Path,
         absent: Mapping[str, Sequence[str]] | None = None,
-        out: Path | None = None,
     ) -> None:
-        self.study, self.parts, self.row, self.task, self.out = study, parts, row, task, out
+        self.study, self.parts, self.row, self.task = study, parts, row, task
         self.absent = dict(absent or {})
         self.preset_values = preset_values(study.preset)
         if wrong := [name for name in study.first_figure or () if name not in self.labels]:
@@ -211,16 +115,19 @@ class Planner:
         return unique(runs)
 
     def headroom(self) -> list[Run]:
-        """Runs of floor, ceiling and convergence that are known so far, see `headroom.headroom_runs`.
+        """Runs of floor and ceiling, and from scratch, see `headroom.headroom_runs`.
 
         Raises:
             InputError: if the study has no headroom.
         """
-        return unique(headroom_runs(self, self._part("headroom"), self.chains()))
+        return unique(headroom_runs(self, self._part("headroom")))
 
-    def chains(self) -> dict[int, Chain]:
-        """The chain of doubled steps of each n (`convergence.Chain`); empty if the study has none."""
-        return chains_of(self, self.study.headroom, self.out) if self.study.headroom else {}
+    def chains(self) -> dict[int, PlannedChain]:
+        """The chain of doubled steps of each n; empty if the study has none."""
+        headroom = self.study.headroom
+        if not headroom or headroom.convergence is None:
+            return {}
+        return {n: planned_chain(self, headroom, n) for n in headroom.n}
 
     def search(self) -> list[Run]:
         """Runs of the search: the recipes of every arm, scored on the tuning patients.
@@ -426,7 +333,6 @@ class Planner:
             row=self.row,
             cases={"training": subset, "unlabelled": list(others)},
             needs=(before.name,),
-            precision={"encoder": before.precision["train"]},
         )
 
     def carried_masks(
@@ -460,7 +366,6 @@ class Planner:
             row=self.row,
             cases={"training": subset, "scored": list(scored)},
             needs=(before.name,),
-            precision={"encoder": before.precision["train"]},
         )
 
     def _propagate(self, output: Path, before: Run, *, options: Mapping[str, Any], seed: int, purpose: str) -> Command:
@@ -545,7 +450,6 @@ class Planner:
             lists={"pretraining": content},
             row=self.row,
             cases={"training": [*self.parts.training, *unlabelled], "validation": list(self.parts.tuning)},
-            precision={"train": precision_of(command.options)},
         )
 
     def finetuning(
@@ -639,7 +543,7 @@ class Planner:
         if before:
             facts |= _start_facts(before)
         if labels:
-            facts |= {"labels": labels.name, "labels_settings": _digest(labels.settings_of_study)}
+            facts |= {"labels": labels.name, "labels_settings": _digest(labels.settings)}
         facts |= {"tasks": before.facts["tasks"] if before else []}
         return Run(
             name=name,
@@ -650,8 +554,6 @@ class Planner:
             row=self.row,
             cases={"training": subset, "scored": list(scored)},
             needs=tuple(each.name for each in (before, labels) if each is not None),
-            precision={each.name: precision_of(each.options) for each in (train, evaluate)}
-            | ({} if before is None else {"encoder": before.precision["train"]}),
         )
 
     def _list(self, sections: Mapping[str, list[dict]]) -> dict[str, Any]:
@@ -672,43 +574,9 @@ def square_roi(roi_size: Sequence[int]) -> list[int]:
     return [min(x, y), min(x, y), z]
 
 
-def write_lists(run: Run, out: Path) -> None:
-    """Write the data lists of a run into its folder, unless they are up to date.
-
-    An earlier command of the run may have run on a machine that has the data in another folder.
-    """
-    for name, content in run.lists.items():
-        path, text = out / "runs" / run.name / LISTS / f"{name}.json", json.dumps(content, indent=1) + "\n"
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_text(path, text)
-
-
-def words_of(command: Command, out: Path, folder: Path) -> list[str]:
-    """Return the words after ``python`` of a command, to be run in the bundle's folder.
-
-    Args:
-        command: a command of a run.
-        out: folder of the study.
-        folder: folder of the run.
-    """
-    configs = command.configs[0] if len(command.configs) == 1 else repr(list(command.configs))
-    words = ["-W", "ignore", "-m", "monai.bundle", "run", "--config_file", configs]
-    for name, value in command.options.items():
-        if isinstance(value, Path):
-            value = (folder if value.parts[0] == LISTS else out) / value
-        word = "$None" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-        words += [f"--{name}", word]
-    return words
-
-
 def _sorted_tasks(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a pre-training, in which the order of the proxy tasks does not matter."""
     return {**options, "tasks": sorted(options["tasks"])}
-
-
-def unique(runs: Sequence[Run]) -> list[Run]:
-    """Return runs with each name once."""
-    return list({run.name: run for run in runs}.values())
 
 
 def _start_facts(before: Run) -> dict[str, Any]:
@@ -716,7 +584,7 @@ def _start_facts(before: Run) -> dict[str, Any]:
     return {
         "encoder": before.name,
         "encoder_seed": before.facts["seed"],
-        "encoder_settings": _digest(before.settings_of_study),
+        "encoder_settings": _digest(before.settings),
     }
 
 
@@ -728,21 +596,6 @@ def _pair(case: Case) -> dict[str, Any]:
     return {"image": case["image"], "label": case["label"]}
 
 
-def _json_value(value: Any) -> Any:
-    """The value for JSON: paths as text with forward slashes."""
-    return value.as_posix() if isinstance(value, Path) else value
-
-
 def _name_part(value: Any) -> str:
     """A value as part of a file name."""
     return "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in str(value))
-
-
-def precision_of(options: Mapping[str, Any]) -> str:
-    """Return the floating-point precision of a command on this machine: ``fp32``, ``bf16`` or ``fp16``.
-
-    Args:
-        options: options of the command. The defaults are those of the bundles' configs: mixed precision (``amp``) if
-            there is a GPU, of the type (``amp_type``) that the GPU supports.
-    """
-    return precision(amp=options.get("amp", torch.cuda.is_available()), amp_type=options.get("amp_type", "auto"))

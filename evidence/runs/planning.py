@@ -63,4 +63,4 @@ def planner_of(study: Study, *, data: Path | None, out: Path, say: Callable[[str
             write_text(out / FINGERPRINT, json.dumps(current, indent=1) + "\n")
     scored = {**parts.validation, **parts.tuning}
     absent = absent_labels(scored, labels=row["labels"], remember=out / PRESENT)
-    return Planner(study, parts, row=row, task=task, absent=absent, out=out)
+    return Planner(study, parts, row=row, task=task, absent=absent)

@@ -57,7 +57,7 @@ def check_study(content: Mapping[str, Any], *, source: str) -> Study:
     try:
         study = Study.model_validate(content).model_copy(update={"source": source})
     except ValidationError as error:
-        raise InputError("\n".join(f"{source}: {_describe(each)}." for each in error.errors())) from None
+        raise InputError("\n".join(f"{source}: {describe(each)}." for each in error.errors())) from None
     checks = (arm_problems, comparison_problems, search_problems, part_problems)
     for problem in itertools.chain.from_iterable(check(study) for check in checks):
         raise InputError(f"{source}: {problem}.")
@@ -71,8 +71,8 @@ ALLOWED = {
 }
 
 
-def _describe(error: Mapping[str, Any]) -> str:
-    """An error of pydantic in words: the entry, its value and what is allowed."""
+def describe(error: Mapping[str, Any]) -> str:
+    """Return an error of pydantic in words: the entry, its value and what is allowed."""
     location = [*error["loc"], *error.get("ctx", {}).get("below", ())]
     if location[-1] == "[key]":
         return f"{'.'.join(map(str, location[:-2]))} has the key {error['input']!r}: keys must be text"

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -93,7 +93,7 @@ def _check_values(options: Mapping[str, Any], *below: str) -> None:
 def _check_options(options: dict[str, Any]) -> dict[str, Any]:
     for key in OF_THE_PLAN:
         if key in options:
-            raise _wrong("is set by the plan of the study. Remove it", key)
+            raise _wrong("is set by the plan. Remove it", key)
     _check_values(options)
     return options
 
@@ -137,7 +137,9 @@ Grid = Annotated[
 
 
 class Entries(BaseModel):
-    """Entries of a study file. Unknown keys are refused; null means the default."""
+    """Entries of a study file, or of another that a workflow reads. Unknown keys are refused; null means the default."""
+
+    what: ClassVar[str] = "a study"
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -150,7 +152,7 @@ class Entries(BaseModel):
         for key in content:
             if key not in known:
                 hint = f"It is now called {RENAMED[key]}" if RENAMED.get(key) in known else suggestion(key, known)
-                raise _wrong(f"is not a key of a study. {hint}", str(key))
+                raise _wrong(f"is not a key of {cls.what}. {hint}", str(key))
         return {key: value for key, value in content.items() if value is not None}
 
 

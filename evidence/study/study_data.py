@@ -20,6 +20,7 @@ from bundles.common.errors import InputError
 from bundles.common.files import write_text
 from bundles.segmentation.tasks.proposal import proposed_row
 from bundles.segmentation.tasks.tasks import check_dataset, choose_task
+from tools.bundle_runs import read_json
 from tools.synthetic_ct import write_dataset
 
 from .study import BUNDLES, SEGMENT, Study
@@ -235,23 +236,3 @@ def _keep(text: str, path: Path, study: Study) -> None:
             "or pass another --out."
         )
     write_text(path, text)
-
-
-def read_json(path: Path, then: str) -> Any:
-    """Read a JSON file that a study has written.
-
-    Args:
-        path: the file.
-        then: what happens after the user has removed it, for the message.
-
-    Raises:
-        InputError: the file is empty or truncated, as after a full disk or a power cut.
-        FileNotFoundError: the file does not exist.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(
-            f"{path} is not valid JSON ({error}; {path.stat().st_size} bytes), probably after a full disk or a power "
-            f"cut. Remove it: {then}."
-        ) from None

@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bundles.common.files import write_text
 from bundles.common.networks.swin_unetr import build_encoder
-from evidence.run import plan_of
-from evidence.runs.plan import Plan, Planner, Run
+from evidence.runs.plan import Planner
 from evidence.study.reading import check_study
+from evidence.study.study import Study
 from evidence.study.subsets import Parts
+from tools.bundle_runs import Run, unique
 
 REPORT = tuple(f"{part}.{kind}" for part in ("curve", "ablation") for kind in ("csv", "md", "png"))
 LABELS = {"0": "background", "1": "liver", "2": "left kidney"}
@@ -50,6 +53,23 @@ CONTENT = {
         "grid_of": {"scratch": {"warmup_steps": [1, 9]}, "pretrained": {"encoder_lr_decay": [0.5, 1.0]}},
     },
 }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Runs of some parts of a study, and its outline."""
+
+    study: Study
+    runs: tuple[Run, ...]
+    outline: Mapping[str, Any] = field(default_factory=dict)
+
+
+def plan_of(planner: Planner, parts: Sequence[str]) -> Plan:
+    """Return the runs of parts of a study, with all that a chain of its headroom may need."""
+    runs = [run for part in parts for run in getattr(planner, part)()]
+    chains = planner.chains().values() if "headroom" in parts else ()
+    runs += [run for chain in chains for steps in (chain.links, chain.converged) for run in sum(steps.values(), [])]
+    return Plan(planner.study, tuple(unique(runs)), planner.outline())
 
 
 def patients(prefix: str, number: int) -> dict[str, dict[str, str]]:

@@ -13,10 +13,21 @@ from PIL import Image
 from bundles.common.errors import InputError
 from bundles.common.files import write_text
 from evidence.report import main, write_report
-from evidence.run import plan_of
+from evidence.runs.study_plan import write_study_plan
 from evidence.search import search_rows
+from tools.bundle_runs import read_plan
 
-from .made_up_study import REPORT, finished, made_up_scores, one_sided, planner, rescore, whole_plan, write_study
+from .made_up_study import (
+    REPORT,
+    finished,
+    made_up_scores,
+    one_sided,
+    plan_of,
+    planner,
+    rescore,
+    whole_plan,
+    write_study,
+)
 
 
 def read(path):
@@ -223,6 +234,12 @@ def test_one_pretraining_for_all_seeds_is_doubted_and_five_seeds_are_not(tmp_pat
     assert not re.search(r"only \d seeds", text)
 
 
+def planned(made, out):
+    """The content of plan.json."""
+    write_study_plan(made, out)
+    return read_plan(out)
+
+
 def test_a_search_leaves_out_the_same_scores(tmp_path):
     made = planner()
     made.absent = {"tune_01": ["left kidney"], "tune_02": ["liver", "left kidney"]}
@@ -235,7 +252,9 @@ def test_a_search_leaves_out_the_same_scores(tmp_path):
             row |= {"dice": 0.0 if gone else 0.4 if row["label"] == "liver" else 0.8}
         write_text(tmp_path / "runs" / run.name / "done.json", json.dumps(done))
     row = next(
-        row for row in search_rows(plan, made, tmp_path) if row["recipe"] == "learning_rate 0.01, warmup_steps 1"
+        row
+        for row in search_rows(planned(made, tmp_path), plan.outline, tmp_path)
+        if row["recipe"] == "learning_rate 0.01, warmup_steps 1"
     )
     assert recipe == made.recipes("scratch")[0] and row["arm"] == "scratch"
     assert row["dice"] == pytest.approx((0.4 + 0.8) / 2)
@@ -312,7 +331,7 @@ def test_a_search_is_decided_by_the_first_figure(tmp_path):
         for row in done.get("scores", []):
             row["dice"] = (0.6 if better else 0.5) if row["label"] == "liver" else (0.1 if better else 0.9)
         write_text(tmp_path / "runs" / run.name / "done.json", json.dumps(done))
-    best = [row for row in search_rows(plan, made, tmp_path) if row["best"]]
+    best = [row for row in search_rows(planned(made, tmp_path), plan.outline, tmp_path) if row["best"]]
     assert len(best) == 2 and all(row["recipe"].startswith("learning_rate 0.02") for row in best)
     assert [row["dice"] for row in best] == pytest.approx([0.6, 0.6])
 

@@ -12,10 +12,9 @@ import pytest
 from bundles.common.errors import InputError
 from bundles.common.files import write_text
 from evidence.report import write_report
-from evidence.results.mlflow_store import log_missing, log_report, log_run, open_store
-from evidence.run import plan_of
+from evidence.results.mlflow_store import log_missing, log_report, open_store
 
-from ..made_up_study import CONTENT, REPORT, finished, made_up_scores, parts, planner, write_study
+from ..made_up_study import CONTENT, REPORT, finished, made_up_scores, parts, plan_of, planner, write_study
 
 
 def client_of(uri):
@@ -47,12 +46,17 @@ def tracked(tmp_path_factory):
     plan = plan_of(planner(curve={**CONTENT["curve"], "seeds": [0, 1]}), ["curve", "ablation"])
     uri = f"sqlite:///{out / 'mlruns.db'}"
     write_study(out, plan, gain=0.05)
-    log_run(plan.runs[-1].name, finished(plan.runs[-1], gain=0.4), outline=plan.outline, out=out, uri=uri)
+    last = out / "runs" / plan.runs[-1].name / "done.json"
+    right = last.read_text()
+    last.write_text(json.dumps(finished(plan.runs[-1], gain=0.4)))
+    log_missing(out, outline=plan.outline, uri=uri, say=lambda _: None)
+    last.write_text(right)
     log = out / "runs/finetune_pretrained_n4_seed1/train/training_log.csv"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("step,loss,loss_dice,learning_rate\n20.0,1.5,1.0,0.02\n40,1.25,0.5,0.01\n")  # of a resumed run
-    for run in plan.runs:
-        log_run(run.name, finished(run), outline=plan.outline, out=out, uri=uri)
+    for run in plan.runs[:-1]:  # logged once more, with the curve
+        client_of(uri).delete_run(runs_of(uri)[run.name].info.run_id)
+    log_missing(out, outline=plan.outline, uri=uri, say=lambda _: None)
     return out, uri, plan
 
 
@@ -87,7 +91,8 @@ def test_mean_scores_ignore_labels_that_a_case_does_not_have(tmp_path):
     made.absent = {f"val_{i:02d}": ["left kidney"] for i in range(20)}
     plan = plan_of(made, ["curve"])
     uri, run = f"sqlite:///{tmp_path / 'mlruns.db'}", plan.runs[0]
-    log_run(run.name, finished(run), outline=plan.outline, out=tmp_path, uri=uri)
+    write_text(tmp_path / "runs" / run.name / "done.json", json.dumps(finished(run)))
+    log_missing(tmp_path, outline=plan.outline, uri=uri, say=lambda _: None)
     assert runs_of(uri)[run.name].data.metrics["mean_dice"] == pytest.approx(mean_dice(run, labels=["liver"]))
 
 
@@ -151,11 +156,10 @@ def test_a_wrong_address_is_named_before_anything_runs(tmp_path, uri):
 
 
 def test_a_store_that_fails_later_loses_no_run(tmp_path, tracked):
-    _, _, plan = tracked
+    out, _, plan = tracked
     (tmp_path / "text.db").write_text("this is no database" * 100)
-    with pytest.raises(InputError, match="text.db cannot be written.*repeat the command to log it"):
-        run = plan.runs[0]
-        log_run(run.name, finished(run), outline=plan.outline, out=tmp_path, uri=f"sqlite:///{tmp_path / 'text.db'}")
+    with pytest.raises(InputError, match="text.db cannot be written.*repeat the command to log what is missing"):
+        log_missing(out, outline=plan.outline, uri=f"sqlite:///{tmp_path / 'text.db'}", say=lambda _: None)
 
 
 def small(**changes):
@@ -189,9 +193,7 @@ def test_folders_of_one_study_keep_their_runs_apart_in_one_store(tmp_path):
     plans = {"a": first, "b": plan_of(second, ["curve"])}
     for name, plan in plans.items():
         write_study(tmp_path / name, plan, gain=0.05 if name == "a" else -0.2)
-        for run in plan.runs:
-            done = json.loads((tmp_path / name / "runs" / run.name / "done.json").read_text())
-            log_run(run.name, done, outline=plan.outline, out=tmp_path / name, uri=uri)
+        log_missing(tmp_path / name, outline=plan.outline, uri=uri, say=lambda _: None)
         write_report(tmp_path / name)
         log_report(tmp_path / name, study="made_up", uri=uri, say=pytest.fail)
     own = (tmp_path / "b/.study_id").read_text().strip()

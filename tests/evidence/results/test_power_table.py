@@ -14,9 +14,8 @@ from evidence.results.power import smallest_difference
 from evidence.results.power_table import Size, size_of, size_text
 from evidence.results.records import read_outline, read_results
 from evidence.results.table import curve_rows
-from evidence.run import plan_of
 
-from ..made_up_study import planner, rescore, whole_plan, write_study
+from ..made_up_study import plan_of, planner, rescore, whole_plan, write_study
 
 GAINS = {0: 0.02, 1: 0.05, 2: 0.11}  # by seed
 

@@ -10,8 +10,9 @@ import pytest
 from monai.bundle import ConfigParser
 
 from bundles.common.errors import InputError
-from evidence.runs.plan import Z_SCORE, square_roi, words_of, write_lists
+from evidence.runs.plan import Z_SCORE, square_roi
 from evidence.study.study import BUNDLES, PRETRAIN
+from tools.bundle_runs import placed, words_of, write_lists
 
 from ..made_up_study import CONTENT, ROW, parts, planner, whole_plan
 
@@ -164,7 +165,7 @@ def test_crops_that_are_turned_are_square(roi, square):
 
 def test_words_are_those_of_the_command_line():
     run = named(planner(finetuning={"max_gradient_norm": None}).curve())["finetune_pretrained_n2_seed0"]
-    words = words_of(run.commands[0], Path("/out"), Path("/out/runs", run.name))
+    words = placed(words_of(run.commands[0]), out=Path("/out"), run=run.name)
     assert words[words.index("--max_gradient_norm") + 1] == "$None"
     assert words[words.index("--resume") + 1] == "true"
     assert words[words.index("--dataset_dir") + 1] == f"/out/runs/{run.name}/lists/n2_seed0.json"

@@ -1,0 +1,260 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Plan the runs of a cross-validation: folds of every task and arm, their table, the ensemble, the leaderboard's archive."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bundles.common.data.data_list import parse_data_list
+from bundles.common.errors import InputError
+from bundles.common.files import write_text
+from bundles.segmentation.tasks.proposal import proposed_row
+from bundles.segmentation.tasks.tasks import check_dataset, choose_task
+from evidence.study.study import BUNDLES, PRETRAIN, SEGMENT, suggestion
+from tools.bundle_runs import LISTS, Command, Run, write_plan
+
+from .folds import OWN, PRETRAINING, FoldArm, Folds, read_folds
+
+MARK = ".folds"
+TASKS = BUNDLES / SEGMENT / "configs/tasks.yaml"
+TABLE, SUBMISSION = "table", "submission"
+PREPARE_MINUTES = 120.0
+INFERENCE_MINUTES = 120.0
+
+
+def plan_folds(path: Path, *, data: Path | None, out: Path) -> None:
+    """Read a cross-validation and its data, and write what is to be run.
+
+    Args:
+        path: its YAML file.
+        data: folder of the data, instead of that in the file.
+        out: output folder.
+
+    Raises:
+        InputError: the file or the data are wrong, ``out`` belongs to something else, or a run in it was made with
+            other settings.
+    """
+    folds = read_folds(path)
+    if data is None and folds.data is None:
+        raise InputError(f"{folds.source}: data is missing. Add it, or pass --data DIR.")
+    data = (data or Path(folds.data).expanduser()).resolve()
+    tasks = tasks_of(folds, data)
+    _claim(out, folds.name)
+    rows = {task: row_of(folds, task, folder, out) for task, folder in tasks.items()}
+    runs = runs_of(folds, tasks, rows, out)
+    ends = {kind: [run.name for run in runs if run.kind == kind] for kind in ("finetuning", "inference")}
+    write_plan(out, workflow="folds", name=folds.name, runs=[(run, _minutes(run, folds)) for run in runs], ends=ends)
+
+
+def tasks_of(folds: Folds, data: Path) -> dict[str, Path]:
+    """Return task to the folder of its data.
+
+    Args:
+        folds: the cross-validation.
+        data: folder of the data.
+
+    Raises:
+        InputError: a folder does not exist or a task is not one of the Decathlon.
+    """
+    if not data.is_dir():
+        raise InputError(f"Data {data} is not a folder. Correct the path.")
+    if folds.task is not None:
+        return {folds.name if folds.task == OWN else folds.task: data}
+    known = list(_table())
+    for task in [*(folds.tasks or ()), *folds.training_of]:
+        if task not in known:
+            raise InputError(f"{folds.source}: {task} is not a task of the Decathlon. {suggestion(task, known)}.")
+    found = [task for task in known if (data / task / "dataset.json").is_file()]
+    if missing := [task for task in folds.tasks or () if task not in found]:
+        raise InputError(f"{data / missing[0]} has no dataset.json. Unpack the task there, or remove it from tasks.")
+    if not found:
+        raise InputError(
+            f"{data} has no folder of a task, such as {known[0]}/dataset.json. Pass the folder above them."
+        )
+    return {task: data / task for task in folds.tasks or found}
+
+
+def row_of(folds: Folds, task: str, data: Path, out: Path) -> tuple[str | Path, Mapping[str, Any]]:
+    """Return the value of ``--task`` and the row of a task; one's own data get a proposed row, ``OUT/task.yaml``.
+
+    Raises:
+        InputError: there is no such row, or it does not fit the data.
+    """
+    word, file = task, None
+    if folds.task == OWN:
+        word, file = Path("task.yaml"), out / "task.yaml"
+        if not file.is_file():
+            proposed_row(data / "dataset.json", output_dir=out)
+    elif folds.task and Path(folds.task).suffix == ".yaml":
+        word = file = Path(folds.task).expanduser().resolve()
+    row = choose_task(task=str(file or task), file=str(TASKS), preset=folds.preset)
+    check_dataset(dataset_dir=str(data), data_list=None, row=row, file=str(TASKS))
+    return word, row
+
+
+def runs_of(
+    folds: Folds, tasks: Mapping[str, Path], rows: Mapping[str, tuple[str | Path, Mapping[str, Any]]], out: Path
+) -> list[Run]:
+    """Return all runs of a cross-validation.
+
+    Args:
+        folds: the cross-validation.
+        tasks: task to folder, see `tasks_of`.
+        rows: task to row, see `row_of`.
+        out: output folder.
+    """
+    before = _pretraining(folds) if any(arm.encoder == PRETRAINING for arm in folds.arms.values()) else []
+    trained, ensembles = [], []
+    for task, data in tasks.items():
+        of_task: dict[str, list[Run]] = {}
+        for arm, own in folds.arms.items():
+            if own.modalities is not None and rows[task][1]["modality"] not in own.modalities:
+                continue
+            of_task[arm] = [_fold(folds, task, arm, own, fold, data, rows[task], before) for fold in range(folds.folds)]
+        trained += [run for of_arm in of_task.values() for run in of_arm]
+        arm = next((arm for arm in folds.ensemble if arm in of_task), None)
+        if arm is not None and (folds.scans is not None or _has_test(data)):
+            ensembles.append(_ensemble(folds, task, arm, data, rows[task][1], of_task[arm]))
+    runs = [*before, *trained, *ensembles, _table_run(trained)]
+    if folds.submission:
+        if not ensembles:
+            raise InputError(f"{folds.source}: no task has test images for the submission. Remove submission.")
+        runs.append(_submission(ensembles, tasks, out))
+    return runs
+
+
+def _pretraining(folds: Folds) -> list[Run]:
+    own, runs = folds.pretraining, []
+    scans = own.scans if isinstance(own.scans, str) else json.dumps(own.scans)
+    options: dict[str, Any] = {"preset": "cpu" if folds.preset == "cpu" else "official", "dataset_dir": scans}
+    if own.prepare is not None:
+        prepare = {"source": scans, "dataset_dir": Path("runs/prepare/data"), **own.prepare}
+        runs.append(
+            _run("prepare", "preparation", [_command("prepare", PRETRAIN, prepare, "data/dataset.json", (0, 3))])
+        )
+        options |= {"dataset_dir": prepare["dataset_dir"], "data": "store"}
+    options |= {"output_dir": Path("runs/pretrain/train"), "seed": folds.seed, "resume": True, "tensorboard": False}
+    command = _command("train", PRETRAIN, options | own.options, "train/models/encoder.pt")
+    runs.append(_run("pretrain", "pretraining", [command], needs=[run.name for run in runs]))
+    return runs
+
+
+def _fold(
+    folds: Folds,
+    task: str,
+    arm: str,
+    own: FoldArm,
+    fold: int,
+    data: Path,
+    row: tuple[str | Path, Mapping[str, Any]],
+    before: list[Run],
+) -> Run:
+    """Training and evaluation of one fold."""
+    name = f"{task}_{arm}_fold{fold}"
+    encoder, needs = own.encoder and Path(own.encoder).expanduser().resolve(), []
+    if own.encoder == PRETRAINING:
+        encoder, needs = Path("runs/pretrain/train/models/encoder.pt"), [before[-1].name]
+    train = {"task": row[0], "preset": folds.preset, "dataset_dir": data, "fold": fold, "folds": folds.folds}
+    train |= {"output_dir": Path("runs", name, "train"), "seed": folds.seed, "resume": True, "tensorboard": False}
+    train |= {} if encoder is None else {"pretrained_encoder": encoder}
+    train |= {**folds.training, **folds.training_of.get(task, {}), **own.training}
+    evaluate = {"preset": folds.preset, "dataset_dir": data, "output_dir": Path("runs", name, "evaluation")}
+    evaluate |= {"pretrained_model": Path("runs", name, "train/models/model.pt"), **folds.evaluation}
+    return _run(
+        name,
+        "finetuning",
+        [
+            _command("train", SEGMENT, train, "train/models/model.pt"),
+            _command("evaluate", SEGMENT, evaluate, "evaluation/scores.csv", (0, 3)),
+        ],
+        facts={"task": task, "arm": arm, "fold": fold},
+        row=row[1],
+        needs=needs,
+    )
+
+
+def _ensemble(folds: Folds, task: str, arm: str, data: Path, row: Mapping[str, Any], of_arm: list[Run]) -> Run:
+    """The masks that all folds of an arm make together."""
+    name = f"{task}_{arm}_ensemble"
+    options = {
+        "preset": folds.preset,
+        "dataset_dir": Path(folds.scans).expanduser().resolve() if folds.scans else data / "dataset.json",
+        "pretrained_model": Path("runs", f"{task}_{arm}_fold*", "train/models/model.pt"),
+        "output_dir": Path("runs", name, "masks"),
+        "resume": True,
+        **folds.inference,
+    }
+    command = _command("infer", SEGMENT, options, "masks/volumes.csv", (0, 3), config="inference")
+    return _run(name, "inference", [command], facts={"task": task, "arm": arm}, row=row, needs=[r.name for r in of_arm])
+
+
+def _table_run(trained: list[Run]) -> Run:
+    """The table of all folds."""
+    options = {"evaluations": Path("runs/*_fold*/evaluation"), "output_dir": Path("results")}
+    arms = {run.name: run.facts["arm"] for run in trained}
+    command = _command("results", SEGMENT, options, "../../results/results.md")
+    return _run(TABLE, "table", [command], facts={"runs": arms}, needs=list(arms))
+
+
+def _submission(ensembles: list[Run], tasks: Mapping[str, Path], out: Path) -> Run:
+    """The archive for the leaderboard. The bundle reads folders of several tasks from a file."""
+    content = {
+        "tasks": {run.facts["task"]: str(out / "runs" / run.name / "masks") for run in ensembles},
+        "data_dirs": {run.facts["task"]: str(tasks[run.facts["task"]]) for run in ensembles},
+    }
+    options = {"args_file": Path(LISTS, "submit.json"), "archive": Path("submission.zip")}
+    command = _command("submit", SEGMENT, options, "../../submission.zip")
+    return _run(SUBMISSION, "submission", [command], lists={"submit": content}, needs=[run.name for run in ensembles])
+
+
+def _command(
+    name: str,
+    bundle: str,
+    options: Mapping[str, Any],
+    result: str,
+    statuses: tuple[int, ...] = (0,),
+    *,
+    config: str | None = None,
+) -> Command:
+    file = f"configs/{config or name}.yaml"
+    return Command(name=name, bundle=bundle, configs=(file,), options=options, result=result, statuses=statuses)
+
+
+def _run(name: str, kind: str, commands: list[Command], **more: Any) -> Run:
+    entries = {"facts": {}, "lists": {}, "cases": {}, "row": {}, **more}
+    return Run(name=name, kind=kind, commands=tuple(commands), **{**entries, "needs": tuple(entries.get("needs", ()))})
+
+
+def _minutes(run: Run, folds: Folds) -> float:
+    return {
+        "preparation": PREPARE_MINUTES,
+        "pretraining": folds.pretraining.minutes if folds.pretraining else 0.0,
+        "finetuning": folds.minutes,
+        "inference": INFERENCE_MINUTES,
+    }.get(run.kind, 1.0)
+
+
+def _has_test(data: Path) -> bool:
+    return bool(parse_data_list(data / "dataset.json").get("test"))
+
+
+def _table() -> Mapping[str, Any]:
+    from monai.bundle import ConfigParser
+
+    return ConfigParser.load_config_file(str(TASKS))
+
+
+def _claim(out: Path, name: str) -> None:
+    """Make the output folder, and refuse one of something else."""
+    mark = out / MARK
+    if mark.is_file():
+        if (other := mark.read_text(encoding="utf-8").strip()) != name:
+            raise InputError(f"{out} contains the cross-validation {other}, not {name}. Pass another output folder.")
+        return
+    if out.is_dir() and any(path.name[0] != "." for path in out.iterdir()) or (out / ".study").is_file():
+        raise InputError(f"{out} contains files that no cross-validation made. Pass an empty or new output folder.")
+    write_text(out / ".gitignore", "*\n")
+    write_text(mark, f"{name}\n")
