@@ -1,7 +1,7 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
 """Run a Python command as a child process: threads, log, a clean end, and signals that stop the program.
 
-Used by `demo.run` and `evidence.run`, which run the bundles' commands one after another.
+Used by `demo.run` and `workflow.job`, which run the bundles' commands.
 """
 
 from __future__ import annotations
