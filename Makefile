@@ -94,7 +94,7 @@ mutants: $(TESTED)
 
 # KILLS: kills for each workflow
 test-kills: $(TESTED)
-	KILLS=$(or $(KILLS),20) $(VENV)/bin/python -m pytest tests/workflows/test_random_kills.py
+	KILLS=$(or $(KILLS),20) $(VENV)/bin/python -m pytest tests/workflows/test_random_kills.py tests/workflow/test_engine.py
 
 # One environment for each pair of versions; the workflow tests in each, one after the other.
 $(MATRIX:%=.venv-matrix-%/.installed): .venv-matrix-%/.installed: setup.cfg pyproject.toml

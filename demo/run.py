@@ -5,6 +5,9 @@
 
 Each stage is one command that also runs alone (``python -m monai.bundle run ...``); the report lists the commands.
 Finished stages are not repeated, and an interrupted demo continues where it stopped.
+
+It does not run on Snakemake, as workflow/ does: a newcomer sees one bar with step, loss and time left, and installs nothing
+more.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from bundles.common.errors import InputError
 from bundles.common.files import write_text
 from bundles.segmentation.tasks.proposal import proposed_row
 from bundles.segmentation.tasks.tasks import check_dataset, choose_task
-from evidence.study.study import BUNDLES, PRETRAIN, SEGMENT, suggestion
+from evidence.study.study import BUNDLES, PRETRAIN, SEGMENT, preset_values, suggestion
 from tools.bundle_runs import LISTS, Command, Run, write_plan
 
 from .folds import OWN, PRETRAINING, FoldArm, Folds, read_folds
@@ -129,9 +129,11 @@ def runs_of(
 def _pretraining(folds: Folds) -> list[Run]:
     own, runs = folds.pretraining, []
     scans = own.scans if isinstance(own.scans, str) else json.dumps(own.scans)
-    options: dict[str, Any] = {"preset": "cpu" if folds.preset == "cpu" else "official", "dataset_dir": scans}
+    preset = own.options.get("preset", "cpu" if folds.preset == "cpu" else "official")
+    options: dict[str, Any] = {"preset": preset, "dataset_dir": scans}
     if own.prepare is not None:
-        prepare = {"source": scans, "dataset_dir": Path("runs/prepare/data"), **own.prepare}
+        spacing = own.options.get("spacing", preset_values(preset).get("spacing"))  # the store has that of the training
+        prepare = {"source": scans, "dataset_dir": Path("runs/prepare/data"), "spacing": spacing, **own.prepare}
         runs.append(
             _run("prepare", "preparation", [_command("prepare", PRETRAIN, prepare, "data/dataset.json", (0, 3))])
         )

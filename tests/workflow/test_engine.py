@@ -23,7 +23,7 @@ pytest.importorskip("snakemake")
 pytestmark = pytest.mark.slow
 
 TABLES = ("curve.md", "curve.csv", "curve.png", "power.md")
-KILLS, SEED = int(os.environ.get("KILLS", "10")), 0
+KILLS, SEED = int(os.environ.get("KILLS", "5")), 0  # make test-kills has more
 STEPS = 25 * KILLS  # of each command, so that the work outlasts the kills
 
 

@@ -72,6 +72,7 @@ def test_the_folds_of_an_own_pretraining_wait_for_it(tmp_path, data):
     train = options(plan, "pretrain")
     assert train["--data"] == "store" and train["--dataset_dir"] == "{out}/runs/prepare/data"
     assert train["--max_steps"] == "7" and options(plan, "prepare", "prepare")["--source"] == "/data/ct"
+    assert options(plan, "prepare", "prepare")["--spacing"] == "[4.0, 4.0, 5.0]"  # of the preset cpu
     (tmp_path / "raw").mkdir()
     raw = planned(tmp_path / "raw", data, tasks=[SPLEEN], arms=arms, pretraining={"scans": ["/a", "/b"]})
     assert raw["runs"]["pretrain"]["needs"] == [] and options(raw, "pretrain")["--dataset_dir"] == '["/a", "/b"]'
