@@ -23,6 +23,7 @@ from ..common.networks.fast.unet_blocks import FastUnetOutBlock, conv_norm_act
 from ..common.networks.positions import UNIT
 from ..common.networks.swin_unetr import build_encoder, build_swin_unetr
 from ..common.weights.dialects import find_weights
+from .proxy_tasks.pooled_norm import PooledNorm
 from .proxy_tasks.tasks import PAPER_TASKS, check_tasks, split_views
 
 EMBEDDING = 512  # length of the contrastive embedding, a linear projection (Tang et al., CVPR 2022)
@@ -100,7 +101,8 @@ HEADS_AT_THE_BOTTLENECK = {
 RECONSTRUCTION_HEADS = (*HEADS_AT_THE_BOTTLENECK, UNET)
 # All parts of Swin UNETR but the encoder and the last layer.
 DECODER_PARTS = tuple(f"encoder{i}" for i in (1, 2, 3, 4, 10)) + tuple(f"decoder{i}" for i in (5, 4, 3, 2, 1))
-POOLINGS = ("token", "mean")
+NORMALISED = "normalised_mean"
+POOLINGS = ("token", "mean", NORMALISED)
 OFFICIAL_HEADS = {"reconstruction_head": "vae", "pooling": "token"}
 
 
@@ -201,7 +203,8 @@ class SwinPretrainer(nn.Module):
         encoder: encoder record (`common.weights.encoder_record`).
         tasks: proxy tasks whose heads are used; heads of the paper's other tasks exist, but are frozen.
         heads: ``reconstruction_head`` (one of `RECONSTRUCTION_HEADS`) and ``pooling``, the input of rotation and
-            contrast: ``token``, bottleneck voxels 0 and 1 (official code), or ``mean`` over the bottleneck.
+            contrast: ``token``, bottleneck voxels 0 and 1 (official code); ``mean`` over the bottleneck; or
+            ``normalised_mean``, the same normalised over the views of a step (`PooledNorm`).
         use_checkpoint: use gradient checkpointing in the encoder.
         fast: same results with less time and memory; False: unmodified MONAI and the official order of layers.
         guard: is called with the network, to watch the weights that it is given (`MergingGuard`).
@@ -233,6 +236,8 @@ class SwinPretrainer(nn.Module):
             self._add_whole_network(encoder, use_checkpoint=use_checkpoint, fast=fast)
         else:
             self.swinViT = build_encoder(encoder, use_checkpoint=use_checkpoint, fast=fast)
+        if self.pooling == NORMALISED:
+            self.pooled_norm = PooledNorm()
         self.rotation_head = nn.Linear(channels, 4)
         self.contrastive_head = nn.Linear(channels, EMBEDDING)
         task_heads = {"rotation": self.rotation_head, "contrast": self.contrastive_head}
@@ -335,6 +340,8 @@ class SwinPretrainer(nn.Module):
         if len(deep):
             tokens = deep.flatten(2)  # (B, channels, tokens)
             pooled = tokens.mean(dim=2)
+            if self.pooling == NORMALISED:
+                pooled = self.pooled_norm(pooled)
         if "rotation" in self.tasks:
             outputs["rotation"] = self.rotation_head(tokens[..., 0] if self.pooling == "token" else pooled)
         if "contrast" in self.tasks:

@@ -82,8 +82,8 @@ def forget_scripts(monkeypatch) -> None:
     ("preset", "plane", "fills", "head", "pooling", "encoder_parameters"),
     [
         ("official", "official", ["noise", "sample"], "_EarlyProjection", "token", 8_062_002),
-        ("paper", "axial", ["zero"], "ConvTranspose3d", "mean", 8_062_002),
-        ("cpu", "axial", ["noise"], "_EarlyProjection", "mean", None),
+        ("paper", "axial", ["zero"], "ConvTranspose3d", "normalised_mean", 8_062_002),
+        ("cpu", "axial", ["noise"], "_EarlyProjection", "normalised_mean", None),
     ],
 )
 def test_presets_of_the_pre_training_build_what_they_stand_for(
