@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "tools": {"bundles.common"},
     "demo": {"bundles.common", "bundles.segmentation", "tools"},
     "evidence": {"bundles.common", "bundles.segmentation", "bundles.pretraining", "tools"},
-    "benchmarks": {"bundles.common", "bundles.segmentation", "bundles.pretraining", "tools"},
+    "benchmarks": {"bundles.common", "bundles.segmentation", "bundles.pretraining", "tools", "evidence.results"},
 }
 #: The rooms whose code a bundle links to.
 ROOMS = {

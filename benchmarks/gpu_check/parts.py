@@ -40,10 +40,11 @@ PARTS = {
     "parity": Part("Fast path against stock MONAI in float64", 50, NETWORK),
     "workflows": Part(
         "The bundles through python -m monai.bundle run",
-        *(150, (*ENGINE, "nibabel", "fire", "pydicom", "highdicom", "blosc2")),
+        *(150, (*ENGINE, "nibabel", "fire", "pydicom", "blosc2")),
     ),
     "steps": Part("Time and memory of a training step", 75, ENGINE),
     "kernels": Part("The ten dearest kernels of a step", 30, ENGINE),
+    "curve": Part("Dice over the number of labelled patients", 560, (*ENGINE, "nibabel", "blosc2", "pydicom")),
 }
 
 
@@ -56,12 +57,14 @@ class Settings:
         work: folder for the files of the runs.
         dry_run: tiny sizes on the CPU.
         seconds: how long the part may take.
+        curve_data: folder of packed scans for the curve; None: synthetic patients are drawn.
     """
 
     scans: Path
     work: Path
     dry_run: bool
     seconds: float
+    curve_data: Path | None = None
 
     @property
     def device(self) -> str:

@@ -50,6 +50,14 @@ def test_all_parts_run_on_a_cpu(tmp_path):
         rows = checks["kernels", name]["rows"]
         assert len(rows) == 10 and [row["ms"] for row in rows] == sorted((row["ms"] for row in rows), reverse=True)
 
+    for n in (1, 2):
+        curve = checks["curve", f"curve, n = {n}"]["curve"]
+        assert curve["seeds"] == [0, 1] and curve["patients"] == 2 and 0 < curve["scratch"] < 1
+    losses = [checks["curve", f"{arm}, n = 1, 1 steps, seed 0"]["loss"] for arm in ("scratch", "pre-trained")]
+    assert losses[0] != losses[1]  # the encoder was loaded
+    rows = checks["curve", "scratch, n = 2, 1 steps, seed 0"]["dice"]
+    assert len(rows) == 2 and len(rows[0]) == 13
+
     page = tmp_path / "gpu.md"
     assert main(["--out", str(tmp_path), "--report", str(page)]) == 0
     assert NOT_RUN.strip() in page.read_text()  # a dry run is no result of a GPU
