@@ -184,7 +184,7 @@ def comparison_line(found: dict[str, Any], *, rest: str = "") -> str:
 
 def run(settings: Settings) -> None:
     """Draw or read the patients, then carry out runs until none is left or the time is over."""
-    ends = time.monotonic() + settings.seconds - MARGIN
+    ends = time.monotonic() + settings.left - MARGIN
     plan = DRY if settings.dry_run else Plan()
     folder = settings.curve_data or settings.work / "curve"
     folder.mkdir(parents=True, exist_ok=True)

@@ -122,7 +122,15 @@ def _steps(checks: list[Mapping[str, Any]]) -> list[str]:
             f"| {check['check']}: {check['crops']} | {ours:.3f} | {stock:.3f} | {stock / ours:.2f} | {memory[0]:.1f} | "
             f"{memory[1]:.1f} | {memory[0] / memory[1]:.2f} |"
         )
-    return [*rows, *_others(checks, "seconds")]
+    compiled = [check for check in checks if "compile" in check]
+    if compiled:
+        rows += ["", "| | s a step | gain | peak GiB | s until the first timed step |", "|---|---|---|---|---|"]
+    for check in compiled:
+        figures = (
+            f"{check['step']:.4f} | {check['gain']:.2f} | {check['compiled_peak'] / 2**30:.1f} | {check['start']:.0f}"
+        )
+        rows.append(f"| {check['check'].replace('--compile None', 'not compiled')} | {figures} |")
+    return [*rows, *_others([check for check in checks if "compile" not in check], "seconds")]
 
 
 def _kernels(checks: list[Mapping[str, Any]]) -> list[str]:

@@ -7,12 +7,14 @@ import importlib
 import importlib.util
 import json
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 MARK = "\x1e"  # starts a line of output that is a result
+STARTED = time.monotonic()  # of this process, before PyTorch was imported
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ PARTS = {
         "The bundles through python -m monai.bundle run",
         *(150, (*ENGINE, "nibabel", "fire", "pydicom", "blosc2")),
     ),
-    "steps": Part("Time and memory of a training step", 75, ENGINE),
+    "steps": Part("Time and memory of a training step", 200, ENGINE),
     "kernels": Part("The ten dearest kernels of a step", 30, ENGINE),
     "curve": Part("Dice over the number of labelled patients", 560, (*ENGINE, "nibabel", "blosc2", "pydicom")),
 }
@@ -65,6 +67,11 @@ class Settings:
     dry_run: bool
     seconds: float
     curve_data: Path | None = None
+
+    @property
+    def left(self) -> float:
+        """Seconds that the part has left."""
+        return self.seconds - (time.monotonic() - STARTED)
 
     @property
     def device(self) -> str:
