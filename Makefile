@@ -11,7 +11,8 @@
 #                    each with CUDA; MATRIX="2.11.0_1.5.2": one pair alone)
 # make mutants       small changes of the code where errors would be silent: do the tests notice? (half an hour)
 # make test-kills    each workflow is killed 20 times at random moments, and must end as if it had not been (an hour)
-# make gpu-kit       what a GPU machine without a network needs to check everything: gpu-kit/ (docs/explanation/gpu.md)
+# make gpu-kit       what a GPU machine without a network needs to check everything: gpu-kit/ (docs/explanation/gpu.md); DATA=DIR: the
+#                    curve on your own labelled CT in MSD form, instead of synthetic patients
 # Each sets up its own virtual environment first; PYTHON=python3.12 chooses the interpreter (3.11 or newer).
 
 PYTHON ?= python3
@@ -115,7 +116,7 @@ lint: $(TESTED)
 check: lint docs test
 
 gpu-kit: $(INSTALLED)
-	$(VENV)/bin/python -m benchmarks.gpu_check.kit --out gpu-kit
+	$(VENV)/bin/python -m benchmarks.gpu_check.kit --out gpu-kit $(if $(DATA),--data "$(DATA)")
 
 clean:
 	rm -rf gpu-kit site $(VENV) $(LEGACY_VENV) $(TRITON_VENV) .venv-label-* .venv-matrix-* demo/out *.egg-info .pytest_cache .ruff_cache

@@ -20,7 +20,12 @@ OF_A_STEP = ("StepOutput", "NoScalingOfBfloat16", "GradientGuard", "StepSchedule
 
 
 def training_config(
-    bundle: str, *, handlers: Sequence[str] = OF_A_STEP, fast: bool = True, **options: Any
+    bundle: str,
+    *,
+    handlers: Sequence[str] = OF_A_STEP,
+    fast: bool = True,
+    compile_backend: str = "inductor",
+    **options: Any,
 ) -> ConfigParser:
     """Load a bundle's train.yaml without its data, to get components from by their ids.
 
@@ -28,6 +33,7 @@ def training_config(
         bundle: name of the bundle's folder.
         handlers: class names of the handlers to keep.
         fast: whether to build the network with the fast path.
+        compile_backend: of ``torch.compile``, if the option ``compile`` is given.
         options: options of train.yaml, as on the command line.
     """
     folder = BUNDLES / bundle
@@ -38,6 +44,7 @@ def training_config(
         config["pretrained_model"] = None  # its expression refers to a handler that is removed here
     config |= {"bundle_root": str(folder), "tensorboard": False, **options}
     config["network_def"]["fast"] = fast
+    config["compiled"]["backend"] = compile_backend
     train = config["train"]
     train["handlers"] = [each for each in train["handlers"] if each["_target_"].rsplit(".", 1)[-1] in handlers]
     train |= {"scans": [], "dataset": None, "dataloader": None, "prefetch": None}

@@ -74,15 +74,15 @@ def make_crops(job: Job) -> torch.Tensor:
     return torch.rand(job.batch, 1, *job.roi, generator=torch.Generator().manual_seed(0))
 
 
-def bundle_config(job: Job, *, fast: bool = True) -> Any:
-    """Load the bundle's config with the options of the job."""
+def bundle_config(job: Job, *, fast: bool = True, **further: Any) -> Any:
+    """Load the bundle's config with the options of the job, and further ones."""
     options: dict[str, Any] = {"preset": "official", "feature_size": job.feature_size, "roi_size": list(job.roi)}
     options |= {"max_steps": job.steps, "val_interval": job.steps, "warmup_steps": 0, "log_every": 20}
     options |= {"device": torch.device(job.device), "amp": job.precision != "fp32"}
     options["amp_type"] = job.precision if options["amp"] else "auto"
     if job.batch == 1:
         options["mask_fill"] = ["noise"]  # no other crop to take voxels from, nor in the released code
-    return training_config("swin_unetr_pretrain", fast=fast, **options)
+    return training_config("swin_unetr_pretrain", fast=fast, **options, **further)
 
 
 def make_network(job: Job, *, fast: bool) -> torch.nn.Module:
@@ -94,10 +94,10 @@ def make_network(job: Job, *, fast: bool) -> torch.nn.Module:
 # ---- the sides -----------------------------------------------------------------------------------------------------
 
 
-def bundle_side(job: Job, *, fast: bool) -> Callable[[], float]:
-    """Return a function that runs the steps with the bundle's engine and returns the last loss."""
+def bundle_side(job: Job, *, fast: bool, **options: Any) -> Callable[[], float]:
+    """Return a function that runs the steps with the bundle's engine and returns the last loss; with further options."""
     torch.manual_seed(0)
-    trainer = bundle_config(job, fast=fast).get_parsed_content("train::trainer")
+    trainer = bundle_config(job, fast=fast, **options).get_parsed_content("train::trainer")
     crops = make_crops(job)
     if job.device == "cuda":
         crops = crops.pin_memory()

@@ -73,13 +73,13 @@ def make_crops(job: Job) -> tuple[torch.Tensor, torch.Tensor]:
     return image, label
 
 
-def bundle_config(job: Job, *, fast: bool = True) -> Any:
-    """Load the bundle's config with the options of the job."""
+def bundle_config(job: Job, *, fast: bool = True, **further: Any) -> Any:
+    """Load the bundle's config with the options of the job, and further ones."""
     options: dict[str, Any] = {"preset": "official", "feature_size": job.feature_size, "roi_size": list(job.roi)}
     options |= {"max_steps": job.steps, "val_interval": job.steps, "warmup_steps": 0, "log_every": 20}
     options |= {"device": torch.device(job.device), "amp": job.precision != "fp32", "augmentation": {}}
     options["amp_type"] = job.precision if options["amp"] else "auto"
-    return training_config("swin_unetr_btcv_seg", fast=fast, **options)
+    return training_config("swin_unetr_btcv_seg", fast=fast, **options, **further)
 
 
 def make_network(job: Job, *, fast: bool) -> torch.nn.Module:
@@ -91,10 +91,10 @@ def make_network(job: Job, *, fast: bool) -> torch.nn.Module:
     return bundle_config(job, fast=fast).get_parsed_content("network").train()
 
 
-def bundle_side(job: Job, *, fast: bool) -> Callable[[], float]:
-    """Return a function that runs the steps with the bundle's engine and returns the last loss."""
+def bundle_side(job: Job, *, fast: bool, **options: Any) -> Callable[[], float]:
+    """Return a function that runs the steps with the bundle's engine and returns the last loss; with further options."""
     torch.manual_seed(0)
-    trainer = bundle_config(job, fast=fast).get_parsed_content("train::trainer")
+    trainer = bundle_config(job, fast=fast, **options).get_parsed_content("train::trainer")
     image, label = make_crops(job)
     if job.device == "cuda":
         image, label = image.pin_memory(), label.pin_memory()

@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "demo": {"bundles.common", "bundles.segmentation", "tools"},
     "evidence": {"bundles.common", "bundles.segmentation", "bundles.pretraining", "tools"},
     "workflow": {"bundles.common", "bundles.segmentation", "evidence", "tools"},
-    "benchmarks": {"bundles.common", "bundles.segmentation", "bundles.pretraining", "tools"},
+    "benchmarks": {"bundles.common", "bundles.segmentation", "bundles.pretraining", "tools", "evidence.results"},
 }
 #: The rooms whose code a bundle links to.
 ROOMS = {

@@ -14,6 +14,8 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+PACKED = "curve"  # folder of the kit with a user's scans
+
 
 def main(kit: Path, arguments: Sequence[str]) -> None:
     """Unpack the kit into a temporary folder, set PYTHONPATH, and replace this process by the check."""
@@ -32,6 +34,8 @@ def main(kit: Path, arguments: Sequence[str]) -> None:
     path = [str(code), str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(path)
     scans = [] if "--scans" in arguments else ["--scans", str(kit / "scans")]
+    if (kit / PACKED).is_dir() and "--curve_data" not in arguments:
+        scans += ["--curve_data", str(kit / PACKED)]
     os.execv(sys.executable, [sys.executable, "-m", "benchmarks.gpu_check", *scans, *arguments])
 
 

@@ -2,9 +2,11 @@
 """Write the kit that travels to a GPU machine without a network.
 
     python -m benchmarks.gpu_check.kit --out gpu-kit
+    python -m benchmarks.gpu_check.kit --out gpu-kit --data DIR    the curve on your own labelled CT in MSD form
 
 It holds wheels for Python 3.12 on x86-64 Linux of what an image with PyTorch lacks, a handful of synthetic scans, the
-project's code, and ``check.py``, which runs it all.
+project's code, and ``check.py``, which runs it all. With ``--data`` it also holds these scans on a coarse grid, as a
+study of the curve needs them; without, the curve draws synthetic patients where it runs, and no scan of anybody travels.
 """
 
 from __future__ import annotations
@@ -23,9 +25,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from bundles.common.errors import InputError
+from bundles.common.run.options import check_option
 from tools.synthetic_ct import write_dataset
 
 from .__main__ import ROOT, SCANS
+from .check import PACKED
+from .curve_data import COARSE, own_scans, pack_patient, write_contents
 
 PYTHON = "3.12"
 # What the parts import, and an image for PyTorch may lack; versions as pinned in setup.cfg and constraints.txt.
@@ -49,7 +54,7 @@ MARKERS |= {
     "implementation_name": "cpython",
     "os_name": "posix",
 }
-CODE = ("bundles", "benchmarks", "tools", "LICENSE")
+CODE = ("bundles", "benchmarks", "evidence", "tools", "LICENSE")
 RESULTS = ("data", "models", "output")  # folders of a bundle that are not its code
 LARGEST = 60 * 2**20  # bytes
 
@@ -58,30 +63,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write the kit from the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check.kit", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("gpu-kit"), help="folder of the kit (default: %(default)s)")
+    data_help = "labelled CT in MSD form for the curve (default: synthetic patients, drawn where the kit runs)"
+    parser.add_argument("--data", type=Path, help=data_help)
+    spacing_help = "grid of the packed scans in mm (default: %(default)s); finer takes more room"
+    parser.add_argument("--spacing", type=float, nargs=3, default=COARSE, metavar=("X", "Y", "Z"), help=spacing_help)
     given = parser.parse_args(arguments)
     try:
-        write_kit(given.out)
+        write_kit(given.out, data=given.data, spacing=given.spacing)
     except InputError as error:
         print(f"Stopped: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def write_kit(out: Path) -> None:
-    """Write the kit; wheels and scans that are there stay.
+def write_kit(out: Path, *, data: Path | None = None, spacing: Sequence[float] = COARSE) -> None:
+    """Write the kit; wheels and synthetic scans that are there stay, packed scans of an earlier call do not.
 
     Raises:
-        InputError: a wheel cannot be found, or the kit is too large to travel.
+        InputError: a wheel cannot be found, the data are unfit, or the kit is too large to travel.
     """
+    check_option("spacing", list(spacing))
     out.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(out / PACKED, ignore_errors=True)
+    if data is not None:
+        pack_data(out / PACKED, data, spacing)
     wheels = collect_wheels(pinned(), out / "wheels")
     write_dataset(out / "scans", **SCANS)
     write_code(out / "code.zip")
     shutil.copy(Path(__file__).parent / "check.py", out / "check.py")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if size > LARGEST:
-        raise InputError(f"{out} has {size / 2**20:.0f} MiB, more than the {LARGEST / 2**20:.0f} MiB that may travel.")
-    print(f"wrote {out}: {len(wheels)} wheels, {size / 2**20:.1f} MiB. On the GPU machine: python3 {out}/check.py")
+        packed = sum(path.stat().st_size for path in (out / PACKED).rglob("*")) if data else 0
+        cure = (
+            f" The scans of {data} take {packed / 2**20:.0f} of them: list fewer, or pass a coarser --spacing."
+            if data
+            else ""
+        )
+        raise InputError(
+            f"{out} has {size / 2**20:.0f} MiB, more than the {LARGEST / 2**20:.0f} MiB that may travel.{cure}"
+        )
+    what = f", the scans of {data}" if data else ""
+    print(
+        f"wrote {out}: {len(wheels)} wheels{what}, {size / 2**20:.1f} MiB. On the GPU machine: python3 {out}/check.py"
+    )
+
+
+def pack_data(folder: Path, data: Path, spacing: Sequence[float]) -> None:
+    """Write a user's scans for the curve.
+
+    Raises:
+        InputError: see `curve_data.own_scans` and `curve_data.pack_patient`.
+    """
+    contents, sources = own_scans(data, spacing=spacing)
+    folder.mkdir()
+    for number, source in enumerate(sources, start=1):
+        print(f"\rpacking scan {number} of {len(sources)}", end="", flush=True)
+        pack_patient(folder, contents, source)
+    print()
+    write_contents(folder, contents)
 
 
 def pinned() -> list[Requirement]:

@@ -7,12 +7,14 @@ import importlib
 import importlib.util
 import json
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 MARK = "\x1e"  # starts a line of output that is a result
+STARTED = time.monotonic()  # of this process, before PyTorch was imported
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,11 @@ PARTS = {
     "parity": Part("Fast path against stock MONAI in float64", 50, NETWORK),
     "workflows": Part(
         "The bundles through python -m monai.bundle run",
-        *(150, (*ENGINE, "nibabel", "fire", "pydicom", "highdicom", "blosc2")),
+        *(150, (*ENGINE, "nibabel", "fire", "pydicom", "blosc2")),
     ),
-    "steps": Part("Time and memory of a training step", 75, ENGINE),
+    "steps": Part("Time and memory of a training step", 200, ENGINE),
     "kernels": Part("The ten dearest kernels of a step", 30, ENGINE),
+    "curve": Part("Dice over the number of labelled patients", 560, (*ENGINE, "nibabel", "blosc2", "pydicom")),
 }
 
 
@@ -56,12 +59,19 @@ class Settings:
         work: folder for the files of the runs.
         dry_run: tiny sizes on the CPU.
         seconds: how long the part may take.
+        curve_data: folder of packed scans for the curve; None: synthetic patients are drawn.
     """
 
     scans: Path
     work: Path
     dry_run: bool
     seconds: float
+    curve_data: Path | None = None
+
+    @property
+    def left(self) -> float:
+        """Seconds that the part has left."""
+        return self.seconds - (time.monotonic() - STARTED)
 
     @property
     def device(self) -> str:

@@ -1,5 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Part 5: seconds a step and peak memory of the bundles' own training steps, fast against ``--fast false``."""
+"""Part 5: seconds a step and peak memory of the bundles' own training steps, fast against ``--fast false``; compiled.
+
+A dry run measures no ``--compile`` but ``decoder``, by a backend that generates no code: a CPU would take minutes.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from .parts import Settings, attempt, tell
 
 BENCHMARKS = {"pre-training": pretrain_step, "segmentation": segmentation_step}
 STEPS = {"bf16": 3, "fp32": 2}  # of a timed run
+COMPILED_STEPS = 5  # of a timed run with --compile
+LEAST = 25  # seconds that a further --compile needs
 ROUNDS = {"bf16": 2, "fp32": 1}  # of ours, stock; then stock, ours
 
 
@@ -38,6 +43,59 @@ def run(settings: Settings) -> None:
             )
             label = f"{name}, {precision}"
             attempt(label, lambda label=label, module=module, job=job: compare(label, module, job))
+    compiled = {"segmentation": segmentation_step} if settings.dry_run else dict(reversed(BENCHMARKS.items()))
+    for name, module in compiled.items():
+        precision = "fp32" if settings.dry_run else "bf16"
+        job = job_of(module, precision=precision, settings=settings, steps=1 if settings.dry_run else COMPILED_STEPS)
+        label = f"{name}, {precision}"
+        attempt(
+            f"{label}, --compile", lambda label=label, module=module, job=job: compiling(label, module, job, settings)
+        )
+
+
+def compiling(label: str, module: object, job: object, settings: Settings) -> None:
+    """Tell seconds a step and peak memory with each ``--compile``, and how long compiling took."""
+    plain = None
+    for choice in (None, "decoder") if settings.dry_run else (None, "decoder", "network", "graphs"):
+        name = f"{label}, --compile {choice}"
+        if choice and settings.left < LEAST:
+            tell(name, ok=None, text=f"{name}: left out, fewer than {LEAST} s are left of the part")
+            continue
+        torch.compiler.reset()
+        try:
+            options = (
+                {"compile": choice, "compile_backend": "aot_eager"}
+                if settings.dry_run and choice
+                else {"compile": choice}
+            )
+            run_steps = module.bundle_side(job, fast=True, **options)
+            begin = time.perf_counter()
+            run_steps()
+            run_steps()  # the graphs are recorded in the second run
+            first = time.perf_counter() - begin
+            taken, peak = timed(run_steps, job.device)
+        except Exception as error:  # whatever the compiler raises: the next choice may work
+            tell(name, ok=False, text=f"{name}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+            continue
+        finally:
+            run_steps = None
+            gc.collect()
+            if job.device == "cuda":
+                torch.cuda.empty_cache()
+        seconds = taken / job.steps
+        plain = plain or seconds
+        text = f"{name}: {seconds:.4f} s a step ({plain / seconds:.2f}x), {first:.0f} s until then"
+        text += f", peak {peak / 2**30:.1f} GiB" if peak else ""
+        tell(
+            name,
+            ok=None,
+            text=text,
+            compile=choice,
+            step=seconds,
+            gain=plain / seconds,
+            start=first,
+            compiled_peak=peak,
+        )
 
 
 def compare(label: str, module: object, job: object) -> None:

@@ -260,6 +260,11 @@ class SwinPretrainer(nn.Module):
         if guard is not None:
             guard(self)
 
+    @property
+    def decoder_regions(self) -> list[nn.Module]:
+        """Heads that rebuild images, besides the decoder of Swin UNETR: `common.networks.compiled` compiles them."""
+        return [self.conv]
+
     def _add_whole_network(self, encoder: Mapping[str, Any], *, use_checkpoint: bool, fast: bool) -> None:
         """Take all parts of a Swin UNETR but its last layer."""
         if len(encoder["depths"]) != 4:

@@ -226,15 +226,21 @@ def test_a_store_gives_the_weights_that_the_scans_give(tmp_path, unlabelled):
     options = {"source": unlabelled, "dataset_dir": prepared, "min_body": 100, "validation_share": 0.3}
     succeed(run_bundle("swin_unetr_pretrain", "prepare.yaml", **options))
     models = {}
-    for data in ("nifti", "store"):
+    for data in ("nifti", "store", "device"):
         output = tmp_path / data
         options = {**SMALL, "roi_size": "[64,64,32]", "spacing": None, "dataset_dir": prepared, "output_dir": output}
-        options |= {"data": data, "tasks": "['rotation','position']"}  # position also reads the affine
-        succeed(run_bundle("swin_unetr_pretrain", "train.yaml", **options))
+        options |= {
+            "data": "nifti" if data == "nifti" else "store",
+            "tasks": "['rotation','position']",
+        }  # position also reads the affine
+        options |= {"store_on_device": 0.5, "num_workers": 1} if data == "device" else {}
+        said = succeed(run_bundle("swin_unetr_pretrain", "train.yaml", **options))
+        assert ("of the store kept on cpu: " in said) == (data == "device")
         models[data] = torch.load(output / "models" / "model.pt", weights_only=True)
-    one, other = models["nifti"]["model"], models["store"]["model"]
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-    assert models["nifti"]["trained"]["score"] == models["store"]["trained"]["score"]
+    for data in ("store", "device"):
+        one, other = models["nifti"]["model"], models[data]["model"]
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+        assert models["nifti"]["trained"]["score"] == models[data]["trained"]["score"]
     refused = run_bundle("swin_unetr_pretrain", "train.yaml", **{**options, "foreground_hu": -400.0})
     assert refused.returncode == 1
     assert "was prepared with foreground_hu -500.0, but this run has -400.0" in refused.stderr.splitlines()[-1]

@@ -87,6 +87,8 @@ class SeededCrops(Dataset):
         InputError: from ``dataset[i]``, if a crop has voxels that are not finite. The message names the file.
     """
 
+    resident = False  # the crops are on the host
+
     def __init__(
         self,
         *,

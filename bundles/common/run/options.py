@@ -43,7 +43,7 @@ NOT_SETTINGS = frozenset(
         *("in_channels", "feature_size", "depths", "num_heads", "window_size", "reconstruction_head", "pooling"),
         *("cache_num", "num_workers", "sw_batch_size", "gradient_checkpointing", "fast", "global_batch_size"),
         *("log_every", "tensorboard", "max_skipped_steps", "amp", "amp_type", "position_scans"),
-        *("backend", "deterministic"),
+        *("backend", "deterministic", "store_on_device", "compile"),
     }
 )
 #: Parts of the evaluator that do not decide what a score measures.
@@ -139,6 +139,8 @@ RULES: dict[str, Rule] = {
     "check_data": one_of("full", "headers", "none"),
     "crop_sampling": one_of("pos_neg", "classes"),
     "mask_interpolation": one_of("linear", "nearest"),
+    "store_on_device": Rule("must be a share from 0 (off) to 1", lambda value: is_number(value) and 0 <= value <= 1),
+    "compile": Rule("is not one of decoder, network, graphs", lambda v: v in (None, "decoder", "network", "graphs")),
     "backend": one_of("torch", "openvino", "openvino_bf16"),
 }
 #: The rule of an option without an entry above, by the type of its value in the first preset.

@@ -14,6 +14,7 @@ from ...common.errors import InputError
 from ...common.run.command_line import next_command
 from ...common.run.options import check_choice
 from .body_crops import RandBodyCropsd
+from .resident_crops import ResidentCrops, kept_on_device
 from .stored_crops import StoredCrops
 
 
@@ -29,7 +30,9 @@ def crop_dataset(
     seed: int,
     cache_num: int = 0,
     shuffle: bool = True,
-) -> SeededCrops | StoredCrops:
+    device: torch.device | str = "cpu",
+    store_on_device: float = 0.0,
+) -> SeededCrops | StoredCrops | ResidentCrops:
     """Return the dataset of crops, indexed by draw.
 
     Args:
@@ -42,12 +45,18 @@ def crop_dataset(
         foreground_hu, spacing: settings with which a store must have been prepared.
         seed, shuffle: see `SeededCrops`.
         cache_num: number of preprocessed volumes to keep in memory, for ``nifti``.
+        device, store_on_device: for ``store``, see `resident_crops.kept_on_device`.
 
     Raises:
-        InputError: ``data`` is neither; a stored scan was prepared with another ``foreground_hu`` or ``spacing``.
+        InputError: ``data`` is neither; it is ``nifti`` and ``store_on_device`` is not 0; a stored scan was prepared with another ``foreground_hu`` or ``spacing``.
     """
     check_choice(name="data", value=data, choices=("nifti", "store"))
     if data == "nifti":
+        if store_on_device:
+            raise InputError(
+                f"--store_on_device {store_on_device} needs --data store and a folder that configs/prepare.yaml wrote. "
+                "Whole scans are decoded on the CPU: leave the option out, or prepare the scans once."
+            )
         return SeededCrops(
             data=scans,
             preprocessing=preprocessing,
@@ -66,7 +75,7 @@ def crop_dataset(
                     f"{item['image']} was prepared with {name} {stored}, but this run has {value}. Pass "
                     f"--{name} {_option_text(stored)}, or run configs/prepare.yaml with --{name} {_option_text(value)}."
                 )
-    return crops
+    return kept_on_device(crops, device=device, share=store_on_device) if store_on_device else crops
 
 
 def cure_of_slow_loading(
@@ -92,9 +101,9 @@ def _option_text(value: float | list[float] | None) -> str:
     return "'$None'" if value is None else str(value)
 
 
-def whole_scan(dataset: SeededCrops | StoredCrops, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+def whole_scan(dataset: SeededCrops | StoredCrops | ResidentCrops, index: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a scan of the dataset as its crops are cut from it: (1, X, Y, Z) in [0, 1], and its affine (4, 4) in mm."""
-    if isinstance(dataset, StoredCrops):
+    if isinstance(dataset, (StoredCrops, ResidentCrops)):
         return dataset.whole_scan(index)
     image = dataset.volumes[index]["image"]
     return image.as_tensor(), image.affine

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,8 @@ class StoredCrops(Dataset):
         InputError: a file is missing or not a stored scan, or the window starts below the range of int16.
     """
 
+    resident = False  # on the training device: `resident_crops`
+
     def __init__(
         self,
         *,
@@ -67,8 +69,18 @@ class StoredCrops(Dataset):
         """Index of the scan that a draw reads."""
         return self.draws.volume_of(draw)
 
-    def _read(self, scan: StoredScan, corner: np.ndarray, box: tuple[slice, ...]) -> torch.Tensor:
-        """Read a box of the padded body box, which starts at voxel ``corner`` of the scan; the padding is air."""
+    def padded_box(self, scan: StoredScan) -> tuple[np.ndarray, np.ndarray]:
+        """Return the body box of a scan, padded to the size of a crop: its first voxel and its size, (3,) each."""
+        low, high = np.array(scan.body_box).T
+        margins = np.array(self.cropping.pad.compute_pad_width(high - low)[1:])
+        return low - margins[:, 0], high - low + margins.sum(axis=1)
+
+    def read(self, scan: StoredScan, corner: np.ndarray, box: tuple[slice, ...]) -> torch.Tensor:
+        """Read a box of the padded body box, which starts at voxel ``corner`` of the scan; the padding is air.
+
+        Returns:
+            HU, (1, X, Y, Z).
+        """
         low, high = np.array(scan.body_box).T
         start = corner + [each.start for each in box]
         stop = corner + [each.stop for each in box]
@@ -79,19 +91,33 @@ class StoredCrops(Dataset):
 
     def __getitem__(self, draw: int) -> list[dict[str, Any]]:
         scan = self.scans[self.volume_of(draw)]
+        read = partial(self.read, scan, self.padded_box(scan)[0])
+        return self.drawn(draw, read, intensities=partial(intensities, hu_window=self.hu_window))
+
+    def drawn(
+        self,
+        draw: int,
+        read: Callable[[tuple[slice, ...]], torch.Tensor],
+        *,
+        intensities: Callable[[torch.Tensor], torch.Tensor],
+        image: Callable[[torch.Tensor, tuple[slice, ...]], torch.Tensor] = lambda crop, box: crop,
+    ) -> list[dict[str, Any]]:
+        """Return the crops of a draw.
+
+        Args:
+            draw: its number.
+            read, intensities: see `RandBodyCropsd.draw`; boxes are those of the padded body box.
+            image: makes the image from what was read, and its box.
+        """
+        scan = self.scans[self.volume_of(draw)]
+        corner, size = self.padded_box(scan)
         low, high = np.array(scan.body_box).T
-        margins = np.array(self.cropping.pad.compute_pad_width(high - low)[1:])
+        padded = int((size > high - low).any())
         self.cropping.set_random_state(seed=self.draws.seed_of(draw))
-        drawn = self.cropping.draw(
-            (high - low + margins.sum(axis=1)).tolist(),
-            partial(self._read, scan, low - margins[:, 0]),
-            intensities=partial(intensities, hu_window=self.hu_window),
-        )
-        padded = int(margins.any())
-        corner = low - margins[:, 0]
         return [
-            {"image": crop, "draw": draw, "affine": self._affine(scan, corner, box), "padded": padded, **counts}
-            for crop, box, counts in drawn
+            {"image": image(crop, box), "draw": draw, "affine": self._affine(scan, corner, box), "padded": padded}
+            | counts
+            for crop, box, counts in self.cropping.draw(size.tolist(), read, intensities=intensities)
         ]
 
     def whole_scan(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:

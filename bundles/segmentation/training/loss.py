@@ -168,14 +168,26 @@ def class_weights(
     Returns:
         float32 (classes,). A class that occurs in no training label gets weight 1, which has no effect.
     """
-    weights = np.ones(classes)
+    volumes = np.zeros(classes)
     if balance > 0:
         volumes = label_volumes(scans, classes=classes)
         if any(LABELLED in scan for scan in scans):
             shown = np.stack([shown_classes(scan, classes=classes).numpy() for scan in scans])
             volumes = (volumes * shown) / np.maximum(shown.sum(axis=0), 1)
-        volumes = volumes.sum(axis=0)[1:]
-        present = volumes > 0
-        weights[1:][present] = (volumes[present] / volumes.max()) ** -balance
+        volumes = volumes.sum(axis=0)
+    return balanced_weights(volumes, balance=balance, background=background)
+
+
+def balanced_weights(volumes: np.ndarray, *, balance: float, background: float) -> torch.Tensor:
+    """Return `class_weights` from the volume of each class.
+
+    Args:
+        volumes: (classes,), in any unit; that of the background has no effect.
+        balance, background: see `class_weights`.
+    """
+    weights = np.ones(len(volumes))
+    foreground = np.asarray(volumes)[1:]
+    present = foreground > 0
+    weights[1:][present] = (foreground[present] / foreground.max()) ** -balance
     weights[0] = background
     return torch.tensor(weights, dtype=torch.float32)

@@ -25,7 +25,7 @@ def results_in(folder: Path) -> dict:
 @pytest.mark.slow
 def test_all_parts_run_on_a_cpu(tmp_path):
     command = [sys.executable, "-m", "benchmarks.gpu_check", "--dry_run", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1600, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     parts = results_in(tmp_path)["parts"]
     assert {name: part["status"] for name, part in parts.items()} == dict.fromkeys(PARTS, "done")
@@ -49,6 +49,15 @@ def test_all_parts_run_on_a_cpu(tmp_path):
         assert all(seconds > 0 for side in checks["steps", name]["seconds"].values() for seconds in side)
         rows = checks["kernels", name]["rows"]
         assert len(rows) == 10 and [row["ms"] for row in rows] == sorted((row["ms"] for row in rows), reverse=True)
+
+    assert checks["steps", "segmentation, fp32, --compile decoder"]["step"] > 0
+    for n in (1, 2):
+        curve = checks["curve", f"curve, n = {n}"]["curve"]
+        assert curve["seeds"] == [0, 1] and curve["patients"] == 2 and 0 < curve["scratch"] < 1
+    losses = [checks["curve", f"{arm}, n = 1, 1 steps, seed 0"]["loss"] for arm in ("scratch", "pre-trained")]
+    assert losses[0] != losses[1]  # the encoder was loaded
+    rows = checks["curve", "scratch, n = 2, 1 steps, seed 0"]["dice"]
+    assert len(rows) == 2 and len(rows[0]) == 13
 
     page = tmp_path / "gpu.md"
     assert main(["--out", str(tmp_path), "--report", str(page)]) == 0

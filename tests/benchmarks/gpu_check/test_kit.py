@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 from benchmarks.gpu_check import kit
 from benchmarks.gpu_check.check import fits
+from benchmarks.gpu_check.parts import PARTS
 from bundles.common.errors import InputError
 
 
@@ -68,6 +69,31 @@ def test_the_kit_carries_the_versions_of_the_project():
     assert pinned.keys() == set(kit.WANTED) and all(version.startswith("==") for version in pinned.values())
 
 
+def test_kit_and_image_have_what_each_part_imports():
+    packages = {"ignite": "pytorch-ignite", "yaml": "pyyaml"}
+    needed = {packages.get(module, module) for part in PARTS.values() for module in part.needs}
+    assert needed - set(kit.WANTED) - kit.IN_THE_IMAGE == set()
+
+
+def test_own_scans_travel_and_an_earlier_users_do_not(tmp_path, registry, monkeypatch, capsys):
+    monkeypatch.setattr(kit, "pinned", lambda: [])
+    monkeypatch.setattr(kit, "write_dataset", lambda *_, **__: None)
+    monkeypatch.setattr(kit, "own_scans", lambda data, spacing: ({"spacing": list(spacing)}, ["one", "two"]))
+    monkeypatch.setattr(kit, "pack_patient", lambda folder, contents, source: (folder / source).write_bytes(b"x" * 500))
+    out = tmp_path / "kit"
+    assert kit.main(["--out", str(out), "--data", "SCANS", "--spacing", "3", "3", "5"]) == 0
+    assert json.loads((out / "curve" / "contents.json").read_text()) == {"spacing": [3, 3, 5]}
+    assert {path.name for path in (out / "curve").iterdir()} == {"one", "two", "contents.json"}
+    assert "the scans of SCANS" in capsys.readouterr().out
+    assert kit.main(["--out", str(out)]) == 0
+    assert not (out / "curve").exists()
+    monkeypatch.setattr(kit, "LARGEST", 900)
+    assert kit.main(["--out", str(out), "--data", "SCANS"]) == 1
+    assert "The scans of SCANS take 0 of them: list fewer, or pass a coarser --spacing." in capsys.readouterr().err
+    assert kit.main(["--out", str(out), "--spacing", "0", "3", "5"]) == 1
+    assert "--spacing [0.0, 3.0, 5.0] must be three sizes in mm above 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("wheel", "fitting"),
     [
@@ -101,6 +127,7 @@ def test_the_kit_runs_from_an_empty_folder(tmp_path):
     write_wheel(folder / "wheels", "otherpython", "1.0", tags="cp39-cp39-manylinux2014_x86_64")
     kit.write_code(folder / "code.zip")
     (folder / "scans").mkdir()
+    (folder / "curve").mkdir()  # a user's scans: passed on
     (folder / "check.py").write_bytes((kit.ROOT / "benchmarks" / "gpu_check" / "check.py").read_bytes())
     command = [sys.executable, "kit/check.py", "--out", "results", "--only", "machine", "--dry_run"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -27,7 +27,14 @@ ERRORS = {"inference": 1e-7, "output": 1.5e-7, "input gradient": 2e-7, "weight g
 def test_every_part_has_its_table():
     peak = {"ours": 8 * 2**30, "stock": 20 * 2**30}
     step = check("pre-training, bf16", crops="4 crops", seconds={"ours": [0.3, 0.2], "stock": [0.8, 0.6]}, peak=peak)
+    figures = {"compiled_peak": 2**30, "start": 1.0}
+    plain = check("segmentation, bf16, --compile None", compile=None, step=0.02, gain=1.0, **figures)
+    decoder = check("segmentation, bf16, --compile decoder", compile="decoder", step=0.016, gain=1.25, **figures)
     kernel = {"kernel": "gemm", "calls": 7, "ms": 12.5}
+    run = check("scratch, n = 2, 100 steps, seed 0", True, dice=[[0.5]])
+    found = {"n": 2, "steps": 400, "scratch": 0.5, "pre-trained": 0.53, "difference": 0.03}
+    found |= {"interval": [0.01, 0.05], "seeds_interval": None}
+    curve = check("curve, n = 2", curve=found, converged=False)
     text = page_text(
         {
             "dry_run": False,
@@ -35,8 +42,9 @@ def test_every_part_has_its_table():
             "parts": {
                 "machine": done("Card", check("GPU", True)),
                 "parity": done("Parity", check("stage, fp32", True, ours=ERRORS, stock=ERRORS), check("lost", False)),
-                "steps": done("Steps", step, check("segmentation, fp32", False)),
+                "steps": done("Steps", step, plain, decoder, check("segmentation, fp32", False)),
                 "kernels": done("Kernels", check("pre-training, bf16", True, rows=[kernel], total_ms=50.0)),
+                "curve": done("Curve", run, curve, check("cut")),
                 "workflows": {"title": "Runs", "status": "out of time", "why": "not finished within 9 s", "checks": []},
             },
         }
@@ -47,6 +55,11 @@ def test_every_part_has_its_table():
     assert "| pre-training, bf16: 4 crops | 0.300 | 0.800 | 2.67 | 8.0 | 20.0 | 0.40 |" in text
     assert "- **failed**: text of segmentation, fp32" in text
     assert "| `gemm` | 7 | 12.50 | 25% |" in text
+    line = "| 2 | 400, not converged | 0.500 | 0.530 | +0.030 | +0.010 to +0.050 | none |"
+    assert line in text and "- text of cut" in text and "text of scratch" not in text
+    assert "| segmentation, bf16, not compiled | 0.0200 | 1.00 | 1.0 | 1 |" in text
+    assert "| segmentation, bf16, --compile decoder | 0.0160 | 1.25 | 1.0 | 1 |" in text
+    assert "text of segmentation, bf16, --compile" not in text
     assert "**Out of time**: not finished within 9 s." in text
 
 
