@@ -34,14 +34,18 @@ def test_the_study_of_openkbp_compares_pretrainings_of_the_encoder_and_of_the_wh
     study = read_study("openkbp")
     assert {name: arm.start for name, arm in study.arms.items()} == {
         **{"scratch": None, "three_tasks": None},
-        **dict.fromkeys(("reconstruction", "position", "union"), "network"),
+        **dict.fromkeys(("reconstruction", "position", "union", "carried_start"), "network"),
+        **{"carried": None, "carried_masks": None},
     }
+    carried = [name for name, arm in study.arms.items() if arm.propagation is not None]
+    assert carried == ["carried", "carried_start", "carried_masks"] and study.curve.n == [1, 2, 8]
+    assert {study.arms[name].starts_from for name in ("carried", "carried_masks")} == {"nothing"}
     for name, arm in study.arms.items():
         if name != "scratch":  # a quarter of the steps, or the contrast collapses
             options = study.pretraining_of(name)
             assert options["warmup_steps"] == options["max_steps"] / 4
             whole = trains_whole_network(options["tasks"], options.get("reconstruction_head"))
-            assert whole == (arm.start == "network")
+            assert whole == (arm.start == "network" or name in carried)
     assert not {"larynx", "esophagus"} & set(study.first_figure) and len(study.first_figure) == 5
 
 
