@@ -50,7 +50,8 @@ NOT_RUN = """
 **Not run yet.** Nothing of the project has run on a GPU so far. What a CPU can show is tested: all parts at tiny size
 (`.venv/bin/python -m benchmarks.gpu_check --dry_run`), and the Triton kernel by its interpreter, and by compiling it
 (`make test-triton`). The kit of 27 MiB was run from an empty folder, with Python 3.12 and PyTorch 2.11.0 built for CUDA, on
-two CPU cores: `python3 gpu-kit/check.py --out results --dry_run` ended without a fault, in 242 s of CPU time.
+two CPU cores: `python3 gpu-kit/check.py --out results --dry_run` ended without a fault, in 242 s of CPU time. With PyTorch
+2.15.0 all parts were without a fault, too, the curve in a second call (`--only curve`), since the machine was busy.
 
 Not measured: the goals of [What makes it fast](speed.md#goals-and-measurements); a fine-tuning step of four crops of
 96^3 at base size in bf16 within 15 ms and in half of stock's memory; 3x on the pre-training step; the Triton kernel's
