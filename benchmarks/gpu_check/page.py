@@ -47,6 +47,8 @@ make gpu-kit DATA=/data/Task09_Spleen     # images and labels on a grid of 4x4x5
 Pre-training then sees the images of the training patients, without their labels. Dice is measured on the packed grid.
 """
 NOT_RUN = """
+## Results
+
 **Not run yet.** Nothing of the project has run on a GPU so far. What a CPU can show is tested: all parts at tiny size
 (`.venv/bin/python -m benchmarks.gpu_check --dry_run`), and the Triton kernel by its interpreter, and by compiling it
 (`make test-triton`). The kit of 27 MiB was run from an empty folder, with Python 3.12 and PyTorch 2.11.0 built for CUDA, on
