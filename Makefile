@@ -133,7 +133,7 @@ clean:
 STUDY ?= demo
 WORKFLOW = $(VENV)/bin/python -m workflow
 WORKFLOW_OPTIONS = $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)") $(if $(PROFILE),--profile "$(PROFILE)") \
-  $(if $(THREADS),--threads $(THREADS)) $(if $(GPUS),--gpus $(GPUS)) $(if $(TRACKING_URI),--tracking_uri "$(TRACKING_URI)") $(if $(SHARED_DISK),--shared_disk) $(if $(LIST),--list)
+  $(if $(THREADS),--threads $(THREADS)) $(if $(GPUS),--gpus $(GPUS)) $(if $(TRACKING_URI),--tracking_uri "$(TRACKING_URI)") $(if $(filter-out 0,$(SHARED_DISK)),--shared_disk) $(if $(filter-out 0,$(LIST)),--list)
 
 $(VENV)/.installed-workflow: $(INSTALLED)
 	$(PIP) --editable ".[workflow]"

@@ -123,7 +123,7 @@ def placed(words: Sequence[str], *, out: Path, run: str) -> list[str]:
 
 
 def write_plan(
-    out: Path, *, workflow: str, name: str, runs: Mapping[Run, float] | Sequence[tuple[Run, float]], **entries: Any
+    out: Path, *, workflow: str, name: str, source: str, runs: Sequence[tuple[Run, float]], **entries: Any
 ) -> None:
     """Write ``plan.json``, and the data lists of all runs.
 
@@ -131,15 +131,15 @@ def write_plan(
         out: folder of all runs.
         workflow: what was planned: ``study`` or ``folds``.
         name: its name, for messages.
+        source: the file that says so, for messages.
         runs: every run with a rough number of minutes.
         entries: what else the rules need.
 
     Raises:
         InputError: a run exists with other settings.
     """
-    runs = list(runs)
     for run, _ in runs:
-        check_options(run)
+        check_options(run, source)
         check_settings(run, out)
     planned = {
         run.name: {
@@ -180,8 +180,12 @@ def write_lists(run: Run, out: Path) -> None:
         _write_if_changed(out / "runs" / run.name / LISTS / f"{name}.json", json.dumps(content, indent=1) + "\n")
 
 
-def check_options(run: Run) -> None:
+def check_options(run: Run, source: str) -> None:
     """Refuse options that a command's configs do not have, before anything is computed.
+
+    Args:
+        run: the run as planned.
+        source: the file that sets them.
 
     Raises:
         InputError: names the option, the config and the most similar option.
@@ -191,9 +195,8 @@ def check_options(run: Run) -> None:
         if unknown := [name for name in command.options if name not in known]:
             near = difflib.get_close_matches(unknown[0], known, n=1)
             raise InputError(
-                f"{run.name}: {unknown[0]} is not an option of {command.configs[0]} of {command.bundle}. "
-                + "".join(f"Did you mean {name}? " for name in near)
-                + "Correct it in the study or cross-validation."
+                f"{source}: {unknown[0]}, which {run.name} would get, is not an option of {command.configs[0]} of "
+                f"{command.bundle}." + "".join(f" Did you mean {name}?" for name in near)
             )
 
 

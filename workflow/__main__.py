@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bundles.common.errors import InputError
-from tools.bundle_runs import read_plan
+from tools.bundle_runs import has_ended, read_plan
 from tools.child_process import available_cores
 
 from .gpu import visible_gpus
@@ -94,14 +94,16 @@ def prepare(options: argparse.Namespace, more: Sequence[str]) -> list[str]:
     if executor != "local" and not options.shared_disk:
         check_shared({"The project in": ROOT, "--data": data, "--out": out})
     claim_folder(out)
-    if executor == "slurm":
+    if executor == "slurm" and not options.list:
         cancel_left_jobs(out)
     config = dict(entry.partition("=")[::2] for entry in profile.get("config", ()))
     if not options.as_planned:
         asked = {"folds": options.folds.resolve()} if folds else {"study": _study_file(options.study)}
         config |= {**asked, **({"data": data} if data else {})}
         plan_from(config, out)
-    check_target(read_plan(out), options.target)
+    plan = read_plan(out)
+    check_target(plan, options.target)
+    print(overview(plan, out, options.target), flush=True)
     config["planned"] = True
     resources = {}
     if executor == "local":
@@ -118,6 +120,33 @@ def prepare(options: argparse.Namespace, more: Sequence[str]) -> list[str]:
         config["tracking_uri"] = options.tracking_uri
     more = [*more, *(["--dry-run"] if options.list else [])]
     return engine_words(options.target, out=out, profile=folder, config=config, resources=resources, more=more)
+
+
+def overview(plan: Mapping[str, Any], out: Path, target: str) -> str:
+    """Say how many runs have ended and what the others take, by the planned minutes.
+
+    Args:
+        plan: content of ``plan.json``.
+        out: output folder.
+        target: what to make.
+    """
+    parts = plan.get("parts", {})
+    wanted = [STUDY_TARGETS[target]] if target in STUDY_TARGETS else [part for part in parts if part != "search"]
+    names = dict.fromkeys(name for part in wanted for name in parts[part]) if parts else plan["runs"]
+    runs = {name: plan["runs"][name] for name in names}
+    left = {
+        name: run["minutes"]
+        for name, run in runs.items()
+        if not all(has_ended(out / "runs" / name, command["name"]) for command in run["commands"])
+    }
+    text = f"{plan['name']}: {len(runs) - len(left)} of {len(runs)} runs have ended"
+    if left:
+        hours = sum(left.values()) / 60
+        time = f"{hours:.0f} h" if hours >= 2 else f"{max(1, round(60 * hours))} min"
+        text += f"; by the planned minutes, the others take about {time} one after another"
+    if "headroom" in wanted and plan["chains"]:
+        text += ", without what the chains of doubled steps add"
+    return text + "."
 
 
 def check_target(plan: Mapping[str, Any], target: str) -> None:

@@ -3,22 +3,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bundles.common.data.data_list import parse_data_list
+from bundles.common.data.data_list import image_files, parse_data_list
 from bundles.common.errors import InputError
 from bundles.common.files import write_text
 from bundles.segmentation.tasks.proposal import proposed_row
 from bundles.segmentation.tasks.tasks import check_dataset, choose_task
 from evidence.study.study import BUNDLES, PRETRAIN, SEGMENT, preset_values, suggestion
-from tools.bundle_runs import LISTS, Command, Run, write_plan
+from tools.bundle_runs import LISTS, Command, Run, read_json, write_plan
 
 from .folds import OWN, PRETRAINING, FoldArm, Folds, read_folds
 
-MARK = ".folds"
+MARK, CONTENTS = ".folds", ".data.json"  # in the output folder: name, and files of the data
 TASKS = BUNDLES / SEGMENT / "configs/tasks.yaml"
 TABLE, SUBMISSION = "table", "submission"
 PREPARE_MINUTES = 120.0
@@ -42,11 +43,17 @@ def plan_folds(path: Path, *, data: Path | None, out: Path) -> None:
         raise InputError(f"{folds.source}: data is missing. Add it, or pass --data DIR.")
     data = (data or Path(folds.data).expanduser()).resolve()
     tasks = tasks_of(folds, data)
-    _claim(out, folds.name)
+    _check_folder(out, folds.name)
+    contents = {task: files_of(folder) for task, folder in tasks.items()}
+    _check_contents(contents, out)
     rows = {task: row_of(folds, task, folder, out) for task, folder in tasks.items()}
     runs = runs_of(folds, tasks, rows, out)
     ends = {kind: [run.name for run in runs if run.kind == kind] for kind in ("finetuning", "inference")}
-    write_plan(out, workflow="folds", name=folds.name, runs=[(run, _minutes(run, folds)) for run in runs], ends=ends)
+    planned = [(run, _minutes(run, folds)) for run in runs]
+    write_plan(out, workflow="folds", name=folds.name, source=folds.source, runs=planned, ends=ends)
+    write_text(out / CONTENTS, json.dumps(contents, indent=1) + "\n")
+    write_text(out / ".gitignore", "*\n")
+    write_text(out / MARK, f"{folds.name}\n")
 
 
 def tasks_of(folds: Folds, data: Path) -> dict[str, Path]:
@@ -61,9 +68,18 @@ def tasks_of(folds: Folds, data: Path) -> dict[str, Path]:
     """
     if not data.is_dir():
         raise InputError(f"Data {data} is not a folder. Correct the path.")
-    if folds.task is not None:
-        return {folds.name if folds.task == OWN else folds.task: data}
     known = list(_table())
+    if folds.task is not None:
+        if folds.task != OWN and Path(folds.task).suffix != ".yaml" and folds.task not in known:
+            raise InputError(
+                f"{folds.source}: task {folds.task} is not a task of the Decathlon. {suggestion(folds.task, known)}; for "
+                "your own data say own, or a file with a row."
+            )
+        if not (data / "dataset.json").is_file():
+            below = next((path.parent for path in sorted(data.glob("*/dataset.json"))), None)
+            hint = f"Pass {below}, which has one" if below else "Pass the folder of a data set in MSD form"
+            raise InputError(f"Data {data} has no dataset.json. {hint}.")
+        return {folds.name if folds.task == OWN else folds.task: data}
     for task in [*(folds.tasks or ()), *folds.training_of]:
         if task not in known:
             raise InputError(f"{folds.source}: {task} is not a task of the Decathlon. {suggestion(task, known)}.")
@@ -116,9 +132,14 @@ def runs_of(
             of_task[arm] = [_fold(folds, task, arm, own, fold, data, rows[task], before) for fold in range(folds.folds)]
         trained += [run for of_arm in of_task.values() for run in of_arm]
         arm = next((arm for arm in folds.ensemble if arm in of_task), None)
-        if arm is not None and (folds.scans is not None or _has_test(data)):
+        if arm is not None and folds.scans is None and not _has_test(data):
+            print(
+                f"No masks of an ensemble for {task}: {data / 'dataset.json'} lists no test images. Set scans in "
+                f"{folds.source} to what it should segment, or ensemble: []."
+            )
+        elif arm is not None:
             ensembles.append(_ensemble(folds, task, arm, data, rows[task][1], of_task[arm]))
-    runs = [*before, *trained, *ensembles, _table_run(trained)]
+    runs = [*before, *trained, *ensembles, _table_run(trained, out)]
     if folds.submission:
         if not ensembles:
             raise InputError(f"{folds.source}: no task has test images for the submission. Remove submission.")
@@ -172,7 +193,7 @@ def _fold(
             _command("train", SEGMENT, train, "train/models/model.pt"),
             _command("evaluate", SEGMENT, evaluate, "evaluation/scores.csv", (0, 3)),
         ],
-        facts={"task": task, "arm": arm, "fold": fold},
+        facts={"task": task, "arm": arm, "fold": fold, "encoder": _digest(encoder) if own.encoder else None},
         row=row[1],
         needs=needs,
     )
@@ -193,12 +214,13 @@ def _ensemble(folds: Folds, task: str, arm: str, data: Path, row: Mapping[str, A
     return _run(name, "inference", [command], facts={"task": task, "arm": arm}, row=row, needs=[r.name for r in of_arm])
 
 
-def _table_run(trained: list[Run]) -> Run:
+def _table_run(trained: list[Run], out: Path) -> Run:
     """The table of all folds."""
-    options = {"evaluations": Path("runs/*_fold*/evaluation"), "output_dir": Path("results")}
-    arms = {run.name: run.facts["arm"] for run in trained}
+    names = [run.name for run in trained]  # not what else lies in the folder, such as an arm that was removed
+    content = {"evaluations": [str(out / "runs" / name / "evaluation") for name in names]}
+    options = {"args_file": Path(LISTS, "results.json"), "output_dir": Path("results")}
     command = _command("results", SEGMENT, options, "../../results/results.md")
-    return _run(TABLE, "table", [command], facts={"runs": arms}, needs=list(arms))
+    return _run(TABLE, "table", [command], lists={"results": content}, needs=names)
 
 
 def _submission(ensembles: list[Run], tasks: Mapping[str, Path], out: Path) -> Run:
@@ -249,14 +271,49 @@ def _table() -> Mapping[str, Any]:
     return ConfigParser.load_config_file(str(TASKS))
 
 
-def _claim(out: Path, name: str) -> None:
-    """Make the output folder, and refuse one of something else."""
+def files_of(data: Path) -> dict[str, dict[str, int]]:
+    """Return section to file to size in bytes, of the labelled and test scans of a data list."""
+    content = parse_data_list(data / "dataset.json")
+    found: dict[str, dict[str, int]] = {}
+    for section in ("training", "validation", "test"):
+        files = [file for case in content.get(section, []) for file in [*image_files(case), case.get("label")] if file]
+        found[section] = {
+            "/".join(Path(file).parts[-2:]): Path(file).stat().st_size for file in files if Path(file).is_file()
+        }
+    return found
+
+
+def _check_contents(contents: Mapping[str, Any], out: Path) -> None:
+    """Refuse data other than those that an output folder was made with: its folds are of these cases."""
+    path = out / CONTENTS
+    if not path.is_file():
+        return
+    saved = read_json(path, "it is written again for the data that you pass next")
+    for task, sections in contents.items():
+        for section, files in sections.items():
+            before = saved.get(task, sections).get(section, {})
+            if changed := [name for name in sorted({**before, **files}) if before.get(name) != files.get(name)]:
+                name = changed[0]
+                how = "is new" if name not in before else "is gone" if name not in files else "has another size"
+                raise InputError(
+                    f"{out} was made with other data of {task}: {len(changed)} {section} files differ; {name} {how}. Its "
+                    "folds belong to the other data. Choose another output folder, or restore the data."
+                )
+
+
+def _digest(path: Path) -> str | None:
+    """Return what distinguishes a file of weights; None for one that is not trained yet."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_absolute() else None
+
+
+def _check_folder(out: Path, name: str) -> None:
+    """Refuse an output folder of something else."""
     mark = out / MARK
     if mark.is_file():
         if (other := mark.read_text(encoding="utf-8").strip()) != name:
-            raise InputError(f"{out} contains the cross-validation {other}, not {name}. Pass another output folder.")
+            raise InputError(f"{out} contains the cross-validation {other}, not {name}. Choose another output folder.")
         return
-    if out.is_dir() and any(path.name[0] != "." for path in out.iterdir()) or (out / ".study").is_file():
-        raise InputError(f"{out} contains files that no cross-validation made. Pass an empty or new output folder.")
-    write_text(out / ".gitignore", "*\n")
-    write_text(mark, f"{name}\n")
+    found = sorted(out.iterdir()) if out.is_dir() else []
+    foreign = [path for path in found if path.name[0] != "." and path.name != "task.yaml"]
+    if foreign or (out / ".study").is_file():
+        raise InputError(f"{out} contains files that no cross-validation made. Choose an empty or new output folder.")

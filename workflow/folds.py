@@ -144,6 +144,15 @@ def check_folds(content: Mapping[str, Any], *, source: str) -> Folds:
 
 def _problems(folds: Folds) -> Any:
     """What the entries do not say together."""
+    scans = folds.pretraining.scans if folds.pretraining else []
+    named = {
+        "scans": [folds.scans] if folds.scans else [],
+        "pretraining.scans": [scans] if isinstance(scans, str) else scans,
+    }
+    for entry, paths in named.items():
+        for path in paths:
+            if not Path(path).expanduser().exists():
+                yield f"{entry} {path} does not exist. Correct the path"
     if folds.task is not None and folds.tasks is not None:
         yield "has both task and tasks. Keep one of them"
     for name, arm in folds.arms.items():

@@ -77,12 +77,13 @@ def check_shared(paths: Mapping[str, Path | None], mounts: str = "/proc/mounts")
         mounts: table of mounted file systems; where there is none, nothing is checked.
 
     Raises:
-        InputError: names the first such path, its file system and how to go on.
+        InputError: names all such paths, their file systems and how to go on.
     """
     if not os.path.exists(mounts):
         return
     table = [line.split()[:3] for line in Path(mounts).read_text(encoding="utf-8", errors="replace").splitlines()]
     points = [(Path(point.replace("\\040", " ")), kind) for _, point, kind in table]
+    local = []
     for what, path in paths.items():
         if path is None:
             continue
@@ -92,11 +93,12 @@ def check_shared(paths: Mapping[str, Path | None], mounts: str = "/proc/mounts")
         ]
         point, kind = max(above, key=lambda each: len(each[0].parts), default=(None, ""))
         if kind in LOCAL:
-            raise InputError(
-                f"{what} {path} is on {point}, a {kind} disk of this machine alone as far as it can tell, and jobs on other "
-                "machines would not see it. Put it on a disk that all machines share. If they share this one, or all "
-                "jobs run on this machine, add --shared_disk."
-            )
+            local.append(f"{what} {path} is on {point}, a disk of this machine ({kind})")
+    if local:
+        raise InputError(
+            f"{'; '.join(local)}. Jobs on other machines would not see that. Use a disk that all machines share. If they "
+            "do share it, or all jobs run on this machine, add SHARED_DISK=1 (--shared_disk)."
+        )
 
 
 def claim_folder(out: Path) -> None:

@@ -60,6 +60,7 @@ def write_study_plan(planner: Planner, out: Path) -> None:
         out,
         workflow="study",
         name=study.name,
+        source=study.source,
         runs=[(run, minutes_of(run, study, runs)) for run in runs],
         parts={part: [run.name for run in each] for part, each in parts.items()},
         chains={

@@ -24,7 +24,14 @@ def run(name="finetune_a", **changes):
 
 
 def write(out, *runs):
-    write_plan(out, workflow="study", name="made_up", runs=[(each, 1.0) for each in runs], parts={"curve": []})
+    write_plan(
+        out,
+        workflow="study",
+        name="made_up",
+        source="study.yaml",
+        runs=[(each, 1.0) for each in runs],
+        parts={"curve": []},
+    )
 
 
 def test_words_are_those_of_the_command_line_with_the_paths_of_this_machine():
@@ -73,13 +80,16 @@ def test_many_changes_are_counted(tmp_path):
 
 @pytest.mark.parametrize(("wrong", "right"), [("learning_rat", "learning_rate"), ("max_step", "max_steps")])
 def test_an_option_that_does_not_exist_is_refused_before_anything_is_written(tmp_path, wrong, right):
-    with pytest.raises(InputError, match=f"{wrong} is not an option of configs/train.yaml .* Did you mean {right}"):
+    with pytest.raises(
+        InputError,
+        match=f"study.yaml: {wrong}, which finetune_a would get, is not an option of configs/train.yaml .*mean {right}",
+    ):
         write(tmp_path, run(options={wrong: 1}))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_component_is_not_an_option(tmp_path):
-    with pytest.raises(InputError, match="optimizer is not an option"):
+    with pytest.raises(InputError, match="optimizer, which .* is not an option"):
         write(tmp_path, run(options={"optimizer": 1}))
 
 

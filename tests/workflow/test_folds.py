@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,18 +65,20 @@ def test_every_task_arm_and_fold_has_a_run_and_mr_is_not_trained_from_an_encoder
 
 
 def test_the_folds_of_an_own_pretraining_wait_for_it(tmp_path, data):
-    own = {"scans": "/data/ct", "prepare": {"min_slices": 4}, "options": {"max_steps": 7}}
+    own = {"scans": str(data), "prepare": {"min_slices": 4}, "options": {"max_steps": 7}}
     arms = {"pretrained": {"encoder": "pretraining"}}
     plan = planned(tmp_path, data, tasks=[SPLEEN], arms=arms, pretraining=own)
     assert plan["runs"]["pretrain"]["needs"] == ["prepare"]
     assert plan["runs"][f"{SPLEEN}_pretrained_fold0"]["needs"] == ["pretrain"]
     train = options(plan, "pretrain")
     assert train["--data"] == "store" and train["--dataset_dir"] == "{out}/runs/prepare/data"
-    assert train["--max_steps"] == "7" and options(plan, "prepare", "prepare")["--source"] == "/data/ct"
+    assert train["--max_steps"] == "7" and options(plan, "prepare", "prepare")["--source"] == str(data)
     assert options(plan, "prepare", "prepare")["--spacing"] == "[4.0, 4.0, 5.0]"  # of the preset cpu
     (tmp_path / "raw").mkdir()
-    raw = planned(tmp_path / "raw", data, tasks=[SPLEEN], arms=arms, pretraining={"scans": ["/a", "/b"]})
-    assert raw["runs"]["pretrain"]["needs"] == [] and options(raw, "pretrain")["--dataset_dir"] == '["/a", "/b"]'
+    raw = planned(tmp_path / "raw", data, tasks=[SPLEEN], arms=arms, pretraining={"scans": [str(data), "/"]})
+    assert raw["runs"]["pretrain"]["needs"] == [] and options(raw, "pretrain")["--dataset_dir"] == json.dumps(
+        [str(data), "/"]
+    )
 
 
 def test_ones_own_data_get_a_row_once(tmp_path, data):
@@ -87,7 +90,40 @@ def test_ones_own_data_get_a_row_once(tmp_path, data):
     assert (tmp_path / "out/task.yaml").read_text() == row
 
 
-def test_the_examples_are_read():
+def test_other_data_or_another_encoder_than_those_of_a_begun_workflow_are_refused(tmp_path, data):
+    encoder = tmp_path / "encoder.pt"
+    encoder.write_bytes(b"one")
+    arms = {"ours": {"encoder": str(encoder)}}
+    plan = planned(tmp_path, data, tasks=[SPLEEN], arms=arms)
+    run = tmp_path / f"out/runs/{SPLEEN}_ours_fold0"
+    (run / "settings.json").parent.mkdir(parents=True, exist_ok=True)
+    (run / "settings.json").write_text(json.dumps(plan["runs"][run.name]["settings"]))
+    planned(tmp_path, data, tasks=[SPLEEN], arms=arms)
+    encoder.write_bytes(b"two")
+    with pytest.raises(InputError, match="facts.encoder was"):
+        planned(tmp_path, data, tasks=[SPLEEN], arms=arms)
+    encoder.write_bytes(b"one")
+    other = tmp_path / "other" / SPLEEN
+    shutil.copytree(data / SPLEEN, other)
+    planned(tmp_path, other.parent, tasks=[SPLEEN], arms=arms)  # the same data elsewhere
+    content = json.loads((other / "dataset.json").read_text())
+    content["training"].pop()
+    (other / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="made with other data of Task09_Spleen: 2 training files differ; .* is gone"):
+        planned(tmp_path, other.parent, tasks=[SPLEEN], arms=arms)
+
+
+def test_an_ensemble_without_anything_to_segment_is_said(tmp_path, data, capsys):
+    bare = tmp_path / "bare" / SPLEEN
+    shutil.copytree(data / SPLEEN, bare)
+    content = json.loads((bare / "dataset.json").read_text())
+    (bare / "dataset.json").write_text(json.dumps({**content, "test": []}))
+    plan = planned(tmp_path, bare.parent, ensemble=["scratch"])
+    assert plan["ends"]["inference"] == [] and "No masks of an ensemble for Task09_Spleen" in capsys.readouterr().out
+
+
+def test_the_examples_are_read(monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda _: True)  # the folders that they name
     assert read_folds(EXAMPLES / "cross_validation.yaml").ensemble == ["scratch"]
     assert read_folds(EXAMPLES / "decathlon.yaml").arms["pretrained"].modalities == ["CT"]
 
@@ -108,7 +144,9 @@ def test_the_examples_are_read():
         ({"arms": {"a": {"encoder": "/nowhere/encoder.pt"}}}, "encoder /nowhere/encoder.pt does not exist"),
         ({"ensemble": ["b"]}, "ensemble 'b' is not an arm. Allowed are scratch"),
         ({"submission": True}, "submission needs an ensemble"),
-        ({"submission": True, "ensemble": ["scratch"], "scans": "/a"}, "Remove scans"),
+        ({"submission": True, "ensemble": ["scratch"], "scans": "/"}, "Remove scans"),
+        ({"scans": "/nowhere/ct"}, "scans /nowhere/ct does not exist"),
+        ({"pretraining": {"scans": ["/", "/nowhere/ct"]}}, "pretraining.scans /nowhere/ct does not exist"),
         ({"submission": True, "ensemble": ["scratch"], "task": "own"}, "tasks of the Decathlon. Remove it"),
     ],
 )
@@ -132,7 +170,13 @@ def test_a_file_that_is_no_list_of_entries_is_named(tmp_path, text):
         ({}, SPLEEN, "has no folder of a task"),
         ({}, "nowhere", "is not a folder"),
         ({"task": "Task03_Liver"}, SPLEEN, "Task03_Liver|liver"),
-        ({"training": {"max_step": 3}}, "", "max_step is not an option .* Did you mean max_steps"),
+        ({"task": "Task9_Spleen"}, SPLEEN, "Did you mean Task09_Spleen.*say own"),
+        ({"task": SPLEEN}, "", "has no dataset.json. Pass .*Task0"),
+        (
+            {"training": {"max_step": 3}},
+            "",
+            "folds.yaml: max_step, which .* is not an option .* Did you mean max_steps",
+        ),
     ],
 )
 def test_data_that_do_not_fit_are_refused_before_anything_is_planned(tmp_path, data, changes, where, message):

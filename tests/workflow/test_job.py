@@ -35,7 +35,7 @@ def out(tmp_path):
         for name, result in (("train", "train/models/model.pt"), ("evaluate", "evaluation/scores.csv"))
     ]  # fmt: skip
     run = Run(name="a", kind="finetuning", facts={}, commands=tuple(commands), lists={}, cases={}, row={})
-    write_plan(tmp_path, workflow="study", name="made_up", runs=[(run, 1.0)])
+    write_plan(tmp_path, workflow="study", name="made_up", source="", runs=[(run, 1.0)])
     return tmp_path
 
 

@@ -80,9 +80,9 @@ def test_slurm_without_its_commands_is_named(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("path", "local"),
     [
-        ("/data/ct", "a ext4 disk"),
-        ("/tmp/out", "a tmpfs disk"),
-        ("/scratch/local/out", "a xfs disk"),
+        ("/data/ct", "ext4"),
+        ("/tmp/out", "tmpfs"),
+        ("/scratch/local/out", "xfs"),
         ("/shared disk/out", None),
         ("/scratch/out", None),
     ],
@@ -93,8 +93,36 @@ def test_a_disk_that_other_machines_do_not_see_is_refused(tmp_path, path, local)
     if local is None:
         check_shared({"--out": Path(path), "--data": None}, str(mounts))
         return
-    with pytest.raises(InputError, match=f"--out {path} is on .*{local}.*--shared_disk"):
+    with pytest.raises(InputError, match=f"--out {path} is on .*, a disk of this machine .{local}.*SHARED_DISK=1"):
         check_shared({"--data": Path("/scratch/ct"), "--out": Path(path)}, str(mounts))
+
+
+def test_all_such_paths_are_named_at_once(tmp_path):
+    (tmp_path / "mounts").write_text(MOUNTS)
+    with pytest.raises(InputError, match="--data /data .*; --out /tmp/out .*"):
+        check_shared({"--data": Path("/data"), "--out": Path("/tmp/out")}, str(tmp_path / "mounts"))
+
+
+def test_looking_cancels_nothing_and_says_how_much_is_left(tmp_path, capsys, no_engine, monkeypatch):
+    out = tmp_path / "out"
+    write_made_up(out)
+    monkeypatch.setattr("workflow.__main__.check_engine", lambda *_: "slurm")
+    cancelled = []
+    monkeypatch.setattr("workflow.__main__.cancel_left_jobs", cancelled.append)
+    words = ["few_label_curve", "--out", str(out), "--as_planned", "--profile", "slurm", "--shared_disk"]
+    main([*words, "--list"])
+    assert not cancelled and "--dry-run" in no_engine
+    # two pre-trainings of 10 minutes, and four fine-tunings of 5 for the most steps, with 50 of 60 steps
+    assert (
+        "made_up: 0 of 6 runs have ended; by the planned minutes, the others take about 37 min"
+        in capsys.readouterr().out
+    )
+    (out / "runs/pretrain_pretrained_seed0/.train.done").touch()
+    main(words)
+    assert (
+        cancelled == [out]
+        and "1 of 6 runs have ended; by the planned minutes, the others take about 27 min" in capsys.readouterr().out
+    )
 
 
 def test_a_folder_has_one_engine_and_what_a_killed_one_locked_is_free(tmp_path):
