@@ -43,7 +43,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 $(TESTED): $(INSTALLED)
-	@echo "Installing what the tests need into $(VENV): about 60 packages and 1 GB on disk."
+	@echo "Installing what the tests need into $(VENV): about 95 packages and 1 GB on disk."
 	$(PIP) --editable ".[test]"
 	touch $@
 
