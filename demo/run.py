@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from bundles.common.errors import InputError
+from tools.arguments import positive
 from tools.child_process import Stopped, available_cores, raise_on_signals, run_python
 
 from .stage import RECORDS, Attempt, Records, Stage
@@ -435,11 +436,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m demo.run", description="Run the demo on synthetic patients.")
     parser.add_argument("--out", type=Path, default=ROOT / "demo/out", help="output folder (default: demo/out)")
     parser.add_argument("--fresh", action="store_true", help="remove the results of an earlier demo and start over")
-    parser.add_argument("--pretrain_steps", type=_positive, help="pre-training steps (default: the cpu preset's)")
-    parser.add_argument(
-        "--finetune_steps", type=_positive, help="steps of each fine-tuning (default: the cpu preset's)"
-    )
-    parser.add_argument("--threads", type=_positive, default=available_cores(), help="threads (default: all cores)")
+    parser.add_argument("--pretrain_steps", type=positive, help="pre-training steps (default: the cpu preset's)")
+    parser.add_argument("--finetune_steps", type=positive, help="steps of each fine-tuning (default: the cpu preset's)")
+    parser.add_argument("--threads", type=positive, default=available_cores(), help="threads (default: all cores)")
     options = parser.parse_args(arguments)
 
     console = Console()
@@ -467,13 +466,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("Stopped. `make demo` continues from here.")
         return stop.status
     return 0
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return number
 
 
 if __name__ == "__main__":

@@ -277,6 +277,23 @@ def read_json(path: Path, then: str) -> Any:
         ) from None
 
 
+def first_difference(before: Mapping[str, Any], after: Mapping[str, Any], *, resized: str) -> tuple[int, str] | None:
+    """Compare names and sizes of data with those that a folder was made with.
+
+    Args:
+        before, after: name to size or sizes.
+        resized: what is said of a name whose sizes differ.
+
+    Returns:
+        How many names differ, and the first of them with how it does; None if none differs.
+    """
+    changed = [name for name in sorted({**before, **after}) if before.get(name) != after.get(name)]
+    if not changed:
+        return None
+    name = changed[0]
+    return len(changed), f"{name} {'is new' if name not in before else 'is gone' if name not in after else resized}"
+
+
 def _write_if_changed(path: Path, text: str) -> None:
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)

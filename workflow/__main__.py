@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bundles.common.errors import InputError
+from tools.arguments import positive
 from tools.bundle_runs import has_ended, read_plan
 from tools.child_process import available_cores
 
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="folder of the data")
     parser.add_argument("--out", type=Path, help="output folder (default: evidence/out/STUDY)")
     parser.add_argument("--profile", default="local", help="local, slurm, or the folder of a Snakemake profile")
-    parser.add_argument("--threads", type=_positive, help="threads of each job (default: from cores and GPUs)")
+    parser.add_argument("--threads", type=positive, help="threads of each job (default: from cores and GPUs)")
     parser.add_argument("--gpus", type=int, help="GPUs of this machine to use (default: all)")
     parser.add_argument("--tracking_uri", help="MLflow store of a study (default: sqlite:///OUT/mlruns.db)")
     parser.add_argument("--shared_disk", action="store_true", help="all machines see the folders named here")
@@ -174,13 +175,6 @@ def check_target(plan: Mapping[str, Any], target: str) -> None:
 def _study_file(name: str) -> str:
     """A study's name, or the whole path of its file: the engine works in the output folder."""
     return str(Path(name).resolve()) if Path(name).suffix in (".yaml", ".yml") else name
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return number
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from bundles.common.files import write_text
 from bundles.segmentation.tasks.proposal import proposed_row
 from bundles.segmentation.tasks.tasks import check_dataset, choose_task
 from evidence.study.study import BUNDLES, PRETRAIN, SEGMENT, preset_values, suggestion
-from tools.bundle_runs import LISTS, Command, Run, read_json, write_plan
+from tools.bundle_runs import LISTS, Command, Run, first_difference, read_json, write_plan
 
 from .folds import OWN, PRETRAINING, FoldArm, Folds, read_folds
 
@@ -291,12 +291,10 @@ def _check_contents(contents: Mapping[str, Any], out: Path) -> None:
     saved = read_json(path, "it is written again for the data that you pass next")
     for task, sections in contents.items():
         for section, files in sections.items():
-            before = saved.get(task, sections).get(section, {})
-            if changed := [name for name in sorted({**before, **files}) if before.get(name) != files.get(name)]:
-                name = changed[0]
-                how = "is new" if name not in before else "is gone" if name not in files else "has another size"
+            found = first_difference(saved.get(task, sections).get(section, {}), files, resized="has another size")
+            if found:
                 raise InputError(
-                    f"{out} was made with other data of {task}: {len(changed)} {section} files differ; {name} {how}. Its "
+                    f"{out} was made with other data of {task}: {found[0]} {section} files differ; {found[1]}. Its "
                     "folds belong to the other data. Choose another output folder, or restore the data."
                 )
 

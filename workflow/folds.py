@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field
 
 from bundles.common.errors import InputError
-from evidence.study.reading import describe
+from evidence.study.reading import build, read_entries
 from evidence.study.study import Entries, Minutes, Name, Options, Seed
 
 PRETRAINING = "pretraining"  # as the weights of an arm: the encoder of this workflow's own pre-training
@@ -114,13 +112,7 @@ def read_folds(path: Path) -> Folds:
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist. Pass a YAML file such as workflow/examples/cross_validation.yaml.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(content, Mapping):
-        raise InputError(f"{path} must contain entries such as 'name: spleen', not {content!r}.")
-    return check_folds(content, source=str(path))
+    return check_folds(read_entries(path, example="name: spleen"), source=str(path))
 
 
 def check_folds(content: Mapping[str, Any], *, source: str) -> Folds:
@@ -133,16 +125,10 @@ def check_folds(content: Mapping[str, Any], *, source: str) -> Folds:
     Raises:
         InputError: see `read_folds`.
     """
-    try:
-        folds = Folds.model_validate(content).model_copy(update={"source": source})
-    except ValidationError as error:
-        raise InputError("\n".join(f"{source}: {describe(each)}." for each in error.errors())) from None
-    for problem in itertools.chain(_problems(folds)):
-        raise InputError(f"{source}: {problem}.")
-    return folds
+    return build(Folds, content, source, _problems)
 
 
-def _problems(folds: Folds) -> Any:
+def _problems(folds: Folds) -> Iterator[str]:
     """What the entries do not say together."""
     scans = folds.pretraining.scans if folds.pretraining else []
     named = {

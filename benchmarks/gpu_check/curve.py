@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import queue
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ import torch
 from evidence.results.convergence import Chain, chain_of
 from evidence.results.paired_bootstrap import figure_of, paired_difference
 from evidence.results.power import smallest_difference, t_interval
+from tools.child_process import available_cores
 
 from .curve_data import CONTENTS, PATIENTS, synthetic, write_contents
 from .curve_runs import Recipe, finetune, is_finite, pack, pretrain
@@ -241,7 +241,7 @@ def _put(results: queue.Queue, name: Any, found: Any) -> None:
 
 def workers(settings: Settings) -> int:
     """Return how many runs go at once: one on each core but one, as long as the card has memory for them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     if settings.dry_run:
         return min(2, cores)
     return max(1, min(cores - 1, int(0.9 * torch.cuda.mem_get_info()[0] // MEMORY)))

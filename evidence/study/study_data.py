@@ -20,7 +20,7 @@ from bundles.common.errors import InputError
 from bundles.common.files import write_text
 from bundles.segmentation.tasks.proposal import proposed_row
 from bundles.segmentation.tasks.tasks import check_dataset, choose_task
-from tools.bundle_runs import read_json
+from tools.bundle_runs import first_difference, read_json
 from tools.synthetic_ct import write_dataset
 
 from .study import BUNDLES, SEGMENT, Study
@@ -163,12 +163,10 @@ def check_fingerprint(current: Mapping[str, Mapping[str, list[int]]], out: Path,
         return
     saved = read_json(path, "it is written again for the data that you pass next")
     for section in current:
-        before, after = saved.get(section, {}), current[section]
-        if changed := [name for name in sorted({**before, **after}) if before.get(name) != after.get(name)]:
-            name = changed[0]
-            how = "is new" if name not in before else "is gone" if name not in after else "has files of other sizes"
+        found = first_difference(saved.get(section, {}), current[section], resized="has files of other sizes")
+        if found:
             raise InputError(
-                f"{out} was made with other data than {data}: {len(changed)} {section} cases differ; {name} {how}. Its "
+                f"{out} was made with other data than {data}: {found[0]} {section} cases differ; {found[1]}. Its "
                 "task row and finished runs belong to the other data. Pass another --out, restore the data, or remove "
                 "the folder to start again."
             )
