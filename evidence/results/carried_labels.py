@@ -104,12 +104,11 @@ def carried_table(out: Path) -> str:
         if not (done := read_done(folder)):
             continue
         facts, rows = done["settings"]["facts"], done["carried"]
-        hidden = len(done["settings"]["cases"]["unlabelled"])
         known = [row for row in rows if row["dice"] is not None]
         both = [(row["agreement"], row["dice"]) for row in known if row["agreement"] is not None]
         scans = len({row["case"] for row in rows if row["kept"]})
         lines.append(
-            f"| {facts['arm']} | {facts['n']} | {facts['seed']} | {scans} of {hidden} | {_mean(known)} | "
+            f"| {facts['arm']} | {facts['n']} | {facts['seed']} | {scans} of {facts['steps']} | {_mean(known)} | "
             f"{_mean([row for row in known if row['kept']])} | {_correlation(both)} | {done['seconds'] / 60:.0f} |"
         )
     if not lines:

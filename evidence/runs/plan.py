@@ -317,17 +317,14 @@ class Planner:
                 "test": [_pair(case) for case in (*self.parts.validation.values(), *self.parts.tuning.values())],
             }
         )
-        command = self._propagate(
-            Path("runs", name, "carried"),
-            before,
-            options=self.study.arms[arm].propagation,
-            seed=seed,
-            purpose="training",
-        )
+        options = self.study.arms[arm].propagation
+        command = self._propagate(Path("runs", name, "carried"), before, options=options, seed=seed, purpose="training")
+        most = options.get("max_scans")
+        number = len(images) if most is None else min(most, len(images))
         return Run(
             name=name,
             kind="propagation",
-            facts={"arm": arm, "n": n, "seed": seed, "steps": len(images), **_start_facts(before)},
+            facts={"arm": arm, "n": n, "seed": seed, "steps": number, **_start_facts(before)},
             commands=(replace(command, result=CARRIED_LIST),),
             lists={CARRIED: content, TRUTH: self._list({"test": [_pair(case) for case in others.values()]})},
             row=self.row,

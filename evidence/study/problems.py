@@ -63,6 +63,8 @@ def arm_problems(study: Study) -> Iterator[str]:
                 f"arms.{name}.propagation needs a network that was pre-trained with the task {POSITION}, and tasks is "
                 f"{study.pretraining_of(name)['tasks']!r}. Add it in arms.{name}.pretraining"
             )
+        elif arm.masks_only and "max_scans" in arm.propagation:
+            yield f"arms.{name} has masks_only: every scored patient gets a mask. Remove propagation.max_scans"
         elif arm.masks_only and (arm.start is not None or arm.finetuning):
             yield f"arms.{name} has masks_only, so that nothing is trained: remove its start and finetuning"
         elif arm.start == "network":

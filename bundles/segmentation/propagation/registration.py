@@ -48,7 +48,8 @@ class RegistrationOptions:
         deformation_iterations: most steps of the deformation at each of two resolutions. Nothing else keeps it smooth.
             On two pairs of synthetic patients (6 mm) the mean Dice rose up to 8 and the transform folded from 20 on.
         sampling: share of the voxels that the metric is computed from, a regular pattern with a seeded jitter, but at
-            least `LEAST_SAMPLES` voxels. Time is proportional to it.
+            least `LEAST_SAMPLES` voxels. The time of the deformation is proportional to it. On six pairs of
+            head-and-neck CT 0.03 was as good as 0.1.
         bins: bins of the joint histogram along each axis.
         min_overlap: share of the fixed body that must lie in the moving scan's field of view, before and after.
         seed: of the jitter.
@@ -61,7 +62,7 @@ class RegistrationOptions:
     control_spacing: float = 45.0
     affine_iterations: int = 100
     deformation_iterations: int = 8
-    sampling: float = 0.1
+    sampling: float = 0.03
     bins: int = 32
     min_overlap: float = 0.2
     seed: int = 0
@@ -244,7 +245,7 @@ class _WorkingScan:
         image = sitk.BinShrink(image, factors)
         corners = np.array(np.meshgrid(*[(0, size - 1) for size in image.GetSize()])).reshape(3, -1).T
         points = np.array([image.TransformIndexToPhysicalPoint(corner.tolist()) for corner in corners])
-        # Any point of the scan must lie in the grid: outside of it the deformation ends with a jump.
+        # Any point of the scan must lie in the grid: the body may reach to its edge.
         origin = points.min(axis=0) - options.spacing
         size = np.ceil((points.max(axis=0) - origin) / options.spacing).astype(int) + 2
         grid = (size.tolist(), sitk.Transform(), sitk.sitkLinear, origin.tolist(), [*map(float, options.spacing)])
@@ -274,13 +275,31 @@ def _body(tissue: np.ndarray) -> np.ndarray:
     return np.stack([ndimage.binary_fill_holes(plane) for plane in largest])
 
 
+def _around_body(scan: _WorkingScan) -> tuple[_WorkingScan, np.ndarray]:
+    """Crop a scan to its body and the rim that is compared, and return it with that mask.
+
+    Control points in the air around would be fitted as well, and take the time of those in the body. Outside the box the
+    deformation is 0: what is no part of the body (an arm beside it) follows the affine map alone.
+    """
+    distance = ndimage.distance_transform_edt(~scan.body, sampling=scan.image.GetSpacing()[::-1])
+    compared = (distance <= RIM) & scan.seen
+    # One voxel more on each side, for the interpolation at the edge.
+    box = [
+        slice(max(0, int(found[0]) - 1), min(size, int(found[-1]) + 2))
+        for axis, size in enumerate(compared.shape)
+        for found in [np.flatnonzero(compared.any(axis=tuple({0, 1, 2} - {axis})))]
+    ]
+    z, y, x = box
+    cropped = _WorkingScan(scan.image[x, y, z], scan.seen[tuple(box)], scan.body[tuple(box)])
+    return cropped, compared[tuple(box)]
+
+
 class _Pair:
     """Two scans on their working grids, and the steps between them."""
 
     def __init__(self, moving: _WorkingScan, fixed: _WorkingScan, options: RegistrationOptions) -> None:
+        fixed, compared = _around_body(fixed)
         self.moving, self.fixed, self.options = moving, fixed, options
-        distance = ndimage.distance_transform_edt(~fixed.body, sampling=fixed.image.GetSpacing()[::-1])
-        compared = (distance <= RIM) & fixed.seen
         self.voxels = int(compared.sum())
         self.mask = _as_mask(compared, fixed.image)
         self.field_of_view = _as_mask(moving.seen, moving.image)
@@ -298,7 +317,10 @@ class _Pair:
 
     def information(self, transform: SimpleITK.Transform) -> float:
         """Return the mutual information at a transform, in nats."""
-        return -self._method(transform, ()).MetricEvaluate(self.fixed.image, self.moving.image)
+        method = self._method(transform, ())
+        method.SetMetricUseMovingImageGradientFilter(False)  # an image of gradients, which nothing here reads
+        method.SetMetricUseFixedImageGradientFilter(False)
+        return -method.MetricEvaluate(self.fixed.image, self.moving.image)
 
     def overlap(self, transform: SimpleITK.Transform) -> float:
         """Return the share of the fixed body that a transform maps into the moving field of view."""

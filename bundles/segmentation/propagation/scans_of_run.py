@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ...common.cases.failures import Failures
 from ...common.data.case_names import case_names
@@ -25,6 +28,8 @@ from ...common.errors import InputError
 from ...common.scans.nifti import open_scan
 from ..inference.inputs import segmentation_inputs
 from .itk_images import as_volume
+
+logger = logging.getLogger(__name__)
 
 TRAINING, MASKS = "training", "masks"
 PURPOSES = (TRAINING, MASKS)
@@ -75,6 +80,7 @@ def scans_of_run(
     seed: int = 0,
     unlabelled: str | Sequence[str] | None = None,
     purpose: str = TRAINING,
+    max_scans: int | None = None,
     output_dir: str,
 ) -> ScansOfRun:
     """List the scans of a run.
@@ -85,12 +91,16 @@ def scans_of_run(
         unlabelled: folders (NIfTI or DICOM), NIfTI files, or data lists (their ``unlabelled`` section; without one,
             the images of ``training``). None: the ``unlabelled`` section of the labelled scans' own list.
         purpose: ``training``: validation and test scans must not be among the unlabelled ones. ``masks``: they may be.
+        max_scans: most unlabelled scans that get labels, drawn by the seed: with the same seed, fewer are part of more.
+            None: all.
         output_dir: where converted DICOM series are written.
 
     Raises:
-        InputError: there are no labelled or no unlabelled scans; or, for training, a validation or test scan is among
-            the unlabelled ones, also as a copy under another name.
+        InputError: there are no labelled or no unlabelled scans; ``max_scans`` is no number of scans; or, for training, a
+            validation or test scan is among the unlabelled ones, also as a copy under another name.
     """
+    if max_scans is not None and (isinstance(max_scans, bool) or not isinstance(max_scans, int) or max_scans < 1):
+        raise InputError(f"--max_scans {max_scans!r} must be a whole number, 1 or more, or null for all scans.")
     path = data_list_path(dataset_dir, data_list)
     content = parse_data_list(path)
     entries = content.get("training", []) + content.get("validation", [])
@@ -127,12 +137,26 @@ def scans_of_run(
     if purpose == TRAINING:
         _refuse_held_out(targets, held_out, path)
     names = case_names([first_file(entry) for entry in (*labelled, *targets.values())])
+    unlabelled_scans = sorted(
+        (_scan(entry, names, label=False) for entry in targets.values()), key=lambda scan: scan.name
+    )
     return ScansOfRun(
         tuple(_scan(entry, names) for entry in labelled),
-        tuple(sorted((_scan(entry, names, label=False) for entry in targets.values()), key=lambda scan: scan.name)),
+        _drawn(unlabelled_scans, max_scans, seed),
         held_out,
         unreadable,
     )
+
+
+def _drawn(scans: Sequence[Scan], most: int | None, seed: int) -> tuple[Scan, ...]:
+    """Return at most so many of the scans, in their order."""
+    if most is None or most >= len(scans):
+        return tuple(scans)
+    logger.info(
+        "labels are carried to %d of the %d unlabelled scans (--max_scans), drawn by the seed", most, len(scans)
+    )
+    drawn = np.random.default_rng(seed).permutation(len(scans))[:most]
+    return tuple(scans[index] for index in sorted(drawn))
 
 
 def _scan(entry: Mapping[str, Any], names: Mapping[str, str], *, label: bool = True) -> Scan:

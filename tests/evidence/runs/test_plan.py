@@ -349,6 +349,16 @@ def test_labels_are_carried_from_the_subset_to_all_others_and_never_to_what_is_s
     assert len(run.cases["unlabelled"]) == 10
 
 
+@pytest.mark.parametrize(("most", "number"), [(4, 4), (100, 11), (None, 11)])
+def test_a_propagation_to_some_scans_takes_their_share_of_the_time(most, number):
+    propagation = {"atlases": 2, "max_scans": most}
+    arms = {name: dict(arm) for name, arm in CARRIED_ARMS.items() if name in ("scratch", "carried")}
+    arms["carried"]["propagation"] = propagation
+    run = named(planner(arms=arms, ablation=None, search=None).curve())["carry_carried_n2_seed1"]
+    assert run.facts["steps"] == number and run.commands[0].options["max_scans"] == most
+    assert len(run.lists["carried"]["unlabelled"]) == 11  # drawn by the bundle
+
+
 def test_masks_alone_are_carried_to_the_scored_patients():
     run = carried_runs()["finetune_masks_n4_seed0"]
     (command,) = run.commands

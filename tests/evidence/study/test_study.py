@@ -131,6 +131,18 @@ HEADROOM = {"n": [2], "seeds": [0], "convergence": {"seeds": [9], "most": 200}}
             "arms.pretrained has masks_only.*remove its start and finetuning",
         ),
         (
+            {
+                "arms": arms(
+                    pretrained={
+                        "pretraining": {"tasks": ["position"]},
+                        "propagation": {"max_scans": 9},
+                        "masks_only": True,
+                    }
+                )
+            },
+            "arms.pretrained has masks_only: every scored patient gets a mask. Remove propagation.max_scans",
+        ),
+        (
             {"arms": arms(pretrained={"pretraining": {"tasks": ["position"]}, "propagation": {"unlabelled": "x"}})},
             "arms.pretrained.propagation.unlabelled is set by the plan",
         ),

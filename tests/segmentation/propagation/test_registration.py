@@ -92,7 +92,7 @@ def test_a_known_scale_rotation_and_shift_is_found():
     affine = found.transform.GetNthTransform(0)
     assert errors(affine, warp(), label).mean() < 1.5
     far = errors(found.transform, warp(), label)
-    assert far.mean() < 2 and np.percentile(far, 95) < 4
+    assert far.mean() < 2.5 and np.percentile(far, 95) < 4  # a third and a half of a voxel of the working grid
     assert found.before < found.starts[found.start] + 1e-9 < found.affine < found.after + 0.02
     determinant = np.linalg.det(warp()[:3, :3])
     assert 0.5 * determinant < found.least_jacobian < determinant and found.overlap > 0.9
@@ -116,7 +116,7 @@ def test_the_given_scale_and_shift_map_fixed_to_moving_points():
 
 
 def test_the_working_grid_holds_the_whole_scan_and_does_not_depend_on_the_stored_axes():
-    """Outside of the grid a deformation ends with a jump. Voxels are averaged along the axes that are finer."""
+    """The body may reach to the edge of the scan. Voxels are averaged along the axes that are finer."""
     affine = np.diag([2.0, 4.0, 1.0, 1.0])
     affine[:3, 3] = (-50, 20, 300)
     scan = Volume(np.random.default_rng(0).normal(50, 30, (48, 24, 64)).astype(np.float32), affine)
@@ -133,6 +133,33 @@ def test_the_working_grid_holds_the_whole_scan_and_does_not_depend_on_the_stored
     for point in nib.affines.apply_affine(affine, corners) * (-1, -1, 1):
         index = np.array(one.image.TransformPhysicalPointToContinuousIndex(point.tolist()))
         assert (index >= 0).all() and (index <= np.array(one.image.GetSize()) - 1).all()
+
+
+def test_air_around_the_body_changes_nothing():
+    """It has no control points: the deformation takes the time of the body, however wide the scan is."""
+    moving, _ = scan_of(3, spacing=(8.0, 8.0, 8.0))
+    fixed, _ = scan_of(4, spacing=(8.0, 8.0, 8.0))
+
+    def in_air(*widths):
+        affine = fixed.affine.copy()
+        affine[:3, 3] -= affine[:3, :3] @ [before for before, _ in widths]
+        return Volume(np.pad(fixed.voxels, widths, constant_values=-1000), affine)
+
+    scans = in_air((3, 3), (3, 3), (0, 0)), in_air((8, 12), (10, 4), (0, 0))
+    options = replace(OPTIONS, deformation_iterations=2)
+    one, two = (register(moving, scan, shift=start_shift(3, 4), options=options) for scan in scans)
+    assert one.reason == two.reason == ""
+    points = np.array([[-40.0, 30.0, -20.0], [25.0, -35.0, 30.0], [0.0, 0.0, 0.0]]) + middle(draw_patient(4)) * (
+        -1,
+        -1,
+        1,
+    )
+    mapped = [[each.transform.TransformPoint(point) for point in points.tolist()] for each in (one, two)]
+    assert np.abs(np.subtract(*mapped)).max() < 1e-3
+    moved = np.subtract(
+        mapped[0], [one.transform.GetNthTransform(0).TransformPoint(point) for point in points.tolist()]
+    )
+    assert np.abs(moved).max() > 0.5  # the deformation does something there
 
 
 def test_the_best_of_five_starts_wins():

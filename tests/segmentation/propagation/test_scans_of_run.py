@@ -102,6 +102,30 @@ def test_what_cannot_be_read_is_told_and_costs_no_other(data, tmp_path_factory):
     assert run(data, unlabelled=str(folder)).unreadable == {} and not (data / "out" / "failed.csv").exists()
 
 
+def test_fewer_scans_are_a_seeded_part_of_more(data, caplog):
+    scans = [f"s{index}" for index in range(8)]
+    for seed, name in enumerate(scans):
+        write(data, name, 30 + seed)
+    write_list(data, unlabelled=[f"./{name}.nii.gz" for name in reversed(scans)])
+    assert names(run(data).targets) == names(run(data, max_scans=8).targets) == scans
+    with caplog.at_level("INFO"):
+        three = names(run(data, max_scans=3, seed=1).targets)
+    assert "labels are carried to 3 of the 8 unlabelled scans" in caplog.text
+    assert len(three) == 3 and three == sorted(three) and three == names(run(data, max_scans=3, seed=1).targets)
+    assert set(three) < set(names(run(data, max_scans=6, seed=1).targets))
+    assert any(names(run(data, max_scans=3, seed=seed).targets) != three for seed in range(2, 6))
+    for wrong in (0, 2.5, True, "3"):
+        with pytest.raises(InputError, match=r"--max_scans .* must be a whole number"):
+            run(data, max_scans=wrong)
+
+
+def test_a_held_out_scan_is_refused_whether_drawn_or_not(data):
+    write_list(data, unlabelled=["./c.nii.gz", "./d.nii.gz", "./v.nii.gz"])
+    for seed in range(4):
+        with pytest.raises(InputError, match="validation scans or patients"):
+            run(data, max_scans=1, seed=seed)
+
+
 def copy_of_v(data, name: str) -> str:
     """Validation scan v under another name, with its axes in another order, compressed again."""
     image = nib.load(data / "v.nii.gz")
