@@ -3,9 +3,9 @@
 
     python -m evidence.report OUT
 
-Writes ``power.md``; ``curve.csv``, ``curve.md`` and ``curve.png``; for a headroom ``headroom.csv`` and ``headroom.md``;
-``carried.md`` where labels were carried; and for an ablation ``ablation.csv``, ``ablation.md`` and ``ablation.png``. Runs
-that have not ended leave their places empty.
+Writes ``power.md``; ``curve.csv``, ``curve.md`` and ``curve.png``; for a headroom ``headroom.csv``, ``headroom.md``
+and ``headroom.png``; ``carried.md`` where labels were carried; and for an ablation ``ablation.csv``, ``ablation.md`` and
+``ablation.png``. Runs that have not ended leave their places empty.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tools.bundle_runs import PLAN
 from .results.carried_labels import carried_table
 from .results.convergence import read_chain
 from .results.figure import ablation_figure, curve_figure
+from .results.headroom_figure import headroom_figure
 from .results.headroom_table import headroom_markdown, headroom_rows
 from .results.power_table import power_markdown
 from .results.records import read_figures, read_outline, read_results
@@ -54,7 +55,7 @@ def write_report(out: Path) -> str:
     _write(out, "curve", rows, parts[1], curve_figure(outline, results, rows))
     if headroom:
         parts.append(headroom_markdown(outline, of_headroom, chains))
-        _write(out, "headroom", of_headroom, parts[-1])
+        _write(out, "headroom", of_headroom, parts[-1], headroom_figure(outline, results, of_headroom, chains))
     if carried := carried_table(out):
         parts.append("# Carried labels against the true ones that were hidden\n\n" + carried)
         write_text(out / "carried.md", parts[-1])

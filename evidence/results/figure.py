@@ -42,12 +42,12 @@ def curve_figure(outline: Mapping[str, Any], results: Sequence[Result], rows: Ro
     columns = [outline["labels"].index(name) for name in outline["first_figure"]]
     label = main_label(outline)
     what = f"{outline['study']}: mean of {', '.join(outline['first_figure'])}" if label == FIRST else outline["study"]
-    figure, panels = _empty(what, [str(n) for n in curve["n"]], ends="line: mean", ratios=(3, 2))
+    figure, panels = empty_figure(what, [str(n) for n in curve["n"]], ends="line: mean", ratios=(3, 2))
     for number, arm in enumerate(arms):
         shift = WIDTH * (number - (len(arms) - 1) / 2)
         places = {n: place + shift for place, n in enumerate(curve["n"])}
         colour = COLOURS[number % len(COLOURS)]
-        _draw_arm(panels, curve, results, rows, arm=arm, places=places, colour=colour, label=label, columns=columns)
+        draw_arm(panels, curve, results, rows, arm=arm, places=places, colour=colour, label=label, columns=columns)
     for panel in panels:
         panel.set_xlabel("labelled patients")
     panels[0].legend(fontsize=8, frameon=False, loc="best")
@@ -69,11 +69,11 @@ def ablation_figure(outline: Mapping[str, Any], results: Sequence[Result], rows:
     columns = [outline["labels"].index(name) for name in outline["first_figure"]]
     title = f"{outline['study']}: proxy tasks, {ablation['n']} labelled patients"
     names = ["\n".join(each["tasks"]) or CONTROL for each in ablation["rows"]]
-    figure, panels = _empty(title, names, ends="circle: mean", ratios=(1, 1))
+    figure, panels = empty_figure(title, names, ends="circle: mean", ratios=(1, 1))
     for place, each in enumerate(ablation["rows"]):
         colour = COLOURS[0 if each["arm"] == CONTROL else 1]
         places = {ablation["n"]: place}
-        _draw_arm(
+        draw_arm(
             panels, ablation, results, rows, arm=each["arm"], places=places, colour=colour, label=label, columns=columns
         )
     for panel in panels:
@@ -81,10 +81,21 @@ def ablation_figure(outline: Mapping[str, Any], results: Sequence[Result], rows:
     return figure
 
 
-def _empty(title: str, ticks: Sequence[str], *, ends: str, ratios: tuple[int, int]) -> tuple[Figure, tuple[Axes, Axes]]:
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+def empty_figure(
+    title: str, ticks: Sequence[str], *, ends: str, ratios: Sequence[int]
+) -> tuple[Figure, tuple[Axes, ...]]:
+    """Return a figure with a panel for Dice and one for differences, and more panels to the right of them.
+
+    Args:
+        title: of the figure.
+        ticks: of the x axis of both panels, from 0 on.
+        ends: what marks the mean in the first panel.
+        ratios: widths of the panels, two or more.
+    """
+    figure = Figure(figsize=(10 + 5 * (len(ratios) - 2), 4.4), layout="constrained")
     FigureCanvasAgg(figure)
-    dice, difference = figure.subplots(1, 2, width_ratios=ratios)
+    panels = tuple(figure.subplots(1, len(ratios), width_ratios=ratios))
+    dice, difference = panels[:2]
     dice.set_title(f"Dice; dot: a patient, mean over seeds; {ends}", fontsize=10)
     difference.set_title(f"Dice, minus {CONTROL}; {LEVEL:.0%}: bar, bootstrap; line, t over seeds", fontsize=10)
     difference.axhline(0, color="0.5", linewidth=1)
@@ -92,13 +103,14 @@ def _empty(title: str, ticks: Sequence[str], *, ends: str, ratios: tuple[int, in
     for panel in (dice, difference):
         panel.set_xticks(range(len(ticks)), ticks)
         panel.set_xlim(-0.6, len(ticks) - 0.4)
+    for panel in panels:
         panel.grid(axis="y", alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=11)
-    return figure, (dice, difference)
+    return figure, panels
 
 
-def _draw_arm(
+def draw_arm(
     panels: tuple[Axes, Axes],
     part: Mapping[str, Any],
     results: Sequence[Result],
@@ -110,6 +122,19 @@ def _draw_arm(
     label: str,
     columns: Sequence[int],
 ) -> None:
+    """Draw one arm into the panels of Dice and of differences.
+
+    Args:
+        panels: the two.
+        part: part of the outline, with ``seeds``.
+        results: finished runs.
+        rows: of the table of this part.
+        arm: its name.
+        places: n to its place on the x axis.
+        colour: of the arm.
+        label: label of the rows.
+        columns: indices of the labels that a patient's dot is the mean of.
+    """
     dice, difference = panels
     arm_rows = [row_of(rows, n, arm, label, "dice") for n in places]
     at = list(places.values())

@@ -24,16 +24,29 @@ def headroom_rows(
         results: finished runs.
         chains: n to its chain.
     """
-    headroom = outline["headroom"]
     rows = []
-    for n in headroom["n"]:
-        own = [*results, *_renamed(results, CONTROL, CEILING, n=n, where={"n": headroom["all"]})]
-        chosen = chains[n].chosen if n in chains else None
-        own = [result for result in own if result.facts["arm"] != CONVERGED or result.facts["steps"] == chosen]
-        if chosen == headroom["steps"][str(n)]:
-            own += _renamed(results, CONTROL, CONVERGED, n=n, where={"n": n})
-        rows += rows_of(outline, own, headroom, n=n, arms=arms_of(outline))
+    for n in outline["headroom"]["n"]:
+        own = results_at(outline, results, chains, n)
+        rows += rows_of(outline, own, outline["headroom"], n=n, arms=arms_of(outline))
     return rows
+
+
+def results_at(
+    outline: Mapping[str, Any], results: Sequence[Result], chains: Mapping[int, Chain], n: int
+) -> list[Result]:
+    """Return the results of the headroom at n: those with all labels as `CEILING`, those of enough steps as `CONVERGED`.
+
+    Args:
+        outline, results, chains: as for `headroom_rows`.
+        n: number of labelled patients.
+    """
+    headroom = outline["headroom"]
+    own = [*results, *_renamed(results, CONTROL, CEILING, n=n, where={"n": headroom["all"]})]
+    chosen = chains[n].chosen if n in chains else None
+    own = [result for result in own if result.facts["arm"] != CONVERGED or result.facts["steps"] == chosen]
+    if chosen == headroom["steps"][str(n)]:
+        own += _renamed(results, CONTROL, CONVERGED, n=n, where={"n": n})
+    return own
 
 
 def arms_of(outline: Mapping[str, Any]) -> list[str]:
