@@ -16,7 +16,6 @@ from .headroom_table import arms_of, results_at
 from .records import Result
 from .table import main_label
 
-
 CHAIN_COLOURS = COLOURS[4:]  # not those of the arms
 
 
