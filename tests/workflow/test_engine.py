@@ -96,6 +96,23 @@ def test_runs_of_an_earlier_version_are_taken_over(whole, tmp_path):
     assert tables(old) == tables(whole[0]) and steps_of(old) == steps
 
 
+def test_runs_that_are_missing_are_made_whatever_tables_are_there(whole, tmp_path):
+    """A report draws the tables of an unfinished study at any time, and the files of a run may be removed."""
+    out = tmp_path / "out"
+    shutil.copytree(whole[0], out)
+    shutil.rmtree(out / ".snakemake")
+    removed = out / "runs" / "finetune_scratch_n2_seed1"
+    for name in ("train", "evaluation"):
+        shutil.rmtree(removed / name)
+    for path in (path for path in removed.iterdir() if path.is_file()):
+        path.unlink()
+    write_report(out)
+    assert "| 2 | scratch | 1 of 2 |" in (out / "curve.md").read_text()
+    text = finish(out)
+    assert "finetune_scratch_n2_seed1: train ..." in text and "finetune_scratch_n2_seed0: train ..." not in text
+    assert tables(out) == tables(whole[0])
+
+
 def test_kills_at_random_moments_cost_the_interrupted_step_alone(whole, tmp_path):
     """The engine is killed, then a job, then all at once, then told to stop, then by Ctrl-C, in turn."""
     out, generator = tmp_path / "out", random.Random(SEED)

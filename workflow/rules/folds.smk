@@ -35,7 +35,7 @@ rule submit:
 rule cross_validation:
     input:
         "results/results.md",
-        [result(name, -1) for name in ENDS["inference"]],
+        [result(name, -1) for name in (*ENDS["finetuning"], *ENDS["inference"])],
     default_target: True
 
 

@@ -77,28 +77,38 @@ rule track:
         f"{PYTHON} -m evidence.track --out {OUT_WORD}{URI}"
 
 
+def runs_of(part):
+    """Results of all its runs. A table alone does not say that they are there: a report draws it at any time."""
+    return [result(name, -1) for name in PARTS.get(part, [])]
+
+
 rule few_label_curve:
     input:
         ".tracked_curve",
+        runs_of("curve"),
 
 
 rule headroom:
     input:
         ".tracked_headroom",
+        runs_of("headroom"),
 
 
 rule ablation:
     input:
         ".tracked_ablation",
+        runs_of("ablation"),
 
 
 rule search:
     input:
         ".tracked_search",
+        runs_of("search"),
 
 
 # All parts that are reported, without the search.
 rule study:
     input:
         [f".tracked_{part}" for part in PARTS if part != "search"],
+        [runs_of(part) for part in PARTS if part != "search"],
     default_target: True
