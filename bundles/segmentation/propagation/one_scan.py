@@ -33,6 +33,7 @@ from .registration import RegistrationOptions, register
 from .scans_of_run import Scan
 
 RECORDS = ".propagated"  # folder of the records, in the output
+PICTURE_MARGIN = 30.0  # mm around the organs
 FORMAT = 2  # of the records; another number makes all scans anew
 
 
@@ -319,11 +320,24 @@ def _millilitres(voxels: np.ndarray, grid: Volume, labels: Mapping[int, str]) ->
 def _write_picture(path: Path, scan: Volume, label: np.ndarray, recipe: Recipe) -> None:
     ras, label = scan.to_ras(), Volume(label, scan.affine).to_ras().voxels
     colours = {**organ_colours(recipe.labels), IGNORE: (1.0, 1.0, 1.0)}
+    box = _box_around(np.isin(label, list(recipe.labels)), ras.spacing)
     picture = thumbnail(
-        ras.voxels, spacing=ras.spacing, box=[], window=tuple(recipe.picture_window), label=label, colours=colours
+        ras.voxels, spacing=ras.spacing, box=box, window=tuple(recipe.picture_window), label=label, colours=colours
     )
     with atomic_path(path) as temporary:
         np.save(temporary, picture)
+
+
+def _box_around(organs: np.ndarray, spacing: Sequence[float]) -> list[list[int]]:
+    """Return the half-open box of a mask and `PICTURE_MARGIN` around it, or [] for an empty mask."""
+    box = []
+    for axis, size in enumerate(organs.shape):
+        found = np.flatnonzero(organs.any(axis=tuple({0, 1, 2} - {axis})))
+        if not len(found):
+            return []
+        margin = math.ceil(PICTURE_MARGIN / spacing[axis])
+        box.append([max(0, int(found[0]) - margin), min(size, int(found[-1]) + 1 + margin)])
+    return box
 
 
 def _rounded(value: Any) -> Any:
