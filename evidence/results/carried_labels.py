@@ -37,8 +37,8 @@ def compare_with_truth(run: Run, folder: Path) -> list[dict[str, Any]]:
         folder: its folder, which gets `PICTURE`.
 
     Returns:
-        Rows with ``case``, ``label``, ``agreement`` (None with one copy), ``kept`` and ``dice`` (None where neither the
-        scan nor the carried label has the organ). Scans that were left out before registration have none.
+        Rows with ``case``, ``label``, ``agreement`` (None with one copy), ``kept`` and ``dice`` (None where the scan's own
+        label lacks the organ, as in the scores). Scans that were left out before registration have none.
     """
     labels, rows = organ_names(run.row["labels"]), []
     table = _read_table(folder)
@@ -48,13 +48,14 @@ def compare_with_truth(run: Run, folder: Path) -> list[dict[str, Any]]:
         mask = folder / CARRIED / "masks" / f"{name}_seg.nii.gz"
         if not mask.is_file():
             continue
-        dice = dice_of_organs(_voxels(mask), _voxels(entry["label"]), labels=labels)
+        truth = _voxels(entry["label"])
+        dice = dice_of_organs(_voxels(mask), truth, labels=labels)
+        drawn = {organ for value, organ in labels.items() if (truth == value).any()}
         for row in table.get(name, []):
             agreed = float(row["agreement"]) if row["agreement"] else None
-            value = dice[row["organ"]]
             rows.append(
                 {"case": case, "label": row["organ"], "agreement": agreed, "kept": row["kept"] == "true"}
-                | {"dice": None if math.isnan(value) else round(value, 6)}
+                | {"dice": round(dice[row["organ"]], 6) if row["organ"] in drawn else None}
             )
     if rows:
         shown = [{"organ": row["label"], "agreement": row["agreement"], "dice": row["dice"]} for row in rows]
