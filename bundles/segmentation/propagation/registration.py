@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import SimpleITK
 
 RIM = 8.0  # mm around the body that count as well, so that the skin's outline takes part
+REACH = 24.0  # mm beyond the compared part of the fixed scan, where the moving scan is kept for the deformation
 STARTS = (-2.0, -1.0, 0.0, 1.0, 2.0)  # on head-and-neck CT the best start was at most 30 mm from that by positions
 LEAST_SAMPLES = 4000  # of the metric, at coarse resolutions with few voxels; else its histogram is nearly empty
 LEAST_BODY = 1000  # voxels of the working grid; with fewer the histogram of mutual information is empty
@@ -46,7 +47,8 @@ class RegistrationOptions:
             and takes longer.
         affine_iterations: most steps of the affine map at each of three resolutions.
         deformation_iterations: most steps of the deformation at each of two resolutions. Nothing else keeps it smooth.
-            On two pairs of synthetic patients (6 mm) the mean Dice rose up to 8 and the transform folded from 20 on.
+            On eight pairs of head-and-neck CT, 12 with control points at 60 mm gave a mean Dice of 0.56; L-BFGS-B with 8
+            at 45 mm gave 0.54 and took longer.
         sampling: share of the voxels that the metric is computed from, a regular pattern with a seeded jitter, but at
             least `LEAST_SAMPLES` voxels. The time of the deformation is proportional to it. On six pairs of
             head-and-neck CT 0.03 was as good as 0.1.
@@ -59,9 +61,9 @@ class RegistrationOptions:
     spacing: Sequence[float] = (4.0, 4.0, 2.5)
     body_above: float = -300.0
     start_shift: float = 15.0
-    control_spacing: float = 45.0
+    control_spacing: float = 60.0
     affine_iterations: int = 100
-    deformation_iterations: int = 8
+    deformation_iterations: int = 12
     sampling: float = 0.03
     bins: int = 32
     min_overlap: float = 0.2
@@ -136,7 +138,7 @@ def register(
 
     The start is ``moving point = scale * fixed point + shift`` along each axis in RAS mm, the form in which a map of
     positions is fitted. From there: the best of five starts by mutual information, an affine map at three resolutions
-    (regular step gradient descent), and cubic B-splines at two (L-BFGS-B).
+    (regular step gradient descent), and cubic B-splines at two (L-BFGS).
 
     The same input gives the same bytes, in any process and on any number of cores: one thread, a seed for the samples.
     Run pairs in parallel in processes, not in threads: the number of threads is a setting of the whole process.
@@ -357,15 +359,29 @@ class _Pair:
         mesh = [max(1, round(length / self.options.control_spacing)) for length in lengths]
         deformation = sitk.BSplineTransformInitializer(image, mesh, order=3)
         method = self._method(deformation, ((2, 4.0), (1, 0.0)))
-        method.SetMovingInitialTransform(affine)
-        method.SetOptimizerAsLBFGSB(
-            gradientConvergenceTolerance=1e-5,
+        # Not SetMovingInitialTransform: multiplying the Jacobian of each sample by the affine map takes a quarter of the
+        # time.
+        moving = self._moved(self.moving.image, affine, sitk.sitkLinear, float(self.options.hu_window[0]))
+        method.SetMetricMovingMask(self._moved(self.field_of_view, affine, sitk.sitkNearestNeighbor, 0))
+        method.SetOptimizerAsLBFGS2(
+            solutionAccuracy=1e-5,
             numberOfIterations=int(self.options.deformation_iterations),
-            maximumNumberOfCorrections=5,
-            maximumNumberOfFunctionEvaluations=3 * int(self.options.deformation_iterations),
+            hessianApproximateAccuracy=5,
+            lineSearchMaximumEvaluations=20,
         )
-        method.Execute(image, self.moving.image)
+        method.Execute(image, moving)
         return sitk.CompositeTransform([affine, deformation])  # the last is applied first
+
+    def _moved(
+        self, scan: SimpleITK.Image, affine: SimpleITK.AffineTransform, interpolator: int, outside: float
+    ) -> SimpleITK.Image:
+        """Return a moving image on the fixed grid, and as far beyond it as a deformation may reach."""
+        fixed = self.fixed.image
+        border = [math.ceil(REACH / size) for size in fixed.GetSpacing()]
+        size = [own + 2 * more for own, more in zip(fixed.GetSize(), border, strict=True)]
+        origin = fixed.TransformIndexToPhysicalPoint([-more for more in border])
+        grid = (size, affine, interpolator, origin, fixed.GetSpacing(), fixed.GetDirection())
+        return simple_itk().Resample(scan, *grid, outside)
 
     def least_jacobian(self, transform: SimpleITK.Transform) -> float:
         sitk = simple_itk()
