@@ -272,11 +272,11 @@ def verdict(row: Mapping[str, Any]) -> str:
     figures += f"; {_by_seed(row)}" + "".join(f"; {doubt}" for doubt in _doubts(row))
     if row["low"] <= 0 <= row["high"]:
         return f"no difference shown ({figures}; it contains 0)."
-    kind = "gains" if row["low"] > 0 else "loses"
+    kind = "gain" if row["low"] > 0 else "loss"
     if row["t_low"] > 0 or row["t_high"] < 0:
-        return f"pre-training {kind} ({figures})."
+        return f"a {kind} is shown ({figures})."
     why = "the t interval over seeds contains 0" if t_ends else "one seed has no t interval"
-    return f"a hint that pre-training {kind}, not shown ({figures}; {why})."
+    return f"a hint of a {kind}, not shown ({figures}; {why})."
 
 
 def _by_seed(row: Mapping[str, Any]) -> str:

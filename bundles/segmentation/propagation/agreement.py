@@ -119,7 +119,7 @@ class Limits:
     """
 
     min_agreement: float = 0.6
-    min_confidence: float = 0.6
+    min_confidence: float = 0.3
     volume_ratio: Sequence[float] = (0.5, 2.0)
 
     def __post_init__(self) -> None:

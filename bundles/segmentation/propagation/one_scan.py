@@ -44,7 +44,7 @@ class Recipe:
     Attributes:
         registration: see `RegistrationOptions`.
         labels: organ name of each label value, without the background.
-        threshold: confidence below which a voxel is unknown.
+        threshold: confidence below which a voxel is unknown; with one copy ``limits.min_confidence``, if that is less.
         gain: votes are weighted by local likeness to this power.
         likeness_window: mm; edge of the cube in which two scans are compared.
         unknown_margin: mm; where an organ is not kept, voxels this close to any of its carried copies are unknown.
@@ -264,7 +264,9 @@ def _label(job: Job, result: dict[str, Any]) -> None:
             if (truth == value).any() and value in set.union(*holds)  # what no copy has says nothing of carrying
         }
         return
-    label = np.where(fused.confidence < recipe.threshold, IGNORE, fused.label).astype(np.uint8)
+    # One copy has no votes to share: its confidence is its likeness, which is lower.
+    threshold = recipe.threshold if len(copies) > 1 else min(recipe.threshold, recipe.limits.min_confidence)
+    label = np.where(fused.confidence < threshold, IGNORE, fused.label).astype(np.uint8)
     decisions = decide(
         job.target.name,
         agreements=agreed,

@@ -105,4 +105,4 @@ def test_a_study_of_one_seed_says_that_it_cannot(tmp_path):
     write_study(tmp_path, plan, gain=0.05)
     text = write_report(tmp_path)
     assert "- n = 2: one seed has no spread: this study cannot tell a pre-training from luck" in text
-    assert "a hint that pre-training gains, not shown" in text and "one seed has no t interval" in text
+    assert "a hint of a gain, not shown" in text and "one seed has no t interval" in text

@@ -22,6 +22,7 @@ from bundles.common.scans.reading import Volume
 from bundles.segmentation.propagation import one_scan
 from bundles.segmentation.propagation import propagate as module
 from bundles.segmentation.propagation.agreement import Limits
+from bundles.segmentation.propagation.fusion import IGNORE
 from bundles.segmentation.propagation.one_scan import Recipe
 from bundles.segmentation.propagation.position_fit import fit_positions, profiles_of
 from bundles.segmentation.propagation.position_network import ScanPosition
@@ -327,6 +328,11 @@ def test_two_labelled_scans_and_one(data, tmp_path):
         assert (out / "left_one_out.csv").exists() == (number == 2)
         reasons = {row["reason"].split(",")[0].split(" 0.")[0] for row in table(out) if row["kept"] == "true"}
         assert reasons == ({"the copies agree by Dice"} if number == 2 else {"one copy only"})
+        # Votes of two copies are compared with threshold; the likeness of one, which is lower, with min_confidence.
+        least = 60 if number == 2 else 30
+        label, percent = (np.asarray(nib.load(out / part / "p3.nii.gz").dataobj) for part in ("labels", "confidence"))
+        known = percent[(label != IGNORE) & (label != 0)]
+        assert known.min() >= least - 1 and (known < least + 15).any()
 
 
 def test_masks_without_training(data, done, tmp_path):
