@@ -30,10 +30,12 @@ class Fused:
     Attributes:
         label: uint8 (X, Y, Z); `IGNORE` where there is no answer.
         confidence: float32 (X, Y, Z), from 0 to 1, of the class that has most votes, also where it is too low.
+        alone: bool (X, Y, Z), where one scan alone can judge that class: confidence is its likeness.
     """
 
     label: np.ndarray
     confidence: np.ndarray
+    alone: np.ndarray
 
 
 def local_likeness(
@@ -141,12 +143,12 @@ def fuse(
     _check(labels, likeness, holds, threshold, gain)
     holds = [{0, *map(int, classes)} - {IGNORE} for classes in holds]
     shape = np.shape(labels[0])
-    label, confidence = np.empty(shape, np.uint8), np.empty(shape, np.float32)
+    label, confidence, alone = (np.empty(shape, kind) for kind in (np.uint8, np.float32, bool))
     for slab in _slabs(shape):
         votes = [np.asarray(each)[:, :, slab] for each in labels]
         alike = [np.asarray(each, dtype=np.float32)[:, :, slab] for each in likeness]
-        label[:, :, slab], confidence[:, :, slab] = _fuse(votes, alike, holds, threshold, gain)
-    return Fused(label, confidence)
+        label[:, :, slab], confidence[:, :, slab], alone[:, :, slab] = _fuse(votes, alike, holds, threshold, gain)
+    return Fused(label, confidence, alone)
 
 
 def _fuse(
@@ -155,11 +157,12 @@ def _fuse(
     holds: Sequence[Collection[int]],
     threshold: float,
     gain: float,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     weights = [alike ** np.float32(gain) for alike in likeness]
     shape = votes[0].shape
     winner = np.full(shape, IGNORE, np.uint8)
     best, second, confidence = (np.zeros(shape, np.float32) for _ in range(3))
+    alone = np.zeros(shape, bool)
     for value in sorted(set.union(*holds)):
         agree, judge, alike = (np.zeros(shape, np.float32) for _ in range(3))
         judges = np.zeros(shape, np.uint8)
@@ -176,9 +179,10 @@ def _fuse(
         second = np.where(better, best, np.maximum(second, share))
         best = np.where(better, share, best)
         winner[better] = value
+        alone[better] = (judges == 1)[better]
         confidence[better] = np.where(judges == 1, alike, share)[better]
     unanswered = (confidence < threshold) | (best - second <= EPSILON)
-    return np.where(unanswered, IGNORE, winner).astype(np.uint8), confidence
+    return np.where(unanswered, IGNORE, winner).astype(np.uint8), confidence, alone
 
 
 def _check(

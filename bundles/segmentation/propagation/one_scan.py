@@ -34,7 +34,7 @@ from .scans_of_run import Scan
 
 RECORDS = ".propagated"  # folder of the records, in the output
 PICTURE_MARGIN = 30.0  # mm around the organs
-FORMAT = 2  # of the records; another number makes all scans anew
+FORMAT = 3  # of the records; another number makes all scans anew
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Recipe:
     Attributes:
         registration: see `RegistrationOptions`.
         labels: organ name of each label value, without the background.
-        threshold: confidence below which a voxel is unknown; with one copy ``limits.min_confidence``, if that is less.
+        threshold: confidence below which a voxel is unknown; where one labelled scan judges alone,
+            ``limits.min_confidence`` if that is less.
         gain: votes are weighted by local likeness to this power.
         likeness_window: mm; edge of the cube in which two scans are compared.
         unknown_margin: mm; where an organ is not kept, voxels this close to any of its carried copies are unknown.
@@ -264,8 +265,8 @@ def _label(job: Job, result: dict[str, Any]) -> None:
             if (truth == value).any() and value in set.union(*holds)  # what no copy has says nothing of carrying
         }
         return
-    # One copy has no votes to share: its confidence is its likeness, which is lower.
-    threshold = recipe.threshold if len(copies) > 1 else min(recipe.threshold, recipe.limits.min_confidence)
+    # Where one scan judges alone there are no votes to share: confidence is its likeness, which is lower.
+    threshold = np.where(fused.alone, min(recipe.threshold, recipe.limits.min_confidence), recipe.threshold)
     label = np.where(fused.confidence < threshold, IGNORE, fused.label).astype(np.uint8)
     decisions = decide(
         job.target.name,

@@ -104,6 +104,20 @@ def test_the_confidence_of_one_labelled_scan_is_its_likeness():
     )
     assert fused.label.ravel().tolist() == [1, 0, IGNORE, IGNORE]
     assert fused.confidence.ravel() == pytest.approx([0.9, 0.8, 0.3, 0.2])
+    assert fused.alone.all()
+
+
+def test_where_one_scan_judges_alone():
+    """Class 2 is in scan 0 alone; the second voxel lies in its field of view alone; at the third both vote."""
+    fused = fuse(
+        [row(2, 1, 1, 2), row(0, IGNORE, 1, 1)],
+        [row(0.4, 0.4, 0.9, 0.1, dtype=np.float32), row(0.9, 0.9, 0.9, 0.9, dtype=np.float32)],
+        holds=[{1, 2}, {1}],
+        threshold=0.0,
+    )
+    assert fused.label.ravel().tolist() == [2, 1, 1, 1]
+    assert fused.alone.ravel().tolist() == [True, True, False, False]
+    assert fused.confidence.ravel() == pytest.approx([0.4, 0.4, 1.0, 0.9])
 
 
 @pytest.mark.parametrize(
