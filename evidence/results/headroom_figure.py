@@ -70,7 +70,8 @@ def _draw_chains(panel: Axes, chains: Mapping[int, Chain]) -> None:
     panel.set_title(f"{CONTROL}: Dice of the tuning patients; ring: enough", fontsize=10)
     panel.set_xlabel("steps")
     panel.set_xscale("log", base=2)
-    for (n, chain), colour in zip(chains.items(), CHAIN_COLOURS, strict=False):
+    for number, (n, chain) in enumerate(chains.items()):
+        colour = CHAIN_COLOURS[number % len(CHAIN_COLOURS)]
         tried = list(chain.tried), list(chain.tried.values())
         panel.plot(*tried, "o-", color=colour, label=f"{n} labelled", markersize=4)
         if chain.chosen is not None:

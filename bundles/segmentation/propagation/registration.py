@@ -50,8 +50,8 @@ class RegistrationOptions:
             On eight pairs of head-and-neck CT, 12 with control points at 60 mm gave a mean Dice of 0.56; L-BFGS-B with 8
             at 45 mm gave 0.54 and took longer.
         sampling: share of the voxels that the metric is computed from, a regular pattern with a seeded jitter, but at
-            least `LEAST_SAMPLES` voxels. The time of the deformation is proportional to it. On six pairs of
-            head-and-neck CT 0.03 was as good as 0.1.
+            least `LEAST_SAMPLES` voxels. The time of the deformation is proportional to it. On three pairs of
+            head-and-neck CT 0.03 was no worse than 0.1.
         bins: bins of the joint histogram along each axis.
         min_overlap: share of the fixed body that must lie in the moving scan's field of view, before and after.
         seed: of the jitter.

@@ -54,6 +54,12 @@ def test_chains_with_a_ring_around_the_steps_that_are_enough(tmp_path):
     assert [tick.get_text() for tick in steps.get_xticklabels()] == ["50", "100", "200"]
 
 
+def test_a_study_with_many_n_shows_every_chain(tmp_path):
+    chains = {n: Chain({50: 0.1 * n}, 100, None, False) for n in (1, 2, 3, 4, 5)}
+    _, _, steps = drawn(tmp_path, chains=chains)
+    assert [line.get_label() for line in steps.lines] == [f"{n} labelled" for n in chains]
+
+
 def test_arms_that_are_not_measured_have_no_place(tmp_path):
     panels = drawn(tmp_path, unfinished=("floor",), chains={}, convergence=None, ceiling=False)
     assert len(panels) == 2
