@@ -41,6 +41,7 @@ def headroom_figure(
         ends="circle: mean",
         ratios=(1, 1, 1) if chains else (1, 1),
     )
+    at = {n: results_at(outline, results, chains, n) for n in headroom["n"]}
     others = iter(COLOURS[1:])
     for number, arm in enumerate(arms):
         colour = COLOURS[0] if arm == CONTROL else next(others)
@@ -49,7 +50,7 @@ def headroom_figure(
             draw_arm(
                 (dice, difference),
                 headroom,
-                results_at(outline, results, chains, n),
+                at[n],
                 rows,
                 arm=arm,
                 places={n: place + shift},

@@ -47,9 +47,14 @@ rule converged:
         touch("chains/n{n}.done"),
 
 
+def runs_of(part):
+    """Results of all its runs; the targets ask for them beside its table, which a report draws at any time."""
+    return [result(name, -1) for name in PARTS[part]]
+
+
 rule scores_and_table:
     input:
-        runs=lambda wildcards: [result(name, -1) for name in PARTS[wildcards.part]],
+        runs=lambda wildcards: runs_of(wildcards.part),
         chains=lambda wildcards: [f"chains/n{n}.done" for n in CHAINS if wildcards.part == "headroom"],
     output:
         "{part}.md",
@@ -61,7 +66,7 @@ rule scores_and_table:
 
 rule search_table:
     input:
-        lambda wildcards: [result(name, -1) for name in PARTS["search"]],
+        lambda wildcards: runs_of("search"),
     output:
         "search.md",
     shell:
@@ -77,33 +82,28 @@ rule track:
         f"{PYTHON} -m evidence.track --out {OUT_WORD}{URI}"
 
 
-def runs_of(part):
-    """Results of all its runs. A table alone does not say that they are there: a report draws it at any time."""
-    return [result(name, -1) for name in PARTS.get(part, [])]
-
-
 rule few_label_curve:
     input:
         ".tracked_curve",
-        runs_of("curve"),
+        lambda wildcards: runs_of("curve"),
 
 
 rule headroom:
     input:
         ".tracked_headroom",
-        runs_of("headroom"),
+        lambda wildcards: runs_of("headroom"),
 
 
 rule ablation:
     input:
         ".tracked_ablation",
-        runs_of("ablation"),
+        lambda wildcards: runs_of("ablation"),
 
 
 rule search:
     input:
         ".tracked_search",
-        runs_of("search"),
+        lambda wildcards: runs_of("search"),
 
 
 # All parts that are reported, without the search.

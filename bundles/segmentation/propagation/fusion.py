@@ -179,8 +179,9 @@ def _fuse(
         second = np.where(better, best, np.maximum(second, share))
         best = np.where(better, share, best)
         winner[better] = value
-        alone[better] = (judges == 1)[better]
-        confidence[better] = np.where(judges == 1, alike, share)[better]
+        single = judges == 1
+        alone[better] = single[better]
+        confidence[better] = np.where(single, alike, share)[better]
     unanswered = (confidence < threshold) | (best - second <= EPSILON)
     return np.where(unanswered, IGNORE, winner).astype(np.uint8), confidence, alone
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.transforms import generate_spatial_bounding_box
 from scipy import ndimage
 
 from ...common.errors import InputError
@@ -333,14 +334,11 @@ def _write_picture(path: Path, scan: Volume, label: np.ndarray, recipe: Recipe) 
 
 def _box_around(organs: np.ndarray, spacing: Sequence[float]) -> list[list[int]]:
     """Return the half-open box of a mask and `PICTURE_MARGIN` around it, or [] for an empty mask."""
-    box = []
-    for axis, size in enumerate(organs.shape):
-        found = np.flatnonzero(organs.any(axis=tuple({0, 1, 2} - {axis})))
-        if not len(found):
-            return []
-        margin = math.ceil(PICTURE_MARGIN / spacing[axis])
-        box.append([max(0, int(found[0]) - margin), min(size, int(found[-1]) + 1 + margin)])
-    return box
+    if not organs.any():
+        return []
+    margin = [math.ceil(PICTURE_MARGIN / size) for size in spacing]
+    ends = generate_spatial_bounding_box(organs[None], margin=margin, allow_smaller=True)
+    return [list(each) for each in zip(*ends, strict=True)]
 
 
 def _rounded(value: Any) -> Any:

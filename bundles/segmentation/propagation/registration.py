@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from monai.transforms import generate_spatial_bounding_box
 from scipy import ndimage
 
 from ...common.errors import InputError
@@ -286,14 +287,9 @@ def _around_body(scan: _WorkingScan) -> tuple[_WorkingScan, np.ndarray]:
     distance = ndimage.distance_transform_edt(~scan.body, sampling=scan.image.GetSpacing()[::-1])
     compared = (distance <= RIM) & scan.seen
     # One voxel more on each side, for the interpolation at the edge.
-    box = [
-        slice(max(0, int(found[0]) - 1), min(size, int(found[-1]) + 2))
-        for axis, size in enumerate(compared.shape)
-        for found in [np.flatnonzero(compared.any(axis=tuple({0, 1, 2} - {axis})))]
-    ]
-    z, y, x = box
-    cropped = _WorkingScan(scan.image[x, y, z], scan.seen[tuple(box)], scan.body[tuple(box)])
-    return cropped, compared[tuple(box)]
+    ends = generate_spatial_bounding_box(compared[None], margin=1, allow_smaller=True)
+    z, y, x = box = tuple(slice(int(low), int(high)) for low, high in zip(*ends, strict=True))
+    return _WorkingScan(scan.image[x, y, z], scan.seen[box], scan.body[box]), compared[box]
 
 
 class _Pair:

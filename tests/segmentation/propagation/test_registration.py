@@ -92,7 +92,7 @@ def test_a_known_scale_rotation_and_shift_is_found():
     affine = found.transform.GetNthTransform(0)
     assert errors(affine, warp(), label).mean() < 1.5
     far = errors(found.transform, warp(), label)
-    assert far.mean() < 2.5 and np.percentile(far, 95) < 4  # a third and a half of a voxel of the working grid
+    assert far.mean() < 2 and np.percentile(far, 95) < 4  # a quarter and a half of a voxel of the working grid
     assert found.before < found.starts[found.start] + 1e-9 < found.affine < found.after + 0.02
     determinant = np.linalg.det(warp()[:3, :3])
     assert 0.5 * determinant < found.least_jacobian < determinant and found.overlap > 0.9
@@ -149,17 +149,14 @@ def test_air_around_the_body_changes_nothing():
     options = replace(OPTIONS, deformation_iterations=2)
     one, two = (register(moving, scan, shift=start_shift(3, 4), options=options) for scan in scans)
     assert one.reason == two.reason == ""
-    points = np.array([[-40.0, 30.0, -20.0], [25.0, -35.0, 30.0], [0.0, 0.0, 0.0]]) + middle(draw_patient(4)) * (
-        -1,
-        -1,
-        1,
-    )
-    mapped = [[each.transform.TransformPoint(point) for point in points.tolist()] for each in (one, two)]
-    assert np.abs(np.subtract(*mapped)).max() < 1e-3
-    moved = np.subtract(
-        mapped[0], [one.transform.GetNthTransform(0).TransformPoint(point) for point in points.tolist()]
-    )
-    assert np.abs(moved).max() > 0.5  # the deformation does something there
+    points = middle(draw_patient(4)) * (-1, -1, 1) + [[-40, 30, -20], [25, -35, 30], [0, 0, 0]]
+
+    def mapped(transform):
+        return np.array([transform.TransformPoint(point) for point in points.tolist()])
+
+    assert np.abs(mapped(one.transform) - mapped(two.transform)).max() < 1e-3
+    affine = one.transform.GetNthTransform(0)
+    assert np.abs(mapped(one.transform) - mapped(affine)).max() > 0.5  # the deformation does something there
 
 
 def test_the_best_of_five_starts_wins():
