@@ -15,22 +15,28 @@ BUNDLES = ROOT / "bundles"
 LARGEST_FOLDER = 14  # Python files, __init__ aside
 
 #: What all rooms of ``common`` above the networks may use.
-TEXT = {"bundles.common.errors", "bundles.common.extras", "bundles.common.files", "bundles.common.words"}
+TEXT = {
+    *("bundles.common.errors", "bundles.common.extras", "bundles.common.files"),
+    *("bundles.common.value_rules", "bundles.common.words"),
+}
 #: Package to the packages that it may import, itself aside; the longest matching name counts.
 MAY_IMPORT = {
     "bundles.common.errors": {"bundles.common.files"},
     "bundles.common.files": set(),
     "bundles.common.extras": {"bundles.common.errors"},
     "bundles.common.parent_process": set(),
+    "bundles.common.value_rules": {"bundles.common.errors"},
     "bundles.common.words": set(),
-    "bundles.common.networks": {"bundles.common.errors"},
+    "bundles.common.networks": {"bundles.common.errors", "bundles.common.value_rules"},
     "bundles.common.run": {*TEXT, "bundles.common.networks", "bundles.common.parent_process"},
     "bundles.common.data": {*TEXT, "bundles.common.run"},
     "bundles.common.weights": {*TEXT, "bundles.common.networks", "bundles.common.run"},
     "bundles.common.scans": {*TEXT, "bundles.common.run", "bundles.common.data"},
     "bundles.common.cases": {*TEXT, "bundles.common.run", "bundles.common.data", "bundles.common.scans"},
     "bundles.common.training": {*TEXT, "bundles.common.run", "bundles.common.data", "bundles.common.weights"},
-    "bundles.common.networks.swin_unetr": {"bundles.common.errors", "bundles.common.networks"},
+    "bundles.common.networks.swin_unetr": {
+        *("bundles.common.errors", "bundles.common.networks", "bundles.common.value_rules"),
+    },
     "bundles.segmentation": {"bundles.common"},
     "bundles.decathlon": {"bundles.common", "bundles.segmentation"},
     "bundles.pretraining": {"bundles.common"},

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import InputError
-from ..common.run.options import check_choice
+from ..common.value_rules import check_choice
 from ..segmentation.results.scores_table import read_scores
 
 ARMS = ("pretrained", "scratch")

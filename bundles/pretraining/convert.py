@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..common.errors import InputError
 from ..common.networks.swin_unetr import build_encoder
-from ..common.run.options import check_choice
+from ..common.value_rules import check_choice
 from ..common.weights.checkpoint_file import save_atomically
 from ..common.weights.dialects import describe_encoder, find_weights, official_layout
 from ..common.weights.encoder_record import FIELDS

@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from bundles.common.errors import InputError
 from bundles.common.run.mixed_precision import TYPES
 from bundles.common.run.presets import choose
+from bundles.common.value_rules import COUNT
 from bundles.pretraining.proxy_tasks.losses import TASKS as PROXY_TASKS
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
@@ -40,10 +41,6 @@ ENTRIES = "entries, 'key: value'"
 RENAMED = {"encoder": "pretraining"}  # keys of earlier versions
 
 
-def _is_whole(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
 def _is_subset(tasks: Any) -> bool:
     return isinstance(tasks, list) and all(task in PROXY_TASKS and tasks.count(task) == 1 for task in tasks)
 
@@ -52,7 +49,7 @@ def _is_subset(tasks: Any) -> bool:
 OPTION_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "roi_size": (
         "three whole numbers of voxels: [x, y, z]",
-        lambda size: isinstance(size, list) and len(size) == 3 and all(map(_is_whole, size)),
+        lambda size: isinstance(size, list) and len(size) == 3 and all(map(COUNT.holds, size)),
     ),
     "tasks": (
         f"a list of {', '.join(PROXY_TASKS)}, at least one, each once",
@@ -126,7 +123,9 @@ Steps = Annotated[
     int | dict[int, int],
     _must_be(
         "a whole number, 1 or more, or one for each n, such as {8: 500, 32: 700}",
-        lambda steps: steps and all(map(_is_whole, [*steps, *steps.values()] if isinstance(steps, dict) else [steps])),
+        lambda steps: (
+            steps and all(map(COUNT.holds, [*steps, *steps.values()] if isinstance(steps, dict) else [steps]))
+        ),
     ),
 ]
 Subset = Annotated[list[Literal[*PROXY_TASKS]], AfterValidator(_check_different)]

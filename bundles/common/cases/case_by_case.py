@@ -15,9 +15,9 @@ from monai.engines import SupervisedEvaluator
 
 from ..data.case_names import image_file
 from ..run.mlflow_server import tolerate_lost_servers
-from ..run.options import check_choice
 from ..run.progress import duration
 from ..scans.checks import examine_scans
+from ..value_rules import check_choice
 from .failures import Failures, reason_of
 
 logger = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..run.distributed import world_size
+from ..value_rules import ABOVE_ZERO, SWITCH
 from ..words import counted
 from .partial_labels import LABELLED
 
@@ -115,10 +116,10 @@ def refuse_carried(scans: Iterable[Mapping[str, Any]], *, where: str) -> None:
 def check_notes(entry: Mapping[str, Any], where: str) -> None:
     """Raise `InputError` unless ``weight`` is a number above 0 and ``carried`` is true or false, where they are set."""
     weight, carried = entry.get("weight", 1), entry.get("carried", False)
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < float("inf"):
+    if not ABOVE_ZERO.holds(weight):
         raise InputError(
             f"{where} has the weight {weight!r}: it must be a number above 0, by which the loss of this case is "
             "multiplied. To leave a case out, remove its entry."
         )
-    if not isinstance(carried, bool):
+    if not SWITCH.holds(carried):
         raise InputError(f"{where} has carried {carried!r}: it must be true (no person drew the label) or false.")

@@ -24,7 +24,7 @@ from typing import Any
 from monai.utils import ensure_tuple
 
 from ..errors import InputError
-from ..run.options import check_choice
+from ..value_rules import WHOLE, check_choice
 from ..words import counted
 from .carried_labels import check_notes, refuse_carried
 from .labelled_folder import folder_data_list, nifti_in
@@ -344,7 +344,7 @@ def data_list_ignore_label(dataset_dir: StrPath, data_list: StrPath | None = Non
     if not path.is_file():
         return None  # a folder without a list; what lacks one is reported where its scans are read
     declared = parse_data_list(path).get("ignore_label")
-    if declared is not None and (isinstance(declared, bool) or not isinstance(declared, int) or declared < 0):
+    if declared is not None and not WHOLE.holds(declared):
         raise InputError(f"{path}: 'ignore_label' is {declared!r}: it must be the label value of unknown voxels.")
     return declared
 

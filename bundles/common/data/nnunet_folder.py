@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..value_rules import WHOLE
 from .labelled_folder import CHANNEL, Image, Pairs, _warn, data_list, nifti_in, validation_pairs
 from .nifti_files import NIFTI_SUFFIXES, without_suffix
 
@@ -124,7 +125,7 @@ def _labels(path: Path, declared: Any) -> tuple[dict[str, str], int | None]:
     values: dict[int, str] = {}
     for name, value in declared.items():
         number = int(value) if isinstance(value, str) and value.isdecimal() else value
-        if isinstance(number, bool) or not isinstance(number, int) or number < 0 or number in values:
+        if not WHOLE.holds(number) or number in values:
             raise InputError(
                 f"{path}: the label {name!r} has the value {value!r}: each needs a whole number of its own, 0 or above."
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from ..value_rules import whole_from
 from ..words import counted
 
 FOLDS = 5  # five-fold cross-validation, as in Tang et al., CVPR 2022
@@ -27,8 +28,7 @@ def draw_folds(patients: list[str], path: Path, *, folds: int | None, seed: int)
     distinct = sorted(set(patients))
     if folds is None:
         folds = FOLDS if len(distinct) < 2 else min(FOLDS, len(distinct))
-    if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
-        raise InputError(f"folds must be a whole number of at least 2, got {folds!r}")
+    whole_from(2).check("folds", folds)
     if len(distinct) < folds:
         raise InputError(
             f"{path}: {counted(len(distinct), 'patient')} with training or validation scans cannot fill {folds} folds. Add a "

@@ -9,7 +9,7 @@ from typing import Any
 from monai.networks.nets import SwinUNETR
 from monai.networks.nets.swin_unetr import SwinTransformer
 
-from ..errors import InputError
+from ..value_rules import SHARE_BELOW_ONE
 from .fast.swin import make_fast
 from .patch_merging import MERGING
 
@@ -61,8 +61,7 @@ def build_swin_unetr(
     Raises:
         InputError: ``drop_path`` is outside [0, 1).
     """
-    if isinstance(drop_path, bool) or not 0 <= drop_path < 1:
-        raise InputError(f"--drop_path {drop_path!r} must be a probability, at least 0 and below 1.")
+    SHARE_BELOW_ONE.check("drop_path", drop_path)
     network = SwinUNETR(
         in_channels=record["in_channels"],
         out_channels=out_channels,

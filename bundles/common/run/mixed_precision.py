@@ -9,8 +9,8 @@ import torch
 from ignite.engine import Engine, Events
 
 from ..errors import InputError
+from ..value_rules import check_choice
 from .distributed import named_device
-from .options import check_choice
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -13,12 +13,10 @@ from __future__ import annotations
 import ast
 import difflib
 import json
-import math
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,19 @@ from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from ..errors import InputError
 from ..networks.roi_size import check_roi_size
+from ..value_rules import (
+    ABOVE_ZERO,
+    COUNT,
+    NUMBER,
+    SHARE_BELOW_ONE,
+    SWITCH,
+    WHOLE,
+    ZERO_OR_ABOVE,
+    Rule,
+    is_list,
+    is_share,
+    one_of,
+)
 from .presets import first_preset
 
 #: The config entry that ends the options.
@@ -50,67 +61,24 @@ NOT_SETTINGS = frozenset(
 NOT_MEASURED = ("network", "device", "amp", "amp_kwargs")
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What a value must be.
-
-    Attributes:
-        expected: completes "--name value ...".
-        holds: whether a value is one.
-    """
-
-    expected: str
-    holds: Callable[[Any], bool]
-
-    def check(self, name: str, value: Any) -> None:
-        """Raise `InputError` unless the value is one."""
-        if not self.holds(value):
-            raise InputError(f"--{name} {value!r} {self.expected}.")
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number; true and false are not."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_list(value: Any, length: int) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == length and all(map(is_number, value))
-
-
 def _shares(value: Any) -> bool:
     values = value if isinstance(value, (list, tuple)) else [value]
-    return all(is_number(share) and 0 <= share < 1 for share in values)
+    return len(values) in (1, 3) and all(map(SHARE_BELOW_ONE.holds, values))
 
 
-def one_of(*choices: str) -> Rule:
-    """The rule of an option with a fixed set of values."""
-    return Rule(f"is not one of {', '.join(choices)}", lambda value: value in choices)
-
-
-COUNT = Rule("must be a whole number, 1 or more", lambda value: _is_whole(value) and value >= 1)
-WHOLE = Rule("must be a whole number, 0 or more", lambda value: _is_whole(value) and value >= 0)
-ABOVE_ZERO = Rule("must be a number above 0", lambda value: is_number(value) and value > 0)
-ZERO_OR_ABOVE = Rule("must be a number, 0 or above", lambda value: is_number(value) and value >= 0)
-NUMBER = Rule("must be a number", is_number)
-SWITCH = Rule("must be true or false", lambda value: isinstance(value, bool))
-MAX_NORM = Rule("must be a number above 0, or '$None' for no clipping", lambda v: v is None or (is_number(v) and v > 0))
+MAX_NORM = ABOVE_ZERO.or_null("no clipping")
 SPACING = Rule(
     "must be three sizes in mm above 0, such as [1.5,1.5,2.0]",
-    lambda value: value is None or (_is_list(value, 3) and min(value) > 0),
+    lambda value: value is None or (is_list(value, 3) and min(value) > 0),
 )
 WINDOW = Rule(
     "must be two values in HU, the lower one first, such as [-175.0,250.0]",
-    lambda value: value is None or (_is_list(value, 2) and value[0] < value[1]),
+    lambda value: value is None or (is_list(value, 2) and value[0] < value[1]),
 )
-IGNORED = Rule(
-    "must be the label value of unknown voxels, a whole number from 1, such as 255, or '$None' for no such voxels",
-    lambda value: value is None or (_is_whole(value) and value >= 1),
+IGNORED = Rule("must be the label value of unknown voxels, a whole number from 1, such as 255", COUNT.holds).or_null(
+    "no such voxels"
 )
-SHARE = Rule("must be a share of the window, 0 or more and below 1", _shares)
+OVERLAP = Rule("must be a share of the window, 0 or above and below 1, or a list of one for each axis", _shares)
 
 #: How options are checked. A new option of a plain type needs no entry: see `check_options`.
 RULES: dict[str, Rule] = {
@@ -119,8 +87,10 @@ RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(("learning_rate", "encoder_lr_factor", "temperature", "max_spacing"), ABOVE_ZERO),
     "probe_voxels": COUNT,
-    **dict.fromkeys(("weight_decay", "warmup_steps", "end_learning_rate", "class_balance"), ZERO_OR_ABOVE),
-    **dict.fromkeys(("background_weight", "num_workers", "cache_num", "min_body", "min_slices"), ZERO_OR_ABOVE),
+    **dict.fromkeys(
+        ("weight_decay", "end_learning_rate", "class_balance", "background_weight", "min_body"), ZERO_OR_ABOVE
+    ),
+    **dict.fromkeys(("warmup_steps", "num_workers", "cache_num", "min_slices"), WHOLE),
     **dict.fromkeys(("resume", "amp", "fast", "gradient_checkpointing", "freeze_encoder", "tensorboard"), SWITCH),
     **dict.fromkeys(("batch_dice", "background_in_dice", "masked_only", "skip_air"), SWITCH),
     "foreground_hu": NUMBER,
@@ -131,16 +101,16 @@ RULES: dict[str, Rule] = {
     "spacing": SPACING,
     "hu_window": WINDOW,
     "sheet_window": WINDOW,
-    "overlap": SHARE,
+    "overlap": OVERLAP,
     "position_scans": WHOLE,
-    "intensity_change": Rule("must be a number, 0 or above and below 1", lambda v: is_number(v) and 0 <= v < 1),
+    "intensity_change": SHARE_BELOW_ONE,
     "mask_rule": one_of("official", "covered"),
-    "zoom": Rule("must be a number, 0 or above and below 1", lambda value: is_number(value) and 0 <= value < 1),
+    "zoom": SHARE_BELOW_ONE,
     "check_data": one_of("full", "headers", "none"),
     "crop_sampling": one_of("pos_neg", "classes"),
     "mask_interpolation": one_of("linear", "nearest"),
-    "store_on_device": Rule("must be a share from 0 (off) to 1", lambda value: is_number(value) and 0 <= value <= 1),
-    "compile": Rule("is not one of decoder, network, graphs", lambda v: v in (None, "decoder", "network", "graphs")),
+    "store_on_device": Rule("must be a share from 0 (off) to 1", is_share),
+    "compile": one_of("decoder", "network", "graphs").or_null("no compilation"),
     "backend": one_of("torch", "openvino", "openvino_bf16"),
 }
 #: The rule of an option without an entry above, by the type of its value in the first preset.
@@ -154,15 +124,6 @@ def check_option(name: str, value: Any) -> None:
         InputError: names the option, the value and what it must be.
     """
     RULES[name].check(name, value)
-
-
-def check_choice(*, name: str, value: object, choices: Sequence[str]) -> None:
-    """Check the value of an option whose choices its user knows.
-
-    Raises:
-        InputError: names the option, the value and the choices.
-    """
-    one_of(*choices).check(name, value)
 
 
 def check_options() -> None:

@@ -11,11 +11,14 @@ import torch
 from monai.utils import set_determinism
 
 from ..errors import InputError, report_input_errors
+from ..value_rules import SWITCH, Rule, is_whole
 from . import distributed as processes
 from .command_line import check_command_line, typed_command
 from .known_lines import hide_known_lines
 
 logger = logging.getLogger(__name__)
+
+SEED = Rule("must be a whole number from 0 to 2^32 - 1", lambda value: is_whole(value) and 0 <= value < 2**32)
 
 
 def start_run(
@@ -41,8 +44,7 @@ def start_run(
         if resolved is None or name in resolved:  # already used: too late to change
             raise InputError(f"--{name} must be written as in Python: True, False, or '$None' in single quotes.")
         resolved[name] = value
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise InputError(f"--seed {seed!r} must be a whole number from 0 to 2^32 - 1.")
+    SEED.check("seed", seed)
     processes.start(distributed)
     if processes.rank() == 0 and (command := typed_command()):
         logger.info("%s", command)
@@ -60,8 +62,7 @@ def choose_algorithms(*, deterministic: bool) -> None:
     Raises:
         InputError: ``deterministic`` is neither True nor False.
     """
-    if not isinstance(deterministic, bool):
-        raise InputError(f"--deterministic {deterministic!r} must be true or false.")
+    SWITCH.check("deterministic", deterministic)
     if deterministic:  # read by cuBLAS when it is first used
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.deterministic = deterministic

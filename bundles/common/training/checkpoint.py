@@ -20,6 +20,7 @@ from ..data.seeded_crops import DrawSampler
 from ..errors import InputError
 from ..run.distributed import gather_lists, rank, unwrap, world_size
 from ..run.options import RunSettings, plain_lists
+from ..value_rules import COUNT
 from ..weights.checkpoint_file import load_checkpoint_file, save_atomically
 from ..weights.loading import decoder_state, encoder_state
 from ..weights.merging_guard import trusted_weights
@@ -152,10 +153,7 @@ class TrainingCheckpoint:
         self.encoder_file = encoder_file
         self.kept_heads = tuple(kept_heads)
         if early_stopping is not None:
-            if isinstance(early_stopping, bool) or not isinstance(early_stopping, int) or early_stopping < 1:
-                raise InputError(
-                    f"--early_stopping {early_stopping!r} must be a number of validations above 0, or '$None' for no early stopping."
-                )
+            COUNT.or_null("no early stopping").check("early_stopping", early_stopping)
             if evaluator is None:
                 logger.info("no validation, so no early stopping: the run takes all its steps")
                 early_stopping = None

@@ -7,15 +7,15 @@ import logging
 
 from ..errors import InputError
 from ..run.distributed import world_size
+from ..value_rules import COUNT
 from ..words import counted
 
 logger = logging.getLogger(__name__)
 
 
-def _check_whole(**numbers: object) -> None:
+def _check_counts(**numbers: object) -> None:
     for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"--{name} {value!r} must be a whole number of at least 1.")
+        COUNT.check(name, value)
 
 
 def accumulation(*, batch_size: int, accumulation_steps: int, global_batch_size: int | None) -> int:
@@ -30,10 +30,10 @@ def accumulation(*, batch_size: int, accumulation_steps: int, global_batch_size:
         InputError: ``batch_size x processes`` does not divide the global batch size, or ``accumulation_steps`` is set
             too.
     """
-    _check_whole(batch_size=batch_size, accumulation_steps=accumulation_steps)
+    _check_counts(batch_size=batch_size, accumulation_steps=accumulation_steps)
     if global_batch_size is None:
         return accumulation_steps
-    _check_whole(global_batch_size=global_batch_size)
+    _check_counts(global_batch_size=global_batch_size)
     at_once = batch_size * world_size()
     if accumulation_steps != 1 or global_batch_size % at_once:
         reason = (
@@ -52,7 +52,7 @@ def epochs_of(*, max_steps: int, val_interval: int) -> int:
     Raises:
         InputError: a value is not a whole number of at least 1.
     """
-    _check_whole(max_steps=max_steps, val_interval=val_interval)
+    _check_counts(max_steps=max_steps, val_interval=val_interval)
     return -(-max_steps // min(val_interval, max_steps))
 
 
@@ -91,7 +91,7 @@ def epoch_plan(
     """
     usual = epochs_of(max_steps=max_steps, val_interval=val_interval)
     epochs = usual if epochs is None else epochs
-    _check_whole(max_epochs=epochs)
+    _check_counts(max_epochs=epochs)
     if scans is None:
         length = -(-max_steps // usual)
         if usual * length != max_steps:

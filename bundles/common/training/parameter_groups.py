@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError
 from ..run.options import check_option
+from ..value_rules import SHARE_ABOVE_ZERO
 from ..weights.dialects import ENCODER
 from ..weights.module_table import part_of
 
@@ -73,8 +73,7 @@ def parameter_groups(
         InputError: ``encoder_lr_factor`` is not above 0, or ``encoder_lr_decay`` is outside (0, 1].
     """
     check_option("encoder_lr_factor", encoder_lr_factor)
-    if isinstance(encoder_lr_decay, bool) or not 0 < encoder_lr_decay <= 1:
-        raise InputError(f"--encoder_lr_decay {encoder_lr_decay!r} must be above 0 and at most 1 (1: no decay).")
+    SHARE_ABOVE_ZERO.check("encoder_lr_decay", encoder_lr_decay)
     if encoder_lr_decay < 1 and start is None:
         logger.info("the encoder starts from scratch: --encoder_lr_decay applies to pre-trained ones, and is ignored")
         encoder_lr_decay = 1.0

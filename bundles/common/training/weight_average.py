@@ -9,8 +9,8 @@ import torch
 from ignite.engine import Engine, Events
 from torch.optim.swa_utils import AveragedModel
 
-from ..errors import InputError
 from ..run.distributed import unwrap
+from ..value_rules import COUNT
 from ..weights.merging_guard import trusted_weights
 from .steps import ends_step
 
@@ -42,8 +42,7 @@ class WeightAverage:
     def __init__(
         self, *, network: torch.nn.Module, steps: int, run_steps: int | None = None, shorten: bool = False
     ) -> None:
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise InputError(f"--average_steps {steps!r} must be a whole number of at least 1 (1: no average).")
+        COUNT.check("average_steps", steps)
         if run_steps is not None and shorten:
             steps = min(steps, max(1, run_steps // 4))
         if run_steps is not None and steps > max(1, run_steps / 2):

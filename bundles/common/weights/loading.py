@@ -12,7 +12,7 @@ import torch
 
 from ..errors import InputError
 from ..networks.patch_merging import MERGING
-from ..run.options import check_choice
+from ..value_rules import check_choice
 from ..words import counted, shown
 from .checkpoint_file import release_checkpoint
 from .dialects import ANCHOR, ENCODER, FoundWeights, find_weights

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
-from ..run.options import check_choice
+from ..value_rules import check_choice
 from .checkpoint_file import release_checkpoint
 from .dialects import ENCODER, find_weights
 from .loading import (

@@ -12,7 +12,7 @@ from ...common.data.device_prefetch import faster_loading
 from ...common.data.seeded_crops import SeededCrops
 from ...common.errors import InputError
 from ...common.run.command_line import next_command
-from ...common.run.options import check_choice
+from ...common.value_rules import check_choice
 from .body_crops import RandBodyCropsd
 from .resident_crops import ResidentCrops, kept_on_device
 from .stored_crops import StoredCrops

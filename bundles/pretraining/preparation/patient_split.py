@@ -9,10 +9,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...common.data.splits import draw_folds, draw_share
-from ...common.errors import InputError
+from ...common.value_rules import SHARE_BELOW_ONE, Rule, is_whole
 from ...common.words import counted
 
 RANK = ("patient", "scan", "series")  # which identifier names a patient, most preferred first
+FOLDS = Rule(
+    "must be a whole number, 2 or more, or 0 for none", lambda value: is_whole(value) and value >= 0 and value != 1
+)
 SECTIONS = ("training", "validation", "test")  # from the least to the most held out
 
 
@@ -52,10 +55,8 @@ def check_split(*, validation_share: float, folds: int) -> None:
     Raises:
         InputError: an option is out of range; the message names it and its value.
     """
-    if isinstance(validation_share, bool) or not 0 <= validation_share < 1:
-        raise InputError(f"--validation_share {validation_share!r} must be at least 0 and below 1.")
-    if isinstance(folds, bool) or not isinstance(folds, int) or folds < 0 or folds == 1:
-        raise InputError(f"--folds {folds!r} must be a whole number of at least 2, or 0 for none.")
+    SHARE_BELOW_ONE.check("validation_share", validation_share)
+    FOLDS.check("folds", folds)
 
 
 def split_by_patient(

@@ -20,6 +20,7 @@ from ...common.run.clean_stop import stops_cleanly
 from ...common.run.progress import with_progress
 from ...common.run.worker_pool import Died, in_processes
 from ...common.scans.search import PREPARED, Candidate, Found, find_candidates, scan_in
+from ...common.value_rules import WORKERS
 from ...common.words import counted
 from .audit import LEFT_OUT, USED
 from .known_collection import differences, find_collection
@@ -75,8 +76,7 @@ def prepare(
     if not recipe.write_store and not recipe.write_nifti:
         raise InputError("--write_store and --write_nifti are both false: nothing would be written. Set one to true.")
     check_split(validation_share=validation_share, folds=folds)
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
-        raise InputError(f"--workers {workers!r} must be a whole number, 0 or more, or null for one per core.")
+    WORKERS.check("workers", workers)
     _check_pattern(patient_pattern)
     known = find_collection(collection, collections_file) if collection else None
     # The output is created only after the sources are known to be good: a wrong folder must not be marked as an output.

@@ -14,7 +14,7 @@ import torch
 
 from ...common.errors import InputError
 from ...common.networks.positions import positions
-from ...common.run.options import check_choice
+from ...common.value_rules import check_choice
 from ..crops.hu_window import check_window, intensities
 from .draws import generator
 from .masking import (

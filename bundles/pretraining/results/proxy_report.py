@@ -17,7 +17,7 @@ from monai.inferers import SimpleInferer
 from ...common.errors import InputError
 from ...common.files import atomic_path
 from ...common.run.distributed import gather_lists, rank, unwrap
-from ...common.run.options import check_choice
+from ...common.value_rules import check_choice
 from ..proxy_tasks.position import residuals
 from .learning import UNLEARNT, describe, effective_rank, verdicts
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ...common.data.case_names import image_file_of
 from ...common.errors import InputError
-from ...common.run.options import check_choice
+from ...common.value_rules import check_choice
 
 AFFINE, ORIGINAL_AFFINE, SPATIAL_SHAPE = (
     key.value for key in (MetaKeys.AFFINE, MetaKeys.ORIGINAL_AFFINE, MetaKeys.SPATIAL_SHAPE)

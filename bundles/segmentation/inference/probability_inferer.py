@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from monai.utils import ensure_tuple
 
 from ...common.errors import InputError
+from ...common.run.options import check_option
 from .sliding_window import blend_windows
 
 logger = logging.getLogger(__name__)
@@ -195,10 +195,8 @@ def _add_softmax(total: torch.Tensor | None, logits: torch.Tensor, dims: Sequenc
 
 
 def _check_arguments(sw_batch_size: int, overlap: float | Sequence[float], mirror_axes: Sequence[int]) -> None:
-    if not isinstance(sw_batch_size, int) or sw_batch_size < 1:
-        raise InputError(f"--sw_batch_size {sw_batch_size!r} must be a whole number of windows, 1 or more.")
-    if not all(isinstance(share, (int, float)) and 0 <= share < 1 for share in ensure_tuple(overlap)):
-        raise InputError(f"--overlap {overlap!r} must be a share of the window, at least 0 and below 1.")
+    check_option("sw_batch_size", sw_batch_size)
+    check_option("overlap", overlap)
     axes = mirror_axes if isinstance(mirror_axes, (list, tuple)) else [mirror_axes]
     if axes is not mirror_axes or any(axis not in (0, 1, 2) or axes.count(axis) > 1 for axis in axes):
         raise InputError(

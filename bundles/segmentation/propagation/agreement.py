@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from ...common.errors import InputError
-from ...common.run.options import is_number
+from ...common.value_rules import SHARE, Rule, is_list, is_number
 from .fusion import IGNORE
 
 
@@ -108,6 +108,12 @@ def expected_volumes(
     return {organ: (min(values), max(values)) for organ, values in found.items()}
 
 
+VOLUME_RATIO = Rule(
+    "must be a number from 0 to 1, then one of 1 or more",
+    lambda value: is_list(value, 2) and 0 <= value[0] <= 1 <= value[1],
+)
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a carried organ must meet to be kept.
@@ -123,13 +129,9 @@ class Limits:
     volume_ratio: Sequence[float] = (0.5, 2.0)
 
     def __post_init__(self) -> None:
-        for name in ("min_agreement", "min_confidence"):
-            value = getattr(self, name)
-            if not is_number(value) or not 0 <= value <= 1:
-                raise InputError(f"{name} is {value}: it must be a number from 0 to 1.")
-        ratio = self.volume_ratio
-        if len(ratio) != 2 or not all(map(is_number, ratio)) or not 0 <= ratio[0] <= 1 <= ratio[1]:
-            raise InputError(f"volume_ratio is {list(ratio)}: it must be a share from 0 to 1, then one of 1 or more.")
+        SHARE.check("min_agreement", self.min_agreement)
+        SHARE.check("min_confidence", self.min_confidence)
+        VOLUME_RATIO.check("volume_ratio", self.volume_ratio)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import numpy as np
 from scipy import ndimage
 
 from ...common.errors import InputError
-from ...common.run.options import check_choice
 from ...common.scans.reading import Volume
+from ...common.value_rules import check_choice
 from .fusion import IGNORE
 from .itk_images import TO_LPS, as_volume, one_thread, simple_itk, to_image
 

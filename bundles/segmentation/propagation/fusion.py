@@ -15,7 +15,7 @@ from scipy.ndimage import uniform_filter
 
 from ...common.data.ignore_label import IGNORE_LABEL
 from ...common.errors import InputError
-from ...common.run.options import is_number
+from ...common.value_rules import ABOVE_ZERO, SHARE
 
 IGNORE = IGNORE_LABEL  # label of voxels without an answer; training leaves them out
 NOISE = 20.0  # HU, standard deviation in an even organ of abdominal CT
@@ -201,10 +201,8 @@ def _check(
     shapes = {np.shape(array) for array in (*labels, *likeness)}
     if len(shapes) > 1:
         raise InputError(f"Labels and likeness have the shapes {sorted(shapes)}: all must be on the same voxels.")
-    if not is_number(threshold) or not 0 <= threshold <= 1:
-        raise InputError(f"threshold is {threshold}: it must be a share from 0 to 1.")
-    if not is_number(gain) or gain <= 0:
-        raise InputError(f"gain is {gain}: it must be a number above 0.")
+    SHARE.check("threshold", threshold)
+    ABOVE_ZERO.check("gain", gain)
     for i, (label, alike, classes) in enumerate(zip(labels, likeness, holds, strict=True)):
         strange = set(np.unique(label).tolist()) - {0, IGNORE, *map(int, classes)}
         if strange:

@@ -20,10 +20,10 @@ from scipy import ndimage
 
 from ...common.errors import InputError
 from ...common.files import atomic_path, file_stamp, write_text
-from ...common.run.options import is_number
 from ...common.scans.contact_sheet import thumbnail
 from ...common.scans.nifti_writing import write_nifti
 from ...common.scans.reading import Volume
+from ...common.value_rules import ABOVE_ZERO, SHARE, ZERO_OR_ABOVE
 from ..results.overlay import organ_colours
 from .agreement import Limits, agreement, decide, dice_of_organs, expected_volumes, keep_only
 from .carrying import carry_label, carry_scan
@@ -67,14 +67,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("threshold", "min_organs"):
-            value = getattr(self, name)
-            if not is_number(value) or not 0 <= value <= 1:
-                raise InputError(f"{name} is {value}: it must be a share from 0 to 1.")
+            SHARE.check(name, getattr(self, name))
         for name in ("gain", "likeness_window"):
-            if not is_number(getattr(self, name)) or getattr(self, name) <= 0:
-                raise InputError(f"{name} is {getattr(self, name)}: it must be a number above 0.")
-        if not is_number(self.unknown_margin) or self.unknown_margin < 0:
-            raise InputError(f"unknown_margin is {self.unknown_margin}: it must be a number of mm, 0 or above.")
+            ABOVE_ZERO.check(name, getattr(self, name))
+        ZERO_OR_ABOVE.check("unknown_margin", self.unknown_margin)
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ import numpy as np
 from ...common.errors import InputError
 from ...common.files import folder_lock, write_text
 from ...common.run.clean_stop import stops_cleanly
-from ...common.run.options import is_number
 from ...common.run.progress import with_progress
 from ...common.run.worker_pool import Died, in_processes
 from ...common.scans.nifti import open_scan
+from ...common.value_rules import ABOVE_ZERO, COUNT, SHARE, WORKERS, Rule, is_list
 from .agreement import LeftOut, Relation, relation
 from .fusion import IGNORE
 from .itk_images import as_volume, simple_itk
@@ -36,6 +36,10 @@ from .scans_of_run import TRAINING, Scan, ScansOfRun
 logger = logging.getLogger(__name__)
 
 STATUS_LEFT_OUT = 3  # exit status if the run succeeded but some scans were left out
+SCALES = Rule(
+    "must be a number above 0, at most 1, then one of 1 or more",
+    lambda value: is_list(value, 2) and 0 < value[0] <= 1 <= value[1],
+)
 MIN_PAIRS = 6  # organs with agreement and Dice, from which the threshold is derived
 
 
@@ -64,17 +68,13 @@ class Selection:
     otherwise: float = 0.3
 
     def __post_init__(self) -> None:
-        if isinstance(self.atlases, bool) or not isinstance(self.atlases, int) or self.atlases < 1:
-            raise InputError(f"--atlases {self.atlases!r} must be a whole number, 1 or more.")
-        shares = {"min_common": self.min_common, "wanted_dice": self.wanted_dice, "min_agreement": self.min_agreement}
-        for name, value in shares.items():
-            if not (value is None and name == "min_agreement") and not (is_number(value) and 0 <= value <= 1):
-                raise InputError(f"--{name} {value!r} must be a number from 0 to 1.")
-        scales = self.scales
-        if len(scales) != 2 or not all(map(is_number, scales)) or not 0 < scales[0] <= 1 <= scales[1]:
-            raise InputError(f"--scales {list(scales)} must be a number from 0 to 1, then one of 1 or more.")
-        if not is_number(self.max_residual) or self.max_residual <= 0:
-            raise InputError(f"--max_residual {self.max_residual!r} must be a number of mm above 0.")
+        COUNT.check("atlases", self.atlases)
+        SHARE.check("min_common", self.min_common)
+        SHARE.check("wanted_dice", self.wanted_dice)
+        SHARE.check("min_agreement_otherwise", self.otherwise)
+        SHARE.or_null("the value derived from the labelled scans").check("min_agreement", self.min_agreement)
+        SCALES.check("scales", self.scales)
+        ABOVE_ZERO.check("max_residual", self.max_residual)
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,7 @@ def propagate(
         SystemExit: after Ctrl-C or SIGTERM, with 128 + the number of the signal.
     """
     simple_itk()
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
-        raise InputError(f"--workers {workers!r} must be a whole number, 0 or more, or null for one per core.")
+    WORKERS.check("workers", workers)
     workers = min(len(os.sched_getaffinity(0)), 16) if workers is None else workers
     out = Path(output_dir).expanduser().absolute()
     if purpose != TRAINING:

@@ -18,8 +18,18 @@ from monai.transforms import generate_spatial_bounding_box
 from scipy import ndimage
 
 from ...common.errors import InputError
-from ...common.run.options import is_number
+from ...common.run.options import check_option
 from ...common.scans.reading import Volume
+from ...common.value_rules import (
+    ABOVE_ZERO,
+    COUNT,
+    SHARE_ABOVE_ZERO,
+    WHOLE,
+    ZERO_OR_ABOVE,
+    Rule,
+    is_number,
+    whole_from,
+)
 from .itk_images import as_volume, one_thread, simple_itk, to_image, to_lps
 
 if TYPE_CHECKING:
@@ -71,27 +81,21 @@ class RegistrationOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_option("hu_window", self.hu_window)
+        check_option("spacing", self.spacing)
         low, high = self.hu_window
-        if not (is_number(low) and is_number(high) and low < high):
-            raise InputError(f"hu_window is {list(self.hu_window)}: it must be two values in HU, the lower one first.")
-        if len(self.spacing) != 3 or not all(is_number(size) and size > 0 for size in self.spacing):
-            raise InputError(f"spacing is {list(self.spacing)}: it must be three sizes in mm, each above 0.")
-        if not low <= self.body_above < high:
-            raise InputError(
-                f"body_above is {self.body_above} HU: it must be in hu_window, from {low} to below {high}."
-            )
-        for name in ("control_spacing", "affine_iterations", "deformation_iterations"):
-            if not is_number(getattr(self, name)) or getattr(self, name) <= 0:
-                raise InputError(f"{name} is {getattr(self, name)}: it must be a number above 0.")
-        if not is_number(self.start_shift) or self.start_shift < 0:
-            raise InputError(f"start_shift is {self.start_shift}: it must be a number of mm, 0 or above.")
+        Rule(
+            f"must be a value in HU in hu_window, from {low} to below {high}",
+            lambda v: is_number(v) and low <= v < high,
+        ).check("body_above", self.body_above)
+        ABOVE_ZERO.check("control_spacing", self.control_spacing)
+        COUNT.check("affine_iterations", self.affine_iterations)
+        COUNT.check("deformation_iterations", self.deformation_iterations)
+        ZERO_OR_ABOVE.check("start_shift", self.start_shift)
         for name in ("sampling", "min_overlap"):
-            if not is_number(getattr(self, name)) or not 0 < getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}: it must be a share above 0, at most 1.")
-        if not isinstance(self.bins, int) or self.bins < 8:
-            raise InputError(f"bins is {self.bins}: it must be a whole number, 8 or more.")
-        if not isinstance(self.seed, int) or self.seed < 0:
-            raise InputError(f"seed is {self.seed}: it must be a whole number, 0 or more.")
+            SHARE_ABOVE_ZERO.check(name, getattr(self, name))
+        whole_from(8).check("bins", self.bins)
+        WHOLE.check("seed", self.seed)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from ...common.data.data_list import (
 from ...common.data.partial_labels import refuse_partial
 from ...common.errors import InputError
 from ...common.scans.nifti import open_scan
+from ...common.value_rules import COUNT
 from ..inference.inputs import segmentation_inputs
 from .itk_images import as_volume
 
@@ -99,8 +100,7 @@ def scans_of_run(
         InputError: there are no labelled or no unlabelled scans; ``max_scans`` is no number of scans; or, for training, a
             validation or test scan is among the unlabelled ones, also as a copy under another name.
     """
-    if max_scans is not None and (isinstance(max_scans, bool) or not isinstance(max_scans, int) or max_scans < 1):
-        raise InputError(f"--max_scans {max_scans!r} must be a whole number, 1 or more, or null for all scans.")
+    COUNT.or_null("all scans").check("max_scans", max_scans)
     path = data_list_path(dataset_dir, data_list)
     content = parse_data_list(path)
     entries = content.get("training", []) + content.get("validation", [])

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from numbers import Real
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from monai.utils import convert_to_numpy
 from scipy import ndimage
 
 from ...common.errors import InputError
+from ...common.value_rules import ZERO_OR_ABOVE
 
 DEFAULT_TOLERANCE = 1.0  # mm
 
@@ -136,6 +136,6 @@ def _label_map(array: np.ndarray | torch.Tensor, role: str) -> np.ndarray:
 def _tolerance_of(organ: str, tolerance: float | Mapping[str, float]) -> float:
     if isinstance(tolerance, Mapping):
         tolerance = tolerance.get(organ, tolerance.get(OTHERWISE, DEFAULT_TOLERANCE))
-    if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not math.isfinite(tolerance) or tolerance < 0:
+    if not ZERO_OR_ABOVE.holds(tolerance):
         raise InputError(f"The NSD tolerance of '{organ}' is {tolerance}: it must be a number of mm, 0 or above.")
     return float(tolerance)

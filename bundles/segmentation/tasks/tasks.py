@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import difflib
 import logging
-import math
 import re
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from ...common.data.data_list import parse_data_list
 from ...common.data.ignore_label import IGNORE_LABEL
 from ...common.errors import InputError
 from ...common.run.presets import choose
+from ...common.value_rules import is_number
 from ...common.weights.checkpoint_file import checkpoint_facts
 from ...common.weights.recorded_preset import recorded_training
 from ...common.words import counted, shown
@@ -408,17 +407,13 @@ def _check_row(name: str, row: Any, source: str, *, presets: Path) -> None:
 
 def _check_numbers(where: str, entries: Mapping[str, Any]) -> None:
     """Check the numbers that no later check covers. Window, spacing and ROI are options and checked as such."""
-    if "foreground" in entries and not _is_number(entries["foreground"]):
+    if "foreground" in entries and not is_number(entries["foreground"]):
         raise InputError(
             f"{where} has foreground {entries['foreground']!r}; expected a number, in HU or in the scans' intensities."
         )
     tolerance = entries.get("nsd_tolerance", 0.0)
     for value in tolerance.values() if isinstance(tolerance, Mapping) else [tolerance]:
-        if not _is_number(value) or value < 0:
+        if not is_number(value) or value < 0:
             raise InputError(
                 f"{where} has nsd_tolerance {tolerance!r}; expected mm, 0 or above: one number, or one per label name."
             )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

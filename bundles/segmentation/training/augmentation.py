@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from monai.transforms.utils import create_rotate
 from torch.nn import functional as F
 
 from ...common.errors import InputError
+from ...common.value_rules import is_share
 from .loss import PartlyKnown
 
 
@@ -242,6 +242,6 @@ def augmentation_probabilities(augmentation: Mapping[str, float | Sequence[float
 
 
 def _probability(kind: str, chance: object) -> float:
-    if isinstance(chance, bool) or not isinstance(chance, Real) or not 0 <= chance <= 1:
+    if not is_share(chance):
         raise InputError(f"--augmentation: {kind} {chance!r} must be a probability between 0 and 1.")
     return float(chance)

@@ -142,7 +142,7 @@ def test_a_frozen_encoder_does_not_train_and_the_decoder_does(record, freeze):
 
 @pytest.mark.parametrize("drop_path", [-0.1, 1.0, 1.5, True])
 def test_a_drop_path_that_is_no_probability_is_refused(record, drop_path):
-    with pytest.raises(InputError, match=f"--drop_path {drop_path} must be a probability, at least 0 and below 1"):
+    with pytest.raises(InputError, match=f"--drop_path {drop_path} must be a number, 0 or above and below 1"):
         build_swin_unetr(record, out_channels=2, drop_path=drop_path)
 
 

@@ -666,7 +666,7 @@ def test_resuming_a_run_that_stopped_early_makes_no_step(tmp_path, record):
 
 @pytest.mark.parametrize("patience", [0, -1, 2.5, True, "3"])
 def test_a_patience_that_is_no_number_of_validations_is_refused(tmp_path, record, patience):
-    with pytest.raises(InputError, match=r"--early_stopping .* number of validations above 0"):
+    with pytest.raises(InputError, match=r"--early_stopping .* whole number, 1 or more, or null for no early stopping"):
         train(tmp_path, record, early_stopping=patience)
 
 

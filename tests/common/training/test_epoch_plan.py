@@ -117,7 +117,7 @@ def test_a_plan_covers_the_steps_with_less_than_one_step_per_epoch_to_spare():
 @pytest.mark.parametrize("name", ["max_steps", "val_interval"])
 @pytest.mark.parametrize("value", [0, 10.0])
 def test_other_than_whole_numbers_from_one_are_refused_by_name_and_value(name, value):
-    with pytest.raises(InputError, match=f"--{name} {value} must be a whole number of at least 1"):
+    with pytest.raises(InputError, match=f"--{name} {value} must be a whole number, 1 or more"):
         epoch_plan(**{"max_steps": 10, "val_interval": 10, name: value})
 
 

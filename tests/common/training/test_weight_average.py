@@ -105,7 +105,7 @@ def test_a_mean_that_starts_anew_forgets_what_was():
 
 @pytest.mark.parametrize("steps", [0, -1, 2.5, True, "10"])
 def test_what_is_no_number_of_steps_is_refused(steps):
-    with pytest.raises(InputError, match=r"--average_steps .* whole number of at least 1"):
+    with pytest.raises(InputError, match=r"--average_steps .* whole number, 1 or more"):
         WeightAverage(network=torch.nn.Linear(1, 1), steps=steps)
 
 

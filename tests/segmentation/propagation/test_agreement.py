@@ -119,7 +119,7 @@ def test_the_relation_gives_the_agreement_that_a_dice_needs():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Limits(min_agreement=1.2), "min_agreement is 1.2"),
+        (lambda: Limits(min_agreement=1.2), "--min_agreement 1.2 must be a number from 0 to 1"),
         (lambda: Limits(volume_ratio=(1.5, 2)), "volume_ratio"),
         (lambda: agreement([row(1)], labels=LABELS, holds=[]), "1 copies"),
         (lambda: agreement([], labels={1: "mean"}, holds=[]), "rename"),

@@ -127,9 +127,9 @@ def test_where_one_scan_judges_alone():
         ({"labels": [], "likeness": [], "holds": []}, "at least one"),
         ({"labels": [row(1), row(1, 1)]}, "same voxels"),
         ({"labels": [row(1), row(2)]}, r"Carried label 1 has the classes \[2\]"),
-        ({"threshold": 1.5}, "threshold is 1.5"),
-        ({"threshold": float("nan")}, "threshold is nan"),
-        ({"gain": 0}, "gain is 0"),
+        ({"threshold": 1.5}, "--threshold 1.5"),
+        ({"threshold": float("nan")}, "--threshold nan"),
+        ({"gain": 0}, "--gain 0 must be"),
         ({"likeness": [row(0.5, dtype=float), row(np.nan, dtype=float)]}, "Likeness 1 ranges"),
     ],
 )

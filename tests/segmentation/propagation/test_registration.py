@@ -247,12 +247,12 @@ def test_failures_are_results_with_a_reason(monkeypatch):
     [
         ({"hu_window": (900, -300)}, "hu_window"),
         ({"spacing": (4, 4)}, "spacing"),
-        ({"body_above": 900}, "body_above is 900"),
-        ({"control_spacing": 0}, "control_spacing is 0"),
-        ({"start_shift": -1}, "start_shift is -1"),
-        ({"sampling": 1.5}, "sampling is 1.5"),
-        ({"bins": 4}, "bins is 4"),
-        ({"seed": -1}, "seed is -1"),
+        ({"body_above": 900}, "--body_above 900"),
+        ({"control_spacing": 0}, "--control_spacing 0"),
+        ({"start_shift": -1}, "--start_shift -1"),
+        ({"sampling": 1.5}, "--sampling 1.5"),
+        ({"bins": 4}, "--bins 4"),
+        ({"seed": -1}, "--seed -1"),
     ],
 )
 def test_options_are_checked(change, message):

@@ -1,0 +1,89 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""What the value of an option must be, said and checked in one place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value must be.
+
+    Attributes:
+        expected: completes "--name value ...".
+        holds: whether a value is one. It must accept values of any type.
+    """
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+    def check(self, name: str, value: Any) -> None:
+        """Check the value of the option ``name``.
+
+        Raises:
+            InputError: names the option, the value and what it must be.
+        """
+        if not self.holds(value):
+            raise InputError(f"--{name} {value!r} {self.expected}.")
+
+    def or_null(self, meaning: str) -> Rule:
+        """This rule for an option that may also be null; ``meaning`` completes "null for ..."."""
+        return Rule(f"{self.expected}, or null for {meaning}", lambda value: value is None or self.holds(value))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; true and false are not."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is an integer, also of NumPy; true, false and 1.0 are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_share(value: Any) -> bool:
+    """Whether a value is a number from 0 to 1."""
+    return is_number(value) and 0 <= value <= 1
+
+
+def is_list(value: Any, length: int) -> bool:
+    """Whether a value is a list of ``length`` finite numbers."""
+    return isinstance(value, (list, tuple)) and len(value) == length and all(map(is_number, value))
+
+
+def whole_from(least: int) -> Rule:
+    """The rule of a whole number with a lower limit."""
+    return Rule(f"must be a whole number, {least} or more", lambda value: is_whole(value) and value >= least)
+
+
+def one_of(*choices: str) -> Rule:
+    """The rule of an option with a fixed set of values."""
+    return Rule(f"is not one of {', '.join(choices)}", lambda value: value in choices)
+
+
+def check_choice(*, name: str, value: object, choices: Sequence[str]) -> None:
+    """Check the value of an option whose choices its user knows.
+
+    Raises:
+        InputError: names the option, the value and the choices.
+    """
+    one_of(*choices).check(name, value)
+
+
+WHOLE = whole_from(0)
+COUNT = whole_from(1)
+NUMBER = Rule("must be a number", is_number)
+ABOVE_ZERO = Rule("must be a number above 0", lambda value: is_number(value) and value > 0)
+ZERO_OR_ABOVE = Rule("must be a number, 0 or above", lambda value: is_number(value) and value >= 0)
+SHARE = Rule("must be a number from 0 to 1", is_share)
+SHARE_BELOW_ONE = Rule("must be a number, 0 or above and below 1", lambda value: is_share(value) and value < 1)
+SHARE_ABOVE_ZERO = Rule("must be a number above 0, at most 1", lambda value: is_share(value) and value > 0)
+SWITCH = Rule("must be true or false", lambda value: isinstance(value, bool))
+WORKERS = WHOLE.or_null("one per core")
