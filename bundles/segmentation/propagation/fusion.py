@@ -29,13 +29,27 @@ class Fused:
 
     Attributes:
         label: uint8 (X, Y, Z); `IGNORE` where there is no answer.
-        confidence: float32 (X, Y, Z), from 0 to 1, of the class that has most votes, also where it is too low.
+        confidence: float32 (X, Y, Z), from 0 to 1, of the class that has most votes.
         alone: bool (X, Y, Z), where one scan alone can judge that class: confidence is its likeness.
     """
 
     label: np.ndarray
     confidence: np.ndarray
     alone: np.ndarray
+
+    def sure(self, *, threshold: float, alone: float) -> np.ndarray:
+        """Return the label map, uint8 (X, Y, Z), with `IGNORE` where confidence is too low.
+
+        Args:
+            threshold: share of the votes that a voxel needs, from 0 to 1.
+            alone: likeness that it needs where one scan alone can judge. Likeness is lower than a share of votes.
+
+        Raises:
+            InputError: a value is out of range.
+        """
+        SHARE.check("threshold", threshold)
+        SHARE.check("min_confidence", alone)
+        return np.where(self.confidence < np.where(self.alone, alone, threshold), IGNORE, self.label).astype(np.uint8)
 
 
 def local_likeness(
@@ -111,7 +125,6 @@ def fuse(
     likeness: Sequence[np.ndarray],
     *,
     holds: Sequence[Collection[int]],
-    threshold: float,
     gain: float = 1.0,
 ) -> Fused:
     """Fuse carried labels of one scan.
@@ -126,28 +139,27 @@ def fuse(
     the two scans look alike around the voxel after registration. It is no probability, and it does not notice a label
     that lies in the wrong place that looks the same.
 
-    A voxel is `IGNORE` and never background for want of an answer: where confidence is below the threshold, where the
-    first two classes have equal shares, and where nobody votes or no vote has weight (confidence 0).
+    A voxel is `IGNORE` and never background for want of an answer: where the first two classes have equal shares, and
+    where nobody votes or no vote has weight (confidence 0).
 
     Args:
         labels: uint8 (X, Y, Z) for each labelled scan, from `carry_label`.
         likeness: (X, Y, Z) from 0 to 1 for each, from `local_likeness`.
         holds: label values that occur in each labelled scan's own label map; the background 0 need not be named.
-        threshold: confidence from 0 to 1 that a voxel needs.
         gain: weights are the likeness to this power; above 1 trusts the most alike scan more.
 
     Raises:
         InputError: nothing to fuse, lengths or shapes differ, a value is out of range, or a carried label has a class
             that its labelled scan does not hold.
     """
-    _check(labels, likeness, holds, threshold, gain)
+    _check(labels, likeness, holds, gain)
     holds = [{0, *map(int, classes)} - {IGNORE} for classes in holds]
     shape = np.shape(labels[0])
     label, confidence, alone = (np.empty(shape, kind) for kind in (np.uint8, np.float32, bool))
     for slab in _slabs(shape):
         votes = [np.asarray(each)[:, :, slab] for each in labels]
         alike = [np.asarray(each, dtype=np.float32)[:, :, slab] for each in likeness]
-        label[:, :, slab], confidence[:, :, slab], alone[:, :, slab] = _fuse(votes, alike, holds, threshold, gain)
+        label[:, :, slab], confidence[:, :, slab], alone[:, :, slab] = _fuse(votes, alike, holds, gain)
     return Fused(label, confidence, alone)
 
 
@@ -155,7 +167,6 @@ def _fuse(
     votes: Sequence[np.ndarray],
     likeness: Sequence[np.ndarray],
     holds: Sequence[Collection[int]],
-    threshold: float,
     gain: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     weights = [alike ** np.float32(gain) for alike in likeness]
@@ -182,15 +193,13 @@ def _fuse(
         single = judges == 1
         alone[better] = single[better]
         confidence[better] = np.where(single, alike, share)[better]
-    unanswered = (confidence < threshold) | (best - second <= EPSILON)
-    return np.where(unanswered, IGNORE, winner).astype(np.uint8), confidence, alone
+    return np.where(best - second <= EPSILON, IGNORE, winner).astype(np.uint8), confidence, alone
 
 
 def _check(
     labels: Sequence[np.ndarray],
     likeness: Sequence[np.ndarray],
     holds: Sequence[Collection[int]],
-    threshold: float,
     gain: float,
 ) -> None:
     if not len(labels) == len(likeness) == len(holds) or not len(labels):
@@ -201,7 +210,6 @@ def _check(
     shapes = {np.shape(array) for array in (*labels, *likeness)}
     if len(shapes) > 1:
         raise InputError(f"Labels and likeness have the shapes {sorted(shapes)}: all must be on the same voxels.")
-    SHARE.check("threshold", threshold)
     ABOVE_ZERO.check("gain", gain)
     for i, (label, alike, classes) in enumerate(zip(labels, likeness, holds, strict=True)):
         strange = set(np.unique(label).tolist()) - {0, IGNORE, *map(int, classes)}

@@ -251,7 +251,7 @@ def _label(job: Job, result: dict[str, Any]) -> None:
         reasons = "; ".join(f"{pair['atlas']}: {pair['reason']}" for pair in result["pairs"])
         result["reason"] = f"no labelled scan could be registered to it ({reasons})"
         return
-    fused = fuse(copies, likeness, holds=holds, threshold=0.0, gain=recipe.gain)
+    fused = fuse(copies, likeness, holds=holds, gain=recipe.gain)
     agreed = agreement(copies, labels=labels, holds=holds)
     if job.leave_out:
         truth = as_volume(job.target.label).voxels
@@ -262,9 +262,7 @@ def _label(job: Job, result: dict[str, Any]) -> None:
             if (truth == value).any() and value in set.union(*holds)  # what no copy has says nothing of carrying
         }
         return
-    # Where one scan judges alone there are no votes to share: confidence is its likeness, which is lower.
-    threshold = np.where(fused.alone, min(recipe.threshold, recipe.limits.min_confidence), recipe.threshold)
-    label = np.where(fused.confidence < threshold, IGNORE, fused.label).astype(np.uint8)
+    label = fused.sure(threshold=recipe.threshold, alone=min(recipe.threshold, recipe.limits.min_confidence))
     decisions = decide(
         job.target.name,
         agreements=agreed,

@@ -21,10 +21,11 @@ def votes(*columns, weights, holds, threshold=0.0, gain=1.0):
         [row(value) for value in columns],
         [row(weight, dtype=np.float32) for weight in weights],
         holds=holds,
-        threshold=threshold,
         gain=gain,
     )
-    return int(fused.label.item()), pytest.approx(float(fused.confidence.item()), abs=1e-6)
+    return int(fused.sure(threshold=threshold, alone=threshold).item()), pytest.approx(
+        float(fused.confidence.item()), abs=1e-6
+    )
 
 
 def test_the_larger_weight_wins_and_its_share_is_the_confidence():
@@ -44,10 +45,11 @@ def test_random_votes_equal_a_slow_count():
     shape, holds = (5, 4, 3), [{1, 2, 3}, {1, 3}, {2}]
     labels = [rng.choice([0, *classes, IGNORE], shape).astype(np.uint8) for classes in holds]
     likeness = [rng.uniform(0, 1, shape).astype(np.float32) for _ in holds]
-    fused = fuse(labels, likeness, holds=holds, threshold=0.55)
+    fused = fuse(labels, likeness, holds=holds)
+    label = fused.sure(threshold=0.55, alone=0.4)
     kinds = set()
     for at in np.ndindex(shape):
-        shares, sure = {}, {}
+        shares, sure, least = {}, {}, {}
         for value in (0, 1, 2, 3):
             judges = [
                 i
@@ -58,12 +60,14 @@ def test_random_votes_equal_a_slow_count():
             if agree:
                 shares[value] = sum(likeness[i][at] for i in agree) / sum(likeness[i][at] for i in judges)
                 sure[value] = shares[value] if len(judges) > 1 else likeness[agree[0]][at]
+                least[value] = 0.55 if len(judges) > 1 else 0.4
         ranked = sorted(shares, key=shares.get, reverse=True)
         tied = len(ranked) > 1 and abs(shares[ranked[0]] - shares[ranked[1]]) < 1e-6
-        confident = bool(ranked) and (tied or sure[ranked[0]] >= 0.55)
+        confident = bool(ranked) and (tied or sure[ranked[0]] >= least[ranked[0]])
         expected = ranked[0] if confident and not tied else IGNORE
         kinds.add(expected)
-        assert fused.label[at] == expected, at
+        assert label[at] == expected, at
+        assert fused.label[at] == (ranked[0] if ranked and not tied else IGNORE), at
         if ranked and not tied:
             assert fused.confidence[at] == pytest.approx(sure[ranked[0]], abs=1e-5)
     assert kinds == {0, 1, 2, 3, IGNORE}
@@ -99,10 +103,10 @@ def test_the_confidence_of_one_labelled_scan_is_its_likeness():
         [row(1, 0, 1, 0)],
         [row(0.9, 0.8, 0.3, 0.2, dtype=np.float32)],
         holds=[{1}],
-        threshold=0.5,
         gain=3,
     )
-    assert fused.label.ravel().tolist() == [1, 0, IGNORE, IGNORE]
+    assert fused.label.ravel().tolist() == [1, 0, 1, 0]
+    assert fused.sure(threshold=0.95, alone=0.25).ravel().tolist() == [1, 0, 1, IGNORE]
     assert fused.confidence.ravel() == pytest.approx([0.9, 0.8, 0.3, 0.2])
     assert fused.alone.all()
 
@@ -113,7 +117,6 @@ def test_where_one_scan_judges_alone():
         [row(2, 1, 1, 2), row(0, IGNORE, 1, 1)],
         [row(0.4, 0.4, 0.9, 0.1, dtype=np.float32), row(0.9, 0.9, 0.9, 0.9, dtype=np.float32)],
         holds=[{1, 2}, {1}],
-        threshold=0.0,
     )
     assert fused.label.ravel().tolist() == [2, 1, 1, 1]
     assert fused.alone.ravel().tolist() == [True, True, False, False]
@@ -127,17 +130,24 @@ def test_where_one_scan_judges_alone():
         ({"labels": [], "likeness": [], "holds": []}, "at least one"),
         ({"labels": [row(1), row(1, 1)]}, "same voxels"),
         ({"labels": [row(1), row(2)]}, r"Carried label 1 has the classes \[2\]"),
-        ({"threshold": 1.5}, "--threshold 1.5"),
-        ({"threshold": float("nan")}, "--threshold nan"),
         ({"gain": 0}, "--gain 0 must be"),
         ({"likeness": [row(0.5, dtype=float), row(np.nan, dtype=float)]}, "Likeness 1 ranges"),
     ],
 )
 def test_refusals(change, message):
-    given = {"labels": [row(1), row(1)], "likeness": [row(0.5, dtype=float)] * 2, "holds": [{1}] * 2, "threshold": 0.5}
+    given = {"labels": [row(1), row(1)], "likeness": [row(0.5, dtype=float)] * 2, "holds": [{1}] * 2}
     given |= change
     with pytest.raises(InputError, match=message):
         fuse(given.pop("labels"), given.pop("likeness"), **given)
+
+
+@pytest.mark.parametrize("wrong", [1.5, float("nan"), "x"])
+def test_a_confidence_out_of_range_is_refused(wrong):
+    fused = fuse([row(1)], [row(0.5, dtype=float)], holds=[{1}])
+    with pytest.raises(InputError, match=f"--threshold {wrong!r} must be a number from 0 to 1"):
+        fused.sure(threshold=wrong, alone=0.3)
+    with pytest.raises(InputError, match=f"--min_confidence {wrong!r} must be a number from 0 to 1"):
+        fused.sure(threshold=0.6, alone=wrong)
 
 
 def test_likeness_equals_a_slow_correlation_with_noise():
