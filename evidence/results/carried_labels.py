@@ -97,8 +97,9 @@ def scores_of_masks(run: Run, folder: Path) -> list[dict[str, Any]]:
 def carried_table(out: Path) -> str:
     """Return a table (Markdown) of the finished propagations of a study's folder; empty without any.
 
-    Dice is the mean over the organs that a scan has, of all carried labels and of those that were kept; the correlation is
-    Spearman's between agreement and Dice.
+    Dice is the mean over the organs that a scan has, of all carried labels and of those that were kept. The correlation
+    is Spearman's between agreement and Dice: over all organs and scans, which also says that some organs are easier than
+    others, and within organs (its mean over the organs), which says whether agreement tells good scans from bad ones.
     """
     lines = []
     for folder in sorted(path for path in (out / "runs").glob("carry_*") if path.is_dir()):
@@ -106,27 +107,40 @@ def carried_table(out: Path) -> str:
             continue
         facts, rows = done["settings"]["facts"], done["carried"]
         known = [row for row in rows if row["dice"] is not None]
-        both = [(row["agreement"], row["dice"]) for row in known if row["agreement"] is not None]
+        both = [row for row in known if row["agreement"] is not None]
         scans = len({row["case"] for row in rows if row["kept"]})
         lines.append(
             f"| {facts['arm']} | {facts['n']} | {facts['seed']} | {scans} of {facts['steps']} | {_mean(known)} | "
-            f"{_mean([row for row in known if row['kept']])} | {_correlation(both)} | {done['seconds'] / 60:.0f} |"
+            f"{_mean([row for row in known if row['kept']])} | {_correlation(both)} | {_within_organs(both)} | {done['seconds'] / 60:.0f} |"
         )
     if not lines:
         return ""
-    head = "| arm | n | seed | scans with a label | Dice of all | Dice of kept | correlation | minutes |"
-    return "\n".join([head, "|---|---|---|---|---|---|---|---|", *lines]) + "\n"
+    head = (
+        "| arm | n | seed | scans with a label | Dice of all | Dice of kept | correlation | within organs | minutes |"
+    )
+    return "\n".join([head, "|---|---|---|---|---|---|---|---|---|", *lines]) + "\n"
 
 
 def _mean(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{np.mean([row['dice'] for row in rows]):.3f}" if rows else ""
 
 
-def _correlation(pairs: Sequence[tuple[float, float]]) -> str:
-    agreed, dice = np.array(pairs).reshape(-1, 2).T
-    if len(pairs) < 3 or not np.ptp(agreed) or not np.ptp(dice):
-        return ""
-    return f"{spearmanr(agreed, dice).statistic:.2f}"
+def _correlation(rows: Sequence[Mapping[str, Any]]) -> str:
+    return f"{found:.2f}" if (found := _rank_correlation(rows)) is not None else ""
+
+
+def _within_organs(rows: Sequence[Mapping[str, Any]]) -> str:
+    by_organ = [[row for row in rows if row["label"] == organ] for organ in {row["label"] for row in rows}]
+    found = [each for own in by_organ if (each := _rank_correlation(own)) is not None]
+    return f"{np.mean(found):.2f}" if found else ""
+
+
+def _rank_correlation(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return Spearman's correlation; None for fewer than three rows, or if one side is the same everywhere."""
+    agreed, dice = ([row[name] for row in rows] for name in ("agreement", "dice"))
+    if len(rows) < 3 or not np.ptp(agreed) or not np.ptp(dice):
+        return None
+    return float(spearmanr(agreed, dice).statistic)
 
 
 def _names(run: Run) -> dict[str, str]:

@@ -89,7 +89,26 @@ def test_the_table_of_all_propagations(run, tmp_path):
     )
     mean = (6 / 7 + 4 / 6 + 0) / 3
     line = carried_table(tmp_path).splitlines()[2]
-    assert line == f"| arm | 1 | 0 | 1 of 3 | {mean:.3f} | {(6 / 7 + 4 / 6) / 2:.3f} | 1.00 | 2 |"
+    assert line == f"| arm | 1 | 0 | 1 of 3 | {mean:.3f} | {(6 / 7 + 4 / 6) / 2:.3f} | 1.00 |  | 2 |"
+
+
+def test_agreement_that_knows_organs_but_not_scans(run, tmp_path):
+    """Easy organ: high agreement, high Dice. Within each organ the order of the scans is the opposite."""
+    folder, planned = run
+    values = {"easy": [(0.9, 0.80), (0.8, 0.85), (0.7, 0.90)], "hard": [(0.3, 0.1), (0.2, 0.2), (0.1, 0.3)]}
+    rows = [
+        {"case": f"c{i}", "label": organ, "agreement": agreed, "kept": True, "dice": dice}
+        for organ, pairs in values.items()
+        for i, (agreed, dice) in enumerate(pairs)
+    ]
+    done = tmp_path / "runs" / planned.name / "done.json"
+    done.parent.mkdir(parents=True)
+    done.write_text(
+        json.dumps(
+            {"settings": {"facts": dict(planned.facts), "cases": planned.cases}, "carried": rows, "seconds": 60.0}
+        )
+    )
+    assert carried_table(tmp_path).splitlines()[2].endswith("| 0.54 | -1.00 | 1 |")
 
 
 def test_masks_are_scored_and_a_missing_one_is_background(run):
