@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
+from monai.transforms import generate_spatial_bounding_box
 from scipy import ndimage
 
 from ...common.errors import InputError
@@ -52,17 +54,10 @@ def carry_label(
         InputError: a file cannot be read, or the label map has values that are no labels.
     """
     check_choice(name="interpolation", value=interpolation, choices=("linear", "nearest"))
-    name = "The label map" if isinstance(label, Volume) else os.fspath(label)
-    label, like = as_volume(label), as_volume(like)
-    source = label.voxels.astype(np.uint8)
-    if not np.array_equal(source, label.voxels):
-        wrong = label.voxels[source != label.voxels].flat[0]
-        raise InputError(f"{name} has the value {wrong}: labels must be whole numbers from 0 to 255.")
-    carried = np.full(like.voxels.shape, IGNORE, np.uint8)
-    sample = _most_weight if interpolation == "linear" else _nearest
-    for slab, points in _mapped_points(transform, like, label.affine):
-        inside = _inside(points, source.shape)
-        carried[:, :, slab][inside] = sample(source, points[inside])
+    like, source = as_volume(like), _Labels.of(label, _most_weight if interpolation == "linear" else _nearest)
+    carried = np.empty(like.voxels.shape, np.uint8)
+    for slab, points in _mapped_points(transform, like):
+        carried[:, :, slab] = source.at(points)
     return carried
 
 
@@ -86,23 +81,32 @@ def carry_scan(
         InputError: a file cannot be read.
     """
     scan, like = as_volume(scan), as_volume(like)
-    carried = np.full(like.voxels.shape, np.nan, np.float32)
-    for slab, points in _mapped_points(transform, like, scan.affine):
-        inside = _inside(points, scan.voxels.shape)
-        carried[:, :, slab][inside] = ndimage.map_coordinates(
-            scan.voxels, points[inside].T, output=np.float32, order=1, mode="nearest"
-        )
+    carried = np.empty(like.voxels.shape, np.float32)
+    for slab, points in _mapped_points(transform, like):
+        carried[:, :, slab] = _hounsfield_at(scan, points)
     return carried
 
 
-def _mapped_points(
-    transform: SimpleITK.Transform, like: Volume, affine: np.ndarray
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield slabs of the fixed grid, and where their voxels lie in the moving grid: (X, Y, slab, 3), in voxels."""
+def carry_both(
+    scan: Volume | str | os.PathLike,
+    label: Volume | str | os.PathLike,
+    transform: SimpleITK.Transform,
+    *,
+    like: Volume | str | os.PathLike,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return `carry_scan` and `carry_label` of a labelled scan; the transform, half of the work, is computed once."""
+    scan, like, labels = as_volume(scan), as_volume(like), _Labels.of(label, _most_weight)
+    moved, carried = np.empty(like.voxels.shape, np.float32), np.empty(like.voxels.shape, np.uint8)
+    for slab, points in _mapped_points(transform, like):
+        moved[:, :, slab], carried[:, :, slab] = _hounsfield_at(scan, points), labels.at(points)
+    return moved, carried
+
+
+def _mapped_points(transform: SimpleITK.Transform, like: Volume) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield slabs of the fixed grid, and where their voxels lie in the moving scan: (X, Y, slab, 3), mm in LPS."""
     sitk = simple_itk()
     shape = like.voxels.shape
     thickness = max(1, SLAB_VOXELS // (shape[0] * shape[1]))
-    to_voxels = np.linalg.inv(TO_LPS @ np.asarray(affine, dtype=float))
     with one_thread():
         for first in range(0, shape[2], thickness):
             slab = slice(first, min(first + thickness, shape[2]))
@@ -118,8 +122,63 @@ def _mapped_points(
             lps = TO_LPS @ corner
             i, j, k = (np.arange(count, dtype=float) for count in size)
             start = (i[:, None] * lps[:3, 0])[:, None, None] + (j[:, None] * lps[:3, 1])[:, None]
-            points = start + k[:, None] * lps[:3, 2] + lps[:3, 3] + moved
-            yield slab, points @ to_voxels[:3, :3].T + to_voxels[:3, 3]
+            yield slab, start + k[:, None] * lps[:3, 2] + lps[:3, 3] + moved
+
+
+def _in_voxels(points: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Return points (..., 3), mm in LPS, as indices of a grid."""
+    to_voxels = np.linalg.inv(TO_LPS @ np.asarray(affine, dtype=float))
+    return points @ to_voxels[:3, :3].T + to_voxels[:3, 3]
+
+
+def _hounsfield_at(scan: Volume, points: np.ndarray) -> np.ndarray:
+    """Return a scan at points (..., 3), mm in LPS; NaN out of its field of view."""
+    points = _in_voxels(points, scan.affine)
+    inside = _inside(points, scan.voxels.shape)
+    found = np.full(inside.shape, np.nan, np.float32)
+    found[inside] = ndimage.map_coordinates(scan.voxels, points[inside].T, output=np.float32, order=1, mode="nearest")
+    return found
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """A label map to look up.
+
+    Attributes:
+        voxels: uint8 (X, Y, Z).
+        affine: of its grid.
+        box: first and last index along each axis of what is not background; empty: all is background.
+        sample: returns labels at points in voxels.
+    """
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    box: tuple[np.ndarray, ...]
+    sample: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+    @classmethod
+    def of(cls, label: Volume | str | os.PathLike, sample: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> _Labels:
+        name = "The label map" if isinstance(label, Volume) else os.fspath(label)
+        label = as_volume(label)
+        voxels = label.voxels.astype(np.uint8)
+        if not np.array_equal(voxels, label.voxels):
+            wrong = label.voxels[voxels != label.voxels].flat[0]
+            raise InputError(f"{name} has the value {wrong}: labels must be whole numbers from 0 to 255.")
+        box = ()
+        if voxels.any():
+            first, end = generate_spatial_bounding_box(voxels[None])
+            box = (np.array(first), np.array(end) - 1)
+        return cls(voxels, label.affine, box, sample)
+
+    def at(self, points: np.ndarray) -> np.ndarray:
+        """Return the labels at points (..., 3), mm in LPS; `IGNORE` out of the field of view."""
+        points = _in_voxels(points, self.affine)
+        inside = _inside(points, self.voxels.shape)
+        found = np.where(inside, 0, IGNORE).astype(np.uint8)
+        if self.box:  # elsewhere all eight voxels around a point are background
+            near = inside & ((points > self.box[0] - 1) & (points < self.box[1] + 1)).all(axis=-1)
+            found[near] = self.sample(self.voxels, points[near])
+        return found
 
 
 def _inside(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

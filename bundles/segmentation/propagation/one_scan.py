@@ -26,7 +26,7 @@ from ...common.scans.reading import Volume
 from ...common.value_rules import ABOVE_ZERO, SHARE, ZERO_OR_ABOVE
 from ..results.overlay import organ_colours
 from .agreement import Limits, agreement, decide, dice_of_organs, expected_volumes, keep_only
-from .carrying import carry_label, carry_scan
+from .carrying import carry_both
 from .fusion import IGNORE, fuse, local_likeness
 from .itk_images import as_volume
 from .position_fit import Alignment
@@ -233,8 +233,8 @@ def _label(job: Job, result: dict[str, Any]) -> None:
         pair |= {name: _rounded(getattr(found, name)) for name in names}
         if found.transform is None:
             continue
-        copies.append(carry_label(label, found.transform, like=target))
-        moved = carry_scan(scan, found.transform, like=target)
+        moved, copy = carry_both(scan, label, found.transform, like=target)
+        copies.append(copy)
         likeness.append(
             local_likeness(
                 np.asarray(target.voxels, np.float32),

@@ -13,7 +13,7 @@ from bundles.common.errors import InputError
 from bundles.common.scans.nifti_writing import write_nifti
 from bundles.common.scans.reading import Volume
 from bundles.segmentation.propagation import carrying
-from bundles.segmentation.propagation.carrying import carry_label, carry_scan
+from bundles.segmentation.propagation.carrying import carry_both, carry_label, carry_scan
 from bundles.segmentation.propagation.fusion import IGNORE
 from bundles.segmentation.propagation.itk_images import to_image, to_lps
 
@@ -70,8 +70,19 @@ def test_the_stored_order_of_axes_makes_no_difference():
     assert {1, 6, IGNORE} <= set(np.unique(plain))
 
 
-def test_linear_is_the_largest_of_all_classes_resampled_alone():
+def only_in(labels, corner):
+    """Labels in a box of two by three by one voxels at a corner, background elsewhere."""
+    kept = np.zeros_like(labels)
+    box = tuple(slice(None, size) if low else slice(-size, None) for low, size in zip(corner, (2, 3, 1), strict=True))
+    kept[box] = labels[box]
+    return kept
+
+
+@pytest.mark.parametrize("corner", [None, (True, True, True), (False, True, False), (False, False, False)])
+def test_linear_is_the_largest_of_all_classes_resampled_alone(corner):
     labels = random_labels((9, 8, 7))
+    if corner is not None:
+        labels = only_in(labels, corner)
     source = Volume(labels, np.diag([2.0, 3.0, 2.5, 1.0]))
     grid = np.eye(4)
     grid[:3, :3] = Rotation.from_euler("xyz", (20, 10, 30), degrees=True).as_matrix() * 1.3
@@ -115,6 +126,22 @@ def test_linear_is_closer_to_the_truth_than_nearest_and_not_behind_label_gaussia
     assert scores["linear"] > 0.84
     assert scores["linear"] > scores["nearest"] + 0.005
     assert scores["linear"] > scores["gaussian"] - 0.005
+
+
+def test_a_scan_and_its_label_together_are_what_they_are_alone():
+    like, _ = scan_of(2, spacing=(4.0, 4.0, 4.0), oblique=np.array([4.0, -7.0, 10.0]))
+    scan, _ = scan_of(2)
+    _, label = scan_of(2, spacing=(5.0, 5.0, 6.0))  # a grid of its own
+    moved, carried = carry_both(scan, label, STILL, like=like)
+    assert np.array_equal(moved, carry_scan(scan, STILL, like=like), equal_nan=True)
+    assert np.array_equal(carried, carry_label(label, STILL, like=like))
+    assert {1, 6} <= set(np.unique(carried)) and np.isfinite(moved).any()
+
+
+def test_a_label_map_without_labels_is_background_in_its_field_of_view():
+    empty = Volume(np.zeros((4, 1, 1), np.uint8), np.eye(4))
+    like = Volume(np.zeros((6, 1, 1), np.uint8), np.eye(4))
+    assert carry_label(empty, STILL, like=like).ravel().tolist() == [0, 0, 0, 0, IGNORE, IGNORE]
 
 
 def test_slabs_change_nothing(monkeypatch):
