@@ -25,9 +25,9 @@ from ...common.scans.nifti_writing import write_nifti
 from ...common.scans.reading import Volume
 from ...common.value_rules import ABOVE_ZERO, SHARE, ZERO_OR_ABOVE
 from ..results.overlay import organ_colours
-from .agreement import Limits, agreement, decide, dice_of_organs, expected_volumes, keep_only
+from .agreement import Decision, Limits, agreement, decide, dice_of_organs, expected_volumes, keep_only
 from .carrying import carry_both
-from .fusion import IGNORE, fuse, local_likeness
+from .fusion import IGNORE, Fused, fuse, local_likeness
 from .itk_images import as_volume
 from .position_fit import Alignment
 from .registration import RegistrationOptions, register
@@ -216,43 +216,41 @@ def label_scan(job: Job) -> dict[str, Any]:
     return result
 
 
+@dataclass(frozen=True)
+class _Copy:
+    """A labelled scan on the voxels of the scan to label.
+
+    Attributes:
+        label: uint8 (X, Y, Z).
+        likeness: float32 (X, Y, Z), see `local_likeness`.
+        holds: label values of the labelled scan.
+        volumes: millilitres of each organ in the labelled scan.
+        scale: of the labelled scan along each axis, for the scan to label.
+    """
+
+    label: np.ndarray
+    likeness: np.ndarray
+    holds: set[int]
+    volumes: dict[str, float]
+    scale: Sequence[float]
+
+
 def _label(job: Job, result: dict[str, Any]) -> None:
+    """Do a job: carry, fuse, then measure (a labelled scan that was left out) or decide and write."""
     recipe, labels = job.recipe, dict(job.recipe.labels)
     target = as_volume(job.target.image)
-    copies, likeness, holds, volumes, scales = [], [], [], [], []
+    copies = []
     for atlas, lies in job.atlases:
-        pair: dict[str, Any] = {"atlas": atlas.name}
+        pair, copy = _carried(atlas, lies, target, recipe)
         result["pairs"].append(pair)
-        try:
-            scan, label = as_volume(atlas.image), as_volume(atlas.label)
-            found = register(scan, target, scale=lies.scale, shift=lies.shift, options=recipe.registration)
-        except InputError as error:
-            pair["reason"] = str(error)
-            continue
-        names = ("reason", "start", "before", "affine", "after", "overlap", "least_jacobian")
-        pair |= {name: _rounded(getattr(found, name)) for name in names}
-        if found.transform is None:
-            continue
-        moved, copy = carry_both(scan, label, found.transform, like=target)
-        copies.append(copy)
-        likeness.append(
-            local_likeness(
-                np.asarray(target.voxels, np.float32),
-                moved,
-                spacing=target.spacing,
-                window=recipe.likeness_window,
-                hu_window=recipe.registration.hu_window,
-            )
-        )
-        holds.append({int(value) for value in np.unique(label.voxels)} & set(labels))
-        volumes.append(_millilitres(label.voxels, label, labels))
-        scales.append(lies.scale)
+        copies += [] if copy is None else [copy]
     if not copies:
         reasons = "; ".join(f"{pair['atlas']}: {pair['reason']}" for pair in result["pairs"])
         result["reason"] = f"no labelled scan could be registered to it ({reasons})"
         return
-    fused = fuse(copies, likeness, holds=holds, gain=recipe.gain)
-    agreed = agreement(copies, labels=labels, holds=holds)
+    holds = [copy.holds for copy in copies]
+    fused = fuse([copy.label for copy in copies], [copy.likeness for copy in copies], holds=holds, gain=recipe.gain)
+    agreed = agreement([copy.label for copy in copies], labels=labels, holds=holds)
     if job.leave_out:
         truth = as_volume(job.target.label).voxels
         dice = dice_of_organs(fused.label, truth, labels=labels)
@@ -262,7 +260,6 @@ def _label(job: Job, result: dict[str, Any]) -> None:
             if (truth == value).any() and value in set.union(*holds)  # what no copy has says nothing of carrying
         }
         return
-    label = fused.sure(threshold=recipe.threshold, alone=min(recipe.threshold, recipe.limits.min_confidence))
     decisions = decide(
         job.target.name,
         agreements=agreed,
@@ -272,32 +269,70 @@ def _label(job: Job, result: dict[str, Any]) -> None:
             if (fused.label == value).any()
         },
         volumes=_millilitres(fused.label, target, labels),
-        expected=expected_volumes(volumes, scales),
+        expected=expected_volumes([copy.volumes for copy in copies], [copy.scale for copy in copies]),
         limits=recipe.limits,
     )
-    carried = {organ for volume in volumes for organ, size in volume.items() if size > 0}
     result["organs"] = [
         {name: _rounded(value) for name, value in asdict(each).items() if name != "scan"} for each in decisions
     ]
     kept = sum(decision.kept for decision in decisions)
+    carried = {organ for copy in copies for organ, size in copy.volumes.items() if size > 0}
     if recipe.min_organs and (kept == 0 or kept < recipe.min_organs * len(carried)):
         result["reason"] = f"{kept} of {len(carried)} organs can be kept, fewer than {recipe.min_organs:.0%}"
     else:
         result["labelled"] = True
+    _write(job, target, _for_training(job, target, copies, fused, decisions), fused)
+
+
+def _carried(atlas: Scan, lies: Alignment, target: Volume, recipe: Recipe) -> tuple[dict[str, Any], _Copy | None]:
+    """Register a labelled scan and carry its label; return what came of it, and the copy (None if it failed)."""
+    pair: dict[str, Any] = {"atlas": atlas.name}
+    try:
+        scan, label = as_volume(atlas.image), as_volume(atlas.label)
+        found = register(scan, target, scale=lies.scale, shift=lies.shift, options=recipe.registration)
+    except InputError as error:
+        return pair | {"reason": str(error)}, None
+    names = ("reason", "start", "before", "affine", "after", "overlap", "least_jacobian")
+    pair |= {name: _rounded(getattr(found, name)) for name in names}
+    if found.transform is None:
+        return pair, None
+    moved, copy = carry_both(scan, label, found.transform, like=target)
+    likeness = local_likeness(
+        np.asarray(target.voxels, np.float32),
+        moved,
+        spacing=target.spacing,
+        window=recipe.likeness_window,
+        hu_window=recipe.registration.hu_window,
+    )
+    labels = dict(recipe.labels)
+    holds = {int(value) for value in np.unique(label.voxels)} & set(labels)
+    return pair, _Copy(copy, likeness, holds, _millilitres(label.voxels, label, labels), lies.scale)
+
+
+def _for_training(
+    job: Job, target: Volume, copies: Sequence[_Copy], fused: Fused, decisions: Sequence[Decision]
+) -> np.ndarray:
+    """Return the label map for training: `IGNORE` where votes are unsure, and in and around what is not kept."""
+    recipe, labels = job.recipe, dict(job.recipe.labels)
+    label = fused.sure(threshold=recipe.threshold, alone=min(recipe.threshold, recipe.limits.min_confidence))
     label = keep_only(label, decisions, labels=labels)
     names = {organ: value for value, organ in labels.items()}
     doubtful = [names[decision.organ] for decision in decisions if not decision.kept]
-    near = _near(copies, doubtful, target.spacing, recipe.unknown_margin)
-    if set(job.held) - set.union(*holds):
+    near = _near([copy.label for copy in copies], doubtful, target.spacing, recipe.unknown_margin)
+    if set(job.held) - set.union(*(copy.holds for copy in copies)):
         near[...] = True
     label[near & (label == 0)] = IGNORE
+    return label
+
+
+def _write(job: Job, target: Volume, label: np.ndarray, fused: Fused) -> None:
     outputs = Outputs(job.folder, job.target.name)
     mask = np.where(fused.label == IGNORE, 0, fused.label).astype(np.uint8)
     percent = np.rint(100 * fused.confidence).astype(np.uint8)
     written = {outputs.mask: mask, outputs.confidence: percent} | ({} if job.masks_only else {outputs.label: label})
     for path, voxels in written.items():
         write_nifti(path, voxels=voxels, affine=target.affine)
-    _write_picture(outputs.picture, target, label, recipe)
+    _write_picture(outputs.picture, target, label, job.recipe)
 
 
 def _near(copies: Sequence[np.ndarray], values: Sequence[int], spacing: Sequence[float], margin: float) -> np.ndarray:
