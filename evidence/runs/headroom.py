@@ -81,7 +81,7 @@ def planned_chain(planner: Planner, headroom: Headroom, n: int) -> PlannedChain:
 
 def _link(planner: Planner, n: int, seed: int, steps: int) -> Run:
     """A run of a chain."""
-    run = planner.finetuning(
+    run = planner.make.finetuning(
         CONTROL,
         n=n,
         seed=seed,
@@ -95,7 +95,7 @@ def _link(planner: Planner, n: int, seed: int, steps: int) -> Run:
 
 
 def _converged(planner: Planner, n: int, seed: int, steps: int) -> Run:
-    return planner.finetuning(
+    return planner.make.finetuning(
         CONVERGED,
         n=n,
         seed=seed,
@@ -108,8 +108,8 @@ def _converged(planner: Planner, n: int, seed: int, steps: int) -> Run:
 
 def _floor(planner: Planner, n: int, seed: int) -> list[Run]:
     untrained = planner.study.pretraining_of(None) | UNTRAINED
-    before = planner.pretraining(FLOOR, seed=seed, options=untrained)
-    run = planner.finetuning(
+    before = planner.make.pretraining(FLOOR, seed=seed, options=untrained)
+    run = planner.make.finetuning(
         FLOOR,
         n=n,
         seed=seed,

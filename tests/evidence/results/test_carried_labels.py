@@ -10,7 +10,7 @@ import pytest
 
 from bundles.common.scans.nifti_writing import write_nifti
 from evidence.results.carried_labels import PICTURE, carried_table, compare_with_truth, scores_of_masks
-from evidence.runs.plan import Run
+from tools.bundle_runs import Run
 
 ROW = {"labels": {"0": "background", "1": "liver", "2": "spleen"}, "nsd_tolerance": 4.0}
 

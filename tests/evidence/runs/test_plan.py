@@ -10,7 +10,7 @@ import pytest
 from monai.bundle import ConfigParser
 
 from bundles.common.errors import InputError
-from evidence.runs.plan import Z_SCORE, square_roi
+from evidence.runs.run_maker import Z_SCORE, square_roi
 from evidence.study.study import BUNDLES, PRETRAIN
 from tools.bundle_runs import placed, words_of, write_lists
 
