@@ -18,6 +18,7 @@ from rich.console import Console
 from bundles.common.errors import InputError
 from demo import run as demo
 from demo.stage import Records, Stage
+from demo.stages import TEST_PATIENTS
 from tools.child_process import STOP_SIGNALS
 
 
@@ -174,115 +175,6 @@ def test_fresh_removes_what_the_demo_made_and_nothing_else(tmp_path, plan):
     assert left == [".stages", "notes", "one.txt", "two.txt"]
 
 
-def test_plan_has_every_stage_after_those_it_needs(tmp_path):
-    plan = demo.stages(tmp_path / "out")
-    seen = set()
-    for stage in plan:
-        assert seen.issuperset(stage.needs), stage.name
-        seen.add(stage.name)
-    assert len(seen) == len(plan) == 10
-
-
-def option(stage, name):
-    return stage.command[list(stage.command).index(f"--{name}") + 1]
-
-
-def test_the_three_fine_tunings_differ_only_in_start_and_labels(tmp_path):
-    plan = {stage.name: stage for stage in demo.stages(tmp_path / "out", pretrain_steps=8, finetune_steps=6)}
-    own = {"--output_dir", "--run_name", "--save_execute_config"}
-
-    def options(name):
-        words = plan[name].command[3:]
-        return {key: value for key, value in zip(words[::2], words[1::2], strict=True) if key not in own}
-
-    scratch = options("from_scratch")
-    assert scratch["--max_steps"] == "6" and option(plan["pretrain"], "max_steps") == "8"
-    encoder = (tmp_path / "out/swin_unetr_pretrain/models/encoder.pt").as_posix()
-    assert options("finetune") == scratch | {"--pretrained_encoder": encoder}
-    assert options("shuffled_labels") == scratch | {"--data_list": "dataset_shuffled.json"}
-    assert plan["finetune"].needs == ["data", "pretrain"] and plan["from_scratch"].needs == ["data"]
-
-
-def test_all_runs_are_scored_on_the_same_true_labels(tmp_path):
-    plan = {stage.name: stage for stage in demo.stages(tmp_path / "out")}
-    for run in ("finetune", "from_scratch", "shuffled_labels"):
-        stage = plan[f"evaluate_{run}"]
-        assert option(stage, "pretrained_model") == f"{option(plan[run], 'output_dir')}/models/model.pt"
-        assert option(stage, "section") == "test" and "--data_list" not in stage.command
-
-
-def test_patients_are_enough_for_an_interval_and_all_are_segmented(tmp_path):
-    plan = {stage.name: stage for stage in demo.stages(tmp_path / "out")}
-    assert option(plan["data"], "test") == str(demo.TEST_PATIENTS) and 3 <= demo.TEST_PATIENTS <= 5
-    assert option(plan["segment"], "dataset_dir") == (tmp_path / "out/data/labelled/imagesTs").as_posix()
-
-
-def test_report_follows_a_change_of_each_of_its_modules(tmp_path):
-    report = demo.stages(tmp_path / "out")[-1]
-    assert {path.name for path in report.code} >= {"report.py", "report.html.jinja", "findings.py", "summary.py"}
-
-
-def test_everything_is_written_under_the_demo_folder(tmp_path):
-    for stage in demo.stages(tmp_path / "out"):
-        for name in ("output_dir", "save_execute_config"):
-            if f"--{name}" in stage.command:
-                assert option(stage, name).startswith((tmp_path / "out").as_posix())
-        if "--tracking" in stage.command:
-            assert option(stage, "tracking_uri") == f"sqlite:///{(tmp_path / 'out/mlruns.db').as_posix()}"
-
-
-def test_steps_of_the_preset_are_not_repeated_in_the_commands(tmp_path):
-    assert all("--max_steps" not in stage.command for stage in demo.stages(tmp_path / "out"))
-
-
-def test_commands_in_the_repository_use_short_paths():
-    plan = demo.stages(demo.ROOT / "demo/out")
-    assert option(plan[1], "output_dir") == "demo/out/swin_unetr_pretrain"
-
-
-def test_estimate_before_anything_is_known_is_what_was_expected():
-    share, left = demo.estimate({"a": 10, "b": 30}, {}, "a", elapsed=0, stage_left=None)
-    assert (share, left) == (0, 40)
-
-
-def test_estimate_follows_the_pace_of_the_stages_so_far():
-    # a took twice as long as expected, so b (30) should take 60, of which 15 have passed
-    share, left = demo.estimate({"a": 10, "b": 30}, {"a": 20}, "b", elapsed=15, stage_left=None)
-    assert left == pytest.approx(45)
-    assert share == pytest.approx((10 + 30 * 15 / 60) / 40)
-
-
-def test_estimate_believes_the_running_stage():
-    # b reports 20 s left after 10 s: together with a (10 of 10) the pace is 40/40, so c should take 40
-    share, left = demo.estimate({"a": 10, "b": 30, "c": 40}, {"a": 10}, "b", elapsed=10, stage_left=20)
-    assert left == pytest.approx(20 + 40)
-    assert share == pytest.approx((10 + 30 / 3) / 80)
-
-
-def test_screen_shows_step_loss_and_time_left():
-    shown = io.StringIO()
-    stage = small_stage("one", "", [], seconds=100)
-    screen = demo.Screen([stage], Console(file=shown, width=200), every=0)
-    screen.begin(stage, resumed=False)
-    screen.update(
-        "23:03:01 step 5/12  loss 4.1183 inpainting 0.4916 contrast 1.9346 rotation 1.6921  lr 4.17e-04  3.91 crops/s  "
-        "left 0:07\n23:03:06 step 10/12  loss 3.9158 inpainting 0.3827  lr 8.33e-04  3.78 crops/s  left 1:02\n"
-    )
-    line = shown.getvalue().splitlines()[-1]
-    assert "step 10/12, loss 3.916" in line
-    assert "[0:00, 1:04 left]" in line
-
-
-def test_step_lines_of_the_bundles_are_understood():
-    """No other test connects the format of `log.TrainingLog` to the demo."""
-    from bundles.common.training import log as training_log
-
-    source = open(training_log.__file__).read()
-    form = re.search(r'"(step %d/%d[^"]*)"', source)[1]
-    line = form % (5, 12, "loss 4.1 inpainting 0.5", 1e-3, 3.9, "1:00:07")
-    assert demo.STEP_LINE.search(line).groups() == ("5", "12", "4.1", "1:00:07")
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_ends_the_stage_too_and_says_how_to_continue(tmp_path, number):
     code = (
@@ -341,7 +233,7 @@ def test_demo_end_to_end_killed_and_started_again(tmp_path):
         "report.html",
     ):
         assert (out / name).stat().st_size > 0, name
-    assert len(list(out.glob("segmentation/*_seg.nii.gz"))) == demo.TEST_PATIENTS
+    assert len(list(out.glob("segmentation/*_seg.nii.gz"))) == TEST_PATIENTS
     assert "liver" in finished.stdout and "compute time" in finished.stdout
     assert (out / "report.html").stat().st_size < 4_000_000
 
