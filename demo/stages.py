@@ -70,7 +70,7 @@ class _Demo:
             title="Synthetic patients",
             command=["-m", "tools.synthetic_ct", "--out", self.path("data"), "--test", str(TEST_PATIENTS)],
             outputs=["data/*labelled/dataset*.json", "data/*/*/*.nii.gz"],
-            code=[ROOT / "tools/synthetic_ct.py"],
+            code=[ROOT / "tools" / name for name in ("synthetic_ct.py", "synthetic_patient.py")],
             seconds=10,
         )
 

@@ -24,7 +24,7 @@ from bundles.common.errors import InputError
 from bundles.common.scans.decode_once import LoadScand
 from bundles.pretraining.crops.patch_store import StoredScan, write_scan
 from bundles.segmentation.tasks.tasks import choose_task
-from tools.synthetic_ct import draw_patient, render
+from tools.synthetic_patient import draw_patient, render
 
 CONTENTS = "contents.json"
 TASKS = Path(__file__).resolve().parents[2] / "bundles" / "swin_unetr_btcv_seg" / "configs" / "tasks.yaml"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tools.synthetic_ct import ORGANS, draw_patient, render
+from tools.synthetic_patient import ORGANS, draw_patient, render
 from zoo.pack import pack
 
 from ..workflows.command_line import run_bundle, succeed

@@ -23,7 +23,7 @@ import pytest
 import requests
 import torch
 
-from tools.synthetic_ct import ORGANS, draw_patient, render
+from tools.synthetic_patient import ORGANS, draw_patient, render
 
 from ..common.scans.dicom_files import write_series
 from ..orthanc import ask, orthanc

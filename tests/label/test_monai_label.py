@@ -18,7 +18,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from tools.synthetic_ct import ORGANS
+from tools.synthetic_patient import ORGANS
 
 from ..workflows.command_line import succeed
 from .server import BTCV, SPLEEN, needs_monai_label

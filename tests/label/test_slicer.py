@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from tools.synthetic_ct import ORGANS
+from tools.synthetic_patient import ORGANS
 from zoo.package.archive import file_hash
 
 from .server import BTCV, SPLEEN, TRAINS_WITHIN, needs_monai_label

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tools.synthetic_ct import ORGANS, draw_patient, render
+from tools.synthetic_patient import ORGANS, draw_patient, render
 
 from .command_line import SMALL, run_bundle, succeed
 

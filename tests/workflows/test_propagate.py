@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.segmentation.propagation.bodies import mean_dice, scan_of
-from tools.synthetic_ct import ORGANS
+from tools.synthetic_patient import ORGANS
 
 from .command_line import SMALL, kill_when, run_bundle, succeed
 from .conftest import save, write_list

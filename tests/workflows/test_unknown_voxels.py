@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tools.synthetic_ct import ORGANS
+from tools.synthetic_patient import ORGANS
 
 from .command_line import SMALL, kill_when, run_bundle, succeed
 from .conftest import save, write_list

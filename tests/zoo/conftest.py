@@ -17,7 +17,7 @@ from bundles.common.networks.swin_unetr import build_swin_unetr
 from bundles.common.weights.checkpoint_file import save_atomically
 from bundles.pretraining.network import OFFICIAL_HEADS, SwinPretrainer
 from bundles.pretraining.proxy_tasks.tasks import PAPER_TASKS as TASKS
-from tools.synthetic_ct import draw_patient, render
+from tools.synthetic_patient import draw_patient, render
 from zoo.package.bundle_files import BUNDLES
 
 from ..conftest import TINY_ENCODER

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tools.synthetic_ct import draw_patient, render
+from tools.synthetic_patient import draw_patient, render
 from zoo.pack import pack
 from zoo.package.archive import extract_archive, file_hash
 

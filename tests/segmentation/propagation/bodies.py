@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from bundles.common.scans.reading import Volume
-from tools.synthetic_ct import ORGANS, Patient, draw_patient, render
+from tools.synthetic_patient import ORGANS, Patient, draw_patient, render
 
 
 def scan_of(seed: int, *, spacing: tuple[float, float, float] = (8.0, 8.0, 8.0), **changes) -> tuple[Volume, Volume]:

@@ -29,7 +29,7 @@ from bundles.segmentation.propagation.position_network import ScanPosition
 from bundles.segmentation.propagation.propagate import Selection, propagate
 from bundles.segmentation.propagation.registration import RegistrationOptions
 from bundles.segmentation.propagation.scans_of_run import scans_of_run
-from tools.synthetic_ct import ORGANS, draw_patient
+from tools.synthetic_patient import ORGANS, draw_patient
 
 from .bodies import mean_dice, middle, scan_of
 

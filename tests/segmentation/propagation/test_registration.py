@@ -22,7 +22,7 @@ from bundles.segmentation.propagation import registration
 from bundles.segmentation.propagation.carrying import carry_label
 from bundles.segmentation.propagation.fusion import IGNORE
 from bundles.segmentation.propagation.registration import RegistrationOptions, register
-from tools.synthetic_ct import draw_patient
+from tools.synthetic_patient import draw_patient
 
 from .bodies import mean_dice, middle, scan_of
 
