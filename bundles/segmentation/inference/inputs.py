@@ -17,7 +17,7 @@ from ...common.errors import InputError, NoScan, RefusedScan
 from ...common.scans.dicom_series import read_series
 from ...common.scans.nifti_writing import write_nifti
 from ...common.scans.reading import read_scan
-from ...common.scans.search import IS_PACKED, Candidate, find_candidates
+from ...common.scans.search import IS_PACKED, Candidate, Found, find_candidates
 from ...common.words import counted
 from ..results.organ_volumes import TABLE, read_cases
 from .left_out import scan_in_disguise
@@ -55,8 +55,8 @@ def segmentation_inputs(
     A file and a folder with a ``dataset.json`` are read by `data_list.inference_scans`. Any other folder is searched for
     scans at any depth, NIfTI and DICOM alike. Scans of equal file names are named by their folders, too. DICOM CT series
     (and MetaImage files) are converted on their own grid to ``output_dir/dicom/NAME.nii.gz``. Series that may be
-    incomplete and files that cannot be read become `Failures`, and so does a scan that is named like a mask; what lies beside a CT and is none (scout views, reports,
-    other modalities) is left out with a line in the log.
+    incomplete and files that cannot be read become `Failures`, and so does a scan that is named like a mask; what lies
+    beside a CT and is none (scout views, reports, other modalities) is left out with a line in the log.
 
     Args:
         source: a NIfTI file, a data list, a folder, or several of them.
@@ -70,73 +70,127 @@ def segmentation_inputs(
         InputError: see `inference_scans`; or no scan can be read.
     """
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
-    folder = Path(output_dir).expanduser().absolute() / "dicom"
     earlier = read_cases(Path(output_dir) / TABLE) if resume else {}
     done = _segmented(Path(output_dir), earlier) - failures.earlier()
-    listed: list[StrPath] = []
-    series: dict[str, tuple[str, ...]] = {}
-    made: dict[str, str] = {}  # converted file to its source
-    skipped = bad = none = 0
+    found = _Inputs(Path(output_dir).expanduser().absolute(), failures, done, straighten_tilt)
     for one in sources:
         if _is_listed(one):
-            listed.append(one)
+            found.listed.append(one)
             continue
-        inside = os.path.realpath(Path(one).expanduser()) == os.path.realpath(folder.parent)
         try:
-            found = find_candidates(one, skip=folder if inside else output_dir)
+            searched = found.search(one)
         except InputError as error:
             if len(sources) == 1:
                 raise
-            failures.add(os.fspath(one), "mask", error)  # the other sources go on
-            bad += 1
+            found.fail(os.fspath(one), error)  # the other sources go on
             continue
-        packed = {file: reason for file, reason in found.left_out.items() if reason.startswith(IS_PACKED)}
-        for file, reason in {**found.refused, **packed}.items():
-            failures.add(file, "mask", reason)
-            bad += 1
-        for file, reason in sorted(found.left_out.items() - packed.items()):
-            if (scan := scan_in_disguise(file)) is not None:
-                failures.add(file, "mask", f"{reason}. Its values are those of a scan, not of a mask ({scan})")
-                bad += 1
-            else:
-                logger.warning("%s is left out: it %s", file, reason)
-        for candidate in found.candidates:
-            file = candidate.source if candidate.kind == "nifti" else str(folder / f"{candidate.name}.nii.gz")
-            if file in done:
-                skipped += 1
-            elif candidate.kind == "nifti":
-                listed.append(file)
-            elif (other := made.setdefault(file, candidate.source)) != candidate.source:
-                raise InputError(
-                    f"{other} and {candidate.source} would both be converted to {file}: one would replace the other. Pass them "
-                    "in two runs with different --output_dir, or the folder above both."
-                )
-            else:
-                try:
-                    files = _converted(candidate, file, straighten_tilt)
-                except NoScan as reason:
-                    logger.info("%s (%s) is left out: %s", candidate.source, candidate.name, reason)
-                    none += 1
-                    continue
-                except Exception as error:  # beside `RefusedScan`, what libraries raise for odd files
-                    failures.add(candidate.source, "mask", error)
-                    bad += 1
-                    continue
-                listed.append(file)
-                series |= {file: files} if files else {}
-    if (bad or none) and not listed and not skipped:
+        found.take(searched)
+    if (found.failed or found.no_scans) and not found.listed and not found.skipped:
         raise InputError(
-            f"{source}: none of its {bad + none} series and files can be segmented; see the lines above for the reasons."
+            f"{source}: none of its {found.failed + found.no_scans} series and files can be segmented; see the lines above "
+            "for the reasons."
         )
-    scans = inference_scans(listed, equal_names=True, may_be_missing=True) if listed else []
+    scans = inference_scans(found.listed, equal_names=True, may_be_missing=True) if found.listed else []
     todo = [scan for scan in scans if first_file(scan) not in done]
     if resume:
-        done_before = counted(skipped + len(scans) - len(todo), "scan is", "scans are")
+        done_before = counted(found.skipped + len(scans) - len(todo), "scan is", "scans are")
         logger.info("%s already segmented (%s)", done_before, Path(output_dir) / TABLE)
     # The names of earlier runs stay; those of new scans differ from them.
     names = case_names([*earlier, *(first_file(scan) for scan in scans)])
     names |= {image: case for image, case in earlier.items() if image in done}
-    return SegmentationInputs(todo, series, skipped + len(scans) + bad, names)
+    return SegmentationInputs(todo, found.series, found.skipped + len(scans) + found.failed, names)
+
+
+@dataclass
+class _Inputs:
+    """What is found in the folders so far.
+
+    Attributes:
+        output_dir: folder of the masks.
+        failures: takes what cannot be read.
+        done: images that an earlier run has segmented.
+        straighten_tilt: see `segmentation_inputs`.
+        listed: what `inference_scans` reads: files, and folders with a data list.
+        series: converted file to its DICOM files in slice order.
+        made: converted file to its source.
+        skipped, failed, no_scans: number of scans that are done, that failed, and of series that are no CT volume.
+    """
+
+    output_dir: Path
+    failures: Failures
+    done: set[str]
+    straighten_tilt: bool
+    listed: list[StrPath] = field(default_factory=list)
+    series: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    made: dict[str, str] = field(default_factory=dict)
+    skipped: int = 0
+    failed: int = 0
+    no_scans: int = 0
+
+    @property
+    def converted(self) -> Path:
+        """Folder of the converted scans."""
+        return self.output_dir / "dicom"
+
+    def fail(self, file: str, reason: Exception | str) -> None:
+        """Note that a file or a series cannot be segmented."""
+        self.failures.add(file, "mask", reason)
+        self.failed += 1
+
+    def search(self, folder: StrPath) -> Found:
+        """Search a folder without a data list; not the output, should it lie in there.
+
+        Raises:
+            InputError: see `find_candidates`.
+        """
+        inside = os.path.realpath(Path(folder).expanduser()) == os.path.realpath(self.output_dir)
+        return find_candidates(folder, skip=self.converted if inside else self.output_dir)
+
+    def take(self, found: Found) -> None:
+        """Take the scans of a searched folder, and note what cannot be segmented.
+
+        Raises:
+            InputError: two scans would be converted to one file.
+        """
+        packed = {file: reason for file, reason in found.left_out.items() if reason.startswith(IS_PACKED)}
+        for file, reason in {**found.refused, **packed}.items():
+            self.fail(file, reason)
+        for file, reason in sorted(found.left_out.items() - packed.items()):
+            if (scan := scan_in_disguise(file)) is not None:
+                self.fail(file, f"{reason}. Its values are those of a scan, not of a mask ({scan})")
+            else:
+                logger.warning("%s is left out: it %s", file, reason)
+        for candidate in found.candidates:
+            self._add(candidate)
+
+    def _add(self, candidate: Candidate) -> None:
+        if candidate.kind == "nifti":
+            file = candidate.source
+        else:
+            file = str(self.converted / f"{candidate.name}.nii.gz")
+        if file in self.done:
+            self.skipped += 1
+        elif candidate.kind == "nifti":
+            self.listed.append(file)
+        elif (other := self.made.setdefault(file, candidate.source)) != candidate.source:
+            raise InputError(
+                f"{other} and {candidate.source} would both be converted to {file}: one would replace the other. Pass them "
+                "in two runs with different --output_dir, or the folder above both."
+            )
+        else:
+            self._convert(candidate, file)
+
+    def _convert(self, candidate: Candidate, file: str) -> None:
+        try:
+            files = _converted(candidate, file, self.straighten_tilt)
+        except NoScan as reason:
+            logger.info("%s (%s) is left out: %s", candidate.source, candidate.name, reason)
+            self.no_scans += 1
+        except Exception as error:  # beside `RefusedScan`, what libraries raise for odd files
+            self.fail(candidate.source, error)
+        else:
+            self.listed.append(file)
+            self.series |= {file: files} if files else {}
 
 
 def _is_listed(source: StrPath) -> bool:

@@ -293,3 +293,11 @@ def test_files_that_cannot_be_read_and_are_named_like_masks_are_no_failures(tmp_
     failures = Failures(tmp_path / "out")
     inputs_of(tmp_path / "in", output_dir=tmp_path / "out", failures=failures)
     assert failures.all() == []
+
+
+def test_two_series_that_would_become_one_file_stop_the_run(tmp_path):
+    """Folders passed one by one are named one by one: both series are called "ct"."""
+    for patient in ("a", "b"):
+        write_series(tmp_path / patient / "ct", VOXELS)
+    with pytest.raises(InputError, match=r"would both be converted to .*ct\.nii\.gz: one would replace the other"):
+        inputs_of([tmp_path / "a" / "ct", tmp_path / "b" / "ct"], output_dir=tmp_path / "out")
