@@ -21,7 +21,7 @@ from ...common.data.data_list import parse_data_list
 from ...common.data.ignore_label import IGNORE_LABEL
 from ...common.errors import InputError
 from ...common.run.presets import choose
-from ...common.value_rules import is_number
+from ...common.value_rules import ZERO_OR_ABOVE, is_number
 from ...common.weights.checkpoint_file import checkpoint_facts
 from ...common.weights.recorded_preset import recorded_training
 from ...common.words import counted, shown
@@ -413,7 +413,7 @@ def _check_numbers(where: str, entries: Mapping[str, Any]) -> None:
         )
     tolerance = entries.get("nsd_tolerance", 0.0)
     for value in tolerance.values() if isinstance(tolerance, Mapping) else [tolerance]:
-        if not is_number(value) or value < 0:
+        if not ZERO_OR_ABOVE.holds(value):
             raise InputError(
                 f"{where} has nsd_tolerance {tolerance!r}; expected mm, 0 or above: one number, or one per label name."
             )
