@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bundles.common.data.case_names import case_names
-from bundles.common.data.data_list import first_file
+from bundles.common.data.list_forms.list_file import first_file
 from bundles.common.files import write_text
 from bundles.segmentation.results.scores_table import read_scores
 from tools.bundle_runs import DONE, LISTS, SETTINGS, Run, has_ended, read_json, read_plan, spent

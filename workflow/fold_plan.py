@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bundles.common.data.data_list import image_files, parse_data_list
+from bundles.common.data.list_forms.list_file import image_files, parse_data_list
 from bundles.common.errors import InputError
 from bundles.common.files import write_text
 from bundles.segmentation.tasks.proposal import proposed_row

@@ -85,5 +85,6 @@ ZERO_OR_ABOVE = Rule("must be a number, 0 or above", lambda value: is_number(val
 SHARE = Rule("must be a number from 0 to 1", is_share)
 SHARE_BELOW_ONE = Rule("must be a number, 0 or above and below 1", lambda value: is_share(value) and value < 1)
 SHARE_ABOVE_ZERO = Rule("must be a number above 0, at most 1", lambda value: is_share(value) and value > 0)
+SHARE_INSIDE = Rule("must be a number above 0 and below 1", lambda value: is_share(value) and 0 < value < 1)
 SWITCH = Rule("must be true or false", lambda value: isinstance(value, bool))
 WORKERS = WHOLE.or_null("one per core")

@@ -25,7 +25,8 @@ import numpy as np
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from ..common.data.case_names import case_name
-from ..common.data.data_list import first_file, inference_scans
+from ..common.data.data_list import inference_scans
+from ..common.data.list_forms.list_file import first_file
 from ..common.data.nifti_files import is_nifti
 from ..common.errors import InputError, RefusedScan
 from ..common.files import atomic_path

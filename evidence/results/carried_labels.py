@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from bundles.common.data.case_names import case_names
-from bundles.common.data.data_list import first_file
+from bundles.common.data.list_forms.list_file import first_file
 from bundles.common.files import atomic_path
 from bundles.segmentation.models.label_names import organ_names
 from bundles.segmentation.propagation.agreement import dice_of_organs

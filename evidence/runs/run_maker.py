@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bundles.common.data.data_list import first_file
+from bundles.common.data.list_forms.list_file import first_file
 from bundles.common.errors import InputError
 from tools.bundle_runs import LISTS, Command, Run
 

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from bundles.common.data.case_names import case_names
-from bundles.common.data.data_list import first_file, image_files
+from bundles.common.data.list_forms.list_file import first_file, image_files
 from bundles.common.errors import InputError
 from bundles.common.files import write_text
 from bundles.segmentation.tasks.proposal import proposed_row

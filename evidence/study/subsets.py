@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from bundles.common.data.case_names import case_names
-from bundles.common.data.data_list import first_file, image_files, parse_data_list, segmentation_scans
+from bundles.common.data.data_list import segmentation_scans
+from bundles.common.data.list_forms.list_file import first_file, image_files, parse_data_list
 from bundles.common.errors import InputError
 
 Case = Mapping[str, Any]

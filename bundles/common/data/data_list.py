@@ -1,57 +1,42 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""List the scans of one section, from a folder, a data list or a NIfTI file.
-
-A data list is the JSON file that the Medical Segmentation Decathlon (MSD) ships as ``dataset.json``::
-
-    {"training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}, ...],
-     "validation": [...], "test": ["imagesTs/b.nii.gz", ...], "labels": {"0": "background", "1": "spleen"}}
-
-Paths are relative to the folder of the list. An entry may carry ``fold`` (its cross-validation fold) and ``patient``
-(scans of one patient are never on both sides of a split), ``weight`` and ``carried`` (see `carried_labels`), and
-``labelled`` (see `partial_labels`). A folder without a data list gets one from the names of its files (see
-`labelled_folder`), nnU-Net's ``dataset.json`` is read as one (see `nnunet_folder`).
-"""
+"""List the scans of one section, from a folder, a data list (see `list_forms`) or a NIfTI file."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.utils import ensure_tuple
-
 from ..errors import InputError
-from ..value_rules import WHOLE, check_choice
+from ..value_rules import SHARE_INSIDE, WHOLE, check_choice
 from ..words import counted
-from .carried_labels import check_notes, refuse_carried
-from .labelled_folder import folder_data_list, nifti_in
+from .carried_labels import refuse_carried
+from .list_forms.labelled_folder import folder_data_list
+from .list_forms.list_file import (
+    SECTIONS,
+    UNLABELLED_SECTIONS,
+    StrPath,
+    data_list_path,
+    first_file,
+    label_names,
+    parse_data_list,
+)
 from .nifti_files import (
     _content,
     _first,
     _nifti_below,
     _one_nifti,
-    is_mask_folder,
     is_nifti,
     is_scan,
     masks_beside_images,
     without_suffix,
 )
-from .nnunet_folder import is_nnunet, nnunet_data_list, with_channel_files
-from .partial_labels import LABELLED, check_labelled, with_values
-from .splits import draw_folds, draw_share
+from .partial_labels import LABELLED, with_values
+from .splits import draw_validation, split_entries, warn_of_missing_patients
 
 logger = logging.getLogger(__name__)
-
-UNLABELLED_SECTIONS = ("unlabeled", "unlabelled")
-SECTIONS = ("training", "validation", "test", *UNLABELLED_SECTIONS)
-
-#: What programs write for a patient that they do not know.
-NO_PATIENT = frozenset({"", "none", "null", "nan", "n/a", "<na>"})
-
-StrPath = str | os.PathLike
 
 
 def segmentation_scans(
@@ -108,7 +93,7 @@ def segmentation_scans(
     elif section == "all":
         scans = content.get("training", []) + content.get("validation", [])
     else:
-        training, validation = _split(content, path, fold=fold, folds=folds, seed=seed)
+        training, validation = split_entries(content, path, fold=fold, folds=folds, seed=seed)
         scans = training if section == "training" else validation
         both = {str(scan["image"]) for scan in training} & {str(scan["image"]) for scan in validation}
         if both:
@@ -134,7 +119,7 @@ def segmentation_scans(
         )
     _check_files(scans, section, path, keys=("image", "label"))
     if section == "training":
-        _note_patients(scans, path)
+        warn_of_missing_patients(scans, path)
     return scans if labels is None else with_values(scans, labels=labels, declared=_names_of(content), where=str(path))
 
 
@@ -143,16 +128,6 @@ def _names_of(content: Mapping[str, Any]) -> dict[int, str]:
     labels = content.get("labels")
     pairs = labels.items() if isinstance(labels, dict) else ()
     return {int(value): str(name) for value, name in pairs if str(value).isdecimal()}
-
-
-def _note_patients(scans: Sequence[dict], path: Path | str) -> None:
-    """Warn if some scans have a patient and others none: a patient may then be on both sides of a split."""
-    without = [scan for scan in scans if "patient" not in scan]
-    if 0 < len(without) < len(scans):
-        logger.warning(
-            "%s: %d of %d scans name no patient, such as %s: each of them counts as a patient of its own",
-            *(path, len(without), len(scans), first_file(without[0])),
-        )
 
 
 def unlabelled_scans(
@@ -176,7 +151,7 @@ def unlabelled_scans(
         dataset_dir: a folder, a JSON data list or a NIfTI file, or several of them. A file found twice counts once.
         data_list: name of the list in a folder, instead of ``dataset.json``.
         section: ``training``, ``validation``, or ``all`` for both.
-        validation_share: between 0 and 1.
+        validation_share: above 0 and below 1.
         seed: seed of the draw.
         stored: return the file of the patch store instead of the image (``store`` of an entry, see `prepare`).
 
@@ -195,8 +170,7 @@ def unlabelled_scans(
             f"data_list {data_list} is one absolute path, but dataset_dir names {len(sources)} sources: it would "
             "replace the others. Pass the list itself as one of the sources in dataset_dir."
         )
-    if not 0 < validation_share < 1:
-        raise InputError(f"validation_share must be between 0 and 1, got {validation_share}")
+    SHARE_INSIDE.check("validation_share", validation_share)
     key = "store" if stored else "image"
     training: dict[tuple, dict] = {}
     validation: dict[tuple, dict] = {}
@@ -206,7 +180,7 @@ def unlabelled_scans(
         validation |= {_identity(scan["image"]): scan for scan in held_out}
     pool = training | validation
     if section != "validation":
-        _note_patients(list(pool.values()), ", ".join(map(str, sources)))
+        warn_of_missing_patients(list(pool.values()), ", ".join(map(str, sources)))
     if len(pool) < 2:
         raise InputError(
             f"Pre-training needs at least 2 scans, one of them for validation; {len(pool)} found in "
@@ -221,25 +195,12 @@ def unlabelled_scans(
                 "for training. Add a 'training' section."
             )
     else:
-        held_out = _drawn_by_patient(pool, share=validation_share, seed=seed)
+        held_out = draw_validation(pool, share=validation_share, seed=seed)
     return [
         {"image": pool[each][key]}
         for each in order
         if section == "all" or (each in held_out) == (section == "validation")
     ]
-
-
-def _drawn_by_patient(pool: dict[tuple, dict], *, share: float, seed: int) -> set[tuple]:
-    """Draw a share of the patients, at least one, and return their scans. Scans without a patient count as one each."""
-    patients = {each: (str(scan["patient"]),) if "patient" in scan else each for each, scan in pool.items()}
-    if len(set(patients.values())) < 2:
-        logger.warning(
-            "all %d scans are of patient %r: some are drawn for validation, but training has scans of the same patient",
-            *(len(pool), next(iter(patients.values()))[0]),
-        )
-        patients = {each: each for each in pool}
-    drawn = draw_share(set(patients.values()), share=share, seed=seed)
-    return {each for each, patient in patients.items() if patient in drawn}
 
 
 def inference_scans(
@@ -302,16 +263,6 @@ def _inference_scans(source: StrPath, may_be_missing: bool) -> list[dict]:
     return [{"image": scan["image"]} for scan in scans]
 
 
-def first_file(scan: dict) -> str:
-    """Return the file that identifies a scan: the file of its image, or the first one if it has one per channel."""
-    return image_files(scan)[0]
-
-
-def image_files(scan: dict) -> list[str]:
-    """Return the files of an entry's image: one, or one per channel."""
-    return list(ensure_tuple(scan["image"]))
-
-
 def data_list_labels(dataset_dir: StrPath, data_list: StrPath | None = None) -> dict[int, str]:
     """Return the ``labels`` of the data list, e.g. ``{0: "background", 1: "spleen"}``; empty if it has none.
 
@@ -320,18 +271,6 @@ def data_list_labels(dataset_dir: StrPath, data_list: StrPath | None = None) -> 
     """
     path = data_list_path(dataset_dir, data_list)
     return label_names(parse_data_list(path), path)
-
-
-def label_names(content: Mapping[str, Any], path: Path) -> dict[int, str]:
-    """Return the ``labels`` of the content of a data list, see `data_list_labels`."""
-    labels = content.get("labels") or {}
-    try:
-        return {int(number): str(name) for number, name in labels.items()}
-    except (AttributeError, ValueError):
-        raise InputError(
-            f'{path}: \'labels\' must map label values to names, as in {{"0": "background", "1": "spleen"}}, '
-            f"got {labels!r}"
-        ) from None
 
 
 def data_list_ignore_label(dataset_dir: StrPath, data_list: StrPath | None = None) -> int | None:
@@ -347,135 +286,6 @@ def data_list_ignore_label(dataset_dir: StrPath, data_list: StrPath | None = Non
     if declared is not None and not WHOLE.holds(declared):
         raise InputError(f"{path}: 'ignore_label' is {declared!r}: it must be the label value of unknown voxels.")
     return declared
-
-
-# ---- the data list -------------------------------------------------------------------------------------------------
-
-
-def data_list_path(dataset_dir: StrPath, data_list: StrPath | None) -> Path:
-    """Return the file of a data list: ``data_list``, else ``dataset_dir`` itself or its ``dataset.json``."""
-    folder = Path(dataset_dir).expanduser().absolute()
-    if data_list is not None:
-        return folder / Path(data_list).expanduser()
-    is_list = folder.is_file() or (folder.suffix == ".json" and not folder.is_dir())
-    return folder if is_list else folder / "dataset.json"
-
-
-def parse_data_list(path: Path) -> dict:
-    """Read a data list, or make one for a folder without (`folder_data_list`); paths become absolute.
-
-    Files may be missing. nnU-Net's ``dataset.json`` is read as a data list, too (`nnunet_data_list`). A ``patient`` that
-    says nothing (null, empty text, ``nan``) is removed: its scans are not of one patient.
-    """
-    content = folder_data_list(path.parent) if path.name == "dataset.json" and not path.is_file() else None
-    if content is None and not path.is_file():
-        raise InputError(
-            f"Data list {path} not found. {_content(path.parent)}{_way_on(path.parent)} Images and masks without a list are "
-            "known by their names: imagesTr and labelsTr as in BTCV, images and masks, a_ct.nii.gz and a_mask.nii.gz in one "
-            "folder, or a folder for each case with ct.nii.gz and label.nii.gz."
-        )
-    try:
-        content = content or json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not a JSON data list: it is not UTF-8 text.") from None
-    except RecursionError:
-        raise InputError(f"{path} is not a JSON data list: its brackets are nested too deeply.") from None
-    except ValueError as error:  # such as a number of thousands of digits
-        raise InputError(f"{path} is not a JSON data list: {error}.") from None
-    if is_nnunet(content):
-        content = nnunet_data_list(path, content)
-    keys = list(content) if isinstance(content, dict) else f"none, it is a {type(content).__name__}"
-    if not isinstance(content, dict) or not any(content.get(section) for section in SECTIONS):
-        raise InputError(
-            f"{path} has no scans: none of its sections {', '.join(SECTIONS)} has entries; its keys: {keys}. "
-            'It must look like {"training": [{"image": ..., "label": ...}, ...]}. To use all NIfTI files of a folder, '
-            "pass the folder of the images itself."
-        )
-    content = with_channel_files(content, path)
-    for section in SECTIONS:
-        if section not in content:
-            continue
-        if not isinstance(content[section], list):
-            raise InputError(f"{path}: section '{section}' must be a list of entries, got {content[section]!r:.80}")
-        content[section] = [_entry(entry, f"{path}: {section}[{i}]", path) for i, entry in enumerate(content[section])]
-        if section in ("validation", "test"):
-            refuse_carried(content[section], where=f"{path}: section '{section}'")
-    return content
-
-
-def _entry(entry: str | dict, where: str, path: Path) -> dict:
-    entry = {"image": entry} if isinstance(entry, str) else entry
-    image = entry.get("image") if isinstance(entry, dict) else None
-    files = image if isinstance(image, list) else [image]
-    for file in [*files, *([entry.get("label")] if isinstance(entry, dict) else [])]:
-        if isinstance(file, str) and ("\0" in file or not _is_unicode(file)):
-            raise InputError(f"{where} has {file!r:.200}, which cannot be the path of a file. Correct it.")
-    if not files or not all(isinstance(file, str) and file for file in files):
-        raise InputError(
-            f"{where} has no usable 'image': {entry!r:.200}. An entry is {{\"image\": path or list of paths, "
-            '"label": path}, or the path of an image alone.'
-        )
-    entry = dict(
-        entry, image=[_resolve(file, path) for file in files] if isinstance(image, list) else _resolve(image, path)
-    )
-    if entry.get("label") in (None, ""):
-        entry.pop("label", None)
-    elif isinstance(entry["label"], str):
-        entry["label"] = _resolve(entry["label"], path)
-    check_notes(entry, where)
-    check_labelled(entry, where)
-    patient = _patient_text(entry.pop("patient", None), where)
-    entry |= {"patient": patient} if patient else {}
-    if isinstance(entry.get("store"), str):
-        entry["store"] = _resolve(entry["store"], path)
-    return entry
-
-
-def _patient_text(patient: Any, where: str) -> str:
-    """Return a patient as text, or "" if none is named: numbers as they are written, 7.0 as 7."""
-    if isinstance(patient, float) and patient.is_integer():
-        patient = int(patient)  # what spreadsheets make of a column of whole numbers with gaps
-    if isinstance(patient, bool) or not isinstance(patient, (str, int, float, type(None))):
-        raise InputError(f"{where} has the patient {patient!r}: it must be text or a number, or left out.")
-    text = "" if patient is None else str(patient).strip()
-    return "" if text.casefold() in NO_PATIENT else text
-
-
-def _way_on(folder: Path) -> str:
-    """Return what a folder without a data list has instead, for a message."""
-    lists = sorted(path.name for path in folder.glob("*.json")) if folder.is_dir() else []
-    if lists:
-        return f" Its other JSON files, such as {lists[0]}, can be named: --data_list {lists[0]} or --task PATH/{lists[0]}."
-    inside = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    if any(is_mask_folder(each.name) for path in inside for each in path.iterdir() if each.is_dir()):
-        return (
-            " The masks are in a subfolder of each case, one for each structure: merge them into one label map a case."
-        )
-    if any(nifti_in(each) for each in (folder, *inside)):
-        return (
-            " It has images, but no masks that are known by their names. Name the folder of the masks labels or masks, and its "
-            "files like the images; or name the masks like their images with _seg or _mask at the end. Images without masks: "
-            "use them for pre-training (swin_unetr_pretrain), or let inference.yaml or propagate.yaml make masks."
-        )
-    return ""
-
-
-def _resolve(file: str, list_path: Path) -> str:
-    # normpath, not resolve(): links keep their names.
-    path = os.path.normpath(list_path.parent / file)
-    if "\\" in file and not os.path.lexists(path):  # written on Windows
-        return os.path.normpath(list_path.parent / file.replace("\\", "/"))
-    return path
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
-        return False
-    return True
 
 
 def _check_files(scans: list[dict], section: str, path: Path, *, keys: Sequence[str]) -> None:
@@ -497,74 +307,6 @@ def _check_files(scans: list[dict], section: str, path: Path, *, keys: Sequence[
 def _sections_of(content: dict) -> str:
     sections = [f"'{section}' ({len(content[section])})" for section in SECTIONS if content.get(section)]
     return f"Its sections: {', '.join(sections)}."
-
-
-# ---- training and validation ---------------------------------------------------------------------------------------
-
-
-def _split(content: dict, path: Path, *, fold: int | str | None, folds: int | None, seed: int) -> tuple[list, list]:
-    """Return the training and validation entries, by the rules of `segmentation_scans`."""
-    training, validation = content.get("training", []), content.get("validation", [])
-    pool = training + validation
-    if fold == "all":
-        return pool, []
-    if fold is None and validation:
-        return training, validation
-    fold = 0 if fold is None else fold
-    carried = [scan for scan in pool if scan.get("carried")]
-    pool = [scan for scan in pool if not scan.get("carried")]
-    with_fold = sum("fold" in scan for scan in pool)
-    if 0 < with_fold < len(pool):
-        raise InputError(
-            f"{path}: {with_fold} of {len(pool)} training and validation entries have a 'fold'. Add it to every entry, "
-            "or to none; or use the list's own validation section (fold: null)."
-        )
-    if with_fold:
-        fold_of = [_fold(scan, path) for scan in pool]
-    else:
-        fold_of = draw_folds([_patient(scan, path) for scan in pool], path, folds=folds, seed=seed)
-    known = sorted(set(fold_of), key=str)
-    if isinstance(fold, bool) or fold not in known:
-        raise InputError(f"fold must be one of {known} or 'all', got {fold!r} ({path})")
-    if len(known) == 1:
-        raise InputError(f"{path}: every entry has fold {known[0]}: none is left for training.")
-    training = [scan for scan, number in zip(pool, fold_of, strict=True) if number != fold]
-    validation = [scan for scan, number in zip(pool, fold_of, strict=True) if number == fold]
-    # A label carried to a scan of a patient in validation would show this patient to the training.
-    patients = {_patient(scan, path) for scan in validation}
-    kept = [
-        scan
-        for scan in carried
-        if not ("fold" in scan and _fold(scan, path) == fold) and _patient(scan, path) not in patients
-    ]
-    if len(kept) < len(carried):
-        logger.info(
-            "%s: %d of %d cases with carried labels are left out: they belong to validation patients or to this fold",
-            *(path, len(carried) - len(kept), len(carried)),
-        )
-    return training + kept, validation
-
-
-def _fold(scan: dict, path: Path) -> int | str:
-    """Return the fold of an entry; "0" is 0."""
-    fold = scan["fold"]
-    if isinstance(fold, str) and fold.strip().isdecimal():
-        return int(fold)
-    if isinstance(fold, str) and fold.strip() or isinstance(fold, int) and not isinstance(fold, bool):
-        return fold
-    raise InputError(
-        f"{path}: the entry of {scan['image']} has fold {fold!r}: it must be a number, 0 or above, or a name."
-    )
-
-
-def _patient(scan: dict, path: Path) -> str:
-    if "patient" in scan:
-        return str(scan["patient"])
-    # Relative: the split must not change if the data set is moved.
-    return os.path.relpath(first_file(scan), path.parent)
-
-
-# ---- folders and files ---------------------------------------------------------------------------------------------
 
 
 def _unlabelled_source(source: Path, data_list: StrPath | None, key: str) -> tuple[list[dict], list[dict]]:

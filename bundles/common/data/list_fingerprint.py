@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .data_list import first_file
+from .list_forms.list_file import first_file
 
 
 def fingerprint(scans: Sequence[dict]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data.carried_labels import NOTES
-from ..data.data_list import SECTIONS, image_files, parse_data_list
-from ..data.labelled_folder import has_flat_pairs, has_layout
+from ..data.list_forms.labelled_folder import has_flat_pairs, has_layout
+from ..data.list_forms.list_file import SECTIONS, image_files, parse_data_list
 from ..data.nifti_files import holds_masks, is_nifti, is_scan, masks_beside_images
 from ..errors import InputError, RefusedScan
 from ..words import counted

@@ -8,8 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ...common.data.data_list import data_list_labels, image_files, parse_data_list, segmentation_scans
+from ...common.data.data_list import data_list_labels, segmentation_scans
 from ...common.data.list_fingerprint import fingerprint
+from ...common.data.list_forms.list_file import image_files, parse_data_list
 from ...common.data.partial_labels import refuse_partial
 from ...common.errors import InputError
 
@@ -20,7 +21,7 @@ def probe_scans(*, file: str | None, section: str) -> list[dict]:
     """List the labelled scans of one section of ``--probe_list``.
 
     Args:
-        file: a data list in MSD form (`common.data.data_list`), or None: no probe.
+        file: a data list in MSD form (`common.data.list_forms.list_file`), or None: no probe.
         section: ``training`` or ``validation``.
 
     Returns:

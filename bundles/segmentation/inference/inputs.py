@@ -12,7 +12,8 @@ from typing import Any
 
 from ...common.cases.failures import Failures
 from ...common.data.case_names import case_names
-from ...common.data.data_list import StrPath, first_file, inference_scans
+from ...common.data.data_list import inference_scans
+from ...common.data.list_forms.list_file import StrPath, first_file
 from ...common.errors import InputError, NoScan, RefusedScan
 from ...common.scans.dicom_series import read_series
 from ...common.scans.nifti_writing import write_nifti

@@ -15,13 +15,13 @@ import numpy as np
 
 from ...common.cases.failures import Failures
 from ...common.data.case_names import case_names
-from ...common.data.data_list import (
+from ...common.data.data_list import segmentation_scans
+from ...common.data.list_forms.list_file import (
     UNLABELLED_SECTIONS,
     data_list_path,
     first_file,
     image_files,
     parse_data_list,
-    segmentation_scans,
 )
 from ...common.data.partial_labels import refuse_partial
 from ...common.errors import InputError

@@ -17,9 +17,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from ...common.data.data_list import first_file, image_files
 from ...common.data.ignore_label import allowed_values
 from ...common.data.label_values import whole_labels
+from ...common.data.list_forms.list_file import first_file, image_files
 from ...common.errors import InputError, RefusedScan
 from ...common.run.distributed import rank
 from ...common.scans.checks import LISTED, WHAT_TO_DO, check_scans

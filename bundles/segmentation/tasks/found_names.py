@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...common.data.data_list import image_files
+from ...common.data.list_forms.list_file import image_files
 from ...common.errors import InputError, RefusedScan
 from ...common.run.distributed import rank
 from ...common.scans.hounsfield import doubt_of_hounsfield

@@ -25,8 +25,8 @@ from monai.bundle import ConfigParser
 from rich.console import Console
 from rich.table import Table
 
-from ...common.data.data_list import image_files, label_names, parse_data_list
 from ...common.data.ignore_label import IGNORE_LABEL, ignored_value
+from ...common.data.list_forms.list_file import image_files, label_names, parse_data_list
 from ...common.errors import InputError
 from ...common.files import write_text
 from ...common.networks.roi_size import STRIDE
@@ -89,9 +89,9 @@ def proposed_row(
     Every process of a distributed run must call it: each measures the scans and gets the same row.
 
     Args:
-        dataset_json: the data list, or a folder with one or without (see `common.data.data_list`). Its labelled training
-            scans are measured. A folder without a data list gets the names ``label_1``, ... for the values of its
-            labels, and counts as CT if its voxels look like HU; both are logged as a warning.
+        dataset_json: the data list, or a folder with one or without (see `common.data.list_forms`). Its labelled
+            training scans are measured. A folder without a data list gets the names ``label_1``, ... for the values of
+            its labels, and counts as CT if its voxels look like HU; both are logged as a warning.
         output_dir: None writes nothing.
         ignore_label: value of unknown voxels, unless the list declares it; None: there are none.
 

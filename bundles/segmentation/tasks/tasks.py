@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 from monai.bundle import ConfigParser
 
-from ...common.data.data_list import parse_data_list
 from ...common.data.ignore_label import IGNORE_LABEL
+from ...common.data.list_forms.list_file import parse_data_list
 from ...common.errors import InputError
 from ...common.run.presets import choose
 from ...common.value_rules import ZERO_OR_ABOVE, is_number

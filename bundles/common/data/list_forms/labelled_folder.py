@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from ..words import counted
-from .nifti_files import (
+from ...errors import InputError
+from ...words import counted
+from ..nifti_files import (
     IMAGE_WORDS,
     MASK_WORDS,
     _first,

@@ -8,13 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bundles.common.data.data_list import (
-    data_list_ignore_label,
-    data_list_labels,
-    inference_scans,
-    parse_data_list,
-    segmentation_scans,
-)
+from bundles.common.data.data_list import data_list_ignore_label, data_list_labels, inference_scans, segmentation_scans
+from bundles.common.data.list_forms.list_file import parse_data_list
 from bundles.common.errors import InputError
 
 CONTENT = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bundles.common.data.data_list import data_list_labels, inference_scans, segmentation_scans
-from bundles.common.data.labelled_folder import folder_data_list
+from bundles.common.data.list_forms.labelled_folder import folder_data_list
 from bundles.common.errors import InputError
 
 

@@ -18,10 +18,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from ..value_rules import WHOLE
+from ...errors import InputError
+from ...value_rules import WHOLE
+from ..nifti_files import NIFTI_SUFFIXES, without_suffix
 from .labelled_folder import CHANNEL, Image, Pairs, _warn, data_list, nifti_in, validation_pairs
-from .nifti_files import NIFTI_SUFFIXES, without_suffix
 
 IGNORE = "ignore"  # nnU-Net's name of the label of unknown voxels
 
