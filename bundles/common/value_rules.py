@@ -37,6 +37,10 @@ class Rule:
         """This rule for an option that may also be null; ``meaning`` completes "null for ..."."""
         return Rule(f"{self.expected}, or null for {meaning}", lambda value: value is None or self.holds(value))
 
+    def not_null(self) -> Rule:
+        """This rule without null."""
+        return Rule(self.expected, lambda value: value is not None and self.holds(value))
+
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number; true and false are not."""
@@ -86,5 +90,6 @@ SHARE = Rule("must be a number from 0 to 1", is_share)
 SHARE_BELOW_ONE = Rule("must be a number, 0 or above and below 1", lambda value: is_share(value) and value < 1)
 SHARE_ABOVE_ZERO = Rule("must be a number above 0, at most 1", lambda value: is_share(value) and value > 0)
 SHARE_INSIDE = Rule("must be a number above 0 and below 1", lambda value: is_share(value) and 0 < value < 1)
+SEED = Rule("must be a whole number from 0 to 2^32 - 1", lambda value: is_whole(value) and 0 <= value < 2**32)
 SWITCH = Rule("must be true or false", lambda value: isinstance(value, bool))
 WORKERS = WHOLE.or_null("one per core")

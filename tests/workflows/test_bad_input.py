@@ -100,11 +100,12 @@ def test_option_with_an_unknown_choice(tmp_path, btcv):
     assert "pos_neg, classes" in refused(tmp_path, btcv, crop_sampling="class")
 
 
+@pytest.mark.parametrize("bundle", ["swin_unetr_btcv_seg", "swin_unetr_pretrain"])
 @pytest.mark.parametrize("config", ["evaluate.yaml", "inference.yaml"])
-def test_missing_model(tmp_path, btcv, config):
+def test_missing_model(tmp_path, btcv, bundle, config):
     missing = tmp_path / "no_such_model.pt"
     scans = btcv if config == "evaluate.yaml" else btcv / "imagesTr"
-    ended = run_bundle("swin_unetr_btcv_seg", config, dataset_dir=scans, pretrained_model=missing, output_dir=tmp_path)
+    ended = run_bundle(bundle, config, dataset_dir=scans, pretrained_model=missing, output_dir=tmp_path)
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
     assert "no_such_model.pt" in ended.stderr[ended.stderr.rindex("Stopped:") :]

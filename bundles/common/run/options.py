@@ -15,7 +15,7 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ..value_rules import (
     ABOVE_ZERO,
     COUNT,
     NUMBER,
+    SEED,
     SHARE_BELOW_ONE,
     SWITCH,
     WHOLE,
@@ -94,6 +95,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("resume", "amp", "fast", "gradient_checkpointing", "freeze_encoder", "tensorboard"), SWITCH),
     **dict.fromkeys(("batch_dice", "background_in_dice", "masked_only", "skip_air"), SWITCH),
     "foreground_hu": NUMBER,
+    "seed": SEED.or_null("that of the model"),
     "max_gradient_norm": MAX_NORM,
     "ignore_label": IGNORED,
     "real_repeats": COUNT,
@@ -117,21 +119,30 @@ RULES: dict[str, Rule] = {
 RULES_OF_TYPES = {bool: SWITCH, int: WHOLE, float: NUMBER}
 
 
-def check_option(name: str, value: Any) -> None:
+def check_option(name: str, value: Any, *, not_null: bool = False) -> None:
     """Check one value by its rule in `RULES`.
+
+    Args:
+        name: of the option.
+        value: of it.
+        not_null: refuse null, which some rules accept because it has a meaning in some configs.
 
     Raises:
         InputError: names the option, the value and what it must be.
     """
-    RULES[name].check(name, value)
+    rule = RULES[name]
+    (rule.not_null() if not_null else rule).check(name, value)
 
 
-def check_options() -> None:
+def check_options(not_null: Sequence[str] = ()) -> None:
     """Check every option of the running config, so that a bad value stops the run at once and not hours later.
 
     An option without a rule is checked by its type where the first preset has a switch or a number for it. Values are
     brought into their type first (see `_plain_value`). Entries that nothing knows are refused, wherever they come from:
     the command line, a further config file or Python.
+
+    Args:
+        not_null: options that must not be null in this config, although their rule accepts it.
 
     Raises:
         InputError: names the option, the value and what it must be; or an unknown entry, with the nearest known ones.
@@ -148,7 +159,7 @@ def check_options() -> None:
         elif rule is not None:
             value = parser.get_parsed_content(name)
             if name in RULES or value is not None:
-                rule.check(name, value)
+                (rule.not_null() if name in not_null else rule).check(name, value)
 
 
 #: Options that are a path, or a list of paths.

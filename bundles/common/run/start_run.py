@@ -11,14 +11,12 @@ import torch
 from monai.utils import set_determinism
 
 from ..errors import InputError, report_input_errors
-from ..value_rules import SWITCH, Rule, is_whole
+from ..value_rules import SEED, SWITCH
 from . import distributed as processes
 from .command_line import check_command_line, typed_command
 from .known_lines import hide_known_lines
 
 logger = logging.getLogger(__name__)
-
-SEED = Rule("must be a whole number from 0 to 2^32 - 1", lambda value: is_whole(value) and 0 <= value < 2**32)
 
 
 def start_run(

@@ -16,7 +16,7 @@ def check_window(hu_window: Sequence[float]) -> tuple[float, float]:
     Raises:
         InputError: it is not two numbers, the lower one first.
     """
-    check_option("hu_window", [] if hu_window is None else hu_window)
+    check_option("hu_window", hu_window, not_null=True)
     return float(hu_window[0]), float(hu_window[1])
 
 

@@ -50,7 +50,7 @@ class Recipe:
         spacing = [self.spacing] * 3 if isinstance(self.spacing, (int, float)) else self.spacing
         check_option("spacing", spacing)
         for name in ("max_spacing", "min_body", "min_slices", "foreground_hu", "sheet_window"):
-            check_option(name, getattr(self, name))
+            check_option(name, getattr(self, name), not_null=True)
         object.__setattr__(self, "spacing", spacing and tuple(map(float, spacing)))
         object.__setattr__(self, "sheet_window", tuple(map(float, self.sheet_window)))
 

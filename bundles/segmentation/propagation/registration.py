@@ -81,8 +81,8 @@ class RegistrationOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_option("hu_window", self.hu_window)
-        check_option("spacing", self.spacing)
+        for name in ("hu_window", "spacing"):
+            check_option(name, getattr(self, name), not_null=True)
         low, high = self.hu_window
         Rule(
             f"must be a value in HU in hu_window, from {low} to below {high}",

@@ -28,6 +28,7 @@ from ...common.errors import InputError
 from ...common.scans.nifti import open_scan
 from ...common.value_rules import COUNT
 from ..inference.inputs import segmentation_inputs
+from .fusion import IGNORE
 from .itk_images import as_volume
 
 logger = logging.getLogger(__name__)
@@ -246,3 +247,44 @@ def _digest(file: str) -> str:
         return hashlib.sha256(as_volume(file).to_ras().voxels.astype("float32").tobytes()).hexdigest()
     except InputError:
         return ""
+
+
+# ---- the labels of labelled scans ----------------------------------------------------------------------------------
+
+
+def values_of_labels(scans: Sequence[Scan], labels: Mapping[int, str]) -> tuple[dict[Scan, set[int]], dict[str, str]]:
+    """Return the label values of each labelled scan, and by name why the label of another one cannot be carried."""
+    holds: dict[Scan, set[int]] = {}
+    faults: dict[str, str] = {}
+    for scan in scans:
+        try:
+            holds[scan] = _values_of(scan, labels)
+        except InputError as error:
+            faults[scan.name] = str(error)
+        except Exception as error:  # nibabel, gzip and zlib raise many kinds of errors for broken files
+            faults[scan.name] = f"{scan.image} cannot be read: {error}"
+    return holds, faults
+
+
+def _values_of(scan: Scan, labels: Mapping[int, str]) -> set[int]:
+    """Return which organs a label has.
+
+    Raises:
+        InputError: it is on another grid than its scan, has undeclared values, or no organ.
+    """
+    label, image = as_volume(scan.label), open_scan(scan.image)
+    if image.shape[:3] != label.voxels.shape or not np.allclose(image.affine, label.affine, atol=1e-2):
+        raise InputError(
+            f"its label {scan.label} is on another grid, {label.voxels.shape} voxels of {_mm(label.spacing)} for "
+            f"{image.shape[:3]} of {_mm(image.header.get_zooms()[:3])}"
+        )
+    values = {float(value) for value in np.unique(label.voxels)}
+    if strange := sorted(values - {0.0, float(IGNORE), *map(float, labels)}):
+        raise InputError(f"its label {scan.label} has the values {strange[:5]}, and {sorted(labels)} are declared")
+    if not (found := {int(value) for value in values} & set(labels)):
+        raise InputError(f"its label {scan.label} has no voxel of any organ")
+    return found
+
+
+def _mm(spacing: Sequence[float]) -> str:
+    return "x".join(f"{size:.3g}" for size in spacing) + " mm"

@@ -68,6 +68,13 @@ def test_bad_values_are_named(name, value, words):
         check_option(name, value)
 
 
+@pytest.mark.parametrize("name", ["spacing", "hu_window", "max_gradient_norm", "seed"])
+def test_null_is_refused_where_it_has_no_meaning(name):
+    check_option(name, None)
+    with pytest.raises(InputError, match=f"--{name} None must be"):
+        check_option(name, None, not_null=True)
+
+
 def config(tmp_path, *, added: dict | None = None, **changed):
     """A small config with options, a training and a validation; ``added`` are entries that no file of the bundle has."""
     (tmp_path / "configs").mkdir()
@@ -193,6 +200,13 @@ def test_an_entry_that_nothing_knows_is_refused_wherever_it_comes_from(tmp_path)
 def test_entries_that_something_refers_to_pass(tmp_path, added):
     used = {"train": {"scans": "$[@mine]"}} if "mine" in added else {"train": {"scans": "$['a', @MY]"}}
     config(tmp_path, added=added | (used if "MY" in added or "mine" in added else {})).get_parsed_content("check")
+
+
+def test_null_is_refused_for_the_options_that_a_config_names(tmp_path):
+    check = {"_target_": f"{OPTIONS}.check_options", "not_null": ["spacing"]}
+    assert "--spacing None must be three sizes" in refusal(
+        config(tmp_path, spacing=None, added={"check": check, "grid": 2.0})
+    )
 
 
 def test_good_options_pass(tmp_path):

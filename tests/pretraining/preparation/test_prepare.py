@@ -642,6 +642,7 @@ def test_values_that_make_no_sense_are_refused_before_the_work(tmp_path, good, o
     "recipe",
     [
         {"sheet_window": 5},
+        {"sheet_window": None},
         {"sheet_window": "ab"},
         {"spacing": "big"},
         {"max_spacing": 0},

@@ -19,14 +19,15 @@ from bundles.common.data.data_list import segmentation_scans
 from bundles.common.errors import InputError
 from bundles.common.scans.nifti_writing import write_nifti
 from bundles.common.scans.reading import Volume
-from bundles.segmentation.propagation import one_scan
+from bundles.segmentation.propagation import locations, one_scan
 from bundles.segmentation.propagation import propagate as module
 from bundles.segmentation.propagation.agreement import Limits
+from bundles.segmentation.propagation.atlas_choice import Selection
 from bundles.segmentation.propagation.fusion import IGNORE
 from bundles.segmentation.propagation.one_scan import Recipe
 from bundles.segmentation.propagation.position_fit import fit_positions, profiles_of
 from bundles.segmentation.propagation.position_network import ScanPosition
-from bundles.segmentation.propagation.propagate import Selection, propagate
+from bundles.segmentation.propagation.propagate import propagate
 from bundles.segmentation.propagation.registration import RegistrationOptions
 from bundles.segmentation.propagation.scans_of_run import scans_of_run
 from tools.synthetic_patient import ORGANS, draw_patient
@@ -102,7 +103,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def known_positions(monkeypatch):
-    monkeypatch.setattr(module, "PositionNetwork", KnownPositions)
+    monkeypatch.setattr(locations, "PositionNetwork", KnownPositions)
 
 
 def run(data, out, *, selection=None, recipe=RECIPE, workers=0, **options):
@@ -124,7 +125,7 @@ def run(data, out, *, selection=None, recipe=RECIPE, workers=0, **options):
 def done(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("carried")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "PositionNetwork", KnownPositions)
+        patch.setattr(locations, "PositionNetwork", KnownPositions)
         return out, run(data, out)
 
 
@@ -267,7 +268,7 @@ def test_bad_scans_are_left_out_with_their_reasons_and_the_rest_goes_on(data, do
             return super().locate(scan)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "PositionNetwork", Network)
+        patch.setattr(locations, "PositionNetwork", Network)
         out = copy_of(done, tmp_path)
         summary = run(data, out, unlabelled=str(folder))
     assert summary.labelled == ("good",)
@@ -300,7 +301,7 @@ def test_scans_that_do_not_fit_by_position_are_left_out(data, done, tmp_path, ch
             return ScanPosition(fit, (x, y, (tuple(at.tolist()), tuple(says.tolist()))))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "PositionNetwork", Network)
+        patch.setattr(locations, "PositionNetwork", Network)
         out = copy_of(done, tmp_path)
         shutil.rmtree(out / ".propagated" / "positions")
         summary = run(data, out)

@@ -246,6 +246,8 @@ def test_failures_are_results_with_a_reason(monkeypatch):
     ("change", "message"),
     [
         ({"hu_window": (900, -300)}, "hu_window"),
+        ({"hu_window": None}, "--hu_window None"),
+        ({"spacing": None}, "--spacing None"),
         ({"spacing": (4, 4)}, "spacing"),
         ({"body_above": 900}, "--body_above 900"),
         ({"control_spacing": 0}, "--control_spacing 0"),

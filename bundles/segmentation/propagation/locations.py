@@ -1,0 +1,92 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Find where the scans of a run are in the body. A continued run finds none twice."""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ...common.errors import InputError
+from ...common.files import write_text
+from ...common.run.progress import with_progress
+from .atlas_choice import Selection
+from .itk_images import as_volume
+from .one_scan import FORMAT, RECORDS, file_identity
+from .position_fit import PositionFit
+from .position_network import PositionNetwork, ScanPosition
+from .scans_of_run import Scan
+
+logger = logging.getLogger(__name__)
+
+
+def locate(
+    scans: Sequence[Scan], network_file: str, selection: Selection, out: Path, device: str
+) -> tuple[dict[Scan, ScanPosition], dict[str, str]]:
+    """Find where each scan is in the body. What is found is recorded, and read again by the next run.
+
+    Args:
+        scans: of the run.
+        network_file: a position network.
+        selection: which slopes are plausible.
+        out: output folder.
+        device: of the network.
+
+    Returns:
+        The position of each scan that fits, and the reason for each other one, by name.
+    """
+    network: PositionNetwork | None = None
+    located: dict[Scan, ScanPosition] = {}
+    reasons: dict[str, str] = {}
+
+    network_identity = file_identity(network_file, out)
+
+    def positions() -> Iterator[tuple[Scan, ScanPosition | str]]:
+        nonlocal network
+        for scan in scans:
+            path = out / RECORDS / "positions" / f"{scan.name}.json"
+            try:
+                files = {"scan": file_identity(scan.image, out), "network": network_identity}
+            except InputError as error:
+                yield scan, str(error)
+                continue
+            identity = {"format": FORMAT, **files}
+            if (known := _recorded_position(path, identity)) is not None:
+                yield scan, known
+                continue
+            network = network or PositionNetwork(network_file, device=device)
+            try:
+                position = network.locate(as_volume(scan.image))
+            except InputError as error:
+                yield scan, str(error)
+                continue
+            except Exception as error:  # of a library, in one scan: the others go on
+                logger.warning("%s", traceback.format_exc())
+                yield scan, f"an unexpected error, {type(error).__name__}: {error}"
+                continue
+            write_text(path, json.dumps({"identity": identity, **asdict(position)}, indent=1) + "\n")
+            yield scan, position
+
+    for scan, position in with_progress(positions(), len(scans), doing="positions"):
+        if isinstance(position, str):
+            reasons[scan.name] = position
+        elif problem := position.fit.problem(scales=tuple(selection.scales)):
+            reasons[scan.name] = problem
+        else:
+            located[scan] = position
+    return located, reasons
+
+
+def _recorded_position(path: Path, identity: dict[str, Any]) -> ScanPosition | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if content.get("identity") != json.loads(json.dumps(identity)):
+        return None
+    fit = PositionFit(**{name: tuple(values) for name, values in content["fit"].items()})
+    return ScanPosition(fit, tuple(tuple(map(tuple, profile)) for profile in content["profiles"]))
