@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Check all that needs a GPU in one command of under five minutes.
+"""Check all that needs a GPU in one command of under ten minutes.
 
     make gpu-kit                                              writes gpu-kit/, what travels to a machine without a network
     python3 gpu-kit/check.py --out results                    there, with any Python 3.12 that has PyTorch

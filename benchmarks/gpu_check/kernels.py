@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Part 6: the ten dearest kernels of one training step, from torch.profiler."""
+"""Part 6: the ten slowest kernels of one training step, from torch.profiler."""
 
 from __future__ import annotations
 
@@ -43,5 +43,5 @@ def kernels(label: str, step: object, job: object) -> None:
     ]
     share = sum(row["ms"] for row in rows) / (total / 1000) if total else 0.0
     first = f"{rows[0]['kernel'][:60]}, {rows[0]['ms']:.2f} ms" if rows else "nothing"
-    text = f"{label}: {total / 1000:.1f} ms of kernels a step, {share:.0%} of it in ten kernels; the dearest: {first}"
+    text = f"{label}: {total / 1000:.1f} ms of kernels a step, {share:.0%} of it in ten kernels; the slowest: {first}"
     tell(label, ok=bool(rows), text=text, rows=rows, total_ms=total / 1000)

@@ -45,7 +45,7 @@ PARTS = {
         *(150, (*ENGINE, "nibabel", "fire", "pydicom", "blosc2")),
     ),
     "steps": Part("Time and memory of a training step", 200, ENGINE),
-    "kernels": Part("The ten dearest kernels of a step", 30, ENGINE),
+    "kernels": Part("The ten slowest kernels of a step", 30, ENGINE),
     "curve": Part("Dice over the number of labelled patients", 560, (*ENGINE, "nibabel", "blosc2", "pydicom")),
 }
 

@@ -302,8 +302,8 @@ def explanation(outline: Mapping[str, Any]) -> str:
         first = f"First figure: the mean over {', '.join(outline['first_figure'])}, as the study says. "
     return first + (
         "Dice, NSD and HD95: mean over runs and patients, then over labels; ± is the standard deviation over patients "
-        "(of their mean over runs). Missed: scores that HD95 lacks because only one of prediction and label file "
-        "contains the organ. The HD95 of arms with different missed scores is of different organs; compare them by "
+        "(of their mean over runs). Missed: scores that HD95 lacks because the prediction does not contain the organ, "
+        "which the label file has. The HD95 of arms with different missed scores is of different organs; compare them by "
         "their difference, which uses the scores that both arms have. Difference: of the same patients and seeds, with "
         f"its {LEVEL:.0%} percentile bootstrap interval ({DRAWS} draws; each resamples the seeds and, independently, "
         f"the patients with replacement). The {LEVEL:.0%} t interval takes the differences of the seeds alone; with "
