@@ -30,6 +30,18 @@ python -m monai.bundle run --config_file configs/train.yaml --help
 
 `BUNDLE` is the bundle's folder. *From the task*: the task's row in `tasks.yaml`. *Automatic*: worked out at the start of
 the run. This page is written by `python -m tools.options_page`.
+
+## Options of MONAI's runner
+
+Every config takes these as well:
+
+| option | |
+|---|---|
+| `--config_file` | the config; or a list of a config and overlays, `"['configs/train.yaml','configs/multi_gpu_train.yaml']"` |
+| `--args_file` | a YAML or JSON file with further options, one entry each |
+| `--tracking` | `mlflow`: keep the run in MLflow ([how](../how-to/run-a-bundle.md#look-at-a-run-in-mlflow)) |
+| `--tracking_uri` | MLflow store or server; without it `OUTPUT_DIR/mlruns.db` |
+| `--experiment_name`, `--run_name` | its experiment and the run's name in MLflow |
 """
 
 
