@@ -192,12 +192,10 @@ def register(
             affine = pair.fit_affine(starts[start][1])
             so_far = replace(so_far, affine=pair.information(affine))
             transform = pair.fit_deformation(affine)
-            so_far = replace(
-                so_far,
-                after=pair.information(transform),
-                overlap=pair.overlap(transform),
-                least_jacobian=pair.least_jacobian(transform),
-            )
+            shifts = pair.shifts(transform)
+            so_far = replace(so_far, least_jacobian=pair.least_jacobian(shifts))
+            looked_up = simple_itk().DisplacementFieldTransform(shifts)
+            so_far = replace(so_far, after=pair.information(looked_up), overlap=pair.overlap(looked_up))
             if so_far.overlap < options.min_overlap:
                 raise _Failed(
                     f"no common field of view: at the end {so_far.overlap:.0%} of the fixed body is in the moving scan"
@@ -383,13 +381,17 @@ class _Pair:
         grid = (size, affine, interpolator, origin, fixed.GetSpacing(), fixed.GetDirection())
         return simple_itk().Resample(scan, *grid, outside)
 
-    def least_jacobian(self, transform: SimpleITK.Transform) -> float:
-        sitk = simple_itk()
+    def shifts(self, transform: SimpleITK.Transform) -> SimpleITK.Image:
+        """Return where a transform moves each voxel of the fixed grid, in mm. What is looked up there is not computed anew."""
         image = self.fixed.image
-        field = sitk.TransformToDisplacementField(
-            transform, sitk.sitkVectorFloat64, image.GetSize(), image.GetOrigin(), image.GetSpacing()
+        return simple_itk().TransformToDisplacementField(
+            transform, simple_itk().sitkVectorFloat64, image.GetSize(), image.GetOrigin(), image.GetSpacing()
         )
-        return float(sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(field))[self.fixed.body].min())
+
+    def least_jacobian(self, shifts: SimpleITK.Image) -> float:
+        """Return the smallest determinant of the Jacobian in the fixed body, from the shifts of the fixed grid."""
+        sitk = simple_itk()
+        return float(sitk.GetArrayFromImage(sitk.DisplacementFieldJacobianDeterminant(shifts))[self.fixed.body].min())
 
     def _method(
         self, transform: SimpleITK.Transform, levels: Sequence[tuple[int, float]]
