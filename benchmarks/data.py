@@ -33,7 +33,6 @@ All files are written to a temporary folder (set ``TMPDIR`` to choose where). Re
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -42,316 +41,35 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-import torch
-from monai.data import Dataset, PersistentDataset, list_data_collate
-from monai.transforms import (
-    Compose,
-    CropForegroundd,
-    EnsureChannelFirstd,
-    LoadImaged,
-    Orientationd,
-    RandSpatialCropSamplesd,
-    ScaleIntensityRanged,
-    SpatialPadd,
-    ToTensord,
-)
 from rich.console import Console
 from rich.progress import track
-from torch.nn import functional as F
 
-from benchmarks.side_by_side import machine, print_table, resident_bytes, write_json
-from bundles.common.data.data_list import unlabelled_scans
-from bundles.common.data.foreground import above_or_all
-from bundles.common.data.seeded_crops import SeededCrops
+from benchmarks.loading.process import LoadingProcess
+from benchmarks.loading.scans import find_scans, make_scan, store_scans
+from benchmarks.loading.ways import (
+    CACHED,
+    EQUAL,
+    NIFTI,
+    OFFICIAL,
+    PERSISTENT,
+    STORE,
+    WAYS,
+    Job,
+    persistent_dataset,
+    stays_in_cache,
+)
+from benchmarks.side_by_side import machine, print_table, write_json
 from bundles.common.errors import InputError
-from bundles.common.scans.decode_once import LoadScand
-from bundles.common.scans.search import Candidate
-from bundles.pretraining.crops.body_crops import RandBodyCropsd
-from bundles.pretraining.crops.hu_window import intensities
-from bundles.pretraining.crops.stored_crops import StoredCrops
-from bundles.pretraining.preparation.audit import USED
-from bundles.pretraining.preparation.one_scan import Outputs, Recipe, Task, prepare_scan
 
-OFFICIAL = "official chain"
-PERSISTENT = "PersistentDataset"
-NIFTI, CACHED = "NIfTI", "NIfTI, all cached"
-STORE, WINDOWED = "store", "store, window here"
-EQUAL = (NIFTI, CACHED, STORE, WINDOWED)  # the bundle's ways: the same draw gives the same crops
-WAYS = (OFFICIAL, PERSISTENT, *EQUAL)
-HU_WINDOW, FOREGROUND_HU, MIN_BODY = (-1000.0, 1000.0), -500.0, 0.01  # of train.yaml
-SEED = 0
 MIB, GIB = 2**20, 2**30
-START = "spawn"  # a forked process would start with the memory of its parent
 PACKAGES = ("torch", "monai", "nibabel", "numpy", "blosc2")
-ELLIPSOID = (0.8, 0.55, 1.5)  # body axes relative to the scan; above 1: cut off at the top and the bottom
-BLOB = 24  # voxels between the random values that the texture of a generated scan is interpolated from
-
-
-# ---- the ways ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """Input of a loading process.
-
-    Attributes:
-        scans: NIfTI files.
-        stored: the same scans in the format of the store.
-        cache: cache folder of the `PersistentDataset`.
-        roi_size: crop size in voxels.
-        crops: number of crops per draw.
-    """
-
-    scans: tuple[str, ...]
-    stored: tuple[str, ...]
-    cache: str
-    roi_size: tuple[int, int, int]
-    crops: int
-
-    def files(self, way: str) -> list[str]:
-        """Return the files that a way reads."""
-        if way == PERSISTENT:
-            return sorted(map(str, Path(self.cache).glob("*.pt")))
-        return list(self.stored if way in (STORE, WINDOWED) else self.scans)
-
-
-def official_transforms(roi_size: Sequence[int], crops: int) -> Compose:
-    """Transforms of SwinUNETR/Pretrain/utils/data_utils.py in the official repository, for current MONAI."""
-    return Compose(
-        [
-            LoadImaged("image"),
-            EnsureChannelFirstd("image"),
-            Orientationd("image", axcodes="RAS", labels=None),
-            ScaleIntensityRanged("image", a_min=-1000.0, a_max=1000.0, b_min=0.0, b_max=1.0, clip=True),
-            SpatialPadd("image", spatial_size=roi_size),
-            CropForegroundd("image", source_key="image", k_divisible=roi_size, allow_smaller=True),
-            RandSpatialCropSamplesd(
-                "image", roi_size=roi_size, num_samples=crops, random_center=True, random_size=False
-            ),
-            ToTensord("image"),
-        ]
-    )
-
-
-def bundle_preprocessing() -> Compose:
-    """``preprocessing`` of train.yaml without resampling."""
-    low, high = HU_WINDOW
-    body = partial(above_or_all, other=FOREGROUND_HU)
-    return Compose(
-        [
-            LoadScand("image", image_only=True),
-            EnsureChannelFirstd("image"),
-            Orientationd("image", axcodes="RAS", labels=None),
-            CropForegroundd("image", source_key="image", select_fn=body, allow_smaller=True),
-            ScaleIntensityRanged("image", a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True),
-        ]
-    )
-
-
-def persistent_dataset(job: Job) -> PersistentDataset:
-    """Build the `PersistentDataset`. It adds missing items to its cache folder when they are read."""
-    transforms = official_transforms(job.roi_size, job.crops)
-    return PersistentDataset([{"image": file} for file in job.scans], transforms, cache_dir=job.cache)
-
-
-def bundle_dataset(way: str, job: Job) -> SeededCrops | StoredCrops:
-    """Build the dataset that `crop_dataset` builds for train.yaml, unshuffled: draw ``i`` reads scan ``i``."""
-    low, high = HU_WINDOW
-    cropping = RandBodyCropsd(
-        "image",
-        roi_size=job.roi_size,
-        num_samples=job.crops,
-        threshold=(FOREGROUND_HU - low) / (high - low),
-        min_body=MIN_BODY,
-    )
-    data = [{"image": file} for file in job.files(way)]
-    if way in (STORE, WINDOWED):
-        return StoredCrops(data=data, cropping=cropping, hu_window=list(HU_WINDOW), seed=SEED, shuffle=False)
-    return SeededCrops(
-        data=data,
-        preprocessing=bundle_preprocessing(),
-        augmentation=cropping,
-        seed=SEED,
-        cache_num=len(data) if way == CACHED else 0,
-        shuffle=False,
-    )
-
-
-class Loader:
-    """Loads crops in one way; lives in the measured process."""
-
-    def __init__(self, way: str, job: Job) -> None:
-        torch.set_num_threads(1)  # as a DataLoader does in its workers
-        self.before = resident_bytes("VmRSS")
-        self.way = way
-        self.files = job.files(way)
-        if way == OFFICIAL:
-            items = [{"image": file} for file in self.files]
-            self.dataset = Dataset(items, official_transforms(job.roi_size, job.crops))
-        else:
-            self.dataset = persistent_dataset(job) if way == PERSISTENT else bundle_dataset(way, job)
-        if way in (OFFICIAL, PERSISTENT):
-            self.dataset.transform.set_random_state(seed=SEED)
-
-    def draw(self, number: int) -> torch.Tensor:
-        """Return the crops of a draw, (crops, 1, *roi_size): float32 in [0, 1], or HU for `STORE`."""
-        seeded = self.way in EQUAL  # these are indexed by the draw, which may exceed the number of scans
-        crops = list_data_collate([self.dataset[number if seeded else number % len(self.dataset)]])["image"]
-        return intensities(crops, HU_WINDOW) if self.way == WINDOWED else crops
-
-    def draw_all(self, draws: range, *, cold: bool, hashes: bool) -> tuple[float, list[str]]:
-        """Run the draws in order; return the total seconds and, with ``hashes``, hashes of the windowed crops."""
-        seconds, digests = 0.0, []
-        for number in draws:
-            if cold:
-                for file in self.files:
-                    drop_from_cache(file)
-            begin = time.perf_counter()
-            crops = self.draw(number)
-            seconds += time.perf_counter() - begin
-            if hashes:
-                crops = intensities(crops, HU_WINDOW) if self.way == STORE else crops
-                form = f"{tuple(crops.shape)} {crops.dtype} ".encode()
-                digests.append(hashlib.sha256(form + crops.numpy().tobytes()).hexdigest())
-        return seconds, digests
-
-    def memory(self) -> dict[str, int]:
-        """Return the peak resident bytes so far, and their excess over the beginning (``above``)."""
-        peak = resident_bytes("VmHWM")
-        return {"peak": peak, "above": peak - self.before}
-
-
-def drop_from_cache(file: str) -> None:
-    """Drop a file from the system's page cache."""
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)  # pages that are not on the disk yet would not be dropped
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
-
-
-def stays_in_cache(file: str) -> bool:
-    """Whether a byte in the middle of the file can be read without disk access after `drop_from_cache`."""
-    drop_from_cache(file)
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.preadv(descriptor, [bytearray(1)], os.path.getsize(file) // 2, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:  # the file system does not support the flag
-        pass
-    finally:
-        os.close(descriptor)
-    return True
-
-
-# ---- processes -----------------------------------------------------------------------------------------------------
-
-_loader: Loader | None = None  # one per process
-
-
-def _begin(way: str, job: Job) -> None:
-    global _loader
-    _loader = Loader(way, job)
-
-
-def _call(method: str, *arguments: Any, **options: Any) -> Any:
-    return getattr(_loader, method)(*arguments, **options)
-
-
-class LoadingProcess:
-    """A `Loader` in its own process. Methods raise `BrokenProcessPool` if the process was killed (out of memory)."""
-
-    def __init__(self, way: str, job: Job) -> None:
-        self.pool = ProcessPoolExecutor(1, mp_context=get_context(START))
-        self.pool.submit(_begin, way, job).result()
-
-    def __enter__(self) -> LoadingProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.pool.shutdown()
-
-    def draw_all(self, draws: range, *, cold: bool = False, hashes: bool = False) -> tuple[float, list[str]]:
-        """See `Loader.draw_all`."""
-        return self.pool.submit(_call, "draw_all", draws, cold=cold, hashes=hashes).result()
-
-    def memory(self) -> dict[str, int]:
-        """See `Loader.memory`."""
-        return self.pool.submit(_call, "memory").result()
-
-
-# ---- the scans -----------------------------------------------------------------------------------------------------
-
-
-def make_scan(
-    path: str | os.PathLike,
-    *,
-    shape: Sequence[int],
-    seed: int,
-    spacing: Sequence[float] = (0.8, 0.8, 1.0),
-    ellipsoid: Sequence[float] = ELLIPSOID,
-) -> None:
-    """Write a synthetic CT in scanner orientation (LPS): an ellipsoid of textured tissue in noisy air, int16.
-
-    It compresses about as well as a real scan, which is what the benchmark depends on.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(1, 1, *(size // BLOB + 2 for size in shape), generator=generator)
-    texture = F.interpolate(coarse, size=tuple(shape), mode="trilinear")[0, 0]
-    distance = torch.zeros(1, 1, 1)  # squared, from the centre; 1 on the surface
-    for axis, (size, part) in enumerate(zip(shape, ellipsoid, strict=True)):
-        positions = torch.linspace(-1, 1, size) / part
-        distance = distance + (positions**2).reshape([-1 if other == axis else 1 for other in range(3)])
-    noise = torch.randn(tuple(shape), generator=generator)
-    hu = torch.where(distance <= 1, 40 + 60 * texture + 12 * noise, -1000 + 6 * noise)
-    image = nib.Nifti1Image(hu.round().to(torch.int16).numpy(), np.diag([-spacing[0], -spacing[1], spacing[2], 1.0]))
-    nib.save(image, path)
-
-
-def find_scans(sources: Sequence[str], most: int) -> list[str]:
-    """Find the NIfTI files of folders or data lists; if there are more than ``most``, pick evenly spaced ones.
-
-    Raises:
-        InputError: see `unlabelled_scans`; or a scan consists of several files.
-    """
-    found = [item["image"] for item in unlabelled_scans(list(sources), section="all")]
-    for image in found:
-        if not isinstance(image, str):
-            raise InputError(f"{image[0]} is one of {len(image)} files of a scan. Use CT scans with one file each.")
-    chosen = np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)
-    return [found[index] for index in chosen]
-
-
-def store_scans(scans: Sequence[str], folder: str) -> list[str]:
-    """Write the scans in the format of the store, as `prepare` does; return the files.
-
-    Raises:
-        InputError: if a scan cannot be used, with the reason.
-    """
-    recipe = Recipe(
-        foreground_hu=FOREGROUND_HU, min_body=1, min_slices=1, max_spacing=1e6, keep_suspect=True, write_nifti=False
-    )
-    stored = []
-    for number, scan in enumerate(scans):
-        candidate = Candidate(f"{number:04d}", source=scan, kind="nifti", files=(scan,))
-        row = prepare_scan(Task(candidate, recipe, folder))
-        if row["verdict"] != USED:
-            raise InputError(f"{scan} {row['reason']}. Fix it, or use a folder without it.")
-        stored.append(str(Outputs(folder, candidate.name).store))
-    return stored
 
 
 # ---- the comparison ------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ from monai.transforms import (
     Spacingd,
 )
 
-from benchmarks.data import make_scan
+from benchmarks.loading.scans import make_scan
 from benchmarks.side_by_side import (
     Work,
     compare,

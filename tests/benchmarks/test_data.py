@@ -16,11 +16,15 @@ import torch
 import yaml
 
 from benchmarks import data
-from benchmarks.data import (
+from benchmarks.data import GIB, MIB, _heading, _length_rows, _rows, compare, main, memory_of_lists
+from benchmarks.loading import process as loading_process
+from benchmarks.loading import ways
+from benchmarks.loading.process import LoadingProcess
+from benchmarks.loading.scans import find_scans, make_scan, store_scans
+from benchmarks.loading.ways import (
     CACHED,
     EQUAL,
-    GIB,
-    MIB,
+    MIN_BODY,
     NIFTI,
     OFFICIAL,
     PERSISTENT,
@@ -29,19 +33,9 @@ from benchmarks.data import (
     WINDOWED,
     Job,
     Loader,
-    LoadingProcess,
-    _heading,
-    _length_rows,
-    _rows,
     bundle_preprocessing,
-    compare,
     drop_from_cache,
-    find_scans,
-    main,
-    make_scan,
-    memory_of_lists,
     stays_in_cache,
-    store_scans,
 )
 from bundles.common.data.foreground import above_or_all
 from bundles.pretraining.crops.hu_window import intensities
@@ -53,7 +47,7 @@ TRAIN = Path(data.__file__).resolve().parents[1] / "bundles/swin_unetr_pretrain/
 @pytest.fixture(autouse=True)
 def forked(monkeypatch):
     """Fork the processes, so that they need not import PyTorch and MONAI again."""
-    monkeypatch.setattr(data, "START", "fork")
+    monkeypatch.setattr(loading_process, "START", "fork")
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +131,7 @@ def test_preprocessing_is_that_of_training():
     assert isinstance(crop.cropper.select_fn, partial) and crop.cropper.select_fn.func is above_or_all
     assert crop.cropper.select_fn.keywords == {"other": config["foreground_hu"]}
     assert [scale.a_min, scale.a_max, scale.b_min, scale.b_max, scale.clip] == [*config["hu_window"], 0, 1, True]
-    assert data.MIN_BODY == config["min_body"] and config["crops_per_volume"] == 2
+    assert MIN_BODY == config["min_body"] and config["crops_per_volume"] == 2
 
 
 def test_crops_that_differ_end_the_run(folder, monkeypatch):
@@ -192,7 +186,7 @@ def test_memory_of_the_store_does_not_grow_with_the_list_and_that_of_a_cache_doe
 
 def test_cold_drops_each_file_of_the_way_before_each_draw(job, monkeypatch):
     dropped = []
-    monkeypatch.setattr(data, "drop_from_cache", dropped.append)
+    monkeypatch.setattr(ways, "drop_from_cache", dropped.append)
     Loader(STORE, job).draw_all(range(3), cold=True, hashes=False)
     assert dropped == list(job.stored) * 3
     Loader(NIFTI, job).draw_all(range(1), cold=False, hashes=False)
@@ -203,7 +197,7 @@ def test_a_file_that_stays_in_memory_is_seen(tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_bytes(bytes(10**6))
     dropped = not stays_in_cache(str(file))
-    monkeypatch.setattr(data, "drop_from_cache", lambda file: Path(file).read_bytes())
+    monkeypatch.setattr(ways, "drop_from_cache", lambda file: Path(file).read_bytes())
     assert stays_in_cache(str(file))
     if not dropped:
         pytest.skip("the temporary folder is in memory")

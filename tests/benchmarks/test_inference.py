@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from benchmarks import inference
-from benchmarks.data import make_scan
 from benchmarks.inference import (
     BODY,
     DEFAULT_SIDES,
@@ -31,6 +30,7 @@ from benchmarks.inference import (
     prepare,
     window_work,
 )
+from benchmarks.loading.scans import make_scan
 from benchmarks.side_by_side import MIB, Comparison, Floor, Side
 from bundles.common.networks.swin_unetr import build_swin_unetr
 from bundles.common.weights.checkpoint_file import save_atomically
