@@ -12,3 +12,11 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} must be at least 1")
     return number
+
+
+def not_negative(text: str) -> int:
+    """Return a whole number of at least 0; argparse shows the message of another one."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0")
+    return number

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bundles.common.errors import InputError
-from tools.arguments import positive
+from tools.arguments import not_negative, positive
 from tools.bundle_runs import has_ended, read_plan
 from tools.child_process import available_cores
 
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="output folder (default: evidence/out/STUDY)")
     parser.add_argument("--profile", default="local", help="local, slurm, or the folder of a Snakemake profile")
     parser.add_argument("--threads", type=positive, help="threads of each job (default: from cores and GPUs)")
-    parser.add_argument("--gpus", type=int, help="GPUs of this machine to use (default: all)")
+    parser.add_argument("--gpus", type=not_negative, help="GPUs of this machine to use (default: all)")
     parser.add_argument("--tracking_uri", help="MLflow store of a study (default: sqlite:///OUT/mlruns.db)")
     parser.add_argument("--shared_disk", action="store_true", help="all machines see the folders named here")
     parser.add_argument(

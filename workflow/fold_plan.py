@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from bundles.common.files import write_text
 from bundles.segmentation.tasks.proposal import proposed_row
 from bundles.segmentation.tasks.tasks import check_dataset, choose_task
 from evidence.study.study import BUNDLES, PRETRAIN, SEGMENT, preset_values, suggestion
-from tools.bundle_runs import LISTS, Command, Run, first_difference, read_json, write_plan
+from tools.bundle_runs import LISTS, Command, Run, first_difference, mark_of, read_json, write_plan
 
 from .folds import OWN, PRETRAINING, FoldArm, Folds, read_folds
 
@@ -24,6 +24,7 @@ TASKS = BUNDLES / SEGMENT / "configs/tasks.yaml"
 TABLE, SUBMISSION = "table", "submission"
 PREPARE_MINUTES = 120.0
 INFERENCE_MINUTES = 120.0
+YAML = (".yaml", ".yml")
 
 
 def plan_folds(path: Path, *, data: Path | None, out: Path) -> None:
@@ -50,10 +51,23 @@ def plan_folds(path: Path, *, data: Path | None, out: Path) -> None:
     runs = runs_of(folds, tasks, rows, out)
     ends = {kind: [run.name for run in runs if run.kind == kind] for kind in ("finetuning", "inference")}
     planned = [(run, _minutes(run, folds)) for run in runs]
+    if folds.scans is not None:
+        _segment_new_scans(Path(folds.scans).expanduser(), [out / "runs" / name for name in ends["inference"]])
     write_plan(out, workflow="folds", name=folds.name, source=folds.source, runs=planned, ends=ends)
     write_text(out / CONTENTS, json.dumps(contents, indent=1) + "\n")
     write_text(out / ".gitignore", "*\n")
     write_text(out / MARK, f"{folds.name}\n")
+
+
+def _segment_new_scans(scans: Path, runs: Sequence[Path]) -> None:
+    """Let inferences that have ended go on if files were added to the scans since, or changed."""
+    files = [scans, *(scans.rglob("*") if scans.is_dir() else ())]
+    newest = max((file.stat().st_ctime for file in files if file.exists()), default=0.0)  # a copy may keep an old mtime
+    for run in runs:
+        mark = mark_of(run, "infer")
+        if mark.exists() and newest > mark.stat().st_mtime:
+            mark.unlink()
+            print(f"{run.name}: {scans} has new files since its masks were made; it goes on with these.")
 
 
 def tasks_of(folds: Folds, data: Path) -> dict[str, Path]:
@@ -70,7 +84,7 @@ def tasks_of(folds: Folds, data: Path) -> dict[str, Path]:
         raise InputError(f"Data {data} is not a folder. Correct the path.")
     known = list(_table())
     if folds.task is not None:
-        if folds.task != OWN and Path(folds.task).suffix != ".yaml" and folds.task not in known:
+        if folds.task != OWN and Path(folds.task).suffix not in YAML and folds.task not in known:
             raise InputError(
                 f"{folds.source}: task {folds.task} is not a task of the Decathlon. {suggestion(folds.task, known)}; for "
                 "your own data say own, or a file with a row."
@@ -79,7 +93,9 @@ def tasks_of(folds: Folds, data: Path) -> dict[str, Path]:
             below = next((path.parent for path in sorted(data.glob("*/dataset.json"))), None)
             hint = f"Pass {below}, which has one" if below else "Pass the folder of a data set in MSD form"
             raise InputError(f"Data {data} has no dataset.json. {hint}.")
-        return {folds.name if folds.task == OWN else folds.task: data}
+        if folds.task == OWN:
+            return {folds.name: data}
+        return {Path(folds.task).stem if Path(folds.task).suffix in YAML else folds.task: data}  # names of folders
     for task in [*(folds.tasks or ()), *folds.training_of]:
         if task not in known:
             raise InputError(f"{folds.source}: {task} is not a task of the Decathlon. {suggestion(task, known)}.")
@@ -104,7 +120,7 @@ def row_of(folds: Folds, task: str, data: Path, out: Path) -> tuple[str | Path, 
         word, file = Path("task.yaml"), out / "task.yaml"
         if not file.is_file():
             proposed_row(data / "dataset.json", output_dir=out)
-    elif folds.task and Path(folds.task).suffix == ".yaml":
+    elif folds.task and Path(folds.task).suffix in YAML:
         word = file = Path(folds.task).expanduser().resolve()
     row = choose_task(task=str(file or task), file=str(TASKS), preset=folds.preset)
     check_dataset(dataset_dir=str(data), data_list=None, row=row, file=str(TASKS))

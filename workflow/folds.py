@@ -144,7 +144,7 @@ def _problems(folds: Folds) -> Iterator[str]:
     for name, arm in folds.arms.items():
         if arm.encoder == PRETRAINING and folds.pretraining is None:
             yield f"arms.{name}.encoder is {PRETRAINING}, but there is no entry pretraining. Add it, or name an encoder.pt"
-        if arm.encoder not in (None, PRETRAINING) and not Path(arm.encoder).is_file():
+        if arm.encoder not in (None, PRETRAINING) and not Path(arm.encoder).expanduser().is_file():
             yield f"arms.{name}.encoder {arm.encoder} does not exist. Correct the path, or say {PRETRAINING}"
     for arm in folds.ensemble:
         if arm not in folds.arms:

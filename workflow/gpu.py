@@ -18,7 +18,8 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 def visible_gpus() -> list[str]:
     """Return the names of the GPUs that this process may use, as in ``CUDA_VISIBLE_DEVICES``."""
     if VISIBLE in os.environ:
-        return [name for name in os.environ[VISIBLE].split(",") if name.strip()]
+        names = [name.strip() for name in os.environ[VISIBLE].split(",") if name.strip()]
+        return names[: names.index("-1")] if "-1" in names else names  # CUDA ignores what follows -1
     import torch
 
     return [str(index) for index in range(torch.cuda.device_count())]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -45,3 +46,8 @@ def shown(value: Any) -> str:
 def _inner(value: Any) -> str:
     nested = isinstance(value, (Mapping, AbstractSet, list, tuple))
     return f"({shown(value)})" if nested else shown(value)
+
+
+def plain_name(name: Any) -> str:
+    """Normalise a name in any script to lower case, with one underscore for each run of other characters: ``left_kidney``."""
+    return re.sub(r"[\W_]+", "_", str(name).casefold()).strip("_")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from bundles.common.words import counted, listed, shown
+from bundles.common.words import counted, listed, plain_name, shown
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,8 @@ def test_words_are_listed_as_in_a_sentence():
     assert listed(["liver"]) == "liver"
     assert listed(["liver", "spleen"]) == "liver and spleen"
     assert listed(("rotation", "contrast", "inpainting")) == "rotation, contrast and inpainting"
+
+
+def test_names_are_compared_in_one_spelling_in_any_script():
+    assert plain_name(" Left-Kidney (total)") == plain_name("left_kidney total") == "left_kidney_total"
+    assert plain_name("Селезёнка (вся)") == "селезёнка_вся" != plain_name("печень")

@@ -9,12 +9,14 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from evidence.report import write_report
+from tools.bundle_runs import Command, Run, write_plan
 
 from .made_up_workflow import command, finish, own_environment, start, steps_of, write_made_up
 
@@ -207,3 +209,54 @@ def test_a_second_engine_in_the_same_folder_is_refused(tmp_path):
     assert second.returncode == 1 and f"Another workflow runs in {out} (process {first.pid} on " in second.stderr
     first.kill()
     first.wait()
+
+
+# Stands for inference: a row of the table after each scan, and what it has it does not do again.
+INFERENCE = """
+import pathlib, sys
+table, most = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+table.parent.mkdir(parents=True, exist_ok=True)
+rows = table.read_text().splitlines() if table.exists() else []
+for scan in ("a", "b", "c"):
+    if scan not in rows:
+        rows.append(scan)
+        table.write_text("\\n".join(rows))
+        with open(table.with_name("segmented"), "a") as segmented:
+            segmented.write(scan)
+        if len(rows) == most:
+            sys.exit("no time left")
+"""
+
+
+def test_an_inference_that_was_stopped_goes_on(tmp_path):
+    out = tmp_path / "out"
+    options = {"amp": False, "dataset_dir": "/data"}
+    infer = Command(name="infer", bundle="swin_unetr_msd", configs=("configs/inference.yaml",), options=options,
+                    result="masks/volumes.csv", statuses=(0, 3))  # fmt: skip
+    run = Run(name="all", kind="inference", facts={}, commands=(infer,), lists={}, cases={}, row={})
+    out.mkdir()
+    write_plan(
+        out,
+        workflow="folds",
+        name="made_up",
+        source="",
+        runs=[(run, 1.0)],
+        ends={"finetuning": [], "inference": ["all"]},
+    )
+    plan = json.loads((out / "plan.json").read_text())
+    table = out / "runs/all/masks/volumes.csv"
+    for most, status in ((2, 1), (9, 0)):
+        plan["runs"]["all"]["commands"][0]["words"] = ["-c", INFERENCE, str(table), str(most)]
+        (out / "plan.json").write_text(json.dumps(plan))
+        engine = own_snakemake(out, "runs/all/.infer.done")
+        assert engine.returncode == status, engine.stderr[-3000:]
+    assert table.with_name("segmented").read_text() == "abc"  # none twice
+
+
+def own_snakemake(out, target):
+    snakefile, profile = ROOT / "workflow/Snakefile", ROOT / "workflow/profiles/local"
+    words = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--workflow-profile", str(profile)]
+    words += ["--directory", str(out), "--config", "planned=True", "threads=1", "--", target]
+    return subprocess.run(
+        words, capture_output=True, text=True, env=own_environment(), cwd=out, timeout=300, check=False
+    )

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,36 @@ def test_an_ensemble_without_anything_to_segment_is_said(tmp_path, data, capsys)
     (bare / "dataset.json").write_text(json.dumps({**content, "test": []}))
     plan = planned(tmp_path, bare.parent, ensemble=["scratch"])
     assert plan["ends"]["inference"] == [] and "No masks of an ensemble for Task09_Spleen" in capsys.readouterr().out
+
+
+def test_scans_that_were_added_are_segmented(tmp_path, data, capsys):
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    (scans / "a.nii.gz").touch()
+    asked = {"tasks": [SPLEEN], "ensemble": ["scratch"], "scans": str(scans)}
+    (run,) = planned(tmp_path, data, **asked)["ends"]["inference"]
+    mark = tmp_path / "out/runs" / run / ".infer.done"
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    os.utime(mark, (time.time() + 60,) * 2)
+    planned(tmp_path, data, **asked)
+    assert mark.exists()
+    os.utime(mark, (time.time() - 60,) * 2)
+    (scans / "deeper").mkdir()
+    shutil.copy2(scans / "a.nii.gz", scans / "deeper/b.nii.gz")
+    capsys.readouterr()
+    planned(tmp_path, data, **asked)
+    assert not mark.exists() and f"{run}: {scans} has new files" in capsys.readouterr().out
+
+
+def test_paths_may_begin_with_the_home_folder_and_a_row_may_be_called_yml(tmp_path, data, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "encoder.pt").touch()
+    row = yaml.safe_load((EXAMPLES.parents[1] / "bundles/swin_unetr_msd/configs/tasks.yaml").read_text())[SPLEEN]
+    (tmp_path / "row.yml").write_text(yaml.safe_dump({SPLEEN: row}))
+    arms = {"pretrained": {"encoder": "~/encoder.pt"}}
+    plan = planned(tmp_path, data / SPLEEN, arms=arms, task=str(tmp_path / "row.yml"))
+    assert options(plan, "row_pretrained_fold0")["--task"] == str(tmp_path / "row.yml")
 
 
 def test_the_examples_are_read(monkeypatch):

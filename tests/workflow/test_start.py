@@ -12,7 +12,7 @@ import pytest
 
 from bundles.common.errors import InputError
 from workflow.__main__ import main, threads_of
-from workflow.gpu import one_gpu
+from workflow.gpu import one_gpu, visible_gpus
 from workflow.planning import plan_from
 from workflow.slurm import cancel_left_jobs, run_ids
 from workflow.start import PROFILES, check_engine, check_shared, claim_folder, engine_words, read_profile
@@ -224,6 +224,12 @@ def test_a_folder_of_other_files_or_of_another_study_is_left_alone(tmp_path, cap
 def test_a_config_that_says_too_little_or_too_much_is_refused(tmp_path, config, message):
     with pytest.raises(InputError, match=message):
         plan_from(config, tmp_path)
+
+
+@pytest.mark.parametrize(("shown", "gpus"), [("-1", []), ("", []), ("0, 2", ["0", "2"]), ("1,-1,0", ["1"])])
+def test_gpus_that_are_hidden_are_none(monkeypatch, shown, gpus):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    assert visible_gpus() == gpus
 
 
 def test_each_job_gets_a_gpu_that_no_other_has(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ RESULTS = {
     ("finetuning", "evaluate"): "evaluation/scores.csv",
     ("propagation", "propagate"): "carried/propagation.csv",
     ("finetuning", "propagate"): "carried/propagation.csv",
-    ("inference", "infer"): "masks/volumes.csv",
+    ("inference", "infer"): ".infer.done",  # not the table: Snakemake removes outputs, and by it a stopped run goes on
 }
 
 
@@ -53,7 +53,7 @@ rule pretrain:
         runtime=minutes,
         gpu=GPUS,
     shell:
-        job("train")
+        job("train", gpu=True)
 
 
 rule carry_labels:
@@ -68,7 +68,7 @@ rule carry_labels:
         runtime=minutes,
         gpu=GPUS,
     shell:
-        job("propagate")
+        job("propagate", gpu=True)
 
 
 rule finetune:
@@ -83,7 +83,7 @@ rule finetune:
         runtime=minutes,
         gpu=GPUS,
     shell:
-        job("train")
+        job("train", gpu=True)
 
 
 rule evaluate:
@@ -98,14 +98,14 @@ rule evaluate:
         runtime=minutes,
         gpu=GPUS,
     shell:
-        job("evaluate")
+        job("evaluate", gpu=True)
 
 
 rule infer:
     input:
         needed,
     output:
-        "runs/{run}/masks/volumes.csv",
+        "runs/{run}/.infer.done",
     threads: THREADS
     params:
         command=command("infer"),
@@ -113,4 +113,4 @@ rule infer:
         runtime=minutes,
         gpu=GPUS,
     shell:
-        job("infer")
+        job("infer", gpu=True)

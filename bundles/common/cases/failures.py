@@ -55,14 +55,21 @@ class Failures:
         self.file = Path(output_dir).expanduser() / TABLE
         self.failed = False
         self._found: list[Failure] = []
+        self._earlier: list[Failure] = []
 
     def earlier(self) -> set[str]:
-        """Return the scans in the table of an earlier run. They are tried again."""
+        """Return the scans in the table of an earlier run, which this run tries again.
+
+        Until `report`, their rows stay in the table: if this run is stopped, the next one still knows them.
+        """
+        names = [field.name for field in fields(Failure)]
         try:
             with open(self.file, newline="", encoding="utf-8") as table:
-                return {row["scan"] for row in csv.DictReader(table) if row.get("scan")}
+                rows = [row for row in csv.DictReader(table) if row.get("scan")]
         except FileNotFoundError:
             return set()
+        self._earlier = [Failure(*(row.get(name) or "" for name in names)) for row in rows]
+        return {failure.scan for failure in self._earlier}
 
     def add(self, scan: str, missing: str, error: Exception | str) -> None:
         """Log a failure as a WARNING and write the table.
@@ -89,7 +96,8 @@ class Failures:
         if isinstance(error, Exception):
             logger.debug("what was raised for %s", scan, exc_info=error)
         if world_size() == 1:
-            self._write(self._found)
+            again = {failure.scan for failure in self._found}
+            self._write([*(each for each in self._earlier if each.scan not in again), *self._found])
 
     def all(self) -> list[Failure]:
         """Return the failures of all processes. All must call it."""

@@ -8,14 +8,13 @@ case. Entries without ``labelled`` show all structures.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ..errors import InputError
-from ..words import counted
+from ..words import counted, plain_name
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +53,10 @@ def with_values(
         InputError: an entry names a structure that there is not, or none beside the background.
     """
     values = {int(value) for value in labels}
-    by_name = {_plain(name): int(value) for names in (labels, declared or {}) for value, name in names.items()}
+    by_name = {plain_name(name): int(value) for names in (labels, declared or {}) for value, name in names.items()}
 
     def value_of(one: str | int, scan: Mapping[str, Any]) -> int:
-        value = by_name.get(_plain(one)) if isinstance(one, str) else one
+        value = by_name.get(plain_name(one)) if isinstance(one, str) else one
         value = int(one) if value is None and isinstance(one, str) and one.strip().isdecimal() else value
         if value not in values:
             raise InputError(
@@ -109,7 +108,3 @@ def refuse_partial(scans: Iterable[Mapping[str, Any]], *, where: str) -> None:
             f"{where} needs labels that show all structures, but {counted(len(partial), 'case is', 'cases are')} labelled in part, such as "
             f"{partial[0]['image']}, which shows {', '.join(map(str, partial[0][LABELLED]))} only. Remove these entries."
         )
-
-
-def _plain(name: Any) -> str:
-    return re.sub(r"[\W_]+", "_", str(name).casefold()).strip("_")

@@ -72,7 +72,7 @@ def segmentation_inputs(
     """
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     earlier = read_cases(Path(output_dir) / TABLE) if resume else {}
-    done = _segmented(Path(output_dir), earlier) - failures.earlier()
+    done = _segmented(Path(output_dir), earlier) - failures.earlier() if resume else set()
     found = _Inputs(Path(output_dir).expanduser().absolute(), failures, done, straighten_tilt)
     for one in sources:
         if _is_listed(one):

@@ -13,6 +13,7 @@ from ...common.errors import InputError
 from ...common.files import file_stamp, write_text
 from ...common.run.distributed import rank
 from ...common.words import shown
+from ..results.organ_volumes import TABLE
 
 FILE = "settings.json"
 
@@ -21,6 +22,8 @@ def write_or_compare_settings(
     *, output_dir: str, settings: Mapping[str, Any], models: Sequence[str], resume: bool
 ) -> None:
     """Write ``settings.json`` when a run starts; compare the settings with it when a run is resumed.
+
+    The table of volumes, by which a resumed run knows what is done, is removed first: it tells of masks with other settings.
 
     Args:
         output_dir: folder of the results.
@@ -55,4 +58,5 @@ def write_or_compare_settings(
                 "Use those, or another --output_dir."
             )
     elif rank() == 0:
+        (path.parent / TABLE).unlink(missing_ok=True)
         write_text(path, json.dumps(current, indent=1) + "\n")

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ...common.errors import InputError
 
@@ -37,11 +35,6 @@ def organ_names(labels: Mapping[int | str, str]) -> dict[int, str]:
 def names_by_value(labels: Mapping[int | str, str]) -> dict[int, str]:
     """The name of each label by its value as a number, background included, in the order of the values."""
     return {value: name for value, name in sorted((int(value), str(name)) for value, name in labels.items())}
-
-
-def plain_name(name: Any) -> str:
-    """Normalise a name to lower case, with one underscore for each run of other characters: ``left_kidney``."""
-    return re.sub(r"[^a-z0-9]+", "_", str(name).lower()).strip("_")
 
 
 def check_labels(labels: Mapping[int | str, str]) -> dict[str, str]:

@@ -24,8 +24,8 @@ from ...common.run.presets import choose
 from ...common.value_rules import ZERO_OR_ABOVE, is_number
 from ...common.weights.checkpoint_file import checkpoint_facts
 from ...common.weights.recorded_preset import recorded_training
-from ...common.words import counted, shown
-from ..models.label_names import check_labels, plain_name
+from ...common.words import counted, plain_name, shown
+from ..models.label_names import check_labels
 from .proposal import proposed_row
 
 logger = logging.getLogger(__name__)
@@ -200,7 +200,12 @@ def check_dataset(
             'such as {"0": "background", "1": "spleen"}.'
         ) from None
     values = {plain_name(name): value for value, name in labels.items()}
-    moved = [value for value, name in declared_names.items() if values.get(plain_name(name), value) != value]
+    own = {value: plain_name(name) for value, name in labels.items()}
+    moved = [
+        value
+        for value, name in declared_names.items()
+        if plain_name(name) != own.get(value) and values.get(plain_name(name), value) != value
+    ]
     if sorted(declared_names) != sorted(labels) or moved:
         right = {str(value): name for value, name in sorted(declared_names.items())}
         raise InputError(

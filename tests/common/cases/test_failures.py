@@ -40,6 +40,19 @@ def test_a_run_without_failures_removes_the_table_of_an_earlier_one(tmp_path):
     assert not again.file.exists() and again.earlier() == set()
 
 
+def test_a_stopped_run_forgets_no_failure_of_an_earlier_one(tmp_path):
+    first = Failures(tmp_path)
+    for scan in "abc":
+        first.add(scan, "DICOM SEG", "no room")
+    second = Failures(tmp_path)
+    second.earlier()
+    second.add("a", "picture", "damaged")  # and is stopped here
+    third = Failures(tmp_path)
+    assert third.earlier() == {"a", "b", "c"}
+    third.report(3)
+    assert third.earlier() == set()
+
+
 def test_a_run_in_which_all_scans_fail_has_no_result(tmp_path):
     failures = Failures(tmp_path)
     for name in ("a", "b"):

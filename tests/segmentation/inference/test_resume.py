@@ -25,6 +25,17 @@ def test_a_run_that_goes_on_must_be_the_same(tmp_path):
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["spacing"] == [1.0, 1.0, 1.0]
 
 
+def test_a_new_start_takes_the_table_of_the_last_run_away(tmp_path):
+    # stopped before its first scan and then resumed, a run would count the masks of the last one as its own
+    table, asked = tmp_path / "volumes.csv", {"output_dir": str(tmp_path), "models": []}
+    write_or_compare_settings(**asked, settings={"spacing": 1}, resume=False)
+    table.write_text("rows")
+    write_or_compare_settings(**asked, settings={"spacing": 1}, resume=True)
+    assert table.exists()
+    write_or_compare_settings(**asked, settings={"spacing": 2}, resume=False)
+    assert not table.exists()
+
+
 def test_a_model_that_is_missing_is_named_and_leaves_no_trace(tmp_path):
     asked = {"output_dir": str(tmp_path / "out"), "settings": {}, "resume": True}
     for _ in range(2):

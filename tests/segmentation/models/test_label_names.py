@@ -7,7 +7,7 @@ import pytest
 
 from bundles.common.errors import InputError
 from bundles.common.weights.checkpoint_file import save_atomically
-from bundles.segmentation.models.label_names import check_labels, plain_name, read_labels
+from bundles.segmentation.models.label_names import check_labels, read_labels
 from bundles.segmentation.models.model_record import model_labels
 
 LABELS = {"0": "background", "1": "spleen", "2": "right_kidney", "3": "liver"}
@@ -27,7 +27,3 @@ def test_values_without_a_gap_pass_and_others_do_not():
     assert check_labels({0: "background", 1: "spleen"}) == {"0": "background", "1": "spleen"}
     with pytest.raises(InputError, match=r"values found: \[0, 2\]"):
         check_labels({"0": "background", "2": "spleen"})
-
-
-def test_names_are_compared_in_one_spelling():
-    assert plain_name(" Left-Kidney (total)") == plain_name("left_kidney total") == "left_kidney_total"

@@ -390,6 +390,14 @@ def test_a_list_that_agrees_in_another_spelling_passes(tmp_path, caplog):
     assert "rkid" in caplog.text
 
 
+def test_names_in_another_script_pass(tmp_path):
+    names = {"0": "фон", "1": "печень", "2": "селезёнка", "3": "+"}
+    check_dataset(**(declare(tmp_path, names) | {"row": OWN_ROW | {"labels": names}}))
+    swapped = names | {"1": "Селезёнка", "2": "печень"}
+    with pytest.raises(InputError, match="declares labels"):
+        check_dataset(**(declare(tmp_path, swapped) | {"row": OWN_ROW | {"labels": names}}))
+
+
 def test_a_list_that_gives_a_name_to_another_value_is_refused_with_the_labels_to_pass(tmp_path):
     swapped = {"0": "background", "1": "liver", "2": "right kidney", "3": "spleen"}
     with pytest.raises(InputError, match="--labels .*'1': 'liver'"):
