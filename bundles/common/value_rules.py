@@ -19,10 +19,12 @@ class Rule:
     Attributes:
         expected: completes "--name value ...".
         holds: whether a value is one. It must accept values of any type.
+        otherwise: the rule for a value that is not null, if this one allows null.
     """
 
     expected: str
     holds: Callable[[Any], bool]
+    otherwise: Rule | None = None
 
     def check(self, name: str, value: Any) -> None:
         """Check the value of the option ``name``.
@@ -35,11 +37,11 @@ class Rule:
 
     def or_null(self, meaning: str) -> Rule:
         """This rule for an option that may also be null; ``meaning`` completes "null for ..."."""
-        return Rule(f"{self.expected}, or null for {meaning}", lambda value: value is None or self.holds(value))
+        return Rule(f"{self.expected}, or null for {meaning}", lambda value: value is None or self.holds(value), self)
 
     def not_null(self) -> Rule:
         """This rule without null."""
-        return Rule(self.expected, lambda value: value is not None and self.holds(value))
+        return self.otherwise or Rule(self.expected, lambda value: value is not None and self.holds(value))
 
 
 def is_number(value: Any) -> bool:

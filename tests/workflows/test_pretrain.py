@@ -73,7 +73,10 @@ def test_inference_reconstructs_and_embeds_in_the_scans_geometry(tmp_path, pretr
     scans = tmp_path / "scans"
     for name in ("p1", "p2"):
         (scans / name).mkdir(parents=True)
-    scan = shutil.copy(unlabelled / "site 0" / "scan.nii.gz", scans / "p1")
+    whole = nib.load(unlabelled / "site 0" / "scan.nii.gz")
+    air = np.pad(np.asarray(whole.dataobj), ((8, 8), (0, 0), (0, 0)), constant_values=-1000)
+    scan = scans / "p1" / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(air, whole.affine), scan)
     (scans / "p2" / "scan.nii.gz").write_bytes(Path(scan).read_bytes()[:9000])
     options = {name: SMALL[name] for name in ("preset", "roi_size")}
     run = run_bundle(
@@ -93,6 +96,12 @@ def test_inference_reconstructs_and_embeds_in_the_scans_geometry(tmp_path, pretr
         assert image.shape == original.shape
         np.testing.assert_allclose(image.affine, original.affine, atol=1e-4)
     tissue = original.get_fdata() > -200
+    body = np.argwhere(original.get_fdata() > -500)  # scans are cropped to its box
+    box = tuple(slice(low, high + 1) for low, high in zip(body.min(axis=0), body.max(axis=0), strict=True))
+    for image in (masked, reconstruction):
+        outside = np.ones(image.shape, bool)
+        outside[tuple(slice(max(each.start - 2, 0), each.stop + 2) for each in box)] = False  # resampled at the border
+        assert outside.any() and (image.get_fdata()[outside] == -1000).all()
     hidden = (masked.get_fdata() < -600)[tissue].mean()
     assert 0.15 < hidden < 0.45  # 0.3 of every window is set to the lower end of the HU window
     embedding = np.load(tmp_path / "p1" / "scan_embedding.npz")

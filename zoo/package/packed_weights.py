@@ -158,8 +158,10 @@ def _without_folders(content: Any) -> Any:
     if not isinstance(trained, Mapping):
         return content
     changed: dict[str, Any] = {}
-    if isinstance(data := trained.get("data"), str) and Path(data).name != data:
-        changed["data"] = Path(data).name
+    data = trained.get("data")
+    names = [Path(each).name for each in data] if isinstance(data, (list, tuple)) else data and Path(data).name
+    if names != data:
+        changed["data"] = names
     start = trained.get("start")
     if isinstance(start, Mapping) and isinstance(file := start.get("file"), str) and Path(file).name != file:
         changed["start"] = {**start, "file": Path(file).name}

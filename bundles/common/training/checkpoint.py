@@ -22,7 +22,7 @@ from ..run.distributed import gather_lists, rank, unwrap, world_size
 from ..run.options import RunSettings, plain_lists
 from ..value_rules import COUNT
 from ..weights.checkpoint_file import load_checkpoint_file, save_atomically
-from ..weights.loading import decoder_state, encoder_state
+from ..weights.loading import decoder_state, encoder_state, trains_decoder
 from ..weights.merging_guard import trusted_weights
 from ..words import counted, shown
 from .steps import steps_done
@@ -382,7 +382,8 @@ class TrainingCheckpoint:
             )
         if self.encoder_file:
             parts = {"encoder.pt": encoder_state(self.network)}
-            if decoder := decoder_state(self.network):
+            if trains_decoder(self.network):
+                decoder = decoder_state(self.network)
                 heads = [name for name in result["model"] if self.kept_heads and name.startswith(self.kept_heads)]
                 parts["network.pt"] = {*parts["encoder.pt"], *decoder, *heads}
             for file, part in parts.items():

@@ -7,6 +7,7 @@ import csv
 import logging
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -105,20 +106,29 @@ class TrainingLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_log(self.path) if row["step"] <= self.first_step] if self.path.exists() else []
         if kept:
-            with atomic_path(self.path) as temporary, open(temporary, "w", newline="") as file:
-                writer = csv.DictWriter(file, fieldnames=list(kept[0]))
-                writer.writeheader()
-                writer.writerows(kept)
+            self._write(kept)
         else:
             self.path.unlink(missing_ok=True)
 
     def _append(self, row: dict[str, float]) -> None:
-        new = not self.path.exists()
+        if not self.path.exists():
+            self._write([row])
+            return
+        with open(self.path, newline="") as file:
+            columns = next(csv.reader(file))
+        if not row.keys() <= set(columns):  # resumed on a GPU, which has a column more
+            self._write([*read_log(self.path), row])
+            return
         with open(self.path, "a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+            csv.DictWriter(file, fieldnames=columns, restval=math.nan).writerow(row)
+
+    def _write(self, rows: Sequence[dict[str, float]]) -> None:
+        """Write the whole table; NaN where a row lacks a column."""
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        with atomic_path(self.path) as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=columns, restval=math.nan)
+            writer.writeheader()
+            writer.writerows(rows)
 
     def _add(self, name: str, value: torch.Tensor) -> None:
         value = value.detach().float()

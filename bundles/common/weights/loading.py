@@ -251,6 +251,11 @@ def encoder_state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {k: v.detach().cpu() for k, v in network.state_dict().items() if k.startswith(ENCODER)}
 
 
+def trains_decoder(network: torch.nn.Module) -> bool:
+    """Whether a network has a decoder, and training changes it."""
+    return any(each.requires_grad for name, each in network.named_parameters() if DECODER.match(name))
+
+
 def decoder_state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return the tensors of the decoder, without the last layer, on the CPU, under the names of `SwinUNETR`."""
     return {k: v.detach().cpu() for k, v in network.state_dict().items() if DECODER.match(k)}

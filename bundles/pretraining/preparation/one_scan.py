@@ -22,6 +22,7 @@ from ...common.scans.contact_sheet import thumbnail
 from ...common.scans.nifti_writing import write_nifti
 from ...common.scans.reading import Volume, read_scan
 from ...common.scans.search import PREPARED, Candidate
+from ...common.value_rules import SWITCH
 from ..crops.patch_store import write_scan
 from .audit import LEFT_OUT, USED, audit_scan, body_box
 from .patient_split import pseudonym
@@ -51,6 +52,8 @@ class Recipe:
         check_option("spacing", spacing)
         for name in ("max_spacing", "min_body", "min_slices", "foreground_hu", "sheet_window"):
             check_option(name, getattr(self, name), not_null=True)
+        for name in ("keep_suspect", "straighten_tilt", "write_store", "write_nifti", "keep_patient_ids"):
+            SWITCH.check(name, getattr(self, name))
         object.__setattr__(self, "spacing", spacing and tuple(map(float, spacing)))
         object.__setattr__(self, "sheet_window", tuple(map(float, self.sheet_window)))
 

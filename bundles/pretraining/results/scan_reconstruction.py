@@ -42,9 +42,17 @@ class MaskedWindows(SlidingWindowInferer):
         roi_size: window size, equal to the ROI of the training.
         sw_batch_size: windows per forward pass.
         views: draws and applies the masks; batch ``i`` of windows of a scan is masked by draw ``i``.
+
+    Raises:
+        InputError: ``views`` fill masks with voxels of another crop.
     """
 
     def __init__(self, *, roi_size: list[int], sw_batch_size: int, views: AugmentedViews) -> None:
+        if "sample" in views.mask_fill:
+            raise InputError(
+                f"--mask_fill {list(views.mask_fill)}: 'sample' takes voxels of another crop, which a window has none of. Use "
+                "'noise' or 'zero'."
+            )
         super().__init__(roi_size=roi_size, sw_batch_size=sw_batch_size, overlap=0.0, mode="constant")
         self.views = views
 

@@ -81,13 +81,14 @@ def train(
     new_parts_steps=None,
     accumulation_steps=1,
     scaler=None,
+    network=None,
     **options,
 ):
     """Run to the end, or to the step in which the run is killed. Returns the trainer and the steps that it made."""
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)
-    network = TinyNetwork()
+    network = network or TinyNetwork()
     plan = {"warmup_steps": 2, "t_total": epochs * EPOCH_LENGTH}
     if new_parts_steps is None:
         optimizer = torch.optim.AdamW(network.parameters(), lr=lr, fused=fused)
@@ -354,6 +355,25 @@ def test_the_result_says_what_it_is(tmp_path, record):
     assert encoder["encoder"] == record and encoder["trained"] == model["trained"]
     assert list(encoder["state_dict"]) == ["swinViT.weight", "swinViT.bias"]
     assert all(torch.equal(tensor, model["model"][name]) for name, tensor in encoder["state_dict"].items())
+
+
+class WithDecoder(TinyNetwork):
+    """Has a part with a name of Swin UNETR's decoder."""
+
+    def __init__(self, trained: bool) -> None:
+        super().__init__()
+        self.decoder5 = torch.nn.Linear(1, 1).requires_grad_(trained)
+
+    def forward(self, x):
+        return self.decoder5(super().forward(x))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_whole_network_is_written_if_its_decoder_was_trained(tmp_path, record, trained):
+    train(tmp_path, record, encoder_file=True, network=WithDecoder(trained))
+    assert (tmp_path / "network.pt").exists() == trained
+    if trained:
+        assert {"swinViT.weight", "decoder5.weight"} <= set(load_checkpoint_file(tmp_path / "network.pt")["state_dict"])
 
 
 def test_an_encoder_file_is_written_on_demand_only_and_no_litter_stays(tmp_path, record):

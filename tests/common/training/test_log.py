@@ -104,6 +104,18 @@ def test_rows_after_the_step_that_a_run_resumes_from_are_not_doubled(tmp_path, o
     assert [line.partition(",")[0] for line in log.path.read_text().splitlines()] == ["step", "2", "4", "6", "8", "10"]
 
 
+def test_a_run_that_goes_on_with_or_without_a_gpu_keeps_all_rows(tmp_path, monkeypatch):
+    train(tmp_path, steps=2, every=1, total=6)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2**31)
+    train(tmp_path, steps=4, every=1, resumed_from=2, total=6)
+    monkeypatch.undo()
+    rows = read_log(train(tmp_path, steps=6, every=1, resumed_from=4, total=6).path)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    memory = [row["gpu_memory_gib"] for row in rows]
+    assert memory[2:4] == [2.0, 2.0] and all(map(math.isnan, memory[:2] + memory[4:]))
+
+
 def test_a_run_that_starts_anew_starts_a_new_table(tmp_path):
     train(tmp_path, steps=4, every=1)
     assert [row["step"] for row in read_log(train(tmp_path, steps=2, every=1).path)] == [1, 2]

@@ -643,6 +643,9 @@ def test_values_that_make_no_sense_are_refused_before_the_work(tmp_path, good, o
     [
         {"sheet_window": 5},
         {"sheet_window": None},
+        {"keep_patient_ids": "no"},
+        {"write_store": None},
+        {"straighten_tilt": 1},
         {"sheet_window": "ab"},
         {"spacing": "big"},
         {"max_spacing": 0},

@@ -10,6 +10,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
+from bundles.common.errors import InputError
 from bundles.pretraining.proxy_tasks.augmented_views import AugmentedViews
 from bundles.pretraining.results.scan_reconstruction import MaskedWindows, SaveEmbeddings, SaveReconstructionPictures
 
@@ -26,11 +27,11 @@ class Network(torch.nn.Module):
         return torch.stack([x.mean(dim=(1, 2, 3, 4)), x.amax(dim=(1, 2, 3, 4))], dim=1)
 
 
-def windows(seed=0, sw_batch_size=1, ratio=0.3):
+def windows(seed=0, sw_batch_size=1, ratio=0.3, fill="zero"):
     views = AugmentedViews(
         seed=seed,
         plane="axial",
-        mask_fill=["zero"],
+        mask_fill=[fill],
         mask_ratio=[ratio, ratio],
         mask_block=[0.2, 0.5],
         mask_rule="covered",
@@ -40,6 +41,11 @@ def windows(seed=0, sw_batch_size=1, ratio=0.3):
 
 def scan(*shape):
     return 1 + torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(4))
+
+
+def test_masks_of_another_crop_are_refused():
+    with pytest.raises(InputError, match="'sample' takes voxels of another crop"):
+        windows(fill="sample")
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 8), (19, 9, 4), (5, 8, 3)])

@@ -40,6 +40,11 @@ def test_a_file_that_names_no_folder_is_copied_to_the_byte(tmp_path, content):
     assert (tmp_path / "packed" / "model.pt").read_bytes() == (tmp_path / "models" / "model.pt").read_bytes()
 
 
+def test_several_folders_of_data_are_named_without_their_place(tmp_path):
+    trained = {"data": ["/home/someone/a", "/data/b", "c"]}
+    assert packed(tmp_path, {"model": {"w": WEIGHT}, "trained": trained})["trained"]["data"] == ["a", "b", "c"]
+
+
 def test_half_precision_rounds_numbers_and_leaves_whole_ones(tmp_path):
     content = packed(tmp_path, {"model": {"w": WEIGHT, "n": torch.tensor([3])}, "trained": {"steps": 5}}, half=True)
     assert content["model"]["w"].dtype == torch.float16 and torch.equal(content["model"]["w"], WEIGHT.half())
