@@ -2,7 +2,8 @@
 """Cases with carried labels, which no person drew: how often they are visited, and what is recorded of them.
 
 Labels are carried from another scan (registration) or from another network (pseudo-labels). An entry of the data list
-says so with ``"carried": true``; all other cases are called real here. ``"weight": 0.5`` halves the loss of a case.
+says so with ``"carried": true``; all other cases are called real here. ``carried_from`` lists the images of the cases
+whose labels were carried. ``"weight": 0.5`` halves the loss of a case.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..words import counted
 from .partial_labels import LABELLED
 
 #: Keys of an entry that say how its label is used. No transform of a crop reads them.
-NOTES = ("carried", "weight", LABELLED)
+NOTES = ("carried", "carried_from", "weight", LABELLED)
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,8 @@ def refuse_carried(scans: Iterable[Mapping[str, Any]], *, where: str) -> None:
 
 
 def check_notes(entry: Mapping[str, Any], where: str) -> None:
-    """Raise `InputError` unless ``weight`` is a number above 0 and ``carried`` is true or false, where they are set."""
-    weight, carried = entry.get("weight", 1), entry.get("carried", False)
+    """Raise `InputError` unless ``weight``, ``carried`` and ``carried_from`` are what they must be, where they are set."""
+    weight, carried, sources = entry.get("weight", 1), entry.get("carried", False), entry.get("carried_from", [])
     if not ABOVE_ZERO.holds(weight):
         raise InputError(
             f"{where} has the weight {weight!r}: it must be a number above 0, by which the loss of this case is "
@@ -123,3 +124,7 @@ def check_notes(entry: Mapping[str, Any], where: str) -> None:
         )
     if not SWITCH.holds(carried):
         raise InputError(f"{where} has carried {carried!r}: it must be true (no person drew the label) or false.")
+    if not isinstance(sources, list) or not all(isinstance(source, str) and source for source in sources):
+        raise InputError(
+            f"{where} has carried_from {sources!r}: it must list the images of the cases whose labels were carried."
+        )

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import InputError
 from ..value_rules import whole_from
 from ..words import counted
-from .list_forms.list_file import first_file
+from .list_forms.list_file import first_file, image_files
 
 logger = logging.getLogger(__name__)
 
@@ -88,19 +88,34 @@ def split_entries(
         raise InputError(f"{path}: every entry has fold {known[0]}: none is left for training.")
     training = [scan for scan, number in zip(pool, fold_of, strict=True) if number != fold]
     validation = [scan for scan, number in zip(pool, fold_of, strict=True) if number == fold]
-    # A label carried to a scan of a patient in validation would show this patient to the training.
+    return training + _unseen(carried, pool, validation, path, fold), validation
+
+
+def _unseen(
+    carried: Sequence[dict], real: Sequence[dict], validation: Sequence[dict], path: Path, fold: int | str
+) -> list[dict]:
+    """Return the cases with carried labels that show the training nothing of a validation patient, neither scan nor label."""
     patients = {patient_of(scan, path) for scan in validation}
-    kept = [
+    held = {file for scan in real if patient_of(scan, path) in patients for file in image_files(scan)}
+    others = [
         scan
         for scan in carried
         if not ("fold" in scan and _fold(scan, path) == fold) and patient_of(scan, path) not in patients
     ]
-    if len(kept) < len(carried):
+    kept = [scan for scan in others if held.isdisjoint(scan.get("carried_from", ()))]
+    if len(others) < len(carried):
         logger.info(
             "%s: %d of %d cases with carried labels are left out: they belong to validation patients or to this fold",
-            *(path, len(carried) - len(kept), len(carried)),
+            *(path, len(carried) - len(others), len(carried)),
         )
-    return training + kept, validation
+    if len(kept) < len(others):
+        logger.warning(
+            "%s: %d of %d cases with carried labels are left out: their labels were carried from validation cases. To use "
+            "all, train on all real cases (--fold all), or carry labels from the training cases alone (propagate.yaml with "
+            "the same --fold).",
+            *(path, len(others) - len(kept), len(carried)),
+        )
+    return kept
 
 
 def _fold(scan: dict, path: Path) -> int | str:

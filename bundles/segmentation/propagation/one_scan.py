@@ -326,6 +326,7 @@ def _for_training(
 
 
 def _write(job: Job, target: Volume, label: np.ndarray, fused: Fused) -> None:
+    job.record.unlink(missing_ok=True)  # of an earlier run: it would vouch for these files if this one is stopped here
     outputs = Outputs(job.folder, job.target.name)
     mask = np.where(fused.label == IGNORE, 0, fused.label).astype(np.uint8)
     percent = np.rint(100 * fused.confidence).astype(np.uint8)

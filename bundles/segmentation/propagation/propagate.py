@@ -101,7 +101,7 @@ def propagate(
                 jobs.append(Job(scan, atlases, recipe, str(out), masks_only=masks_only, held=held))
             else:
                 left_out[scan.name] = reason
-        if any(finished(job) is None for job in jobs):
+        if not masks_only and any(finished(job) is None for job in jobs):
             (out / DATA_LIST).unlink(missing_ok=True)  # until its labels are complete again
         results = _all(jobs, workers, doing="carrying labels")
         results |= {name: refused(name, reason) for name, reason in left_out.items()}
@@ -119,7 +119,7 @@ def propagate(
             kept=None if masks_only else set(summary.labelled),
             names=names or {},
         )
-    for line in summary_lines(out, summary, purpose):
+    for line in summary_lines(out, summary, purpose, held_out=bool(scans.held_out["validation"])):
         logger.info("%s", line)
     if not summary.labelled:
         name, reason = next(iter(summary.left_out.items()))

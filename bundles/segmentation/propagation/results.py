@@ -66,7 +66,7 @@ def write_results(
         for file in (MEASURED, "agreement.png"):
             (out / file).unlink(missing_ok=True)
     if kept is not None:
-        write_text(out / DATA_LIST, data_list_text(scans, real, kept, names))
+        write_text(out / DATA_LIST, data_list_text(scans, results, real, kept, names))
     _write_sheets(out, results)
 
 
@@ -99,13 +99,20 @@ def _cell(value: Any) -> Any:
     return f"{value:.4g}" if isinstance(value, float) else value
 
 
-def data_list_text(scans: ScansOfRun, real: Sequence[Scan], kept: Collection[str], names: Mapping[str, Any]) -> str:
+def data_list_text(
+    scans: ScansOfRun,
+    results: Sequence[Mapping[str, Any]],
+    real: Sequence[Scan],
+    kept: Collection[str],
+    names: Mapping[str, Any],
+) -> str:
     """Return a data list for training: real labels, carried labels (marked), and the held-out scans as they were.
 
     Scans have absolute paths, labels of this run relative ones.
 
     Args:
         scans: of the run.
+        results: of `label_scan`, from which the labelled scans are known that a label was carried from.
         real: labelled scans.
         kept: names of the scans with a carried label.
         names: ``labels`` and ``modality``.
@@ -114,7 +121,15 @@ def data_list_text(scans: ScansOfRun, real: Sequence[Scan], kept: Collection[str
     def entry(scan: Scan, label: str, **notes: Any) -> dict[str, Any]:
         return {"image": scan.image, "label": label, **({"patient": scan.patient} if scan.patient else {}), **notes}
 
-    carried = [entry(scan, f"./labels/{scan.name}.nii.gz", carried=True) for scan in scans.targets if scan.name in kept]
+    images = {scan.name: scan.image for scan in scans.labelled}
+    sources = {
+        result["scan"]: [images[pair["atlas"]] for pair in result["pairs"] if not pair["reason"]] for result in results
+    }
+    carried = [
+        entry(scan, f"./labels/{scan.name}.nii.gz", carried=True, carried_from=sources[scan.name])
+        for scan in scans.targets
+        if scan.name in kept
+    ]
     content = {
         **names,
         "training": [entry(scan, scan.label, **_weight(scan)) for scan in real] + carried,
@@ -188,8 +203,15 @@ def agreement_figure(measured: Sequence[Mapping[str, Any]], min_agreement: float
     return figure
 
 
-def summary_lines(out: Path, summary: Summary, purpose: str) -> list[str]:
-    """Return the last lines of the log: what came of the run, and what to do next."""
+def summary_lines(out: Path, summary: Summary, purpose: str, *, held_out: bool) -> list[str]:
+    """Return the last lines of the log: what came of the run, and what to do next.
+
+    Args:
+        out: output folder.
+        summary: what came of the run.
+        purpose: of it.
+        held_out: whether the data list has scans that gave no labels, to validate with.
+    """
     total = len(summary.labelled) + len(summary.left_out)
     lines = [f"{len(summary.labelled)} of {total} scans got a label; each has its rows in {out / TABLE}"]
     kinds = Counter(reason.split(":")[0].split("(")[0].strip() for reason in summary.left_out.values())
@@ -199,7 +221,15 @@ def summary_lines(out: Path, summary: Summary, purpose: str) -> list[str]:
         lines.append(
             f"look at {out / 'contact_sheet_001.png'}, remove what is wrong from {out / DATA_LIST}, then train:"
         )
-        lines.append(f"  --dataset_dir {out} (real and carried labels together; see --real_repeats, --real_only_steps)")
+        fold = "" if held_out else " --fold all"
+        lines.append(
+            f"  --dataset_dir {out}{fold} (real and carried labels together; see --real_repeats, --real_only_steps)"
+        )
+        if not held_out:
+            lines.append(
+                "all labelled scans gave their labels, so none is left to validate with: name some as validation in the list, "
+                "or carry from the others alone (--fold 0)"
+            )
     else:
         lines.append(f"masks: {out / 'masks'}")
     return lines

@@ -89,7 +89,7 @@ def scans_of_run(
 
     Args:
         dataset_dir, data_list, fold, folds, seed: labelled scans are the training cases, see `segmentation_scans`; but
-            without a fold, a list that names neither a validation section nor folds holds no case out.
+            without fold and folds, a list that names neither a validation section nor folds holds no case out.
         unlabelled: folders (NIfTI or DICOM), NIfTI files, or data lists (their ``unlabelled`` section; without one,
             the images of ``training``). None: the ``unlabelled`` section of the labelled scans' own list.
         purpose: ``training``: validation and test scans must not be among the unlabelled ones. ``masks``: they may be.
@@ -105,7 +105,8 @@ def scans_of_run(
     path = data_list_path(dataset_dir, data_list)
     content = parse_data_list(path)
     entries = content.get("training", []) + content.get("validation", [])
-    if fold is None and not content.get("validation") and not any("fold" in entry for entry in entries):
+    divided = content.get("validation") or any("fold" in entry for entry in entries)
+    if fold is None and folds is None and not divided:
         fold = "all"  # of two labels none is to spare
     listed = {
         section: segmentation_scans(

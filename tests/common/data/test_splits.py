@@ -139,6 +139,24 @@ def test_a_carried_label_of_a_validation_patient_is_left_out(tmp_path, caplog):
     assert "1 of 4 cases with carried labels are left out" in caplog.text
 
 
+def test_a_label_that_was_carried_from_a_validation_case_is_left_out(tmp_path, caplog):
+    real = [entry(name, patient="p" if name in "ab" else name) for name in "abcd"]
+    carried = [
+        entry(f"from_{names}", carried=True, carried_from=[f"imagesTr/{n}.nii.gz" for n in names])
+        for names in ("a", "bc", "cd", "d")
+    ]
+    write_list(tmp_path, training=[*real, *carried])
+    for fold in range(3):
+        training, validation = split(tmp_path, fold=fold, folds=3)
+        seen = "".join(name.removeprefix("from_") for name in training)
+        assert not set(seen) & {*validation, *("ab" if {"a", "b"} & {*validation} else "")}
+        assert (
+            "labels were carried from validation cases. To use all, train on all real cases (--fold all)" in caplog.text
+        )
+        caplog.clear()
+    assert len(segmentation_scans(tmp_path, section="training", fold="all")) == 8
+
+
 def test_a_carried_label_of_the_validation_fold_is_left_out(tmp_path):
     real = [entry(f"r{number}", fold=number) for number in range(3)]
     carried = [entry(f"c{number}", fold=number, carried=True) for number in range(3)] + [entry("c", carried=True)]

@@ -182,6 +182,8 @@ def test_the_data_list_trains_as_it_is(data, done):
     training = segmentation_scans(out, section="training", fold=None)
     assert [bool(entry.get("carried")) for entry in training] == [False] * 3 + [True] * 2
     assert all(os.path.isfile(entry["image"]) and os.path.isfile(entry["label"]) for entry in training)
+    assert all({*each["carried_from"]} <= {entry["image"] for entry in training[:3]} for each in training[3:])
+    assert all(each["carried_from"] for each in training[3:])
     validation = segmentation_scans(out, section="validation", fold=None)
     assert [os.path.basename(entry["image"]) for entry in validation] == ["p5.nii.gz"]
     assert json.loads((out / "dataset.json").read_text())["labels"] == NAMES["labels"]
@@ -453,9 +455,28 @@ def test_an_organ_that_no_copy_has_makes_background_unknown(data, done, tmp_path
 
 def test_masks_leave_the_labels_and_the_list_of_a_training_alone(data, done, tmp_path):
     out = copy_of(done, tmp_path)
-    before = {name: digest for name, digest in digests(out).items() if name.startswith("labels")}
+    before = {name: digest for name, digest in digests(out).items() if name.startswith(("labels", "dataset.json"))}
+    assert "dataset.json" in before
     run(data, out, purpose="masks")
-    assert {name: digest for name, digest in digests(out).items() if name.startswith("labels")} == before
+    after = {name: digest for name, digest in digests(out).items() if name.startswith(("labels", "dataset.json"))}
+    assert after == before
+
+
+def test_a_run_that_stops_between_files_and_record_leaves_no_record_of_others(data, done, tmp_path):
+    """Else the run before it, repeated, would take the files of the stopped one for its own."""
+    out = copy_of(done, tmp_path)
+    before = digests(out)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(one_scan, "_write_picture", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(data, out, recipe=replace(RECIPE, threshold=0.95))
+    assert digests(out)["labels/p2.nii.gz"] != before["labels/p2.nii.gz"]
+    run(data, out)
+    assert digests(out) == before
 
 
 def test_a_run_that_begins_anew_takes_its_old_list_away(data, done, tmp_path):

@@ -137,6 +137,8 @@ def _entry(entry: str | dict, where: str, path: Path) -> dict:
     elif isinstance(entry["label"], str):
         entry["label"] = _resolve(entry["label"], path)
     check_notes(entry, where)
+    if "carried_from" in entry:
+        entry["carried_from"] = [_resolve(file, path) for file in entry["carried_from"]]
     check_labelled(entry, where)
     patient = _patient_text(entry.pop("patient", None), where)
     entry |= {"patient": patient} if patient else {}

@@ -104,6 +104,13 @@ def test_notes_of_an_entry_are_kept_and_checked(tmp_path):
     write_list(tmp_path, training=[entry("a"), entry("b", weight=0)])
     with pytest.raises(InputError, match=rf"{path}: training\[1\] has the weight 0:"):
         parse_data_list(path)
+    write_list(
+        tmp_path, training=[entry("a", carried=True, carried_from=["imagesTr/b.nii.gz"]), entry("b", carried_from="a")]
+    )
+    with pytest.raises(InputError, match=r"training\[1\] has carried_from 'a': it must list the images"):
+        parse_data_list(path)
+    write_list(tmp_path, training=[entry("a", carried=True, carried_from=["imagesTr/b.nii.gz"])])
+    assert parse_data_list(path)["training"][0]["carried_from"] == [str(tmp_path / "imagesTr/b.nii.gz")]
 
 
 def test_brackets_without_end_are_refused(tmp_path):
