@@ -106,6 +106,7 @@ def test_a_killed_run_goes_on_and_repeats_nothing(carried, data, tmp_path):
         ({"purpose": "test"}, "--purpose 'test' is not one of training, masks"),
         ({"atlases": 0}, "--atlases 0 must be a whole number"),
         ({"thresold": 0.5}, "--threshold"),
+        ({"device": "gpu"}, "--device gpu"),
     ],
 )
 def test_bad_input_ends_with_one_message(data, tmp_path, options, message):

@@ -200,7 +200,7 @@ def _judge(
     if organ not in expected:
         return False, "no labelled scan holds it"
     if volume <= 0:
-        return False, "no voxel of it is left: it is outside, or everywhere below the threshold of confidence"
+        return False, "no voxel of it is left: it is outside of this scan, or other classes have more votes everywhere"
     if math.isnan(agreed):
         if not confidence >= limits.min_confidence:
             return False, f"one copy only, and its confidence is {confidence:.2f}, below {limits.min_confidence:.2f}"

@@ -58,11 +58,16 @@ def position_network_file(
         if not Path(position_network).is_file():
             raise InputError(f"--position_network {position_network} does not exist.")
         return position_network
+    if not isinstance(pretrain_options, (list, tuple)):
+        raise InputError(
+            f"--pretrain_options {pretrain_options!r} must be a list, such as \"['--preset','cpu','--max_steps','1000']\"."
+        )
     folder = Path(output_dir) / FOLDER
     result = folder / "models" / "network.pt"
     made_with = json.dumps({"pretrain_scans": _text(pretrain_scans), "pretrain_options": [*map(str, pretrain_options)]})
     note = folder / MADE_WITH
-    if note.is_file() and (before := note.read_text(encoding="utf-8").strip()) != made_with:
+    begun = result.is_file() or (folder / "models" / "last.pt").is_file()
+    if begun and note.is_file() and (before := note.read_text(encoding="utf-8").strip()) != made_with:
         raise InputError(
             f"{folder} was made with {before}, and this run has {made_with}. Undo the change, remove the folder to train "
             "anew, or choose another --output_dir."

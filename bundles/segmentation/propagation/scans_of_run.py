@@ -104,6 +104,11 @@ def scans_of_run(
     COUNT.or_null("all scans").check("max_scans", max_scans)
     path = data_list_path(dataset_dir, data_list)
     content = parse_data_list(path)
+    if content.get("ignore_label") not in (None, IGNORE):
+        raise InputError(
+            f"{path} declares {content['ignore_label']} as the value of unknown voxels, and carried labels use {IGNORE}. Write "
+            f"{IGNORE} instead in its labels and as ignore_label."
+        )
     entries = content.get("training", []) + content.get("validation", [])
     divided = content.get("validation") or any("fold" in entry for entry in entries)
     if fold is None and folds is None and not divided:

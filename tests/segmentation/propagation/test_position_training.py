@@ -76,6 +76,10 @@ def test_a_stopped_training_goes_on(tmp_path, bundle, monkeypatch):
         ({}, "Give either --position_network"),
         ({"position_network": "a.pt", "pretrain_scans": "/data"}, "Give either --position_network"),
         ({"position_network": "nowhere.pt"}, "nowhere.pt does not exist"),
+        (
+            {"pretrain_scans": "/data", "pretrain_options": "--preset cpu"},
+            "--pretrain_options '--preset cpu' must be a list",
+        ),
         ({"pretrain_scans": "/data"}, "needs the bundle swin_unetr_pretrain.*--pretrain_bundle"),
     ],
 )
@@ -89,6 +93,14 @@ def test_other_scans_or_options_do_not_reuse_a_network(tmp_path, bundle, monkeyp
     call(tmp_path, pretrain_scans="/data")
     with pytest.raises(InputError, match=r"was made with .*/data.*and this run has .*/other"):
         call(tmp_path, pretrain_scans="/other")
+
+
+def test_options_with_which_no_step_was_made_may_be_corrected(tmp_path, bundle, monkeypatch):
+    runs(monkeypatch, tmp_path, status=1, writes=False)
+    with pytest.raises(InputError, match="ended with status 1"):
+        call(tmp_path, pretrain_scans="/data", pretrain_options=["--prset", "cpu"])
+    runs(monkeypatch, tmp_path, status=0, writes=True)
+    assert call(tmp_path, pretrain_scans="/data").endswith("network.pt")
 
 
 def test_a_stopped_run_stops_the_training_in_order(tmp_path):

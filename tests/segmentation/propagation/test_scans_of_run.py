@@ -179,6 +179,20 @@ def test_without_validation_section_and_folds_every_label_is_carried(data):
     assert names(run(data).labelled) == ["b"]  # as in a training: fold 0 is held out
 
 
+def test_folds_hold_cases_out_also_without_a_fold(data):
+    write_list(data, validation=[])
+    scans = run(data, folds=2)
+    assert len(scans.labelled) == 1 and len(scans.held_out["validation"]) == 1
+
+
+def test_another_value_of_unknown_voxels_is_refused(data):
+    write_list(data, ignore_label=6)
+    with pytest.raises(InputError, match="declares 6 as the value of unknown voxels, and carried labels use 255"):
+        run(data)
+    write_list(data, ignore_label=255)
+    assert names(run(data).labelled) == ["a", "b"]
+
+
 def test_weights_of_labelled_scans_are_kept(data):
     write_list(data, training=[entry("a", weight=2.5), entry("b")])
     assert [scan.weight for scan in run(data).labelled] == [2.5, 1.0]
