@@ -18,6 +18,7 @@ from monai.networks.nets import SwinUNETR
 from torch import nn
 
 from ..common.errors import InputError
+from ..common.networks.compiled import replays_graphs
 from ..common.networks.fast.swin import FastSwinTransformer
 from ..common.networks.fast.unet_blocks import FastUnetOutBlock, conv_norm_act
 from ..common.networks.positions import UNIT
@@ -300,6 +301,7 @@ class SwinPretrainer(nn.Module):
         up = self.decoder2(up, self.encoder2(hidden[0]))
         return self.decoder1(up, self.encoder1(x))
 
+    @replays_graphs
     def features(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Return what a probe reads: the five hidden states of the encoder and, in a whole network, the decoder's output.
 
@@ -314,6 +316,7 @@ class SwinPretrainer(nn.Module):
         hidden = list(self.swinViT(x))
         return [*hidden, self.decode(x, hidden)] if self.whole else hidden
 
+    @replays_graphs
     def predict_positions(self, x: torch.Tensor) -> torch.Tensor:
         """Return the position of every voxel in mm, up to a shift of the scan: (B, 3, X, Y, Z)."""
         x = x.contiguous()
@@ -329,6 +332,7 @@ class SwinPretrainer(nn.Module):
         x = x.contiguous()
         return self.conv(self.decode(x, self.swinViT(x)) if self.unet else self.bottleneck(x))
 
+    @replays_graphs
     def proxy_outputs(self, x: torch.Tensor, *, embedding: bool = False) -> dict[str, torch.Tensor]:
         """Return the outputs of the heads in use, in any mode.
 

@@ -9,10 +9,12 @@ and the pre-training calls stages of the encoder by themselves. The attention ru
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,8 +40,29 @@ VERSIONS = 128
 TRITON_FROM = (7, 0)  # compute capability of the oldest cards that Triton compiles for
 
 
-def check_compile(*, compile: str | None, device: torch.device | str) -> None:
+def replays_graphs(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator of a network's method that others than ``forward`` call: with ``--compile graphs``, it begins a generation.
+
+    Without that, each call would be recorded as a further graph behind the ones before, in ever more memory. What the call
+    before returned may be overwritten.
+    """
+
+    @functools.wraps(method)
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if getattr(self, "graphs_are_replayed", False):
+            torch.compiler.cudagraph_mark_step_begin()
+        return method(self, *args, **kwargs)
+
+    return call
+
+
+def check_compile(*, compile: str | None, device: torch.device | str, accumulation_steps: int = 1) -> None:
     """Check that this machine can compile for the device, before anything is read.
+
+    Args:
+        compile: the option.
+        device: of the run.
+        accumulation_steps: batches whose gradients are summed. Sums that one graph begins are overwritten by the next.
 
     Raises:
         InputError: it cannot; the message says what is missing.
@@ -53,6 +76,11 @@ def check_compile(*, compile: str | None, device: torch.device | str) -> None:
         raise InputError(
             f"--compile graphs needs a GPU, and this run is on {device}: CUDA graphs replay the work of a GPU. "
             "Use --compile network, or leave the option out."
+        )
+    if compile == "graphs" and accumulation_steps > 1:
+        raise InputError(
+            f"--compile graphs cannot sum the gradients of {accumulation_steps} batches (--accumulation_steps or "
+            "--global_batch_size): CUDA graphs overwrite them. Use --compile network."
         )
     if (reason := why_no_compiler(kind)) is not None:
         raise InputError(f"--compile {compile} cannot work here: {reason}, or leave the option out.")
@@ -102,6 +130,7 @@ def compiled(network: nn.Module, *, compile: str | None, device: torch.device | 
         # dynamic: PyTorch would take the shapes of the next region for changing shapes of this one
         region.compile(**{"dynamic": False, **options, **arguments})
     if compile == "graphs":  # a graph may write over the results of the step before
+        network.graphs_are_replayed = True
         network.register_forward_pre_hook(lambda *_: torch.compiler.cudagraph_mark_step_begin())
     logger.info(
         "%d regions are compiled when they are first called, which takes a while (--compile %s)", len(regions), compile

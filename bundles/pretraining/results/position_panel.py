@@ -122,8 +122,9 @@ class PositionPanel:
             image, affine = whole_scan(self.dataset, index)
             network = unwrap(self.network)
             device = next(network.parameters()).device
-            predicted = position_map(network.predict_positions, image, roi_size=self.roi_size, device=device)
-            body = (image.amax(dim=0, keepdim=True) > self.body_above).to(predicted.device)
+            # Off the device before anything is computed from it: a whole CT takes gigabytes beside the training.
+            predicted = position_map(network.predict_positions, image, roi_size=self.roi_size, device=device).cpu()
+            body = image.amax(dim=0, keepdim=True) > self.body_above
             error, true, shifted = position_errors(predicted, affine, body)
             spacing = affine[:3, :3].norm(dim=0).tolist()
             mapped.append(

@@ -111,6 +111,8 @@ def test_what_cannot_be_compiled_here_is_refused_with_what_is_missing(monkeypatc
         InputError, match="--compile graphs needs a GPU, and this run is on cpu: .* Use --compile network"
     ):
         check_compile(compile="graphs", device="cpu")
+    with pytest.raises(InputError, match="--compile graphs cannot sum the gradients of 4 batches"):
+        check_compile(compile="graphs", device="cuda", accumulation_steps=4)
     with pytest.raises(InputError, match="--compile 'all' is not one of decoder, network, graphs"):
         check_compile(compile="all", device="cpu")
     monkeypatch.delenv("CXX", raising=False)
@@ -158,3 +160,20 @@ def test_the_option_is_checked_like_the_function():
         RULES["compile"].check("compile", choice)
     with pytest.raises(InputError, match="--compile 'off' is not one of decoder, network, graphs"):
         RULES["compile"].check("compile", "off")
+
+
+def test_every_way_into_a_pre_training_begins_a_generation_of_graphs(monkeypatch):
+    begun = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(1))
+    heads = {"reconstruction_head": "unet", "pooling": "mean"}
+    model = SwinPretrainer(encoder=RECORD, tasks=["inpainting", "position"], heads=heads).eval()
+    crop = torch.rand(1, 1, 64, 32, 32)
+    ways = (model.features, model.predict_positions, lambda x: model.proxy_outputs(torch.cat([x] * 3)))
+    with torch.no_grad():
+        for way in ways:
+            way(crop)
+        assert not begun
+        model.graphs_are_replayed = True
+        for number, way in enumerate(ways, 1):
+            way(crop)
+            assert len(begun) == number
