@@ -22,7 +22,8 @@ class DevicePrefetch:
     """Data loader that returns images and labels on the GPU; on a CPU, batches of the loader are unchanged.
 
     If training waited for the loader for more than half of its first minute, a WARNING says so once, with the rate of the
-    loader and what makes it faster. The first batch is not counted, since workers start then, nor are validations.
+    loader and what makes it faster. The first batch is not counted, since workers start then. On a GPU, waiting while the
+    steps that are queued are still computed does not count.
 
     If training never waits for the GPU, it asks for a batch as soon as the previous step is queued. The copy then runs
     at the same time as that step, on a separate stream. This needs a loader with ``pin_memory``; copies from other
@@ -47,7 +48,7 @@ class DevicePrefetch:
         self.device = torch.device(device)
         self.keys = keys
         self.cure = cure
-        self.waited = self.worked = 0.0
+        self.periods: list[tuple[float, float, Any, Any]] = []
         self.crops = 0
 
     def __len__(self) -> int:
@@ -63,30 +64,40 @@ class DevicePrefetch:
 
     def _watched(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         began: float | None = None  # when the step of the last batch began
+        start = None
         while True:
-            asked = time.monotonic()
+            asked, end = time.monotonic(), self._mark()
             batch = next(batches, None)
             if batch is None:
                 return
             came = time.monotonic()
             if began is not None and self.cure:
-                self.worked += asked - began
-                self.waited += came - asked
+                self.periods.append((asked - began, came - asked, start, end))
                 self.crops += len(batch["image"])
                 self._judge()
-            began = came
+            began, start = came, self._mark()
             yield batch
 
+    def _mark(self) -> Any:
+        """Return an event that is recorded behind what the GPU has to do; None on a CPU, or when all is judged."""
+        if self.device.type != "cuda" or not self.cure:
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
     def _judge(self) -> None:
-        seconds = self.worked + self.waited
+        seconds = sum(worked + waited for worked, waited, *_ in self.periods)
         if seconds < WATCHED:
             return
-        if self.waited > SLOW * seconds:
+        total = sum(_idle(*period) for period in self.periods)
+        if total > SLOW * seconds:
             logger.warning(
                 "Training waited for its data %.0f%% of its first %.0f seconds: loading gives %.2g crops a second. %s",
-                *(100 * self.waited / seconds, seconds, self.crops / seconds, self.cure),
+                *(100 * total / seconds, seconds, self.crops / seconds, self.cure),
             )
         self.cure = ""  # judged once
+        self.periods.clear()
 
     def _copied(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         stream = torch.cuda.Stream(self.device)
@@ -98,6 +109,21 @@ class DevicePrefetch:
             for copy in copies.values():
                 copy.record_stream(step)  # otherwise its memory could be reused while the step reads it
             yield {**batch, **copies}
+
+
+def _idle(worked: float, waited: float, start: Any, end: Any) -> float:
+    """Return the seconds of waiting for a batch in which the device had nothing to do.
+
+    Args:
+        worked: seconds from the start of the step until all of it was queued.
+        waited: seconds from then until the next batch came.
+        start, end: events of the device before and behind the step; None on a CPU, whose work is done when it is queued.
+    """
+    if end is None:
+        return waited
+    end.synchronize()
+    still_busy = start.elapsed_time(end) / 1000 - worked
+    return max(0.0, waited - max(0.0, still_busy))
 
 
 def faster_loading(*, volumes: int, cache_num: int, num_workers: int) -> str:

@@ -52,8 +52,20 @@ def start(distributed: bool) -> None:
     if not is_distributed():
         end_with_parent()
         _check_launcher()
+        _check_gpus()
         local_device()  # sets the current GPU, which NCCL uses, before the first collective
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # Both where there is a GPU: a run with --device cpu needs gloo there, too.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def _check_gpus() -> None:
+    """Check that each process of this machine has a GPU of its own, if there are any."""
+    number, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if torch.cuda.is_available() and number >= gpus:
+        raise InputError(
+            f"torchrun started at least {number + 1} processes on this machine, which shows {gpus} GPU(s) "
+            f"(CUDA_VISIBLE_DEVICES limits them). Use --nproc_per_node={gpus}."
+        )
 
 
 def _check_launcher() -> None:
@@ -152,10 +164,12 @@ def wrap(network: torch.nn.Module, device: torch.device | str, distributed: bool
     That sends weights and buffers of the first rank to the others once; buffers again in every forward only if a layer
     keeps running statistics. The index tables of the attention never change.
     """
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)  # whose random state is saved, and whose memory is logged
     network = network.to(device)
     if not distributed:
         return network
-    on_gpu = torch.device(device).type == "cuda"
     return torch.nn.parallel.DistributedDataParallel(
         network,
         device_ids=[torch.device(device)] if on_gpu else None,

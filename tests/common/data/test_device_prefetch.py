@@ -148,6 +148,41 @@ def test_a_loader_that_is_fast_enough_or_was_not_watched_for_a_minute_is_not_tol
     assert warnings(caplog) == []
 
 
+class Event:
+    """Of a GPU: the time when all that was queued before is done."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, other):
+        return 1000 * (other.at - self.at)
+
+
+@pytest.mark.parametrize(("gpu", "told"), [(1.0, False), (0.2, True)])
+def test_waiting_behind_queued_steps_of_a_gpu_is_none(clock, caplog, monkeypatch, gpu, told):
+    """A loader of 0.9 s a batch, 0.1 s to queue a step: a step of 1 s hides the loading, one of 0.2 s does not."""
+    free = 0.0
+
+    def mark(self):
+        nonlocal free
+        return Event(max(clock.now, free)) if self.cure else None
+
+    def load():
+        while True:
+            clock.now += 0.9
+            yield {"image": torch.zeros(2, 1)}
+
+    monkeypatch.setattr(DevicePrefetch, "_mark", mark)
+    for _, _ in zip(DevicePrefetch(loader=load(), device="cpu", cure="Use a store."), range(100), strict=False):
+        free = max(clock.now, free) + gpu
+        clock.now += 0.1
+        clock.now = max(clock.now, free - 2 * gpu)  # a few steps are queued at most
+    assert [bool("80% of its first" in line) for line in warnings(caplog)] == [True] * told
+
+
 def test_only_the_first_process_tells(clock, caplog, monkeypatch):
     monkeypatch.setattr(device_prefetch, "rank", lambda: 1)
     train(clock, loading=3.0, step=1.0)

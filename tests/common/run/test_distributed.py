@@ -47,6 +47,18 @@ def test_the_overlay_without_torchrun_is_refused(monkeypatch):
         distributed.start(True)
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(distributed, "end_with_parent", lambda: None)
+    with pytest.raises(
+        InputError, match=r"at least 2 processes on this machine, which shows 1 GPU.*--nproc_per_node=1"
+    ):
+        distributed.start(True)
+
+
 def test_a_launcher_that_is_gone_is_told_at_once(monkeypatch):
     """Joining the group would try to reach it for half an hour."""
     with socket.create_server(("127.0.0.1", 0)) as server:
