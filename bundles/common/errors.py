@@ -46,7 +46,7 @@ TOO_SMALL = (
     (
         r"(?:CUDA|HIP) out of memory",
         "The memory of the GPU is full. In training, use a smaller --batch_size, --crops_per_volume or --roi_size, or "
-        "--gradient_checkpointing true; in inference and evaluation, a smaller --sw_batch_size.",
+        "--gradient_checkpointing true; in inference and evaluation, a smaller --sw_batch_size or --batch_size.",
     ),
 )
 

@@ -203,6 +203,8 @@ class SwinPretrainer(nn.Module):
     Args:
         encoder: encoder record (`common.weights.encoder_record`).
         tasks: proxy tasks whose heads are used; heads of the paper's other tasks exist, but are frozen.
+        scored: some of the tasks: the network is that of all tasks, but gets and returns the views of these alone. None:
+            all.
         heads: ``reconstruction_head`` (one of `RECONSTRUCTION_HEADS`) and ``pooling``, the input of rotation and
             contrast: ``token``, bottleneck voxels 0 and 1 (official code); ``mean`` over the bottleneck; or
             ``normalised_mean``, the same normalised over the views of a step (`PooledNorm`).
@@ -211,7 +213,7 @@ class SwinPretrainer(nn.Module):
         guard: is called with the network, to watch the weights that it is given (`MergingGuard`).
 
     Raises:
-        InputError: a head, pooling or task is unknown, or the decoder does not fit the encoder.
+        InputError: a head, pooling or task is unknown, the decoder does not fit the encoder, or ``scored`` has other tasks.
     """
 
     def __init__(
@@ -219,6 +221,7 @@ class SwinPretrainer(nn.Module):
         *,
         encoder: Mapping[str, Any],
         tasks: Sequence[str],
+        scored: Sequence[str] | None = None,
         heads: Mapping[str, str] = OFFICIAL_HEADS,
         use_checkpoint: bool = False,
         fast: bool = True,
@@ -258,6 +261,13 @@ class SwinPretrainer(nn.Module):
         uses_decoder = "position" in self.tasks or (self.unet and "inpainting" in self.tasks)
         for name in DECODER_PARTS if self.whole else ():
             getattr(self, name).requires_grad_(uses_decoder)
+        if scored is not None:
+            scored = check_tasks(scored)
+            if others := [task for task in scored if task not in self.tasks]:
+                raise InputError(
+                    f"--tasks {list(scored)}: this model did not learn {', '.join(others)}. It learnt {', '.join(self.tasks)}."
+                )
+            self.tasks = scored
         if guard is not None:
             guard(self)
 

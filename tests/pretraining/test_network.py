@@ -324,6 +324,18 @@ def test_each_head_reads_its_views(record, tasks, head, views):
         )
 
 
+def test_some_of_the_tasks_of_a_network_can_be_scored(record):
+    learnt = build(record, tasks=[*TASKS, "position"]).train()
+    scored = build(record, tasks=[*TASKS, "position"], scored=["position", "contrast"]).train()
+    scored.load_state_dict(learnt.state_dict())
+    crop = torch.rand(1, 1, 64, 32, 32)
+    outputs = scored(torch.cat([crop] * 3))  # two masked views, one for position
+    assert {name: len(each) for name, each in outputs.items()} == {"contrast": 2, "position": 1}
+    torch.testing.assert_close(outputs["position"], learnt(torch.cat([crop] * 3))["position"])
+    with pytest.raises(InputError, match=r"this model did not learn rotation. It learnt inpainting"):
+        build(record, tasks=["inpainting"], scored=["inpainting", "rotation"])
+
+
 @pytest.mark.parametrize(
     ("tasks", "head"), [(WHOLE, "unet"), (["position"], "unet"), (["inpainting"], "unet"), (["contrast"], "unet")]
 )

@@ -85,7 +85,7 @@ class Failures:
         if isinstance(error, Exception) and (full := full_disk(error)) is not None:  # each scan would fail
             raise InputError(
                 f"{full.filename or self.file.parent} cannot be written: {full.strerror}. Make room, then repeat the "
-                "command with --resume true."
+                "command, a segmentation with --resume true."
             ) from error
         texts = (scan, missing, error if isinstance(error, str) else reason_of(error))
         failure = Failure(

@@ -81,6 +81,16 @@ IGNORED = Rule("must be the label value of unknown voxels, a whole number from 1
 )
 OVERLAP = Rule("must be a share of the window, 0 or above and below 1, or a list of one for each axis", _shares)
 
+PER_STAGE = Rule(
+    "must be four whole numbers, one for each stage, such as [2,2,2,2]",
+    lambda value: isinstance(value, (list, tuple)) and len(value) == 4 and all(map(COUNT.holds, value)),
+).or_null("those of the file, or of the preset")
+BOUNDS = Rule("must be [low, high], two numbers", lambda value: is_list(value, 2))
+WEIGHTS = Rule(
+    "must be a number for each task, such as {'contrast':0.5}",
+    lambda value: isinstance(value, dict) and all(map(ZERO_OR_ABOVE.holds, value.values())),
+)
+
 #: How options are checked. A new option of a plain type needs no entry: see `check_options`.
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
@@ -100,6 +110,9 @@ RULES: dict[str, Rule] = {
     "ignore_label": IGNORED,
     "real_repeats": COUNT,
     "real_only_steps": WHOLE,
+    **dict.fromkeys(("depths", "num_heads"), PER_STAGE),
+    **dict.fromkeys(("mask_ratio", "mask_block"), BOUNDS),
+    "task_weights": WEIGHTS,
     "spacing": SPACING,
     "hu_window": WINDOW,
     "sheet_window": WINDOW,

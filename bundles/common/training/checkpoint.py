@@ -347,6 +347,11 @@ class TrainingCheckpoint:
     def terminated(self, engine: Engine) -> None:
         """Write ``last.pt`` in the middle of an epoch."""
         self._save_last(engine, validated=False)
+        if rank() == 0 and (skipped := getattr(engine.state, "skipped_in_a_row", 0)):
+            logger.warning(
+                "last.pt stays as it was, because the last %s skipped: a run that goes on repeats the steps since then",
+                counted(skipped, "step was", "steps were"),
+            )
 
     def _save_last(self, engine: Engine, *, validated: bool) -> None:
         # after skipped steps, keep the last valid state

@@ -141,7 +141,10 @@ def metrics_of(batches: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dic
     if "body" in batches[0]:
         number = sum(batch["body"]["number"] for batch in batches)
         means = {
-            name: [sum(batch["body"][name][axis] for batch in batches) / number for axis in range(3)]
+            name: [
+                sum(batch["body"][name][axis] for batch in batches) / number if number else math.nan
+                for axis in range(3)
+            ]
             for name in ("predicted", "constant")
         }
         metrics["position_mm"] = sum(means["predicted"]) / 3

@@ -30,6 +30,10 @@ OPTIONS = "bundles.common.run.options"
         ("overlap", [0.5, 0.5, 0.25]),
         ("max_gradient_norm", None),
         ("check_data", "headers"),
+        ("depths", None),
+        ("num_heads", [3, 6, 12, 24]),
+        ("mask_block", [0.05, 0.25]),
+        ("task_weights", {"contrast": 0.5}),
     ],
 )
 def test_good_values_pass(name, value):
@@ -60,6 +64,10 @@ def test_good_values_pass(name, value):
         ("warmup_steps", 0.5, "--warmup_steps 0.5 must be a whole number, 0 or more"),
         ("zoom", 1, "--zoom 1 must be a number, 0 or above and below 1"),
         ("max_gradient_norm", 0, "--max_gradient_norm 0 must be a number above 0"),
+        ("depths", 2, "--depths 2 must be four whole numbers"),
+        ("num_heads", [3, 6, 12], r"--num_heads \[3, 6, 12\] must be four whole numbers"),
+        ("mask_ratio", ["a", "b"], r"--mask_ratio \['a', 'b'\] must be \[low, high\]"),
+        ("task_weights", 2, "--task_weights 2 must be a number for each task"),
         ("check_data", "ful", "--check_data 'ful' is not one of full, headers, none"),
     ],
 )
