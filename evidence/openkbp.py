@@ -6,7 +6,7 @@ python -m evidence.openkbp PROVIDED_DATA FOLDER [--all]
 The challenge (Babier et al., Medical Physics 2021, doi 10.1002/mp.14845; MIT by its repository, github.com/ababier/open-kbp)
 stores a patient as CSV files: ``ct.csv`` with the index and value of each voxel that is not 0, a file with the indices of each
 structure, and ``voxel_dimensions.csv`` in mm. An index counts the voxels of a 128 x 128 x 128 array in C order, with rows
-from back to front, columns from left to right and slices from feet to head; each axis of the NIfTI files runs the other way
+from front to back, columns from right to left and slices from head to feet; each axis of the NIfTI files runs the other way
 round. Values are HU + 1024.
 """
 

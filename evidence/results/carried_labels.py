@@ -14,10 +14,14 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from bundles.common.data.case_names import case_names
+from bundles.common.data.label_values import whole_labels
 from bundles.common.data.list_forms.list_file import first_file
 from bundles.common.files import atomic_path
+from bundles.common.scans.headers.axes import turned
 from bundles.segmentation.models.label_names import organ_names
 from bundles.segmentation.propagation.agreement import dice_of_organs
+from bundles.segmentation.propagation.fusion import IGNORE
+from bundles.segmentation.propagation.itk_images import as_volume
 from bundles.segmentation.propagation.results import TABLE, agreement_figure
 from bundles.segmentation.results.metrics import score_case
 from bundles.segmentation.results.score_summary import METRICS
@@ -48,8 +52,9 @@ def compare_with_truth(run: Run, folder: Path) -> list[dict[str, Any]]:
         mask = folder / CARRIED / "masks" / f"{name}_seg.nii.gz"
         if not mask.is_file():
             continue
-        truth = _voxels(entry["label"])
-        dice = dice_of_organs(_voxels(mask), truth, labels=labels)
+        carried = nib.load(mask)
+        truth, _ = _truth(entry["label"], like=carried.affine)
+        dice = dice_of_organs(np.asarray(carried.dataobj), truth, labels=labels)
         drawn = {organ for value, organ in labels.items() if (truth == value).any()}
         for row in table.get(name, []):
             agreed = float(row["agreement"]) if row["agreement"] else None
@@ -77,13 +82,16 @@ def scores_of_masks(run: Run, folder: Path) -> list[dict[str, Any]]:
     labels, names, rows = organ_names(run.row["labels"]), _names(run), []
     for case, entry in zip(run.cases["scored"], run.lists["scored"]["test"], strict=True):
         mask = folder / CARRIED / "masks" / f"{names[first_file(entry)]}_seg.nii.gz"
-        truth = nib.load(entry["label"])
-        voxels = _voxels(mask) if mask.is_file() else np.zeros(truth.shape, np.uint8)
+        carried = nib.load(mask) if mask.is_file() else None
+        truth, spacing = _truth(entry["label"], like=None if carried is None else carried.affine)
+        voxels = np.zeros(truth.shape, np.uint8) if carried is None else np.asarray(carried.dataobj).astype(np.uint8)
+        if IGNORE not in labels:  # unknown voxels count as background in both, as in an evaluation
+            voxels, truth = (np.where(truth == IGNORE, 0, each) for each in (voxels, truth))
         scores = score_case(
             voxels,
-            np.asarray(truth.dataobj).astype(np.uint8),
+            truth,
             labels=labels,
-            spacing=nib.affines.voxel_sizes(truth.affine).tolist(),
+            spacing=spacing,
             tolerance=run.row["nsd_tolerance"],
         )
         rows += [
@@ -108,7 +116,7 @@ def carried_table(out: Path) -> str:
         facts, rows = done["settings"]["facts"], done["carried"]
         known = [row for row in rows if row["dice"] is not None]
         both = [row for row in known if row["agreement"] is not None]
-        scans = len({row["case"] for row in rows if row["kept"]})
+        scans = _number_labelled(folder, rows)
         lines.append(
             f"| {facts['arm']} | {facts['n']} | {facts['seed']} | {scans} of {facts['steps']} | {_mean(known)} | "
             f"{_mean([row for row in known if row['kept']])} | {_correlation(both)} | {_within_organs(both)} | {done['seconds'] / 60:.0f} |"
@@ -119,6 +127,13 @@ def carried_table(out: Path) -> str:
         "| arm | n | seed | scans with a label | Dice of all | Dice of kept | correlation | within organs | minutes |"
     )
     return "\n".join([head, "|---|---|---|---|---|---|---|---|---|", *lines]) + "\n"
+
+
+def _number_labelled(folder: Path, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Return how many scans got a label; without the table of the propagation, of those whose labels were hidden."""
+    if not (folder / CARRIED / TABLE).is_file():
+        return len({row["case"] for row in rows if row["kept"]})
+    return sum(any(row["kept"] == "true" for row in organs) for organs in _read_table(folder).values())
 
 
 def _mean(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -158,5 +173,10 @@ def _read_table(folder: Path) -> dict[str, list[dict[str, str]]]:
     return found
 
 
-def _voxels(path: str | Path) -> np.ndarray:
-    return np.asarray(nib.load(path).dataobj).astype(np.uint8)
+def _truth(file: str, *, like: np.ndarray | None) -> tuple[np.ndarray, list[float]]:
+    """Return the voxels of a label file as an evaluation reads them, on the axes of the grid ``like``, and their spacing."""
+    volume = as_volume(file)
+    voxels, affine = whole_labels(volume.voxels), volume.affine
+    if like is not None:
+        voxels, affine = turned(voxels, affine, like=like)
+    return voxels.astype(np.uint8), nib.affines.voxel_sizes(affine).tolist()

@@ -35,6 +35,7 @@ ARTIFACTS = "mlartifacts"  # folder of the artifacts, unless a server stores the
 REPORT = "report"
 REPORT_FILES = (
     OUTLINE,
+    "carried.md",
     *(
         f"{table}.{kind}"
         for table in ("power", "curve", "headroom", "ablation", "search")

@@ -169,13 +169,15 @@ class RunMaker:
         command = self._propagate(
             Path("runs", name, "carried"), before, options=self.study.arms[arm].propagation, seed=seed, purpose="masks"
         )
+        # The row's tolerance is that of the scores, unless the study evaluates with another.
+        tolerance = {key: value for key, value in self.study.evaluation.items() if key == "nsd_tolerance"}
         return Run(
             name=name,
             kind="finetuning",
             facts={"arm": arm, "n": n, "seed": seed, "steps": self.study.steps_of(n), **_start_facts(before)},
             commands=(replace(command, result="carried/propagation.csv"),),
             lists=lists,
-            row=self.row,
+            row={**self.row, **tolerance},
             cases={"training": subset, "scored": list(scored)},
             needs=(before.name,),
         )
@@ -337,7 +339,7 @@ def _digest(settings: Mapping[str, Any]) -> str:
 
 
 def _pair(case: Case) -> dict[str, Any]:
-    return {"image": case["image"], "label": case["label"]}
+    return {key: case[key] for key in ("image", "label", "weight") if key in case}
 
 
 def _name_part(value: Any) -> str:

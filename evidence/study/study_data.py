@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from bundles.common.data.case_names import case_names
+from bundles.common.data.label_values import whole_labels
 from bundles.common.data.list_forms.list_file import first_file, image_files
 from bundles.common.errors import InputError
 from bundles.common.files import write_text
@@ -84,7 +85,7 @@ def absent_labels(
     for name, case in cases.items():
         try:
             key = f"{name}, {Path(case['label']).stat().st_size} bytes"
-            values = known.get(key) or np.unique(np.asarray(nib.load(case["label"]).dataobj)).tolist()
+            values = known.get(key) or np.unique(whole_labels(np.asarray(nib.load(case["label"]).dataobj))).tolist()
         except Exception as error:  # truncated gzip, header of another format, missing file
             raise InputError(
                 f"{case['label']} cannot be read ({error}). Restore it, or remove it from the list."

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from bundles.common.data.carried_labels import refuse_carried
 from bundles.common.data.case_names import case_names
 from bundles.common.data.data_list import segmentation_scans
 from bundles.common.data.list_forms.list_file import first_file, image_files, parse_data_list
+from bundles.common.data.partial_labels import refuse_partial
 from bundles.common.errors import InputError
 
 Case = Mapping[str, Any]
@@ -53,7 +55,7 @@ def divide(
         seed: seed of that draw.
 
     Raises:
-        InputError: the data do not exist; an image has no label; ``tuning`` is not below the number of training cases;
+        InputError: the data do not exist; an image has no label; a label was carried, or shows some structures only; ``tuning`` is not below the number of training cases;
             a file, or a patient (``patient`` of an entry), is used both for validation and for any training, including
             pre-training, or occurs twice in one section.
     """
@@ -69,6 +71,9 @@ def divide(
             f"{data}: {len(missing)} unlabelled images do not exist, such as {missing[0]}. Restore them, or remove "
             "them from the list."
         )
+    for listed in scans.values():
+        refuse_carried(listed, where=f"{data}: a study")
+        refuse_partial(listed, where=f"{data}: a study")
     _check_apart(data, scans, unlabelled)
     names = case_names([first_file(scan) for section in scans.values() for scan in section])
     training, validation = (

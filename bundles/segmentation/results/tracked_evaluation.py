@@ -59,7 +59,9 @@ class TrackedEvaluation:
         handler.log_parameters(self.parameters)
         run_id = handler.cur_run.info.run_id
         for pattern in self.files:
-            for path in sorted(self.folder.rglob(pattern))[:MOST_PICTURES]:
+            # Pictures lie in folders of their scans; tables of other evaluations may lie below.
+            found = self.folder.rglob(pattern) if pattern.startswith("*") else self.folder.glob(pattern)
+            for path in sorted(found)[:MOST_PICTURES]:
                 handler.attempt(handler.client.log_artifact, run_id, str(path), _place(path, self.folder))
         logger.info("scores, options and pictures of this evaluation: %s", handler.address())
 

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -118,3 +120,35 @@ def test_masks_are_scored_and_a_missing_one_is_background(run):
     assert rows["X", "liver"]["dice"] == pytest.approx(6 / 7)
     assert rows["Y", "liver"]["dice"] == 0.0 and rows["Z", "liver"]["dice"] == 0.0
     assert rows["Y", "spleen"]["dice"] is None and rows["Z", "spleen"]["dice"] is None
+
+
+def test_hidden_labels_are_read_as_an_evaluation_reads_them(run, tmp_path):
+    """Turned files, a fourth axis, 0.9999 for 1 and unknown voxels change no score of what is known."""
+    folder, planned = run
+    before = compare_with_truth(planned, folder), scores_of_masks(planned, folder)
+    path = planned.lists["truth"]["test"][0]["label"]
+    image = nib.load(path)
+    values = np.asarray(image.dataobj).astype(np.float32)
+    values[values == 1] = 0.9999
+    turned = nib.Nifti1Image(values, image.affine).as_reoriented([[0, -1], [1, 1], [2, 1]])
+    nib.save(nib.Nifti1Image(turned.get_fdata(dtype=np.float32)[..., None], turned.affine), path)
+    assert (compare_with_truth(planned, folder), scores_of_masks(planned, folder)) == before
+    write(tmp_path / "labels" / "x.nii.gz", 1, 1, 1, 255, 2, 2, 255, 255)  # where the mask was wrong
+    assert [row["dice"] for row in scores_of_masks(planned, folder)[:2]] == [1.0, 1.0]
+
+
+def test_the_table_counts_all_scans_with_a_label(run, tmp_path):
+    """Also those of the unlabelled section, which have no hidden label to compare with."""
+    folder, planned = run
+    rows = compare_with_truth(planned, folder)
+    done = tmp_path / "runs" / planned.name
+    shutil.copytree(folder, done)
+    with open(done / "carried" / "propagation.csv", "a") as table:
+        table.write("u,liver,true,good,0.9,0.8,1\n")
+    content = {
+        "settings": {"facts": {**planned.facts, "steps": 4}, "cases": planned.cases},
+        "carried": rows,
+        "seconds": 1,
+    }
+    (done / "done.json").write_text(json.dumps(content))
+    assert "| 2 of 4 |" in carried_table(tmp_path)

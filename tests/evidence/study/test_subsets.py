@@ -98,6 +98,15 @@ def test_a_case_in_two_sections_is_refused(data):
         divide(data)
 
 
+@pytest.mark.parametrize(
+    ("note", "words"), [({"carried": True}, "carried labels"), ({"labelled": ["liver"]}, "show all structures")]
+)
+def test_labels_that_no_study_can_count_are_refused(data, note, words):
+    rewrite(data, lambda content: content["training"][3].update(note))
+    with pytest.raises(InputError, match=words):
+        divide(data)
+
+
 def test_two_scans_of_a_patient_are_refused(data):
     rewrite(data, lambda content: [case.update(patient="p1") for case in content["training"][:2]])
     with pytest.raises(InputError, match="20 training scans are of 19 patients"):
