@@ -140,8 +140,9 @@ def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _aligned(qkv: torch.Tensor) -> torch.Tensor:
-    """Pad the width of the heads with zeros, which change no score, to what the kernel takes."""
-    return F.pad(qkv, (0, -qkv.shape[-1] % (ALIGNMENT // qkv.element_size()))).contiguous()
+    """Pad the width of the heads with zeros, which change no score, to what the kernel takes. Aligned heads are not copied."""
+    missing = -qkv.shape[-1] % (ALIGNMENT // qkv.element_size())
+    return (F.pad(qkv, (0, missing)) if missing else qkv).contiguous()
 
 
 @torch.compiler.disable  # a graph break under torch.compile: operations that are no part of PyTorch's public interface

@@ -157,3 +157,10 @@ def test_the_kernel_of_the_bias_gradient_is_asked_for_by_device_type_and_width(g
     bias = torch.randn(2, 64, 64, requires_grad=True)
     fused_attention.fused_attention(qkv, bias, plan, 0.25).sum().backward()
     assert asked == [(torch.device("cpu"), torch.bfloat16, 16)]  # the width with its padding
+
+
+def test_heads_are_padded_only_where_the_kernel_needs_it():
+    aligned = torch.rand(2, 8, 3, 2, 8)
+    assert fused_attention._aligned(aligned).data_ptr() == aligned.data_ptr()  # not copied
+    padded = fused_attention._aligned(torch.ones(2, 8, 3, 2, 6))
+    assert padded.shape[-1] == 8 and padded[..., :6].all() and not padded[..., 6:].any()
