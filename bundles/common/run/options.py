@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import difflib
 import json
+import os
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -108,6 +109,8 @@ RULES: dict[str, Rule] = {
     "seed": SEED.or_null("that of the model"),
     "max_gradient_norm": MAX_NORM,
     "ignore_label": IGNORED,
+    **dict.fromkeys(("log_every", "average_steps"), COUNT),
+    "new_parts_steps": WHOLE,
     "real_repeats": COUNT,
     "real_only_steps": WHOLE,
     **dict.fromkeys(("depths", "num_heads"), PER_STAGE),
@@ -128,6 +131,54 @@ RULES: dict[str, Rule] = {
     "compile": one_of("decoder", "network", "graphs").or_null("no compilation"),
     "backend": one_of("torch", "openvino", "openvino_bf16"),
 }
+
+
+def _is_path(value: Any) -> bool:
+    """Whether a value is a path; the command line makes a number of the folder 5."""
+    return isinstance(value, (str, os.PathLike, int)) and not isinstance(value, bool)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value))
+
+
+PATH = Rule("must be a path", _is_path)
+SEVERAL_PATHS = Rule(
+    "must be a path, or a list of paths, such as \"['a','b']\"",
+    lambda value: (
+        _is_path(value) or (isinstance(value, (list, tuple)) and len(value) > 0 and all(map(_is_path, value)))
+    ),
+)
+TEXT = Rule("must be text", lambda value: isinstance(value, str))
+TEXTS = Rule("must be a list of names, such as \"['a','b']\"", _are_texts)
+
+#: Rules of options whose default is often an expression. Only values that are written out are checked: an expression is
+#: not computed for it.
+WRITTEN: dict[str, Rule] = {
+    "preset": TEXT.or_null("that of the model"),
+    "task": PATH.or_null("the only one of the table, or that of the model"),
+    "dataset_dir": SEVERAL_PATHS,
+    "data_list": PATH.or_null("dataset.json"),
+    "output_dir": PATH,
+    "pretrained_model": SEVERAL_PATHS.or_null("none"),
+    "pretrained_encoder": PATH.or_null("none"),
+    "merging": TEXT.or_null("what the file records"),
+    "in_channels": COUNT.or_null("that of the task or the file"),
+    "rotation_plane": TEXT,
+    **dict.fromkeys(("tasks", "mask_fill", "resume_changes"), TEXTS),
+    "labels": Rule(
+        "must map values to names, such as \"{'0':'background','1':'liver'}\"",
+        lambda value: isinstance(value, Mapping) and len(value) > 0,
+    ),
+    "mirror_axes": Rule(
+        'must be a list of axes, such as "[0,1]"; [] for none',
+        lambda value: isinstance(value, (list, tuple)) and all(each in (0, 1, 2) for each in value),
+    ),
+    "betas": Rule(
+        "must be two numbers, 0 or above and below 1", lambda v: is_list(v, 2) and all(map(SHARE_BELOW_ONE.holds, v))
+    ),
+}
+
 #: The rule of an option without an entry above, by the type of its value in the first preset.
 RULES_OF_TYPES = {bool: SWITCH, int: WHOLE, float: NUMBER}
 
@@ -166,6 +217,9 @@ def check_options(not_null: Sequence[str] = ()) -> None:
     names = option_names(parser.config)
     rules = {name: RULES.get(name) or RULES_OF_TYPES.get(type(typical.get(name))) for name in names}
     _make_plain(parser, rules)
+    for name in names:
+        if name in WRITTEN and not _is_computed(parser.config[name]):
+            (WRITTEN[name].not_null() if name in not_null else WRITTEN[name]).check(name, parser.config[name])
     for name, rule in rules.items():
         if name == "roi_size":
             check_roi_size(parser.get_parsed_content(name))
@@ -173,6 +227,15 @@ def check_options(not_null: Sequence[str] = ()) -> None:
             value = parser.get_parsed_content(name)
             if name in RULES or value is not None:
                 (rule.not_null() if name in not_null else rule).check(name, value)
+
+
+def _is_computed(value: Any) -> bool:
+    """Whether an entry is an expression, a reference or a component, and no value that is written out."""
+    return (
+        str(value)[:1] in ("$", "@", "%")
+        if isinstance(value, str)
+        else isinstance(value, Mapping) and "_target_" in value
+    )
 
 
 #: Options that are a path, or a list of paths.

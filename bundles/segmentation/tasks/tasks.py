@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -175,6 +176,10 @@ def check_dataset(
         InputError: the list declares different label values, a different value for a label name, the labels of another
             task, a different number or order of channels, or CT instead of MR or the reverse.
     """
+    if not isinstance(dataset_dir, (str, os.PathLike)):
+        raise InputError(
+            f"--dataset_dir {dataset_dir!r} must be a single folder: labelled scans come from one data list."
+        )
     folder = Path(dataset_dir)
     path = folder / data_list if data_list else folder if folder.is_file() else folder / "dataset.json"
     content = parse_data_list(path)

@@ -86,7 +86,7 @@ def test_null_is_refused_where_it_has_no_meaning(name):
 
 def config(tmp_path, *, added: dict | None = None, **changed):
     """A small config with options, a training and a validation; ``added`` are entries that no file of the bundle has."""
-    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs").mkdir(parents=True)
     (tmp_path / "configs/presets.yaml").write_text("full: {dropout: 0.1, depth: 2, sharp: true, name: x, size: null}\n")
     content = {
         "bundle_root": str(tmp_path),
@@ -209,6 +209,28 @@ def test_an_entry_that_nothing_knows_is_refused_wherever_it_comes_from(tmp_path)
 def test_entries_that_something_refers_to_pass(tmp_path, added):
     used = {"train": {"scans": "$[@mine]"}} if "mine" in added else {"train": {"scans": "$['a', @MY]"}}
     config(tmp_path, added=added | (used if "MY" in added or "mine" in added else {})).get_parsed_content("check")
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad", "words"),
+    [
+        ("dataset_dir", ["a", ["a", "b"], 5], [None, {"a": 1}, [], [None]], "must be a path, or a list of paths"),
+        ("output_dir", ["a"], [None, ["a"], True], "must be a path"),
+        ("data_list", ["a.json", None], [["a"], {"a": 1}], "must be a path, or null for dataset.json"),
+        ("preset", ["cpu", None], [["cpu"], {"a": 1}, 3], "must be text"),
+        ("tasks", [["a"], "a", "$['a']"], [None, 5, [1]], "must be a list of names"),
+        ("labels", [{"0": "background"}, "@row"], [None, [], {}, 5], "must map values to names"),
+        ("mirror_axes", [[], [0, 2]], [5, {"a": 1}, [3]], "must be a list of axes"),
+        ("betas", [[0.9, 0.999]], [None, 5, [0.9], [0.9, 1]], "must be two numbers"),
+    ],
+)
+def test_values_that_are_written_out_have_the_form_of_their_option(tmp_path, name, good, bad, words):
+    for number, value in enumerate([*good, *bad]):
+        parser = config(tmp_path / str(number), used=f"$[@{name}]", **{name: value})
+        if number < len(good):
+            parser.get_parsed_content("check")
+        else:
+            assert f"--{name} {value!r} {words}" in refusal(parser)
 
 
 def test_null_is_refused_for_the_options_that_a_config_names(tmp_path):
