@@ -77,13 +77,19 @@ def propagate(
         names: ``labels`` and ``modality`` of the data list.
 
     Raises:
-        InputError: SimpleITK is missing, no labelled scan can be used, or the output cannot be written.
+        InputError: SimpleITK is missing, no labelled scan can be used, or the output cannot be written or holds a data list
+            of another origin.
         SystemExit: after Ctrl-C or SIGTERM, with 128 + the number of the signal.
     """
     simple_itk()
     WORKERS.check("workers", workers)
     workers = min(len(os.sched_getaffinity(0)), 16) if workers is None else workers
     out = Path(output_dir).expanduser().absolute()
+    if (out / DATA_LIST).exists() and not (out / RECORDS).is_dir():  # this run would replace it, and files in labels/
+        raise InputError(
+            f"--output_dir {out} holds a {DATA_LIST} that no run of propagate.yaml wrote, such as that of your labelled scans. "
+            "Choose another folder."
+        )
     masks_only = purpose != TRAINING
     recipe = replace(recipe, min_organs=0.0) if masks_only else recipe
     with stops_cleanly(), _alone_in(out):

@@ -479,6 +479,14 @@ def test_a_run_that_stops_between_files_and_record_leaves_no_record_of_others(da
     assert digests(out) == before
 
 
+def test_the_folder_of_ones_own_data_is_no_output(data, tmp_path):
+    own = Path(shutil.copytree(data, tmp_path / "own"))
+    before = digests(own)
+    with pytest.raises(InputError, match=r"own holds a dataset\.json that no run of propagate\.yaml wrote"):
+        run(data, own)
+    assert digests(own) == before
+
+
 def test_a_run_that_begins_anew_takes_its_old_list_away(data, done, tmp_path):
     out = copy_of(done, tmp_path)
 
