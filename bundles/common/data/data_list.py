@@ -82,10 +82,6 @@ def segmentation_scans(
             patients than folds; the fold does not exist; the section is empty.
     """
     check_choice(name="section", value=section, choices=("training", "validation", "test", "all"))
-    if not isinstance(dataset_dir, (str, os.PathLike)):
-        raise InputError(
-            f"dataset_dir {dataset_dir!r} must be a single folder: labelled scans come from one data list."
-        )
     path = data_list_path(dataset_dir, data_list)
     content = parse_data_list(path)
     if section == "test":

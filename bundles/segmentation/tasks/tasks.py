@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ import yaml
 from monai.bundle import ConfigParser
 
 from ...common.data.ignore_label import IGNORE_LABEL
-from ...common.data.list_forms.list_file import parse_data_list
+from ...common.data.list_forms.list_file import data_list_path, parse_data_list
 from ...common.errors import InputError
 from ...common.run.presets import choose
 from ...common.value_rules import ZERO_OR_ABOVE, is_number
@@ -176,12 +175,7 @@ def check_dataset(
         InputError: the list declares different label values, a different value for a label name, the labels of another
             task, a different number or order of channels, or CT instead of MR or the reverse.
     """
-    if not isinstance(dataset_dir, (str, os.PathLike)):
-        raise InputError(
-            f"--dataset_dir {dataset_dir!r} must be a single folder: labelled scans come from one data list."
-        )
-    folder = Path(dataset_dir)
-    path = folder / data_list if data_list else folder if folder.is_file() else folder / "dataset.json"
+    path = data_list_path(dataset_dir, data_list)
     content = parse_data_list(path)
     row = {**row, "labels": labels or row["labels"]}
     task, labels = row["name"], {int(value): str(name) for value, name in row["labels"].items()}

@@ -39,7 +39,15 @@ StrPath = str | os.PathLike
 
 
 def data_list_path(dataset_dir: StrPath, data_list: StrPath | None) -> Path:
-    """Return the file of a data list: ``data_list``, else ``dataset_dir`` itself or its ``dataset.json``."""
+    """Return the file of a data list: ``data_list``, else ``dataset_dir`` itself or its ``dataset.json``.
+
+    Raises:
+        InputError: ``dataset_dir`` is no path, such as a list of folders.
+    """
+    if not isinstance(dataset_dir, (str, os.PathLike)):
+        raise InputError(
+            f"--dataset_dir {dataset_dir!r} must be a single folder: labelled scans come from one data list."
+        )
     folder = Path(dataset_dir).expanduser().absolute()
     if data_list is not None:
         return folder / Path(data_list).expanduser()
