@@ -8,15 +8,16 @@ import argparse
 
 def positive(text: str) -> int:
     """Return a whole number of at least 1; argparse shows the message of another one."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return number
+    return _at_least(1, text)
 
 
 def not_negative(text: str) -> int:
     """Return a whole number of at least 0; argparse shows the message of another one."""
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
     number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 0")
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text} must be at least {least}")
     return number

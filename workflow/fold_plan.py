@@ -61,11 +61,13 @@ def plan_folds(path: Path, *, data: Path | None, out: Path) -> None:
 
 def _segment_new_scans(scans: Path, runs: Sequence[Path]) -> None:
     """Let inferences that have ended go on if files were added to the scans since, or changed."""
+    ended = {run: mark for run in runs if (mark := mark_of(run, "infer")).exists()}
+    if not ended:
+        return  # large folders take long to look through
     files = [scans, *(scans.rglob("*") if scans.is_dir() else ())]
     newest = max((file.stat().st_ctime for file in files if file.exists()), default=0.0)  # a copy may keep an old mtime
-    for run in runs:
-        mark = mark_of(run, "infer")
-        if mark.exists() and newest > mark.stat().st_mtime:
+    for run, mark in ended.items():
+        if newest > mark.stat().st_mtime:
             mark.unlink()
             print(f"{run.name}: {scans} has new files since its masks were made; it goes on with these.")
 

@@ -21,16 +21,16 @@ python3 gpu-kit/check.py --out results              # on the machine with the GP
 ```
 
 The machine needs x86-64 Linux with Python 3.12, PyTorch 2.11 to 2.15, and what usually comes with it: NumPy, SciPy,
-Matplotlib, PyYAML, TensorBoard, rich, Pillow. All else is in the kit. (`make install` takes PyTorch up to 2.14.) `--dry_run` does everything at tiny size on a CPU.
-A part that fails, or runs out of time or memory, does not stop the next one. All results are in `results/gpu_check.json`
-as soon as they are known.
+Matplotlib, PyYAML, TensorBoard, rich, Pillow. All else is in the kit. (`make install` takes PyTorch up to 2.14.)
+`--dry_run` does everything at tiny size on a CPU. A part that fails, or runs out of time or memory, does not stop the next
+one. All results are in `results/gpu_check.json` as soon as they are known.
 
 ## The curve
 
 Pre-training on unlabelled scans, then Swin UNETR (feature size 24) from scratch and from that encoder with 2, 8 and 32
 labelled patients and three seeds, as many runs at once as the card has memory and the machine cores. All voxels lie on
-the card. The steps are doubled, and every arm trained anew, until scratch gains less than half a point of Dice on eight patients
-set apart. Both arms are compared at that length, on the validation patients. If the time ends before, the longest
+the card. The steps are doubled, and every arm trained anew, until scratch gains less than half a point of Dice on eight
+patients set apart. Both arms are compared at that length, on the validation patients. If the time ends before, the longest
 comparison is shown as not converged. Intervals: the bootstrap over patients and seeds, and the t interval over seeds
 ([how evidence is read](evidence.md)).
 

@@ -26,14 +26,20 @@ class Rule:
     holds: Callable[[Any], bool]
     otherwise: Rule | None = None
 
-    def check(self, name: str, value: Any) -> None:
+    def check(self, name: str, value: Any, *, not_null: bool = False) -> None:
         """Check the value of the option ``name``.
+
+        Args:
+            name: of the option.
+            value: of it.
+            not_null: refuse null, which some rules accept because it has a meaning in some configs.
 
         Raises:
             InputError: names the option, the value and what it must be.
         """
-        if not self.holds(value):
-            raise InputError(f"--{name} {value!r} {self.expected}.")
+        rule = self.not_null() if not_null else self
+        if not rule.holds(value):
+            raise InputError(f"--{name} {value!r} {rule.expected}.")
 
     def or_null(self, meaning: str) -> Rule:
         """This rule for an option that may also be null; ``meaning`` completes "null for ..."."""

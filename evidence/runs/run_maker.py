@@ -169,15 +169,14 @@ class RunMaker:
         command = self._propagate(
             Path("runs", name, "carried"), before, options=self.study.arms[arm].propagation, seed=seed, purpose="masks"
         )
-        # The row's tolerance is that of the scores, unless the study evaluates with another.
-        tolerance = {key: value for key, value in self.study.evaluation.items() if key == "nsd_tolerance"}
+        tolerance = self.study.evaluation.get("nsd_tolerance", self.row["nsd_tolerance"])
         return Run(
             name=name,
             kind="finetuning",
             facts={"arm": arm, "n": n, "seed": seed, "steps": self.study.steps_of(n), **_start_facts(before)},
             commands=(replace(command, result="carried/propagation.csv"),),
             lists=lists,
-            row={**self.row, **tolerance},
+            row={**self.row, "nsd_tolerance": tolerance},
             cases={"training": subset, "scored": list(scored)},
             needs=(before.name,),
         )

@@ -55,8 +55,8 @@ def divide(
         seed: seed of that draw.
 
     Raises:
-        InputError: the data do not exist; an image has no label; a label was carried, or shows some structures only; ``tuning`` is not below the number of training cases;
-            a file, or a patient (``patient`` of an entry), is used both for validation and for any training, including
+        InputError: the data do not exist; an image has no label; a label was carried, or shows some structures only;
+            ``tuning`` is not below the number of training cases; a file, or a patient (``patient`` of an entry), is used both for validation and for any training, including
             pre-training, or occurs twice in one section.
     """
     path = Path(data)

@@ -189,13 +189,12 @@ def check_option(name: str, value: Any, *, not_null: bool = False) -> None:
     Args:
         name: of the option.
         value: of it.
-        not_null: refuse null, which some rules accept because it has a meaning in some configs.
+        not_null: see `Rule.check`.
 
     Raises:
         InputError: names the option, the value and what it must be.
     """
-    rule = RULES[name]
-    (rule.not_null() if not_null else rule).check(name, value)
+    RULES[name].check(name, value, not_null=not_null)
 
 
 def check_options(not_null: Sequence[str] = ()) -> None:
@@ -219,23 +218,21 @@ def check_options(not_null: Sequence[str] = ()) -> None:
     _make_plain(parser, rules)
     for name in names:
         if name in WRITTEN and not _is_computed(parser.config[name]):
-            (WRITTEN[name].not_null() if name in not_null else WRITTEN[name]).check(name, parser.config[name])
+            WRITTEN[name].check(name, parser.config[name], not_null=name in not_null)
     for name, rule in rules.items():
         if name == "roi_size":
             check_roi_size(parser.get_parsed_content(name))
         elif rule is not None:
             value = parser.get_parsed_content(name)
             if name in RULES or value is not None:
-                (rule.not_null() if name in not_null else rule).check(name, value)
+                rule.check(name, value, not_null=name in not_null)
 
 
 def _is_computed(value: Any) -> bool:
     """Whether an entry is an expression, a reference or a component, and no value that is written out."""
-    return (
-        str(value)[:1] in ("$", "@", "%")
-        if isinstance(value, str)
-        else isinstance(value, Mapping) and "_target_" in value
-    )
+    if isinstance(value, str):
+        return value.startswith(("$", "@", "%"))
+    return isinstance(value, Mapping) and "_target_" in value
 
 
 #: Options that are a path, or a list of paths.
@@ -305,7 +302,7 @@ def _plain_value(name: str, value: Any, rule: Rule | None) -> Any:
                 "file, or make a link without them."
             )
         return str(Path(value).expanduser()) if value.startswith("~") else value
-    if rule is None or not isinstance(value, str) or value.startswith(("$", "@", "%")) or rule.holds(value):
+    if rule is None or not isinstance(value, str) or _is_computed(value) or rule.holds(value):
         return value
     for read in (json.loads, ast.literal_eval):
         try:
