@@ -90,7 +90,7 @@ def test_both_segmentation_bundles_take_all_but_the_last_layer(tmp_path, whole, 
     ("options", "words"),
     [
         ({"crops_per_volume": 1}, "--crops_per_volume 1: the task position compares crops of one scan"),
-        ({"depths": "[1,1,1]", "num_heads": "[1,2,4]"}, "depths [1, 1, 1] must have four numbers"),
+        ({"depths": "[1,1,1]", "num_heads": "[1,2,4]"}, "--depths [1, 1, 1] must be four whole numbers"),
         ({"mask_block": "[0.01,0.2]"}, "is too small for --mask_block [0.01, 0.2]"),
         ({"amp": True}, "--amp true needs a GPU, but this run is on cpu"),
         ({"reconstruction_head": "segnet"}, "--reconstruction_head 'segnet' is not one of vae"),
