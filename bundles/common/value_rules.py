@@ -70,9 +70,13 @@ def is_list(value: Any, length: int) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == length and all(map(is_number, value))
 
 
-def whole_from(least: int) -> Rule:
-    """The rule of a whole number with a lower limit."""
-    return Rule(f"must be a whole number, {least} or more", lambda value: is_whole(value) and value >= least)
+def whole_from(least: int, most: int | None = None) -> Rule:
+    """The rule of a whole number with a lower limit, and maybe an upper one."""
+    if most is None:
+        return Rule(f"must be a whole number, {least} or more", lambda value: is_whole(value) and value >= least)
+    return Rule(
+        f"must be a whole number from {least} to {most}", lambda value: is_whole(value) and least <= value <= most
+    )
 
 
 def one_of(*choices: str) -> Rule:

@@ -48,6 +48,16 @@ def dice_of_organs(one: np.ndarray, other: np.ndarray, *, labels: Mapping[int, s
     return dice
 
 
+def refuse_mean(labels: Mapping[int, str]) -> None:
+    """Refuse an organ whose name is that of the mean over organs.
+
+    Raises:
+        InputError: it is called ``mean``.
+    """
+    if "mean" in labels.values():
+        raise InputError("An organ is called 'mean', which is the name of the mean over organs: rename it in --labels.")
+
+
 def agreement(
     copies: Sequence[np.ndarray], *, labels: Mapping[int, str], holds: Sequence[Collection[int]]
 ) -> dict[str, float]:
@@ -67,8 +77,7 @@ def agreement(
     """
     if len(copies) != len(holds):
         raise InputError(f"{len(copies)} copies, but the classes of {len(holds)} labelled scans: give one for each.")
-    if "mean" in labels.values():
-        raise InputError("An organ is called 'mean', which is the name of the mean over organs: rename it.")
+    refuse_mean(labels)
     found: dict[str, list[float]] = {organ: [] for organ in labels.values()}
     for (one, its), (other, others) in combinations(zip(copies, holds, strict=True), 2):
         scores = dice_of_organs(one, other, labels=labels)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...common.value_rules import ABOVE_ZERO, COUNT, SHARE, Rule, is_list
-from .position_fit import Alignment, align
-from .position_network import ScanPosition
+from .position.fit import Alignment, align
+from .position.network import ScanPosition
 from .scans_of_run import Scan
 
 SCALES = Rule(

@@ -17,7 +17,7 @@ from ...common.errors import InputError
 from ...common.scans.reading import Volume
 from ...common.value_rules import check_choice
 from .fusion import IGNORE
-from .itk_images import TO_LPS, as_volume, one_thread, simple_itk, to_image
+from .itk_images import TO_LPS, as_label, as_volume, one_thread, simple_itk, to_image
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -159,7 +159,7 @@ class _Labels:
     @classmethod
     def of(cls, label: Volume | str | os.PathLike, sample: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> _Labels:
         name = "The label map" if isinstance(label, Volume) else os.fspath(label)
-        label = as_volume(label)
+        label = as_label(label)
         voxels = label.voxels.astype(np.uint8)
         if not np.array_equal(voxels, label.voxels):
             wrong = label.voxels[voxels != label.voxels].flat[0]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...common.data.label_values import whole_labels
 from ...common.errors import InputError, RefusedScan
 from ...common.extras import import_extra
 from ...common.scans.meta_image import SUFFIXES as METAIMAGE
@@ -65,6 +66,16 @@ def as_volume(scan: Volume | str | os.PathLike) -> Volume:
         return read_scan(Candidate(name=os.path.basename(path), source=path, kind=kind, files=(path,)))
     except RefusedScan as error:
         raise InputError(f"{path} {error}") from error
+
+
+def as_label(label: Volume | str | os.PathLike) -> Volume:
+    """Return a label, read like a scan; values are whole numbers again where software has stored 1.0000001.
+
+    Raises:
+        InputError: see `as_volume`.
+    """
+    volume = as_volume(label)
+    return Volume(whole_labels(volume.voxels), volume.affine)
 
 
 def to_image(volume: Volume) -> SimpleITK.Image:

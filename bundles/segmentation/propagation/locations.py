@@ -16,9 +16,10 @@ from ...common.files import write_text
 from ...common.run.progress import with_progress
 from .atlas_choice import Selection
 from .itk_images import as_volume
-from .one_scan import FORMAT, RECORDS, file_identity
-from .position_fit import PositionFit
-from .position_network import PositionNetwork, ScanPosition
+from .one_scan import FORMAT, file_identity, read_record
+from .outputs import RECORDS
+from .position.fit import PositionFit
+from .position.network import PositionNetwork, ScanPosition
 from .scans_of_run import Scan
 
 logger = logging.getLogger(__name__)
@@ -82,11 +83,11 @@ def locate(
 
 
 def _recorded_position(path: Path, identity: dict[str, Any]) -> ScanPosition | None:
+    content = read_record(path, ("identity", "fit"))
+    if content is None or content["identity"] != json.loads(json.dumps(identity)):
+        return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        fit = PositionFit(**{name: tuple(values) for name, values in content["fit"].items()})
+        return ScanPosition(fit, tuple(tuple(map(tuple, profile)) for profile in content["profiles"]))
+    except (KeyError, TypeError):  # incomplete: it is found anew
         return None
-    if content.get("identity") != json.loads(json.dumps(identity)):
-        return None
-    fit = PositionFit(**{name: tuple(values) for name, values in content["fit"].items()})
-    return ScanPosition(fit, tuple(tuple(map(tuple, profile)) for profile in content["profiles"]))

@@ -25,15 +25,15 @@ from ...common.scans.nifti_writing import write_nifti
 from ...common.scans.reading import Volume
 from ...common.value_rules import ABOVE_ZERO, SHARE, ZERO_OR_ABOVE
 from ..results.overlay import organ_colours
-from .agreement import Decision, Limits, agreement, decide, dice_of_organs, expected_volumes, keep_only
+from .agreement import Decision, Limits, agreement, decide, dice_of_organs, expected_volumes, keep_only, refuse_mean
 from .carrying import carry_both
 from .fusion import IGNORE, Fused, fuse, local_likeness
-from .itk_images import as_volume
-from .position_fit import Alignment
+from .itk_images import as_label, as_volume
+from .outputs import RECORDS, Outputs
+from .position.fit import Alignment
 from .registration import RegistrationOptions, register
 from .scans_of_run import Scan
 
-RECORDS = ".propagated"  # folder of the records, in the output
 PICTURE_MARGIN = 30.0  # mm around the organs
 FORMAT = 3  # of the records; another number makes all scans anew
 
@@ -71,6 +71,7 @@ class Recipe:
         for name in ("gain", "likeness_window"):
             ABOVE_ZERO.check(name, getattr(self, name))
         ZERO_OR_ABOVE.check("unknown_margin", self.unknown_margin)
+        refuse_mean(self.labels)
 
 
 @dataclass(frozen=True)
@@ -121,38 +122,6 @@ class Job:
         return Path(self.folder) / RECORDS / kind / f"{self.target.name}.json"
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """Files of one scan."""
-
-    folder: str
-    name: str
-
-    @property
-    def label(self) -> Path:
-        """For training: 255 where the class is unknown."""
-        return Path(self.folder) / "labels" / f"{self.name}.nii.gz"
-
-    @property
-    def mask(self) -> Path:
-        """Every voxel has a class."""
-        return Path(self.folder) / "masks" / f"{self.name}_seg.nii.gz"
-
-    @property
-    def confidence(self) -> Path:
-        """Percent, 0 to 100."""
-        return Path(self.folder) / "confidence" / f"{self.name}.nii.gz"
-
-    @property
-    def picture(self) -> Path:
-        """Thumbnail for the contact sheet."""
-        return Path(self.folder) / RECORDS / "pictures" / f"{self.name}.npy"
-
-    def all(self, *, masks_only: bool = False) -> tuple[Path, ...]:
-        """All of them, or all but the label for training."""
-        return (self.mask, self.confidence, self.picture) + (() if masks_only else (self.label,))
-
-
 def file_identity(file: str, folder: str | os.PathLike) -> list[Any]:
     """Return what tells whether a file has changed: size and time, or for a file that each run writes anew its content.
 
@@ -171,20 +140,32 @@ def file_identity(file: str, folder: str | os.PathLike) -> list[Any]:
         raise InputError(f"{file} cannot be read: {error.strerror}") from error
 
 
-def finished(job: Job) -> dict[str, Any] | None:
-    """Return the result of an earlier run of the same job whose files are still there, or None."""
+def read_record(path: Path, names: Sequence[str]) -> dict[str, Any] | None:
+    """Return the content of a record, or None if it does not exist, is damaged, or lacks one of the entries."""
     try:
-        content = json.loads(job.record.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return content if isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in names) else None
+
+
+def finished(job: Job) -> dict[str, Any] | None:
+    """Return the result of an earlier run of the same job whose files are still there, or None.
+
+    Files that a run with other scans or options has set aside are taken back.
+    """
+    content = read_record(job.record, ("identity", "result"))
     try:
-        if content.get("identity") != job.identity():
+        if content is None or content["identity"] != job.identity():
             return None
     except InputError:  # a file is gone: the job says so
         return None
     result = content["result"]
-    files = Outputs(job.folder, job.target.name).all(masks_only=job.masks_only) if result["organs"] else ()
-    return result if all(path.is_file() for path in files) else None
+    if not result["organs"]:
+        return result
+    outputs = Outputs(job.folder, job.target.name)
+    outputs.take_back(masks_only=job.masks_only)
+    return result if outputs.are_whole(content.get("sizes", {}), masks_only=job.masks_only) else None
 
 
 def label_scan(job: Job) -> dict[str, Any]:
@@ -202,7 +183,9 @@ def label_scan(job: Job) -> dict[str, Any]:
         result["seconds"] = round(time.monotonic() - started, 1)
         # What failed has no record: the next run tries it again.
         if result["organs"] or "measured" in result:
-            write_text(job.record, json.dumps({"identity": identity, "result": result}, indent=1) + "\n")
+            sizes = Outputs(job.folder, job.target.name).sizes(masks_only=job.masks_only) if result["organs"] else {}
+            content = {"identity": identity, "result": result, "sizes": sizes}
+            write_text(job.record, json.dumps(content, indent=1) + "\n")
     except InputError as error:
         result["reason"] = str(error)
     except OSError as error:
@@ -252,7 +235,7 @@ def _label(job: Job, result: dict[str, Any]) -> None:
     fused = fuse([copy.label for copy in copies], [copy.likeness for copy in copies], holds=holds, gain=recipe.gain)
     agreed = agreement([copy.label for copy in copies], labels=labels, holds=holds)
     if job.leave_out:
-        truth = as_volume(job.target.label).voxels
+        truth = as_label(job.target.label).voxels
         dice = dice_of_organs(fused.label, truth, labels=labels)
         result["measured"] = {
             organ: {"agreement": _rounded(agreed[organ]), "dice": _rounded(dice[organ])}
@@ -288,7 +271,7 @@ def _carried(atlas: Scan, lies: Alignment, target: Volume, recipe: Recipe) -> tu
     """Register a labelled scan and carry its label; return what came of it, and the copy (None if it failed)."""
     pair: dict[str, Any] = {"atlas": atlas.name}
     try:
-        scan, label = as_volume(atlas.image), as_volume(atlas.label)
+        scan, label = as_volume(atlas.image), as_label(atlas.label)
         found = register(scan, target, scale=lies.scale, shift=lies.shift, options=recipe.registration)
     except InputError as error:
         return pair | {"reason": str(error)}, None
@@ -328,6 +311,7 @@ def _for_training(
 def _write(job: Job, target: Volume, label: np.ndarray, fused: Fused) -> None:
     job.record.unlink(missing_ok=True)  # of an earlier run: it would vouch for these files if this one is stopped here
     outputs = Outputs(job.folder, job.target.name)
+    outputs.forget_set_aside()
     mask = np.where(fused.label == IGNORE, 0, fused.label).astype(np.uint8)
     percent = np.rint(100 * fused.confidence).astype(np.uint8)
     written = {outputs.mask: mask, outputs.confidence: percent} | ({} if job.masks_only else {outputs.label: label})

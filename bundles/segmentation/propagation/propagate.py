@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +23,9 @@ from .agreement import LeftOut, Relation, relation
 from .atlas_choice import Selection, choose_atlases
 from .itk_images import simple_itk
 from .locations import locate
-from .one_scan import RECORDS, Job, Outputs, Recipe, finished, label_scan, refused, with_limits
-from .position_network import ScanPosition
+from .one_scan import Job, Recipe, finished, label_scan, refused, with_limits
+from .outputs import RECORDS, Outputs
+from .position.network import ScanPosition
 from .results import DATA_LIST, summary_lines, write_results
 from .scans_of_run import TRAINING, Scan, ScansOfRun, values_of_labels
 
@@ -54,7 +55,7 @@ class Summary:
 def propagate(
     *,
     scans: ScansOfRun,
-    position_network: str,
+    position_network: str | Callable[[], str],
     recipe: Recipe,
     selection: Selection,
     output_dir: str,
@@ -67,7 +68,8 @@ def propagate(
 
     Args:
         scans: from `scans_of_run`.
-        position_network: file of a position network.
+        position_network: file of a position network, or what returns it: called once the labelled scans and the output
+            folder are known to be usable, since it may train for hours.
         recipe: how labels are carried.
         selection: which scans take part.
         output_dir: where the results are written.
@@ -84,19 +86,17 @@ def propagate(
     simple_itk()
     WORKERS.check("workers", workers)
     workers = min(len(os.sched_getaffinity(0)), 16) if workers is None else workers
+    check_output(output_dir)
     out = Path(output_dir).expanduser().absolute()
-    if (out / DATA_LIST).exists() and not (out / RECORDS).is_dir():  # this run would replace it, and files in labels/
-        raise InputError(
-            f"--output_dir {out} holds a {DATA_LIST} that no run of propagate.yaml wrote, such as that of your labelled scans. "
-            "Choose another folder."
-        )
     masks_only = purpose != TRAINING
     recipe = replace(recipe, min_organs=0.0) if masks_only else recipe
     with stops_cleanly(), _alone_in(out):
         holds, faults = values_of_labels(scans.labelled, recipe.labels)
-        labelled, reasons = locate(list(holds), position_network, selection, out, device)
-        _check_labelled(scans, labelled, faults | reasons)
-        targets, left_out = locate(scans.targets, position_network, selection, out, device)
+        _check_labelled(scans, holds, faults)
+        network = position_network() if callable(position_network) else position_network
+        labelled, reasons = locate(list(holds), network, selection, out, device)
+        _check_labelled(scans, labelled, reasons)
+        targets, left_out = locate(scans.targets, network, selection, out, device)
         measured, found, min_agreement = _measured(labelled, recipe, selection, out, workers)
         recipe = with_limits(recipe, min_agreement=min_agreement)
         held = tuple(sorted(set().union(*(holds[scan] for scan in labelled))))
@@ -112,7 +112,7 @@ def propagate(
         results = _all(jobs, workers, doing="carrying labels")
         results |= {name: refused(name, reason) for name, reason in left_out.items()}
         ordered = [results[scan.name] for scan in scans.targets]
-        _remove_outdated(ordered, out, masks_only=masks_only)
+        _set_aside(ordered, out, masks_only=masks_only)
         summary = _summary(ordered, scans, min_agreement, found)
         write_results(
             out,
@@ -133,6 +133,22 @@ def propagate(
     return summary
 
 
+def check_output(output_dir: str | os.PathLike) -> None:
+    """Check that the output folder can hold the results; part of a run list, before anything is read.
+
+    Raises:
+        InputError: it is a file, or holds a data list that no run of propagate.yaml wrote.
+    """
+    out = Path(output_dir).expanduser().absolute()
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--output_dir {out} is a file: choose a folder.")
+    if (out / DATA_LIST).exists() and not (out / RECORDS).is_dir():  # this run would replace it, and files in labels/
+        raise InputError(
+            f"--output_dir {out} holds a {DATA_LIST} that no run of propagate.yaml wrote, such as that of your labelled scans. "
+            "Choose another folder."
+        )
+
+
 def _check_labelled(scans: ScansOfRun, labelled: Collection[Scan], reasons: Mapping[str, str]) -> None:
     """Warn of labelled scans that are not used, with the reason by name.
 
@@ -146,12 +162,11 @@ def _check_labelled(scans: ScansOfRun, labelled: Collection[Scan], reasons: Mapp
         raise InputError(f"None of the {len(scans.labelled)} labelled scans can be used, such as {name}: {reason}.")
 
 
-def _remove_outdated(results: Sequence[dict[str, Any]], out: Path, *, masks_only: bool) -> None:
-    """Remove the files that an earlier run, with other scans or options, wrote for scans that are left out now."""
+def _set_aside(results: Sequence[dict[str, Any]], out: Path, *, masks_only: bool) -> None:
+    """Set aside what an earlier run wrote for scans that are left out now; the same run as then takes it back."""
     for result in results:
         if not result["organs"]:
-            for path in Outputs(str(out), result["scan"]).all(masks_only=masks_only):
-                path.unlink(missing_ok=True)
+            Outputs(str(out), result["scan"]).set_aside(masks_only=masks_only)
 
 
 def _summary(

@@ -22,9 +22,8 @@ from ...common.run.options import check_option
 from ...common.scans.reading import Volume
 from ...common.value_rules import (
     ABOVE_ZERO,
-    COUNT,
+    SEED,
     SHARE_ABOVE_ZERO,
-    WHOLE,
     ZERO_OR_ABOVE,
     Rule,
     is_number,
@@ -42,6 +41,8 @@ LEAST_SAMPLES = 4000  # of the metric, at coarse resolutions with few voxels; el
 LEAST_BODY = 1000  # voxels of the working grid; with fewer the histogram of mutual information is empty
 LEAST_INFORMATION = 0.1  # nats; pairs of patients have 0.6 to 1, a body and noise less than 0.03
 KEPT = 0.95  # of the information at the start: a start that is right already loses some to interpolation
+STEPS = whole_from(1, 100_000)
+BINS = whole_from(8, 1024)
 SCALES = (0.4, 2.5)  # an affine map that stretches any direction by less or more is not one between two adults
 
 
@@ -89,13 +90,13 @@ class RegistrationOptions:
             lambda v: is_number(v) and low <= v < high,
         ).check("body_above", self.body_above)
         ABOVE_ZERO.check("control_spacing", self.control_spacing)
-        COUNT.check("affine_iterations", self.affine_iterations)
-        COUNT.check("deformation_iterations", self.deformation_iterations)
+        STEPS.check("affine_iterations", self.affine_iterations)
+        STEPS.check("deformation_iterations", self.deformation_iterations)
         ZERO_OR_ABOVE.check("start_shift", self.start_shift)
         for name in ("sampling", "min_overlap"):
             SHARE_ABOVE_ZERO.check(name, getattr(self, name))
-        whole_from(8).check("bins", self.bins)
-        WHOLE.check("seed", self.seed)
+        BINS.check("bins", self.bins)
+        SEED.check("seed", self.seed)
 
 
 @dataclass(frozen=True)
@@ -408,7 +409,7 @@ class _Pair:
             method.SetMetricSamplingStrategy(method.REGULAR)
             voxels = [self.voxels / factor**3 for factor, _ in levels]
             shares = [min(1.0, max(self.options.sampling, LEAST_SAMPLES / number)) for number in voxels]
-            method.SetMetricSamplingPercentagePerLevel(shares, seed=self.options.seed + 1)  # 0: the clock
+            method.SetMetricSamplingPercentagePerLevel(shares, seed=self.options.seed % (2**32 - 1) + 1)  # 0: the clock
             method.SetShrinkFactorsPerLevel([factor for factor, _ in levels])
             method.SetSmoothingSigmasPerLevel([sigma for _, sigma in levels])
             method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()

@@ -7,7 +7,7 @@ import csv
 import io
 import json
 import math
-from collections import Counter
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from ...common.files import atomic_path, write_text
 from ...common.scans.contact_sheet import write_sheets
 from .agreement import Relation
-from .one_scan import Outputs
+from .outputs import Outputs
 from .scans_of_run import TRAINING, Scan, ScansOfRun
 
 if TYPE_CHECKING:
@@ -203,6 +203,15 @@ def agreement_figure(measured: Sequence[Mapping[str, Any]], min_agreement: float
     return figure
 
 
+def _alike(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return names by what their reasons have in common: all but numbers, files and the names themselves."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        common = re.sub(r"\S*[/\d]\S*", "", reason.replace(name, ""))
+        groups.setdefault(common, []).append(name)
+    return groups
+
+
 def summary_lines(out: Path, summary: Summary, purpose: str, *, held_out: bool) -> list[str]:
     """Return the last lines of the log: what came of the run, and what to do next.
 
@@ -214,8 +223,10 @@ def summary_lines(out: Path, summary: Summary, purpose: str, *, held_out: bool) 
     """
     total = len(summary.labelled) + len(summary.left_out)
     lines = [f"{len(summary.labelled)} of {total} scans got a label; each has its rows in {out / TABLE}"]
-    kinds = Counter(reason.split(":")[0].split("(")[0].strip() for reason in summary.left_out.values())
-    lines += [f"left out: {number:4d}  {kind}" for kind, number in kinds.most_common()]
+    lines += [
+        f"left out: {len(names):4d}, such as {names[0]}: {summary.left_out[names[0]]}"
+        for names in sorted(_alike(summary.left_out).values(), key=len, reverse=True)
+    ]
     lines.append(f"organs are kept from an agreement of {summary.min_agreement:.2f} on")
     if purpose == TRAINING:
         lines.append(

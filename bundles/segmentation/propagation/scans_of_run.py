@@ -29,7 +29,7 @@ from ...common.scans.nifti import open_scan
 from ...common.value_rules import COUNT
 from ..inference.inputs import segmentation_inputs
 from .fusion import IGNORE
-from .itk_images import as_volume
+from .itk_images import as_label, as_volume
 
 logger = logging.getLogger(__name__)
 
@@ -278,7 +278,7 @@ def _values_of(scan: Scan, labels: Mapping[int, str]) -> set[int]:
     Raises:
         InputError: it is on another grid than its scan, has undeclared values, or no organ.
     """
-    label, image = as_volume(scan.label), open_scan(scan.image)
+    label, image = as_label(scan.label), open_scan(scan.image)
     if image.shape[:3] != label.voxels.shape or not np.allclose(image.affine, label.affine, atol=1e-2):
         raise InputError(
             f"its label {scan.label} is on another grid, {label.voxels.shape} voxels of {_mm(label.spacing)} for "

@@ -25,10 +25,11 @@ from bundles.segmentation.propagation.agreement import Limits
 from bundles.segmentation.propagation.atlas_choice import Selection
 from bundles.segmentation.propagation.fusion import IGNORE
 from bundles.segmentation.propagation.one_scan import Recipe
-from bundles.segmentation.propagation.position_fit import fit_positions, profiles_of
-from bundles.segmentation.propagation.position_network import ScanPosition
+from bundles.segmentation.propagation.position.fit import fit_positions, profiles_of
+from bundles.segmentation.propagation.position.network import ScanPosition
 from bundles.segmentation.propagation.propagate import propagate
 from bundles.segmentation.propagation.registration import RegistrationOptions
+from bundles.segmentation.propagation.results import summary_lines
 from bundles.segmentation.propagation.scans_of_run import scans_of_run
 from tools.synthetic_patient import ORGANS, draw_patient
 
@@ -498,3 +499,127 @@ def test_a_run_that_begins_anew_takes_its_old_list_away(data, done, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             run(data, out, recipe=replace(RECIPE, threshold=0.7))
     assert not (out / "dataset.json").exists()
+
+
+def test_a_scan_that_is_left_out_for_once_keeps_its_finished_label(data, done, tmp_path):
+    """A mistyped option, or a scan on a disk that is away for a moment, costs no registration."""
+    out = copy_of(done, tmp_path)
+    before = digests(out)
+    with pytest.raises(InputError, match="None of the 2 scans got a label"):
+        run(data, out, selection=Selection(max_residual=1e-6))
+    assert not list((out / "labels").glob("*")) and not list((out / "masks").glob("*"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "label_scan", None)  # nothing is done again
+        run(data, out)
+    assert digests(out) == before
+
+
+def test_a_new_label_replaces_one_that_was_set_aside(data, done, tmp_path):
+    out = copy_of(done, tmp_path)
+    with pytest.raises(InputError):
+        run(data, out, selection=Selection(max_residual=1e-6))
+    stricter = replace(RECIPE, threshold=0.9)
+    run(data, out, recipe=stricter)
+    label = (out / "labels" / "p2.nii.gz").read_bytes()
+    assert label != (done[0] / "labels" / "p2.nii.gz").read_bytes()
+    assert not [path for path in (out / ".propagated" / "set_aside").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    "file", ["labels/p2.nii.gz", "masks/p2_seg.nii.gz", "confidence/p2.nii.gz", ".propagated/pictures/p2.npy"]
+)
+@pytest.mark.parametrize("left", [0, 0.7])
+def test_a_file_that_was_cut_is_made_anew(data, done, tmp_path, file, left):
+    out = copy_of(done, tmp_path)
+    whole = (out / file).read_bytes()
+    (out / file).write_bytes(whole[: int(left * len(whole))])
+    made, real = [], module.label_scan
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "label_scan", lambda job: made.append(job.target.name) or real(job))
+        run(data, out)
+    assert made == ["p2"] and (out / file).read_bytes() == whole
+
+
+def test_a_label_that_somebody_has_corrected_stays(data, done, tmp_path):
+    out = copy_of(done, tmp_path)
+    file = out / "labels" / "p2.nii.gz"
+    label = nib.load(file)
+    voxels = np.asarray(label.dataobj).copy()
+    voxels[:5] = 0
+    write_nifti(file, voxels=voxels, affine=label.affine)
+    corrected = file.read_bytes()
+    run(data, out)
+    assert file.read_bytes() == corrected
+
+
+@pytest.mark.parametrize("kind", ["positions", "labels"])
+@pytest.mark.parametrize("content", ["{}", "[]", '{"identity": {}}', "{", "same"])
+def test_incomplete_records_are_made_anew(data, done, tmp_path, kind, content):
+    out = copy_of(done, tmp_path)
+    record = out / ".propagated" / kind / "p2.json"
+    if content == "same":  # of this run, but without what it found
+        known = json.loads(record.read_text())
+        content = json.dumps({"identity": known["identity"], "fit": {}})
+    record.write_text(content)
+    assert run(data, out).labelled == ("p2", "p3")
+    assert json.loads(record.read_text())["identity"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"workers": -1}, "--workers -1 must be"),
+        ({"labels": {1: "mean"}}, "An organ is called 'mean'"),
+        ({"output": "file"}, "is a file: choose a folder"),
+        ({"output": "foreign"}, "no run of propagate.yaml wrote"),
+        ({"labels": {77: "liver"}}, "None of the 3 labelled scans can be used"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_network_is_trained(data, tmp_path, changes, message):
+    out = tmp_path / "out"
+    if changes.get("output") == "file":
+        out.write_text("")
+    if changes.get("output") == "foreign":
+        out.mkdir()
+        (out / "dataset.json").write_text("{}")
+    trained = []
+    with pytest.raises(InputError, match=message):
+        propagate(
+            scans=scans_of_run(dataset_dir=str(data), output_dir=str(tmp_path / "other")),
+            position_network=lambda: trained.append(1) or str(data / "network.pt"),
+            recipe=replace(RECIPE, labels=changes.get("labels", RECIPE.labels)),
+            selection=Selection(),
+            output_dir=str(out),
+            workers=changes.get("workers", 0),
+        )
+    assert not trained
+
+
+def test_labels_that_are_nearly_whole_numbers_are_carried(data, done, tmp_path):
+    """Some software stores 1.0000001; training takes it, too."""
+    content = json.loads((data / "dataset.json").read_text())
+    for entry in content["training"]:
+        label = nib.load(entry["label"])
+        voxels = np.asarray(label.dataobj).astype(np.float32)
+        file = tmp_path / os.path.basename(entry["label"])
+        nib.save(nib.Nifti1Image(voxels * np.float32(1.0000002), label.affine), file)
+        entry["label"] = str(file)
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    shutil.copy2(data / "network.pt", tmp_path / "network.pt")
+    out = tmp_path / "out"
+    assert run(tmp_path, out).labelled == ("p2", "p3")
+    for seed in UNLABELLED:
+        assert (out / "labels" / f"p{seed}.nii.gz").read_bytes() == (
+            done[0] / "labels" / f"p{seed}.nii.gz"
+        ).read_bytes()
+
+
+def test_the_summary_counts_alike_reasons_and_shows_one_of_each():
+    reasons = {
+        "p1": "its positions differ from those of every labelled scan, by 25 mm on average, more than 20: another region?",
+        "p2": "its positions differ from those of every labelled scan, by 31 mm on average, more than 20: another region?",
+        "p3": "/data/a: b/p3.nii.gz cannot be read: No such file",
+    }
+    summary = module.Summary((), reasons, 0.3, None)
+    lines = [line for line in summary_lines(Path("out"), summary, "masks", held_out=False) if "left out" in line]
+    assert lines == [f"left out:    2, such as p1: {reasons['p1']}", f"left out:    1, such as p3: {reasons['p3']}"]

@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...common.errors import InputError
-from ...common.files import write_text
-from ...common.run.clean_stop import stops_cleanly
-from ...common.run.known_lines import without_config_note
-from .itk_images import simple_itk
+from ....common.errors import InputError
+from ....common.files import write_text
+from ....common.run.clean_stop import stops_cleanly
+from ....common.run.known_lines import without_config_note
+from ..itk_images import simple_itk
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,11 @@ def position_network_file(
             "--tasks \"['position']\") or --pretrain_scans (a folder of scans without labels, from which it is trained first)."
         )
     if position_network is not None:
+        if Path(position_network).is_dir():
+            raise InputError(
+                f"--position_network {position_network} is a folder: name the file in it, network.pt. A pre-training writes it "
+                "to models/ of its output."
+            )
         if not Path(position_network).is_file():
             raise InputError(f"--position_network {position_network} does not exist.")
         return position_network

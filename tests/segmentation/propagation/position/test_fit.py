@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bundles.segmentation.propagation.position_fit import PositionFit, align, fit_positions, profiles_of
+from bundles.segmentation.propagation.position.fit import PositionFit, align, fit_positions, profiles_of
 
 
 def scan(scale=(1.0, 1.0, 1.0), shift=(0.0, 0.0, 0.0), noise=0.0, outliers=0.0, number=4000, seed=0):

@@ -11,9 +11,9 @@ from bundles.common.errors import InputError, RefusedScan
 from bundles.common.networks.positions import UNIT
 from bundles.common.scans.reading import Volume
 from bundles.pretraining.network import SwinPretrainer
-from bundles.segmentation.propagation.position_network import PositionNetwork
+from bundles.segmentation.propagation.position.network import PositionNetwork
 
-from ...conftest import TINY_ENCODER
+from ....conftest import TINY_ENCODER
 
 ENCODER = TINY_ENCODER | {"depths": [2, 2, 2, 2]}
 TRAINED = {"roi_size": [64, 64, 32], "hu_window": [-1000.0, 1000.0], "foreground_hu": -500.0, "spacing": None}

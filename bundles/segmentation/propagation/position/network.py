@@ -17,16 +17,16 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, CropForeground, ScaleIntensityRange, Spacing
 
-from ...common.data.foreground import above_or_all
-from ...common.errors import InputError, RefusedScan
-from ...common.networks.positions import UNIT, position_map, positions
-from ...common.networks.swin_unetr import build_swin_unetr
-from ...common.scans.reading import Volume
-from ...common.weights.checkpoint_file import release_checkpoint
-from ...common.weights.dialects import find_weights
-from ...common.weights.encoder_record import read_record
-from ...common.weights.loading import decoder_state, load_exactly
-from .position_fit import PositionFit, Profile, fit_positions, profiles_of
+from ....common.data.foreground import above_or_all
+from ....common.errors import InputError, RefusedScan
+from ....common.networks.positions import UNIT, position_map, positions
+from ....common.networks.swin_unetr import build_swin_unetr
+from ....common.scans.reading import Volume
+from ....common.weights.checkpoint_file import release_checkpoint
+from ....common.weights.dialects import find_weights
+from ....common.weights.encoder_record import read_record
+from ....common.weights.loading import decoder_state, load_exactly
+from .fit import PositionFit, Profile, fit_positions, profiles_of
 
 HEAD = "position_head."  # in the file
 OUTPUT = "out."  # the last layer of Swin UNETR

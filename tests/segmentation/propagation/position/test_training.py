@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from bundles.common.errors import InputError
-from bundles.segmentation.propagation import position_training
-from bundles.segmentation.propagation.position_training import position_network_file
+from bundles.segmentation.propagation.position import training
+from bundles.segmentation.propagation.position.training import position_network_file
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def call(tmp_path, **changes):
@@ -41,7 +41,7 @@ def runs(monkeypatch, tmp_path, *, status: int, writes: bool):
             (tmp_path / "out" / "position_network" / "models" / "network.pt").write_bytes(b"")
         return status
 
-    monkeypatch.setattr(position_training, "_run", run)
+    monkeypatch.setattr(training, "_run", run)
     return commands
 
 
@@ -113,7 +113,7 @@ def test_a_stopped_run_stops_the_training_in_order(tmp_path):
         f"pathlib.Path({str(tmp_path / 'ready')!r}).write_text('')\n"
         "time.sleep(60)\n"
     )
-    code = f"from bundles.segmentation.propagation.position_training import _run; import sys; _run([sys.executable, {str(child)!r}])"
+    code = f"from bundles.segmentation.propagation.position.training import _run; import sys; _run([sys.executable, {str(child)!r}])"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     for _ in range(600):
         if (tmp_path / "ready").exists():
