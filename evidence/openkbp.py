@@ -24,6 +24,7 @@ from bundles.common.errors import InputError
 from bundles.common.files import write_text
 from bundles.common.run.progress import with_progress
 from bundles.common.scans.nifti_writing import write_nifti
+from bundles.common.words import sentence
 
 SIZE = 128
 AIR = -1024  # HU of the value 0
@@ -123,7 +124,7 @@ def _numbers(file: Path, *, columns: int, skip: int) -> np.ndarray:
             file, delimiter="," if skip else None, skiprows=skip, usecols=range(columns), ndmin=2, encoding="utf-8"
         )
     except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read: {error}.") from None
+        raise InputError(f"{file} cannot be read: {sentence(str(error))}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -26,6 +26,11 @@ def listed(words: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
+def sentence(text: str) -> str:
+    """Return a text with a full stop, unless it ends with one, or with a question mark."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
 def shown(value: Any) -> str:
     """Return a value of an option or a record as a person writes it.
 

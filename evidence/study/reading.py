@@ -12,6 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from bundles.common.errors import InputError
+from bundles.common.words import sentence
 
 from .problems import arm_problems, comparison_problems, part_problems, search_problems
 from .study import ENTRIES, Entries, Study
@@ -90,7 +91,7 @@ def build(
     except ValidationError as error:
         raise InputError("\n".join(f"{source}: {_describe(each)}." for each in error.errors())) from None
     for problem in itertools.chain.from_iterable(check(built) for check in checks):
-        raise InputError(f"{source}: {problem}.")
+        raise InputError(f"{source}: {sentence(problem)}")
     return built
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from bundles.common.words import counted, listed, plain_name, shown
+from bundles.common.words import counted, listed, plain_name, sentence, shown
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,7 @@ def test_words_are_listed_as_in_a_sentence():
 def test_names_are_compared_in_one_spelling_in_any_script():
     assert plain_name(" Left-Kidney (total)") == plain_name("left_kidney total") == "left_kidney_total"
     assert plain_name("Селезёнка (вся)") == "селезёнка_вся" != plain_name("печень")
+
+
+def test_a_sentence_ends_once():
+    assert [sentence(text) for text in ("no", "no.", "another region?")] == ["no.", "no.", "another region?"]

@@ -111,6 +111,14 @@ def test_missing_model(tmp_path, btcv, bundle, config):
     assert "no_such_model.pt" in ended.stderr[ended.stderr.rindex("Stopped:") :]
 
 
+def test_null_as_a_model_is_refused(tmp_path, btcv):
+    ended = run_bundle(
+        "swin_unetr_btcv_seg", "evaluate.yaml", dataset_dir=btcv, pretrained_model="null", output_dir=tmp_path
+    )
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert "--pretrained_model None must be a path" in ended.stderr[ended.stderr.rindex("Stopped:") :]
+
+
 def test_undeclared_label(tmp_path, broken):
     rewrite(broken / "labelsTr" / "label0002.nii.gz", lambda a, m: (np.where(a == 6, 77, a).astype(np.uint8), m))
     message = refused(tmp_path, broken)

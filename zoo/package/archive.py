@@ -11,6 +11,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from bundles.common.errors import InputError
+from bundles.common.words import sentence
 
 from .bundle_files import files_of
 
@@ -84,7 +85,9 @@ def extract_archive(path: Path, target: Path) -> Path:
             _check_sizes(path, archive.infolist(), target)
             archive.extractall(target)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError) as error:
-        raise InputError(f"{path} cannot be read as a zip: {error}. Pack or download it again.") from error
+        raise InputError(
+            f"{path} cannot be read as a zip: {sentence(str(error))} Pack or download it again."
+        ) from error
     return target / tops[0]
 
 

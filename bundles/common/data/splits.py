@@ -17,6 +17,7 @@ from .list_forms.list_file import first_file, image_files
 
 logger = logging.getLogger(__name__)
 
+FOLD_NUMBER = whole_from(2).or_null("five, or one for each patient if there are fewer")
 FOLDS = 5  # five-fold cross-validation, as in Tang et al., CVPR 2022
 
 
@@ -33,7 +34,7 @@ def draw_folds(patients: list[str], path: Path, *, folds: int | None, seed: int)
     distinct = sorted(set(patients))
     if folds is None:
         folds = FOLDS if len(distinct) < 2 else min(FOLDS, len(distinct))
-    whole_from(2).check("folds", folds)
+    FOLD_NUMBER.check("folds", folds)
     if len(distinct) < folds:
         raise InputError(
             f"{path}: {counted(len(distinct), 'patient')} with training or validation scans cannot fill {folds} folds. Add a "
@@ -62,6 +63,7 @@ def split_entries(
     content: dict, path: Path, *, fold: int | str | None, folds: int | None, seed: int
 ) -> tuple[list, list]:
     """Return the training and validation entries, by the rules of `data_list.segmentation_scans`."""
+    FOLD_NUMBER.check("folds", folds)
     training, validation = content.get("training", []), content.get("validation", [])
     pool = training + validation
     if fold == "all":

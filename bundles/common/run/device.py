@@ -10,7 +10,7 @@ import os
 import torch
 
 from ..errors import InputError
-from ..words import counted
+from ..words import counted, sentence
 from .distributed import named_device, rank, world_size
 from .mixed_precision import check_amp, precision
 
@@ -63,7 +63,7 @@ def checked_device(device: torch.device | str) -> torch.device:
         if count == 0:
             reason = unusable_gpu() or "no NVIDIA GPU is visible"
             raise InputError(
-                f"--device {device}: PyTorch has no GPU here: {reason}. Use --device cpu, or leave it out."
+                f"--device {device}: PyTorch has no GPU here: {sentence(reason)} Use --device cpu, or leave it out."
             )
         if known.index is not None and known.index >= count:
             raise InputError(

@@ -39,6 +39,7 @@ from ..value_rules import (
     is_list,
     is_share,
     one_of,
+    whole_from,
 )
 from .presets import first_preset
 
@@ -102,16 +103,20 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ("weight_decay", "end_learning_rate", "class_balance", "background_weight", "min_body"), ZERO_OR_ABOVE
     ),
-    **dict.fromkeys(("warmup_steps", "num_workers", "cache_num", "min_slices"), WHOLE),
+    **dict.fromkeys(("warmup_steps", "cache_num", "min_slices"), WHOLE),
+    "num_workers": whole_from(0, 256),  # far more than a machine has cores fill its memory and stop every other program
     **dict.fromkeys(("resume", "amp", "fast", "gradient_checkpointing", "freeze_encoder", "tensorboard"), SWITCH),
     **dict.fromkeys(("batch_dice", "background_in_dice", "masked_only", "skip_air"), SWITCH),
     "foreground_hu": NUMBER,
+    **dict.fromkeys(("deterministic", "distributed", "straighten_tilt"), SWITCH),
+    **dict.fromkeys(("accumulation_steps", "max_skipped_steps"), COUNT),
+    "global_batch_size": COUNT.or_null("batch_size on each GPU"),
     "seed": SEED.or_null("that of the model"),
     "max_gradient_norm": MAX_NORM,
     "ignore_label": IGNORED,
     **dict.fromkeys(("log_every", "average_steps"), COUNT),
     "new_parts_steps": WHOLE,
-    "real_repeats": COUNT,
+    "real_repeats": whole_from(1, 1000),
     "real_only_steps": WHOLE,
     **dict.fromkeys(("depths", "num_heads"), PER_STAGE),
     **dict.fromkeys(("mask_ratio", "mask_block"), BOUNDS),
@@ -169,7 +174,7 @@ WRITTEN: dict[str, Rule] = {
     "merging": TEXT.or_null("what the file records"),
     "in_channels": COUNT.or_null("that of the task or the file"),
     "rotation_plane": TEXT,
-    **dict.fromkeys(("tasks", "mask_fill", "resume_changes"), TEXTS),
+    **dict.fromkeys(("tasks", "mask_fill", "resume_changes", "allow_partial"), TEXTS),
     "labels": Rule(
         "must map values to names, such as \"{'0':'background','1':'liver'}\"",
         lambda value: isinstance(value, Mapping) and len(value) > 0,
@@ -282,12 +287,15 @@ def _make_plain(parser: ConfigParser, rules: Mapping[str, Rule | None]) -> None:
 def _plain_value(name: str, value: Any, rule: Rule | None) -> Any:
     """Return a value of an option in its type; the value itself if it is, or if it is an expression.
 
+    - ``null`` is None.
     - A path is a text: a number, as python-fire makes of a folder named 2026, is written out; ``~`` is the home folder.
     - A text that reads as what the rule demands is that: YAML takes ``1e-4`` for a text.
 
     Raises:
         InputError: a path is empty, or cannot be passed through MONAI.
     """
+    if name in WRITTEN and value == "null":  # as MONAI reads it where it is used
+        return None
     if name in PATHS:
         if isinstance(value, (list, tuple)):
             paths = [_plain_value(name, one, rule) for one in value]

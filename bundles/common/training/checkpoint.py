@@ -24,7 +24,7 @@ from ..value_rules import COUNT
 from ..weights.checkpoint_file import load_checkpoint_file, save_atomically
 from ..weights.loading import decoder_state, encoder_state, trains_decoder
 from ..weights.merging_guard import trusted_weights
-from ..words import counted, shown
+from ..words import counted, listed, shown
 from .steps import steps_done
 from .weight_average import WeightAverage
 
@@ -58,6 +58,9 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
 DECIDES_THE_NETWORK = {"tasks", "heads", "labels", "task", "freeze_encoder"}
 
 RESULTS = ("model.pt", "encoder.pt", "network.pt")
+
+#: Entries of ``last.pt`` beside the states of network, optimiser and schedule.
+STATE = ("scaler", "step", "counts", "validated", "random", "best", "best_epoch", "settings")
 
 #: Parts of a learning rate schedule's state that come from options, not from the progress of the run.
 SCHEDULE_OPTIONS = ("base_lrs", "t_total", "warmup_steps", "floor", "new_parts_steps")
@@ -239,9 +242,12 @@ class TrainingCheckpoint:
             if rank() == 0:
                 self.set_aside(engine)
             return
-        if not isinstance(state, Mapping) or not {"settings", "step", "network"} <= set(state):
+        needed = {*self.stateful, *STATE} - {"average"}
+        if not isinstance(state, Mapping) or (missing := sorted(needed - set(state))):
+            lacks = f" (it has no {listed(missing)})" if isinstance(state, Mapping) else ""
             raise InputError(
-                f"{path} is not a last.pt that this version wrote, so the run cannot be resumed from it. Use another --output_dir."
+                f"{path} is not a last.pt that this version wrote{lacks}, so the run cannot be resumed from it. Use another "
+                "--output_dir."
             )
         changed = self._check_settings(state, path)
         self._check_groups(state["optimizer"]["param_groups"], path)
@@ -376,8 +382,16 @@ class TrainingCheckpoint:
     def completed(self, engine: Engine) -> None:
         """Write the result of the run."""
         best = self.folder / "best.pt"
+        if not best.exists() and self.best is not None:
+            raise InputError(
+                f"{best} is gone, so there are no weights to save. It is written again by the next validation that is better: "
+                "train on with more --max_steps, or start again without --resume."
+            )
         if not best.exists():
-            raise InputError(f"No validation of this run gave a finite {self.score}: there are no weights to save.")
+            raise InputError(
+                f"No validation of this run gave a finite {self.score}: there are no weights to save. The training diverged: "
+                "lower --learning_rate or raise --warmup_steps, and start again."
+            )
         result = load_checkpoint_file(str(best))
         if self.evaluator is not None and not self.moved and engine.state.epoch > 1:
             logger.warning(

@@ -8,7 +8,7 @@ import logging
 from ..errors import InputError
 from ..run.distributed import world_size
 from ..value_rules import COUNT
-from ..words import counted
+from ..words import counted, sentence
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def accumulation(*, batch_size: int, accumulation_steps: int, global_batch_size:
             else f"{world_size()} processes x --batch_size {batch_size} make {at_once} volumes per iteration, which does not divide it: "
             f"choose {max(1, global_batch_size // at_once) * at_once} or {(global_batch_size // at_once + 1) * at_once}, or another number of processes"
         )
-        raise InputError(f"--global_batch_size {global_batch_size}: {reason}.")
+        raise InputError(f"--global_batch_size {global_batch_size}: {sentence(reason)}")
     return global_batch_size // at_once
 
 

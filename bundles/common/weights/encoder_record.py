@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import InputError
 from ..networks.patch_merging import MERGING
 from ..run.options import plain_lists
+from ..value_rules import COUNT, Rule, whole_from
 from ..words import shown
 from .dialects import describe_encoder, find_weights
 from .merging_order import merging_of
@@ -19,6 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 #: Fields of the record, in display order.
+FEATURE_SIZE = Rule(
+    "must be a multiple of 12, as MONAI's Swin UNETR requires, such as 48",
+    lambda value: COUNT.holds(value) and value % 12 == 0,
+)
+WINDOW_SIZE = whole_from(1, 32)  # tokens; the table of relative positions has (2 window - 1)^3 rows
 FIELDS = ("in_channels", "feature_size", "depths", "num_heads", "window_size", "patch_size", "merging", "use_v2")
 
 
@@ -133,14 +139,12 @@ def resolve_encoder(
     for stages in ("depths", "num_heads"):
         if len(resolved[stages]) != 4:
             raise InputError(f"{stages} {resolved[stages]} must have four numbers, one per stage of Swin UNETR.")
+    FEATURE_SIZE.check("feature_size", resolved["feature_size"])
+    WINDOW_SIZE.check("window_size", resolved["window_size"])
     for stage, heads in enumerate(resolved["num_heads"]):
         if resolved["feature_size"] * 2**stage % heads:
             raise InputError(
                 f"feature_size {resolved['feature_size']} gives stage {stage + 1} {resolved['feature_size'] * 2**stage} channels, "
                 f"which {heads} heads (num_heads {resolved['num_heads']}) do not divide."
             )
-    if resolved["feature_size"] % 12:
-        raise InputError(
-            f"feature_size {resolved['feature_size']} must be a multiple of 12 (required by MONAI's Swin UNETR)."
-        )
     return resolved

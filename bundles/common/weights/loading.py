@@ -215,6 +215,24 @@ def _log_decoder(found: FoundWeights) -> None:
         )
 
 
+def _check_whole(network: torch.nn.Module, found: FoundWeights) -> None:
+    """Refuse the part of a pre-trained network that a training starts from, where a trained model is expected.
+
+    Raises:
+        InputError: the network has an output layer, and the file has none.
+    """
+    if not hasattr(network, "out") or any(name.startswith("out.") for name in found.rest):
+        return
+    if any(DECODER.match(name) for name in found.rest):
+        part, name = "encoder and decoder of a pre-trained network, without an output layer", "network.pt"
+    else:
+        part, name = "an encoder alone", "encoder.pt"
+    raise InputError(
+        f"{found.path} holds {part} (like {name}): a training starts from it, by --pretrained_encoder. Here a trained model is "
+        "needed, such as the model.pt that a training writes to models/ of its output."
+    )
+
+
 def load_model(network: torch.nn.Module, path: str, *, expected: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Load a whole network, of these bundles or any `SwinUNETR`.
 
@@ -231,6 +249,7 @@ def load_model(network: torch.nn.Module, path: str, *, expected: Mapping[str, An
         InputError: the tensors of the file are not exactly those of the network.
     """
     found = find_weights(path)
+    _check_whole(network, found)
     check_merging(network, found)
     loaded = load_exactly(network, {**found.encoder, **found.rest}, set(network.state_dict()), path)
     trained = found.content.get("trained") or {}

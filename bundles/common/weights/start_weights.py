@@ -11,6 +11,7 @@ import torch
 from monai.networks.nets import SwinUNETR
 
 from ..errors import InputError
+from ..words import shown
 from .dialects import find_weights
 from .loading import load_encoder, load_model
 from .merging_order import merging_of
@@ -23,8 +24,11 @@ def start_checkpoint(pretrained_encoder: str | None, pretrained_model: str | Non
     """Return the file that determines which encoder is built, or None.
 
     Raises:
-        InputError: both are set.
+        InputError: both are set, or one is a list.
     """
+    for name, value in (("pretrained_encoder", pretrained_encoder), ("pretrained_model", pretrained_model)):
+        if isinstance(value, (list, tuple)):
+            raise InputError(f"--{name} {shown(value)}: a training starts from one file. Name one.")
     if pretrained_encoder and pretrained_model:
         raise InputError(
             f"--pretrained_encoder {pretrained_encoder} and --pretrained_model {pretrained_model} exclude each other: "

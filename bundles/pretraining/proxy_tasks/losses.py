@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ...common.errors import InputError
 from ...common.run.distributed import sum_over_ranks
+from ...common.words import shown
 from .contrast import NTXentLoss
 from .position import position_loss, residuals
 from .tasks import TASKS, check_tasks
@@ -47,6 +48,11 @@ class ProxyTaskLoss(torch.nn.Module):
         self.weights = {task: float((weights or {}).get(task, 1.0)) for task in self.tasks}
         if unknown := sorted(set(weights or {}) - set(TASKS)):
             raise InputError(f"task_weights names {', '.join(unknown)}; the proxy tasks are {', '.join(TASKS)}.")
+        if not any(self.weights.values()):
+            raise InputError(
+                f"--task_weights {shown(self.weights)}: every task of this run has the weight 0, so that nothing would be learnt. "
+                "Give at least one of --tasks a weight above 0."
+            )
         self.contrast = NTXentLoss(temperature, across_ranks=across_ranks)
         self.masked_only = masked_only
         self.across_ranks = across_ranks

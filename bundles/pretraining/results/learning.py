@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,8 +33,11 @@ def effective_rank(embeddings: torch.Tensor) -> float:
     """Return the effective rank of embeddings (N, features): 1 if all point the same way, at most N.
 
     It is the exponential of the entropy of the singular values, which are divided by their sum (Roy and Vetterli,
-    EUSIPCO 2007). Embeddings are not centred, as in RankMe (Garrido et al., ICML 2023): a common vector counts.
+    EUSIPCO 2007). Embeddings are not centred, as in RankMe (Garrido et al., ICML 2023): a common vector counts. NaN if
+    any number is not finite: the training diverged.
     """
+    if not torch.isfinite(embeddings).all():
+        return math.nan
     values = torch.linalg.svdvals(embeddings.double())
     share = values / values.sum().clamp(min=1e-30)
     return float(torch.exp(-(share * share.clamp(min=1e-30).log()).sum()))

@@ -19,7 +19,7 @@ from ...common.scans.dicom_series import read_series
 from ...common.scans.nifti_writing import write_nifti
 from ...common.scans.reading import read_scan
 from ...common.scans.search import IS_PACKED, Candidate, Found, find_candidates
-from ...common.words import counted
+from ...common.words import counted, sentence
 from ..results.organ_volumes import TABLE, read_cases
 from .left_out import scan_in_disguise
 
@@ -158,7 +158,7 @@ class _Inputs:
             self.fail(file, reason)
         for file, reason in sorted(found.left_out.items() - packed.items()):
             if (scan := scan_in_disguise(file)) is not None:
-                self.fail(file, f"{reason}. Its values are those of a scan, not of a mask ({scan})")
+                self.fail(file, f"{sentence(reason)} Its values are those of a scan, not of a mask ({scan})")
             else:
                 logger.warning("%s is left out: it %s", file, reason)
         for candidate in found.candidates:

@@ -17,12 +17,14 @@ from ...common.networks.swin_unetr import build_swin_unetr
 from ...common.weights.encoder_record import resolve_encoder
 from ...common.weights.loading import load_model
 from ...common.weights.recorded_preset import training_of
-from ...common.words import shown
+from ...common.words import listed, shown
 from .label_names import names_by_value
 from .model_record import model_labels
 
 logger = logging.getLogger(__name__)
 
+#: Files with the weights of one training.
+CHECKPOINTS = ("model.pt", "best.pt", "last.pt")
 #: Training settings that all members of an ensemble must share.
 PREPROCESSING = ("spacing", "hu_window", "foreground")
 
@@ -44,6 +46,8 @@ def model_files(pretrained_model: str | Sequence[str], *, optional: bool = False
         found = sorted(glob.glob(name)) if is_pattern else [name]
         if is_pattern and not found:
             raise InputError(f"--pretrained_model {name!r} fits no file: check the pattern.")
+        if is_pattern:
+            _refuse_one_run_twice(name, found)
         if not os.path.exists(found[0]) and not (optional and len(names) == 1):
             raise InputError(f"--pretrained_model {name} does not exist: check the path, or make or download the file.")
         files += found
@@ -53,6 +57,24 @@ def model_files(pretrained_model: str | Sequence[str], *, optional: bool = False
     if len(files) > 1:
         logger.info("ensemble of %d models: %s", len(files), ", ".join(files))
     return files
+
+
+def _refuse_one_run_twice(pattern: str, found: Sequence[str]) -> None:
+    """Refuse a pattern that fits several files of one run: its best weights are in two of them, its last in another.
+
+    Raises:
+        InputError: names the folder and the files.
+    """
+    of_run: dict[str, list[str]] = {}
+    for file in found:
+        if os.path.basename(file) in CHECKPOINTS:
+            of_run.setdefault(os.path.dirname(file), []).append(os.path.basename(file))
+    for folder, names in of_run.items():
+        if len(names) > 1:
+            raise InputError(
+                f"--pretrained_model {pattern!r} fits {listed(names)} of one run ({folder}), which would count several times. "
+                "Name one file of each run, such as 'runs/fold*/models/model.pt'."
+            )
 
 
 def load_ensemble(

@@ -19,6 +19,7 @@ from ...common.run.clean_stop import stops_cleanly
 from ...common.run.progress import with_progress
 from ...common.run.worker_pool import Died, in_processes
 from ...common.value_rules import WORKERS
+from ...common.words import sentence
 from .agreement import LeftOut, Relation, relation
 from .atlas_choice import Selection, choose_atlases
 from .itk_images import simple_itk
@@ -129,7 +130,7 @@ def propagate(
         logger.info("%s", line)
     if not summary.labelled:
         name, reason = next(iter(summary.left_out.items()))
-        raise InputError(f"None of the {len(scans.targets)} scans got a label, such as {name}: {reason}.")
+        raise InputError(f"None of the {len(scans.targets)} scans got a label, such as {name}: {sentence(reason)}")
     return summary
 
 
@@ -159,7 +160,9 @@ def _check_labelled(scans: ScansOfRun, labelled: Collection[Scan], reasons: Mapp
         logger.warning("labelled scan %s is not used: %s", name, reason)
     if not labelled:
         name, reason = next(iter(reasons.items()))
-        raise InputError(f"None of the {len(scans.labelled)} labelled scans can be used, such as {name}: {reason}.")
+        raise InputError(
+            f"None of the {len(scans.labelled)} labelled scans can be used, such as {name}: {sentence(reason)}"
+        )
 
 
 def _set_aside(results: Sequence[dict[str, Any]], out: Path, *, masks_only: bool) -> None:

@@ -25,6 +25,7 @@ from ...common.files import atomic_path
 from ...common.run.distributed import rank
 from ...common.scans.decode_once import forget_voxels, with_kept_voxels
 from ...common.scans.nifti import open_scan
+from ...common.words import sentence
 from ..models.label_names import organ_names
 
 logger = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ def load_ras(path: str | os.PathLike) -> tuple[np.ndarray, tuple[float, float, f
         image = nib.as_closest_canonical(with_kept_voxels(open_scan(path), path))
     except RefusedScan as error:
         raise InputError(
-            f"The image {path} {error}. Check the path in the data list, or convert the scan again."
+            f"The image {path} {sentence(str(error))} Check the path in the data list, or convert the scan again."
         ) from error
     if image.ndim not in (3, 4):
         raise InputError(f"The image {path} has the shape {image.shape}: a scan of shape (X, Y, Z) is needed.")

@@ -24,7 +24,7 @@ from ...common.run.presets import choose
 from ...common.value_rules import ZERO_OR_ABOVE, is_number
 from ...common.weights.checkpoint_file import checkpoint_facts
 from ...common.weights.recorded_preset import recorded_training
-from ...common.words import counted, plain_name, shown
+from ...common.words import counted, plain_name, sentence, shown
 from ..models.label_names import check_labels
 from .proposal import proposed_row
 
@@ -295,7 +295,9 @@ def _load(file: str) -> Any:
     try:
         return ConfigParser.load_config_file(file)
     except yaml.YAMLError as error:
-        raise InputError(f"{file} is not valid YAML: {error}. Correct the file, or propose the row again.") from None
+        raise InputError(
+            f"{file} is not valid YAML: {sentence(str(error))} Correct the file, or propose the row again."
+        ) from None
 
 
 def _warn_of_other_values(task: str, kept: Mapping[str, Any], checkpoint: str, *, presets: Path) -> None:

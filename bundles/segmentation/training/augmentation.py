@@ -17,8 +17,17 @@ from monai.transforms.utils import create_rotate
 from torch.nn import functional as F
 
 from ...common.errors import InputError
-from ...common.value_rules import is_share
+from ...common.value_rules import SHARE_BELOW_ONE, ZERO_OR_ABOVE, Rule, is_list, is_share
 from .loss import PartlyKnown
+
+TURN = Rule(
+    "must be three angles in radians, about the x, y and z axis, 0 or above, such as [0.0,0.0,0.26]",
+    lambda value: is_list(value, 3) and min(value) >= 0,
+)
+GAMMA = Rule(
+    "must be the smallest and the largest exponent, above 0",
+    lambda value: is_list(value, 2) and 0 < value[0] <= value[1],
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +169,9 @@ class CropAugmentation:
             whatever the batch.
         probabilities: see `draw_change`.
         turn, zoom, noise, gamma, scale, shift: see `Ranges`.
+
+    Raises:
+        InputError: a range is out of range.
     """
 
     def __init__(
@@ -174,6 +186,10 @@ class CropAugmentation:
         scale: float,
         shift: float,
     ) -> None:
+        for name, value, rule in (("turn", turn, TURN), ("zoom", zoom, SHARE_BELOW_ONE), ("gamma", gamma, GAMMA)):
+            rule.check(name, value)
+        for name, value in (("noise", noise), ("scale", scale), ("shift", shift)):
+            ZERO_OR_ABOVE.check(name, value)
         self.seed = seed
         self.probabilities = dict(probabilities)
         self.ranges = Ranges(turn=tuple(turn), zoom=zoom, noise=noise, gamma=tuple(gamma), scale=scale, shift=shift)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bundles.common.data.data_list import segmentation_scans, unlabelled_scans
+from bundles.common.data.splits import split_entries
 from bundles.common.errors import InputError
 from tests.common.data.written_lists import both, entry, names, split, touch, write_list
 
@@ -214,3 +215,10 @@ def test_a_share_that_leaves_a_side_empty_or_is_no_number_is_refused(tmp_path, s
     write_list(tmp_path, training=[entry(name) for name in "abc"])
     with pytest.raises(InputError, match=r"--validation_share .* must be a number above 0 and below 1"):
         unlabelled_scans(tmp_path, section="training", validation_share=share)
+
+
+def test_a_number_of_folds_that_is_none_is_refused_even_if_the_list_is_divided(tmp_path):
+    content = {"training": [{"image": "a", "fold": 0}], "validation": [{"image": "b", "fold": 1}]}
+    for folds in ("abc", 1, 2.5):
+        with pytest.raises(InputError, match=f"--folds {folds!r} must be a whole number, 2 or more"):
+            split_entries(content, tmp_path / "dataset.json", fold=None, folds=folds, seed=0)

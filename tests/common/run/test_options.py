@@ -69,6 +69,11 @@ def test_good_values_pass(name, value):
         ("mask_ratio", ["a", "b"], r"--mask_ratio \['a', 'b'\] must be \[low, high\]"),
         ("task_weights", 2, "--task_weights 2 must be a number for each task"),
         ("check_data", "ful", "--check_data 'ful' is not one of full, headers, none"),
+        ("num_workers", 10**9, "--num_workers 1000000000 must be a whole number from 0 to 256"),
+        ("max_skipped_steps", None, "--max_skipped_steps None must be a whole number, 1 or more"),
+        ("real_repeats", 10**12, "--real_repeats 1000000000000 must be a whole number from 1 to 1000"),
+        ("accumulation_steps", 0, "--accumulation_steps 0 must be a whole number, 1 or more"),
+        ("deterministic", "yes", "--deterministic 'yes' must be true or false"),
     ],
 )
 def test_bad_values_are_named(name, value, words):

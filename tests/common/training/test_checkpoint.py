@@ -692,3 +692,19 @@ def test_a_patience_that_is_no_number_of_validations_is_refused(tmp_path, record
 
 def test_without_a_validation_nothing_stops_early(tmp_path, record):
     assert train(tmp_path, record, scores=None, early_stopping=1).steps == list(range(1, 16))
+
+
+def test_what_a_last_pt_lacks_is_named(tmp_path, record):
+    train(tmp_path, record, killed_in_step=EPOCH_LENGTH + 1)
+    state = load_checkpoint_file(tmp_path / "last.pt")
+    for name in ("optimizer", "counts", "random"):
+        save_atomically({key: value for key, value in state.items() if key != name}, tmp_path / "last.pt")
+        with pytest.raises(InputError, match=rf"wrote \(it has no {name}\)"):
+            train(tmp_path, record, resume=True)
+
+
+def test_best_weights_that_are_gone_are_no_fault_of_the_score(tmp_path, record):
+    train(tmp_path, record, scores=(0.9, 0.1, 0.2, 0.3, 0.4), killed_in_step=2 * EPOCH_LENGTH + 1)
+    (tmp_path / "best.pt").unlink()
+    with pytest.raises(InputError, match="best.pt is gone"):
+        train(tmp_path, record, scores=(0.9, 0.1, 0.2, 0.3, 0.4), resume=True)

@@ -265,6 +265,8 @@ def test_the_start_is_an_encoder_or_a_model_or_nothing(path, build, record):
     assert load_start_weights(target, pretrained_encoder=None, pretrained_model=path)["left_over"] == []
     with pytest.raises(InputError, match="exclude each other"):
         start_checkpoint("a.pt", "b.pt")
+    with pytest.raises(InputError, match="--pretrained_model a.pt, b.pt: a training starts from one file"):
+        start_checkpoint(None, ["a.pt", "b.pt"])
 
 
 def test_the_table_by_module_is_for_weights_of_another_network(path, build, caplog):
@@ -275,3 +277,35 @@ def test_the_table_by_module_is_for_weights_of_another_network(path, build, capl
         assert "weights by module" not in caplog.text
         load_encoder(build(2), path)
         assert "weights by module" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [
+        ("swinViT.", "holds an encoder alone \\(like encoder.pt\\)"),
+        (
+            ("swinViT.", "encoder", "decoder"),
+            "holds encoder and decoder of a pre-trained network.*\\(like network.pt\\)",
+        ),
+    ],
+)
+def test_a_pre_trained_network_is_no_trained_model(path, build, record, kept, words):
+    state = {name: tensor for name, tensor in build().state_dict().items() if name.startswith(kept)}
+    save_atomically({"model": state, "encoder": record}, path)
+    with pytest.raises(InputError, match=words + ".*--pretrained_encoder"):
+        load_model(build(1), path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"feature_size": 0}, "--feature_size 0 must be a multiple of 12"),
+        ({"feature_size": -12}, "--feature_size -12 must be a multiple of 12"),
+        ({"feature_size": 16, "num_heads": [1, 2, 4, 8]}, "--feature_size 16 must be a multiple of 12"),
+        ({"window_size": 0}, "--window_size 0 must be a whole number from 1 to 32"),
+        ({"window_size": 100}, "--window_size 100 must be a whole number from 1 to 32"),
+    ],
+)
+def test_an_encoder_that_cannot_be_built_is_refused(record, change, words):
+    with pytest.raises(InputError, match=words):
+        resolve_encoder(asked=change, preset=record, checkpoint=None)

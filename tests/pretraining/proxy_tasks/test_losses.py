@@ -115,3 +115,9 @@ def test_a_single_masked_voxel_counts_in_full():
     targets["mask"] = torch.zeros(2, 1, 3, 4, 5, dtype=torch.bool)
     targets["mask"][1, 0, 2, 3, 4] = True
     assert ProxyTaskLoss(tasks=["inpainting"], masked_only=True)({"inpainting": outputs}, targets).item() == 0.75
+
+
+def test_a_run_in_which_every_task_weighs_nothing_is_refused():
+    with pytest.raises(InputError, match="--task_weights rotation: 0.0: every task of this run has the weight 0"):
+        ProxyTaskLoss(tasks=["rotation"], weights={"rotation": 0, "contrast": 1})
+    ProxyTaskLoss(tasks=["rotation", "contrast"], weights={"rotation": 0})

@@ -63,3 +63,8 @@ def test_the_last_line_of_a_run_says_what_was_not_learnt(caplog, accuracy, level
     ours = [record for record in caplog.records if record.name.startswith("bundles")]
     assert ours[-1].levelno == level and last in ours[-1].getMessage()
     assert ours[0].getMessage().startswith("rotation: ")
+
+
+def test_the_effective_rank_of_a_diverged_network_is_no_number():
+    for bad in (math.nan, math.inf):
+        assert math.isnan(effective_rank(torch.tensor([[1.0, bad], [0.0, 1.0]])))

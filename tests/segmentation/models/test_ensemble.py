@@ -166,3 +166,10 @@ def test_mirrors_that_the_training_never_saw_are_warned_of(tmp_path, caplog, aug
     save_atomically({"model": {}, "trained": {} if augmentation is None else {"augmentation": augmentation}}, path)
     warn_of_unseen_mirrors([str(path)], mirror_axes=axes)
     assert ("was trained without flips" in caplog.text) == warned
+
+
+def test_a_pattern_that_fits_several_files_of_one_run_is_refused(tmp_path):
+    touch(tmp_path, "a/models/model.pt", "a/models/best.pt", "a/models/last.pt", "b/models/model.pt")
+    with pytest.raises(InputError, match=r"fits best.pt, last.pt and model.pt of one run \(.*/a/models\)"):
+        model_files(str(tmp_path / "*/models/*.pt"))
+    assert len(model_files(str(tmp_path / "*/models/model.pt"))) == 2

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 from monai.transforms import AdjustContrast, Affine, Flip, Rotate90, ScaleIntensity, ShiftIntensity
 
+from bundles.common.errors import InputError
 from bundles.segmentation.training.augmentation import (
     KINDS,
     Change,
@@ -242,3 +244,18 @@ def test_unknown_voxels_stay_unknown_and_padding_is_background():
     assert set(changed_label.unique().tolist()) == {0, 3, 255}
     assert (changed_label[changed == 1] > 0).all()
     assert (changed[changed_label == 0] < 1).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"turn": 0.3}, {"turn": [0.1, 0.2]}, {"turn": [0.1, -0.2, 0.0]}, {"zoom": 1.5}, {"gamma": [2.0, 0.5]}),
+        *({"gamma": 1.0}, {"noise": -1}, {"scale": "a"}, {"shift": None}),
+    ],
+    ids=str,
+)
+def test_ranges_of_another_form_are_named(change):
+    ((name, value),) = change.items()
+    options = {"seed": 0, "probabilities": augmentation_probabilities({}), **vars(RANGES), **change}
+    with pytest.raises(InputError, match=rf"--{name} {re.escape(repr(value))} must be"):
+        CropAugmentation(**options)

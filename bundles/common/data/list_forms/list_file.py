@@ -23,6 +23,7 @@ from typing import Any
 from monai.utils import ensure_tuple
 
 from ...errors import InputError
+from ...words import sentence
 from ..carried_labels import check_notes, refuse_carried
 from ..nifti_files import _content, is_mask_folder
 from ..partial_labels import check_labelled
@@ -77,7 +78,7 @@ def parse_data_list(path: Path) -> dict:
     except RecursionError:
         raise InputError(f"{path} is not a JSON data list: its brackets are nested too deeply.") from None
     except ValueError as error:  # such as a number of thousands of digits
-        raise InputError(f"{path} is not a JSON data list: {error}.") from None
+        raise InputError(f"{path} is not a JSON data list: {sentence(str(error))}") from None
     if is_nnunet(content):
         content = nnunet_data_list(path, content)
     keys = list(content) if isinstance(content, dict) else f"none, it is a {type(content).__name__}"
