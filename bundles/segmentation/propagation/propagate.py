@@ -135,10 +135,10 @@ def propagate(
 
 
 def check_output(output_dir: str | os.PathLike) -> None:
-    """Check that the output folder can hold the results; part of a run list, before anything is read.
+    """Make the output folder, and check that it can hold the results; part of a run list, before anything is read.
 
     Raises:
-        InputError: it is a file, or holds a data list that no run of propagate.yaml wrote.
+        InputError: it is a file, cannot be written, or holds a data list that no run of propagate.yaml wrote.
     """
     out = Path(output_dir).expanduser().absolute()
     if out.exists() and not out.is_dir():
@@ -148,6 +148,10 @@ def check_output(output_dir: str | os.PathLike) -> None:
             f"--output_dir {out} holds a {DATA_LIST} that no run of propagate.yaml wrote, such as that of your labelled scans. "
             "Choose another folder."
         )
+    try:
+        (out / RECORDS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output_dir {out} cannot be written: {error.strerror}. Choose another folder.") from None
 
 
 def _check_labelled(scans: ScansOfRun, labelled: Collection[Scan], reasons: Mapping[str, str]) -> None:

@@ -571,6 +571,7 @@ def test_incomplete_records_are_made_anew(data, done, tmp_path, kind, content):
         ({"workers": -1}, "--workers -1 must be"),
         ({"labels": {1: "mean"}}, "An organ is called 'mean'"),
         ({"output": "file"}, "is a file: choose a folder"),
+        ({"output": "file", "below": "sub"}, "cannot be written: Not a directory"),
         ({"output": "foreign"}, "no run of propagate.yaml wrote"),
         ({"labels": {77: "liver"}}, "None of the 3 labelled scans can be used"),
     ],
@@ -582,6 +583,7 @@ def test_what_cannot_work_is_refused_before_a_network_is_trained(data, tmp_path,
     if changes.get("output") == "foreign":
         out.mkdir()
         (out / "dataset.json").write_text("{}")
+    out = out / changes.get("below", "")
     trained = []
     with pytest.raises(InputError, match=message):
         propagate(
