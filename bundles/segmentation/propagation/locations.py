@@ -16,10 +16,10 @@ from ...common.files import write_text
 from ...common.run.progress import with_progress
 from .atlas_choice import Selection
 from .itk_images import as_volume
-from .one_scan import FORMAT, file_identity, read_record
-from .outputs import RECORDS
+from .one_scan import FORMAT
 from .position.fit import PositionFit
 from .position.network import PositionNetwork, ScanPosition
+from .records import RECORDS, file_identity, read_record
 from .scans_of_run import Scan
 
 logger = logging.getLogger(__name__)

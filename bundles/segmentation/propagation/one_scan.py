@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -19,7 +18,7 @@ from monai.transforms import generate_spatial_bounding_box
 from scipy import ndimage
 
 from ...common.errors import InputError
-from ...common.files import atomic_path, file_stamp, write_text
+from ...common.files import atomic_path, write_text
 from ...common.scans.contact_sheet import thumbnail
 from ...common.scans.nifti_writing import write_nifti
 from ...common.scans.reading import Volume
@@ -29,9 +28,11 @@ from .agreement import Decision, Limits, agreement, decide, dice_of_organs, expe
 from .carrying import carry_both
 from .fusion import IGNORE, Fused, fuse, local_likeness
 from .itk_images import as_label, as_volume
-from .outputs import RECORDS, Outputs
+from .outputs import Outputs
 from .position.fit import Alignment
-from .registration import RegistrationOptions, register
+from .records import RECORDS, file_identity, read_record
+from .registered_pairs import registered
+from .registration import RegistrationOptions
 from .scans_of_run import Scan
 
 PICTURE_MARGIN = 30.0  # mm around the organs
@@ -122,33 +123,6 @@ class Job:
         return Path(self.folder) / RECORDS / kind / f"{self.target.name}.json"
 
 
-def file_identity(file: str, folder: str | os.PathLike) -> list[Any]:
-    """Return what tells whether a file has changed: size and time, or for a file that each run writes anew its content.
-
-    Args:
-        file: the file.
-        folder: output folder of the run, which holds converted DICOM series.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    try:
-        if Path(file).is_relative_to(folder):
-            return [hashlib.sha256(Path(file).read_bytes()).hexdigest()]
-        return file_stamp(file)
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from error
-
-
-def read_record(path: Path, names: Sequence[str]) -> dict[str, Any] | None:
-    """Return the content of a record, or None if it does not exist, is damaged, or lacks one of the entries."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in names) else None
-
-
 def finished(job: Job) -> dict[str, Any] | None:
     """Return the result of an earlier run of the same job whose files are still there, or None.
 
@@ -224,7 +198,7 @@ def _label(job: Job, result: dict[str, Any]) -> None:
     target = as_volume(job.target.image)
     copies = []
     for atlas, lies in job.atlases:
-        pair, copy = _carried(atlas, lies, target, recipe)
+        pair, copy = _carried(atlas, lies, target, job)
         result["pairs"].append(pair)
         copies += [] if copy is None else [copy]
     if not copies:
@@ -267,12 +241,14 @@ def _label(job: Job, result: dict[str, Any]) -> None:
     _write(job, target, _for_training(job, target, copies, fused, decisions), fused)
 
 
-def _carried(atlas: Scan, lies: Alignment, target: Volume, recipe: Recipe) -> tuple[dict[str, Any], _Copy | None]:
+def _carried(atlas: Scan, lies: Alignment, target: Volume, job: Job) -> tuple[dict[str, Any], _Copy | None]:
     """Register a labelled scan and carry its label; return what came of it, and the copy (None if it failed)."""
     pair: dict[str, Any] = {"atlas": atlas.name}
+    recipe = job.recipe
     try:
         scan, label = as_volume(atlas.image), as_label(atlas.label)
-        found = register(scan, target, scale=lies.scale, shift=lies.shift, options=recipe.registration)
+        options = recipe.registration
+        found = registered(atlas, job.target, moving=scan, fixed=target, lies=lies, options=options, folder=job.folder)
     except InputError as error:
         return pair | {"reason": str(error)}, None
     names = ("reason", "start", "before", "affine", "after", "overlap", "least_jacobian")

@@ -12,9 +12,9 @@ import numpy as np
 
 from ...common.errors import InputError
 from .itk_images import as_volume
+from .records import RECORDS
 
-RECORDS = ".propagated"  # folder of the records, in the output
-SET_ASIDE = "set_aside"  # in it: files of scans that are left out now
+SET_ASIDE = "set_aside"  # in the folder of the records: files of scans that are left out now
 
 
 @dataclass(frozen=True)

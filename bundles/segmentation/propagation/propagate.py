@@ -25,8 +25,9 @@ from .atlas_choice import Selection, choose_atlases
 from .itk_images import simple_itk
 from .locations import locate
 from .one_scan import Job, Recipe, finished, label_scan, refused, with_limits
-from .outputs import RECORDS, Outputs
+from .outputs import Outputs
 from .position.network import ScanPosition
+from .records import RECORDS
 from .results import DATA_LIST, summary_lines, write_results
 from .scans_of_run import TRAINING, Scan, ScansOfRun, values_of_labels
 

@@ -19,7 +19,7 @@ from bundles.common.data.data_list import segmentation_scans
 from bundles.common.errors import InputError
 from bundles.common.scans.nifti_writing import write_nifti
 from bundles.common.scans.reading import Volume
-from bundles.segmentation.propagation import locations, one_scan
+from bundles.segmentation.propagation import locations, one_scan, registered_pairs
 from bundles.segmentation.propagation import propagate as module
 from bundles.segmentation.propagation.agreement import Limits
 from bundles.segmentation.propagation.atlas_choice import Selection
@@ -28,7 +28,7 @@ from bundles.segmentation.propagation.one_scan import Recipe
 from bundles.segmentation.propagation.position.fit import fit_positions, profiles_of
 from bundles.segmentation.propagation.position.network import ScanPosition
 from bundles.segmentation.propagation.propagate import propagate
-from bundles.segmentation.propagation.registration import RegistrationOptions
+from bundles.segmentation.propagation.registration import Registration, RegistrationOptions
 from bundles.segmentation.propagation.results import summary_lines
 from bundles.segmentation.propagation.scans_of_run import scans_of_run
 from tools.synthetic_patient import ORGANS, draw_patient
@@ -399,7 +399,8 @@ def test_options_out_of_range(options, message):
 def test_an_unexpected_error_costs_its_own_scan_and_is_tried_again(data, done, tmp_path, caplog):
     out = copy_of(done, tmp_path)
     (out / ".propagated" / "labels" / "p2.json").unlink()
-    real, broken = one_scan.register, True
+    shutil.rmtree(out / ".propagated" / "pairs" / "p2")
+    real, broken = registered_pairs.register, True
 
     def register(*args, **kwargs):
         if broken:
@@ -407,7 +408,7 @@ def test_an_unexpected_error_costs_its_own_scan_and_is_tried_again(data, done, t
         return real(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(one_scan, "register", register)
+        patch.setattr(registered_pairs, "register", register)
         summary = run(data, out)
         assert summary.labelled == ("p3",) and "ValueError: a library has a bad day" in summary.left_out["p2"]
         assert "Traceback" in caplog.text and not (out / "labels" / "p2.nii.gz").exists()
@@ -428,6 +429,25 @@ def test_a_full_disk_ends_the_run_with_one_message(data, done, tmp_path):
             run(data, out)
 
 
+def test_a_transform_that_cannot_be_written_ends_the_run_with_one_message(data, done, tmp_path):
+    out = copy_of(done, tmp_path)
+    (out / ".propagated" / "labels" / "p2.json").unlink()
+    shutil.rmtree(out / ".propagated" / "pairs" / "p2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            registered_pairs, "register", lambda *args, **options: replace(Registration(), transform=object())
+        )
+        patch.setattr(registered_pairs, "simple_itk", lambda: NoRoom)
+        with pytest.raises(InputError, match="p[014].tfm: itk: cannot write. Finished scans are kept"):
+            run(data, out)
+
+
+class NoRoom:
+    @staticmethod
+    def WriteTransform(transform, file):
+        raise RuntimeError("Exception thrown\nitk: cannot write\n")
+
+
 def test_an_organ_that_no_copy_has_makes_background_unknown(data, done, tmp_path):
     """Scan p0 alone has no spleen: its background may be the spleen of others."""
     content = json.loads((data / "dataset.json").read_text())
@@ -440,7 +460,7 @@ def test_an_organ_that_no_copy_has_makes_background_unknown(data, done, tmp_path
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     shutil.copy2(data / "network.pt", tmp_path / "network.pt")
     recipe = replace(RECIPE, min_organs=0.1)
-    real = one_scan.register
+    real = registered_pairs.register
 
     def register(moving, fixed, **options):  # the scan with a spleen cannot be registered
         found = real(moving, fixed, **options)
@@ -448,7 +468,7 @@ def test_an_organ_that_no_copy_has_makes_background_unknown(data, done, tmp_path
         return replace(found, transform=None, reason="no common field of view") if failed else found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(one_scan, "register", register)
+        patch.setattr(registered_pairs, "register", register)
         run(tmp_path, tmp_path / "out", recipe=recipe, selection=Selection(otherwise=0.1))
     label = np.asarray(nib.load(tmp_path / "out" / "labels" / "p2.nii.gz").dataobj)
     assert not (label == 0).any() and (label == 255).any() and (0 < label[label != 255]).all()
@@ -625,3 +645,61 @@ def test_the_summary_counts_alike_reasons_and_shows_one_of_each():
     summary = module.Summary((), reasons, 0.3, None)
     lines = [line for line in summary_lines(Path("out"), summary, "masks", held_out=False) if "left out" in line]
     assert lines == [f"left out:    2, such as p1: {reasons['p1']}", f"left out:    1, such as p3: {reasons['p3']}"]
+
+
+def no_registration(*args, **kwargs):
+    raise AssertionError("this pair was registered before")
+
+
+def without_registration(data, out, **changes):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registered_pairs, "register", no_registration)
+        return run(data, out, **changes)
+
+
+def test_another_limit_needs_no_new_registration(data, done, tmp_path):
+    """What a person changes after a look at the contact sheets costs seconds, and gives what a new run gives."""
+    stricter = replace(RECIPE, threshold=0.8, limits=Limits(min_confidence=0.4))
+    kept = copy_of(done, tmp_path)
+    without_registration(data, kept, recipe=stricter)
+    run(data, tmp_path / "anew", recipe=stricter)
+    assert digests(kept) == digests(tmp_path / "anew") != digests(done[0])
+    without_registration(data, kept)
+    assert digests(kept) == digests(done[0])
+
+
+def test_a_corrected_label_is_carried_without_a_new_registration(data, done, tmp_path):
+    content = json.loads((data / "dataset.json").read_text())
+    label = nib.load(content["training"][0]["label"])
+    liver = {name: value for value, name in ORGANS.items()}["liver"]
+    voxels = np.asarray(label.dataobj)
+    corrected = tmp_path / "labelsTr" / "p0.nii.gz"
+    write_nifti(corrected, voxels=np.where(voxels == liver, 0, voxels).astype(np.uint8), affine=label.affine)
+    content["training"][0]["label"] = str(corrected)
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    shutil.copy2(data / "network.pt", tmp_path / "network.pt")
+    out = copy_of(done, tmp_path)
+    without_registration(tmp_path, out)
+    assert digests(out)["masks/p2_seg.nii.gz"] != digests(done[0])["masks/p2_seg.nii.gz"]
+
+
+@pytest.mark.parametrize("fault", ["scan", "options", "transform", "record"])
+def test_a_pair_is_registered_anew_if_anything_of_it_differs(data, done, tmp_path, fault):
+    out = copy_of(done, tmp_path)
+    pairs = out / ".propagated" / "pairs" / "p2"
+    recipe = replace(RECIPE, threshold=0.7)  # every scan is fused again
+    if fault == "scan":
+        content = json.loads((pairs / "p1.json").read_text())
+        content["identity"]["scans"][1][1] += 1  # another size
+        (pairs / "p1.json").write_text(json.dumps(content))
+    elif fault == "options":
+        recipe = replace(recipe, registration=replace(RECIPE.registration, sampling=0.05))
+    elif fault == "transform":
+        (pairs / "p1.tfm").write_bytes((pairs / "p1.tfm").read_bytes()[:200])
+    else:
+        (pairs / "p1.json").write_text("{}")
+    real, made = registered_pairs.register, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registered_pairs, "register", lambda *args, **options: made.append(1) or real(*args, **options))
+        run(data, out, recipe=recipe)
+    assert len(made) == (12 if fault == "options" else 1)

@@ -1,0 +1,43 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Records of what is finished, in the output folder: how they are read, and what tells that a file has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...common.errors import InputError
+from ...common.files import file_stamp
+
+RECORDS = ".propagated"  # folder of the records, in the output
+
+
+def file_identity(file: str, folder: str | os.PathLike) -> list[Any]:
+    """Return what tells whether a file has changed: size and time, or for a file that each run writes anew its content.
+
+    Args:
+        file: the file.
+        folder: output folder of the run, which holds converted DICOM series.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        if Path(file).is_relative_to(folder):
+            return [hashlib.sha256(Path(file).read_bytes()).hexdigest()]
+        return file_stamp(file)
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def read_record(path: Path, names: Sequence[str]) -> dict[str, Any] | None:
+    """Return the content of a record, or None if it does not exist, is damaged, or lacks one of the entries."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) and all(isinstance(content.get(name), dict) for name in names) else None
