@@ -28,6 +28,7 @@ from .audit import LEFT_OUT, USED, audit_scan, body_box
 from .patient_split import pseudonym
 
 SAMPLE = 4096  # bytes
+SET_ASIDE = "set_aside"  # in the folder of the records: files of scans that were used and are left out now
 VERSION = 1  # version of the outputs; records of other versions are ignored
 
 
@@ -75,6 +76,8 @@ class Outputs:
         self.nifti = Path(folder, "nifti", f"{name}.nii.gz")
         self.thumbnail = Path(folder, PREPARED, f"{name}.npy")
         self.record = Path(folder, PREPARED, f"{name}.json")
+        everything = (self.store, self.nifti, self.thumbnail, self.record)  # the record last
+        self._aside = {path: Path(folder, PREPARED, SET_ASIDE, path.name) for path in everything}
 
     def wanted(self, candidate: Candidate, recipe: Recipe) -> list[Path]:
         """Return the files that a used scan must have besides its record."""
@@ -97,21 +100,80 @@ class Outputs:
     def remove(self) -> None:
         """Delete all files of a scan that no longer exists."""
         self.remove_data()
-        for path in (self.thumbnail, self.record):
+        for path in (self.thumbnail, self.record, *self._aside.values()):
             path.unlink(missing_ok=True)
+
+    def set_aside(self) -> None:
+        """Put all files of a scan that was used out of sight: it is left out now, by its state or another option.
+
+        If file and options are once more as they were, `take_back` finds them. Files of a scan that was not used are deleted.
+        """
+        row = (_content(self.record) or {}).get("row")
+        if isinstance(row, dict) and row.get("verdict") == USED:
+            for path, aside in self._aside.items():
+                if path.is_file():
+                    aside.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(path, aside)
+        for path in (self.store, self.nifti, self.thumbnail, self.record):
+            path.unlink(missing_ok=True)
+
+    def take_back(self) -> None:
+        """Put the files that were set aside in their places."""
+        for path, aside in self._aside.items():
+            if aside.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(aside, path)
+
+    def forget_set_aside(self) -> None:
+        """Delete what was set aside: the scan is used, with other files."""
+        for aside in self._aside.values():
+            aside.unlink(missing_ok=True)
+
+    def are_complete(self, candidate: Candidate, recipe: Recipe) -> bool:
+        """Whether the files of a used scan are all there, with the sizes that the record says."""
+        sizes = (_content(self.record) or {}).get("sizes")
+        sizes = sizes if isinstance(sizes, dict) else {}
+        for path in self.wanted(candidate, recipe):
+            size = path.stat().st_size if path.is_file() else 0
+            if not size or size != sizes.get(path.name, size):
+                return False
+        return True
+
+    @property
+    def record_aside(self) -> Path:
+        """The record among the files that are set aside."""
+        return self._aside[self.record]
 
 
 def read_record(task: Task) -> dict[str, Any] | None:
     """Return the row of a scan if it was already prepared from the same files with the same recipe, else None."""
     if task.candidate.fault:
         return None
+    outputs = Outputs(task.folder, task.candidate.name)
+    if (row := _row_of(outputs.record, task)) is not None:
+        return row
+    if (row := _row_of(outputs.record_aside, task)) is not None:
+        outputs.take_back()
+    return row
+
+
+def _row_of(file: Path, task: Task) -> dict[str, Any] | None:
     try:
-        record = json.loads(Outputs(task.folder, task.candidate.name).record.read_text(encoding="utf-8"))
+        record = _content(file) or {}
         made_from = record["made_from"]
         made_from["recipe"] = json.loads(json.dumps(vars(Recipe()))) | made_from["recipe"]  # options newer than it
         return record["row"] if made_from == _made_from(task) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return None  # missing, damaged, or another file
+
+
+def _content(record: Path) -> dict[str, Any] | None:
+    """Return the content of a record, or None if there is none that can be read."""
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def prepare_scan(task: Task) -> dict[str, Any]:
@@ -119,8 +181,8 @@ def prepare_scan(task: Task) -> dict[str, Any]:
 
     Returns:
         The row of `audit_scan`, with ``patient`` and ``series_uid``. For a scan that cannot be read, only these two,
-        the verdict and the reason; no record of it is kept, because the cause may be a permission or the network: the
-        next run tries again.
+        the verdict and the reason. The cause may be a permission or the network: the next run tries again, and the
+        files of an earlier run are set aside until then.
 
     Raises:
         InputError: a file cannot be written.
@@ -139,7 +201,7 @@ def prepare_scan(task: Task) -> dict[str, Any]:
     except Exception as error:  # one faulty scan must not stop the others
         reason = f"cannot be prepared ({type(error).__name__}: {error})"
     with writing(task.folder):
-        Outputs(task.folder, task.candidate.name).remove()
+        Outputs(task.folder, task.candidate.name).set_aside()
     return row | refused(reason)
 
 
@@ -155,10 +217,7 @@ def identity(task: Task) -> dict[str, str]:
 
 def source_of(record: Path) -> str:
     """Return the file or folder that a record was made from; "" if it is not recorded."""
-    try:
-        return str(json.loads(record.read_text(encoding="utf-8"))["source"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    return str((_content(record) or {}).get("source", ""))
 
 
 def _prepared(task: Task, row: dict[str, Any]) -> dict[str, Any]:
@@ -183,18 +242,21 @@ def _prepared(task: Task, row: dict[str, Any]) -> dict[str, Any]:
         stored = _resampled(ras, recipe.spacing)
         box = body_box(stored.voxels > recipe.foreground_hu)
     with writing(task.folder):
+        if not used:
+            outputs.set_aside()
         if used and recipe.write_nifti and candidate.kind != "nifti":
             write_nifti(outputs.nifti, voxels=volume.voxels, affine=volume.affine)
         if used and recipe.write_store:
             details = _details(row, recipe)
             write_scan(outputs.store, voxels=stored.voxels, affine=stored.affine, body_box=box, details=details)
         outputs.remove_unwanted(candidate, recipe)
-        if not used:
-            outputs.remove_data()
         with atomic_path(outputs.thumbnail) as temporary, open(temporary, "wb") as file:
             np.save(file, picture)
-        record = {"made_from": made_from, "source": candidate.source, "row": row}
+        sizes = {path.name: path.stat().st_size for path in outputs.wanted(candidate, recipe) if path.is_file()}
+        record = {"made_from": made_from, "source": candidate.source, "row": row, "sizes": sizes}
         write_text(outputs.record, json.dumps(record, indent=1, ensure_ascii=False))
+        if used:
+            outputs.forget_set_aside()
     return row
 
 

@@ -87,7 +87,7 @@ def prepare(
     with stops_cleanly(), _alone_in(out):
         _remove_temporary_files(out)
         tasks = [Task(candidate, recipe, str(out)) for candidate in candidates]
-        kept = _check_records(out, candidates, found.refused)
+        kept = _check_records(out, candidates, found.refused, source)
         rows = {task.candidate.name: row for task in tasks if (row := read_record(task))}
         logger.info(
             "%s found (%d NIfTI, %d MetaImage, %d DICOM series), %d already prepared; "
@@ -135,7 +135,7 @@ def _prepare_all(tasks: list[Task], workers: int) -> dict[str, dict]:
         with closing(in_processes(prepare_scan, tasks, workers=workers)) as results:
             for task, row in with_progress(results, len(tasks), doing="preparing"):
                 if isinstance(row, Died):
-                    Outputs(task.folder, task.candidate.name).remove()
+                    Outputs(task.folder, task.candidate.name).set_aside()
                     row = identity(task) | refused(
                         "its process died, most likely for lack of memory: use fewer --workers"
                     )
@@ -193,13 +193,23 @@ def _remove_temporary_files(out: Path) -> None:
                 path.unlink()
 
 
-def _check_records(out: Path, candidates: Sequence[Candidate], refused_files: Iterable[str]) -> set[str]:
-    """Compare the records with the scans found; return the names of scans to keep although they were not found."""
+def _check_records(
+    out: Path, candidates: Sequence[Candidate], refused_files: Iterable[str], source: str | Sequence[str]
+) -> set[str]:
+    """Compare the records with the scans found; return the names of scans to keep although they were not found.
+
+    Raises:
+        InputError: all scans of the records would be removed, or all of one source.
+    """
     records = {path.stem: path for path in (out / PREPARED).glob("*.json")}
     known = set(records)
     gone = known - {candidate.name for candidate in candidates}
     unreadable = set(refused_files)
-    kept = {name for name in gone if _lies_in(source_of(records[name]), unreadable)}
+    above = {
+        str(folder) for file in unreadable for folder in Path(file).parents
+    }  # of a series without a readable slice
+    sources = {name: source_of(records[name]) for name in gone}
+    kept = {name for name, place in sources.items() if _lies_in(place, unreadable) or place in above}
     gone -= kept
     if kept:
         logger.warning(
@@ -212,6 +222,15 @@ def _check_records(out: Path, candidates: Sequence[Candidate], refused_files: It
             f"{out} has {len(gone)} scans of other sources, such as {min(gone)}, which would be removed. Choose "
             "another --dataset_dir, or pass all sources: --source \"['a','b']\"."
         )
+    for one in [source] if isinstance(source, (str, os.PathLike)) else source:
+        place = os.path.abspath(Path(one).expanduser())
+        lost = sorted(name for name in gone if _lies_in(sources[name], {place}))
+        if lost and not any(_lies_in(candidate.source, {place}) for candidate in candidates):
+            raise InputError(
+                f"{place} holds no scan now, and {counted(len(lost), 'scan', 'scans')} in {out}, such as {lost[0]}, came from "
+                "it. Is it a folder of a disk that is not mounted? To go on without these scans, which are then removed, "
+                "leave it out of --source."
+            )
     if gone:
         logger.warning(
             "%s no longer in the sources: removed, such as %s",
@@ -236,7 +255,7 @@ def _remove_unused(out: Path, candidates: Sequence[Candidate], split: Split, kep
 
 
 def _is_complete(task: Task) -> bool:
-    return all(path.is_file() for path in Outputs(task.folder, task.candidate.name).wanted(task.candidate, task.recipe))
+    return Outputs(task.folder, task.candidate.name).are_complete(task.candidate, task.recipe)
 
 
 # ---- patients and sections -----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from monai.data import MetaTensor
 from monai.transforms import Spacing
 
 from bundles.common.data.data_list import segmentation_scans, unlabelled_scans
-from bundles.common.errors import InputError
+from bundles.common.errors import InputError, RefusedScan
 from bundles.pretraining.crops.patch_store import StoredScan
 from bundles.pretraining.preparation import one_scan as one_scan
 from bundles.pretraining.preparation import results as prepared_results
@@ -395,7 +395,10 @@ def test_changed_options_give_what_a_fresh_run_gives(tmp_path, good):
     run(good, tmp_path / "out", recipe={"keep_suspect": True, "spacing": 3.0})
     run(good, tmp_path / "out")
     run(good, tmp_path / "fresh")
-    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+    changed = contents(tmp_path / "out")
+    aside = {name for name in changed if "set_aside" in name}
+    assert {name.rpartition("/")[2] for name in aside} >= {"raw__windowed.b2nd", "raw__windowed.json"}
+    assert {name: changed[name] for name in changed.keys() - aside} == contents(tmp_path / "fresh")
 
 
 def test_a_record_from_before_an_option_existed_still_counts(tmp_path, good, read):
@@ -758,3 +761,94 @@ def test_a_label_that_is_not_there_is_told_in_the_row(tmp_path, good, caplog):
     row = audit(tmp_path / "out")["raw__site_2__scan"]
     assert (row["verdict"], row["label"]) == ("used", "") and "gone.nii.gz does not exist" in row["reason"]
     assert "1 label of" in caplog.text
+
+
+# ---- nothing is lost -----------------------------------------------------------------------------------------------
+
+
+def test_a_scan_that_cannot_be_read_for_once_loses_nothing(tmp_path, good, read, monkeypatch):
+    run(good, tmp_path / "out")
+    first, real = contents(tmp_path / "out"), one_scan.read_scan
+
+    def failing(candidate, **how):
+        raise RefusedScan("cannot be read: Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(one_scan, "file_stamp", lambda path: (_ for _ in ()).throw(OSError("gone for a moment")))
+        patch.setattr(one_scan, "read_scan", failing)
+        assert run(good, tmp_path / "out").used == 0
+    assert entries(tmp_path / "out") == [] and not list((tmp_path / "out" / "store").glob("*"))
+    assert one_scan.read_scan is real
+    read.clear()
+    assert run(good, tmp_path / "out").used == 4
+    assert read == [] and contents(tmp_path / "out") == first
+
+
+def test_a_mistyped_option_deletes_no_store(tmp_path, good, read):
+    run(good, tmp_path / "out")
+    first = contents(tmp_path / "out")
+    assert run(good, tmp_path / "out", recipe={"max_spacing": 0.1}).used == 0
+    assert not list((tmp_path / "out" / "store").glob("*"))
+    read.clear()
+    assert run(good, tmp_path / "out").used == 4
+    assert read == [] and contents(tmp_path / "out") == first
+
+
+def test_what_was_set_aside_is_forgotten_once_there_is_a_newer_scan(tmp_path, good):
+    run(good, tmp_path / "out")
+    run(good, tmp_path / "out", recipe={"max_spacing": 0.1})
+    run(good, tmp_path / "out", recipe={"foreground_hu": -400.0})
+    assert not list((tmp_path / "out" / ".prepared" / "set_aside").glob("*"))
+
+
+@pytest.mark.parametrize("left", [0, 0.8])
+def test_a_file_that_was_cut_is_made_again(tmp_path, good, read, left):
+    run(good, tmp_path / "out")
+    first = contents(tmp_path / "out")
+    cut = [tmp_path / "out" / "store" / "raw__pacs__a.b2nd", tmp_path / "out" / "nifti" / "raw__pacs__b.nii.gz"]
+    cut.append(next((tmp_path / "out" / ".prepared").glob("raw__site_1*.npy")))
+    for file in cut:
+        file.write_bytes(file.read_bytes()[: int(left * file.stat().st_size)])
+    read.clear()
+    run(good, tmp_path / "out")
+    assert sorted(read) == ["raw__pacs__a", "raw__pacs__b", cut[2].stem] and contents(tmp_path / "out") == first
+
+
+def test_a_series_without_a_readable_slice_is_kept(tmp_path, good, read, monkeypatch, caplog):
+    run(good, tmp_path / "out")
+    first = contents(tmp_path / "out")
+    slices = sorted((good / "pacs" / "a").iterdir())
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in slices}
+    for path in slices:
+        path.write_bytes(b"")
+        path.chmod(0o000)
+    real = open
+
+    def denied(path, *arguments, **options):
+        if str(path).startswith(str(good / "pacs" / "a")):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", denied)
+        run(good, tmp_path / "out")
+    for path, (content, time) in before.items():
+        path.chmod(0o600)
+        path.write_bytes(content)
+        os.utime(path, ns=(time, time))
+    read.clear()
+    run(good, tmp_path / "out")
+    assert read == [] and contents(tmp_path / "out") == first
+
+
+def test_a_source_without_any_scan_is_no_reason_to_remove_its_scans(tmp_path, good):
+    other = tmp_path / "disk"
+    write_nifti(other / "scan.nii.gz", 7)
+    run([good, other], tmp_path / "out")
+    first = contents(tmp_path / "out")
+    (other / "scan.nii.gz").rename(tmp_path / "unmounted.nii.gz")
+    with pytest.raises(InputError, match="disk holds no scan now, and 1 scan in .* not mounted"):
+        run([good, other], tmp_path / "out")
+    assert contents(tmp_path / "out") == first
+    run([good], tmp_path / "out")  # left out of --source: it is meant
+    assert not [name for name in contents(tmp_path / "out") if "disk" in name]
