@@ -17,7 +17,7 @@ from .list_forms.list_file import first_file, image_files
 
 logger = logging.getLogger(__name__)
 
-FOLD_NUMBER = whole_from(2).or_null("five, or one for each patient if there are fewer")
+FOLD_NUMBER = whole_from(2).or_null("five (one for each patient if there are fewer)")
 FOLDS = 5  # five-fold cross-validation, as in Tang et al., CVPR 2022
 
 

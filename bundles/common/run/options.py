@@ -34,6 +34,7 @@ from ..value_rules import (
     SHARE_BELOW_ONE,
     SWITCH,
     WHOLE,
+    WORKERS,
     ZERO_OR_ABOVE,
     Rule,
     is_list,
@@ -104,7 +105,8 @@ RULES: dict[str, Rule] = {
         ("weight_decay", "end_learning_rate", "class_balance", "background_weight", "min_body"), ZERO_OR_ABOVE
     ),
     **dict.fromkeys(("warmup_steps", "cache_num", "min_slices"), WHOLE),
-    "num_workers": whole_from(0, 256),  # far more than a machine has cores fill its memory and stop every other program
+    "num_workers": whole_from(0, 256),  # many more than a machine has cores would fill its memory
+    "workers": WORKERS,
     **dict.fromkeys(("resume", "amp", "fast", "gradient_checkpointing", "freeze_encoder", "tensorboard"), SWITCH),
     **dict.fromkeys(("batch_dice", "background_in_dice", "masked_only", "skip_air"), SWITCH),
     "foreground_hu": NUMBER,

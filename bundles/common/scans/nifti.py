@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from collections import Counter
@@ -23,6 +24,26 @@ NAMED = 10  # files with doubts of one kind that are named in the log of a proce
 
 _told: set[tuple[str, str]] = set()  # file and kind of the doubts that were logged
 _lock = threading.Lock()
+
+
+def is_whole(file: str | os.PathLike) -> bool:
+    """Whether a NIfTI file has all its voxels, and is no file that a full disk has cut; in most cases without unpacking it.
+
+    The last four bytes of a gzip file are the size of its content (RFC 1952), which the header says, too. If they differ,
+    the file is unpacked: some programs write gzip files of several parts.
+    """
+    try:
+        voxels = nib.load(file).dataobj
+        size = voxels.offset + math.prod(voxels.shape) * voxels.dtype.itemsize
+        with open(file, "rb") as stream:
+            if not os.fspath(file).endswith(".gz"):
+                return os.fstat(stream.fileno()).st_size >= size
+            stream.seek(-4, os.SEEK_END)
+            if int.from_bytes(stream.read(4), "little") == size % 2**32:
+                return True
+        return np.asarray(voxels).size > 0
+    except Exception:  # nibabel, gzip and zlib raise many kinds of errors for broken files
+        return False
 
 
 def open_scan(file: str | os.PathLike) -> nib.spatialimages.SpatialImage:

@@ -24,7 +24,7 @@ from ..value_rules import COUNT
 from ..weights.checkpoint_file import load_checkpoint_file, save_atomically
 from ..weights.loading import decoder_state, encoder_state, trains_decoder
 from ..weights.merging_guard import trusted_weights
-from ..words import counted, listed, shown
+from ..words import counted, listed, sentence, shown
 from .steps import steps_done
 from .weight_average import WeightAverage
 
@@ -162,6 +162,7 @@ class TrainingCheckpoint:
                 early_stopping = None
         self.early_stopping = early_stopping
         self.best: float | None = None
+        self.best_lost = False  # whether best.pt of the resumed run could not be read
         self.best_epoch = 0
         self.moved = False  # whether two validations of this run had different scores
         self.scores: list[list[float]] = []  # step and score of each validation
@@ -181,8 +182,27 @@ class TrainingCheckpoint:
             engine.add_event_handler(Events.COMPLETED, self.completed)
 
     def set_aside(self, engine: Engine) -> None:
-        """Rename the files of an earlier run in this folder to ``previous_last.pt`` and so on."""
+        """Rename the files of an earlier run in this folder to ``previous_last.pt`` and so on.
+
+        A run that got further than the earlier one stays: whoever forgets ``--resume true`` twice has the first run's state
+        as ``previous_last.pt``, not that of a few steps.
+        """
+        if self._steps_in("previous_last.pt") > self._steps_in("last.pt") >= 0:
+            logger.warning(
+                "%s is of a longer run than %s, and stays; the shorter run's files are replaced",
+                *(self.folder / "previous_last.pt", self.folder / "last.pt"),
+            )
+            for name in ("last.pt", "best.pt", *RESULTS):
+                (self.folder / name).unlink(missing_ok=True)
         self._set_aside("last.pt", "best.pt", *RESULTS)
+
+    def _steps_in(self, name: str) -> int:
+        """Return the steps of a saved state; -1 if there is none that can be read."""
+        try:
+            state = load_checkpoint_file(str(self.folder / name))
+        except InputError:
+            return -1
+        return int(state.get("step", -1)) if isinstance(state, Mapping) else -1
 
     def _set_aside(self, *names: str) -> None:
         for name in names:
@@ -278,6 +298,8 @@ class TrainingCheckpoint:
         self.sampler.first = engine.state.iteration
         comparable = not self.of_the_scores.intersection(changed)
         self.best = state["best"] if comparable else None
+        if self.best is not None and not self._best_is_there():
+            self.best, self.best_lost = None, True
         if not comparable:
             logger.warning(
                 "The best %s so far (%s) is discarded: it was measured with other settings.", self.score, state["best"]
@@ -294,6 +316,18 @@ class TrainingCheckpoint:
         if ends_epoch and not state["validated"]:
             engine.fire_event(Events.EPOCH_COMPLETED)  # validate, track and save, which the stop prevented
         self.random = random_states()
+
+    def _best_is_there(self) -> bool:
+        """Whether ``best.pt`` can be read; all ranks see the same file."""
+        try:
+            load_checkpoint_file(str(self.folder / "best.pt"))
+        except InputError as error:
+            logger.warning(
+                "%s The best validation so far (%s %.4g) is forgotten; the next one writes the file anew.",
+                *(sentence(str(error)), self.score, self.best),
+            )
+            return False
+        return True
 
     def continue_random(self, engine: Engine) -> None:
         """Restore the generators at the first batch.
@@ -382,10 +416,10 @@ class TrainingCheckpoint:
     def completed(self, engine: Engine) -> None:
         """Write the result of the run."""
         best = self.folder / "best.pt"
-        if not best.exists() and self.best is not None:
+        if self.best_lost and self.best is None:
             raise InputError(
-                f"{best} is gone, so there are no weights to save. It is written again by the next validation that is better: "
-                "train on with more --max_steps, or start again without --resume."
+                f"{best} cannot be read, and no validation of this run was left to write it anew. Train on: more --max_steps, "
+                "with --resume true --resume_changes \"['max_steps']\"."
             )
         if not best.exists():
             raise InputError(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,8 +108,10 @@ class TrainingLog:
         kept = [row for row in read_log(self.path) if row["step"] <= self.first_step] if self.path.exists() else []
         if kept:
             self._write(kept)
-        else:
-            self.path.unlink(missing_ok=True)
+        elif self.path.exists():  # of another run; the longer one stays, as with the checkpoints
+            previous = self.path.with_name(f"previous_{self.path.name}")
+            longer = previous.exists() and len(read_log(previous)) > len(read_log(self.path))
+            self.path.unlink() if longer else os.replace(self.path, previous)
 
     def _append(self, row: dict[str, float]) -> None:
         if not self.path.exists():

@@ -19,12 +19,12 @@ from .merging_order import merging_of
 logger = logging.getLogger(__name__)
 
 
-#: Fields of the record, in display order.
 FEATURE_SIZE = Rule(
     "must be a multiple of 12, as MONAI's Swin UNETR requires, such as 48",
     lambda value: COUNT.holds(value) and value % 12 == 0,
 )
 WINDOW_SIZE = whole_from(1, 32)  # tokens; the table of relative positions has (2 window - 1)^3 rows
+#: Fields of the record, in display order.
 FIELDS = ("in_channels", "feature_size", "depths", "num_heads", "window_size", "patch_size", "merging", "use_v2")
 
 

@@ -224,12 +224,12 @@ def _check_whole(network: torch.nn.Module, found: FoundWeights) -> None:
     if not hasattr(network, "out") or any(name.startswith("out.") for name in found.rest):
         return
     if any(DECODER.match(name) for name in found.rest):
-        part, name = "encoder and decoder of a pre-trained network, without an output layer", "network.pt"
+        part, name, option = "encoder and decoder of a pre-trained network", "network.pt", "pretrained_model"
     else:
-        part, name = "an encoder alone", "encoder.pt"
+        part, name, option = "an encoder alone", "encoder.pt", "pretrained_encoder"
     raise InputError(
-        f"{found.path} holds {part} (like {name}): a training starts from it, by --pretrained_encoder. Here a trained model is "
-        "needed, such as the model.pt that a training writes to models/ of its output."
+        f"{found.path} holds {part} without an output layer (like {name}): a training starts from it, by --{option}. Here a "
+        "trained model is needed, such as the model.pt that a training writes to models/ of its output."
     )
 
 

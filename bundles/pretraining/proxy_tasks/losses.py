@@ -50,7 +50,7 @@ class ProxyTaskLoss(torch.nn.Module):
             raise InputError(f"task_weights names {', '.join(unknown)}; the proxy tasks are {', '.join(TASKS)}.")
         if not any(self.weights.values()):
             raise InputError(
-                f"--task_weights {shown(self.weights)}: every task of this run has the weight 0, so that nothing would be learnt. "
+                f"--task_weights {shown(self.weights)}: every task of this run has the weight 0, so nothing would be learnt. "
                 "Give at least one of --tasks a weight above 0."
             )
         self.contrast = NTXentLoss(temperature, across_ranks=across_ranks)

@@ -16,6 +16,7 @@ from ...common.data.data_list import inference_scans
 from ...common.data.list_forms.list_file import StrPath, first_file
 from ...common.errors import InputError, NoScan, RefusedScan
 from ...common.scans.dicom_series import read_series
+from ...common.scans.nifti import is_whole
 from ...common.scans.nifti_writing import write_nifti
 from ...common.scans.reading import read_scan
 from ...common.scans.search import IS_PACKED, Candidate, Found, find_candidates
@@ -201,7 +202,7 @@ def _is_listed(source: StrPath) -> bool:
 
 
 def _segmented(output_dir: Path, cases: Mapping[str, str]) -> set[str]:
-    """Return the images that an earlier run has segmented: in its table, with a mask no older than the image.
+    """Return the images that an earlier run has segmented: in its table, with a whole mask no older than the image.
 
     Args:
         output_dir: of that run.
@@ -211,7 +212,10 @@ def _segmented(output_dir: Path, cases: Mapping[str, str]) -> set[str]:
     for image, case in cases.items():
         mask = output_dir / f"{case}_seg.nii.gz"
         if mask.exists() and os.path.exists(image) and os.path.getmtime(mask) >= os.path.getmtime(image):
-            images.add(image)
+            if is_whole(mask):
+                images.add(image)
+            else:
+                logger.warning("the mask %s is damaged: its scan is segmented again", mask)
     return images
 
 

@@ -18,12 +18,22 @@ from ..results.organ_volumes import TABLE
 FILE = "settings.json"
 
 
+def compare_settings(*, output_dir: str, settings: Mapping[str, Any], models: Sequence[str], resume: bool) -> None:
+    """Check what `write_or_compare_settings` will check, and write nothing: the run may still be refused.
+
+    Raises:
+        InputError: see `write_or_compare_settings`.
+    """
+    _compared(output_dir, settings, models, resume)
+
+
 def write_or_compare_settings(
     *, output_dir: str, settings: Mapping[str, Any], models: Sequence[str], resume: bool
 ) -> None:
     """Write ``settings.json`` when a run starts; compare the settings with it when a run is resumed.
 
-    The table of volumes, by which a resumed run knows what is done, is removed first: it tells of masks with other settings.
+    The table of volumes, by which a resumed run knows what is done, becomes ``previous_volumes.csv`` first: it tells of
+    masks with other settings.
 
     Args:
         output_dir: folder of the results.
@@ -32,9 +42,22 @@ def write_or_compare_settings(
         resume: whether the run is resumed.
 
     Raises:
-        InputError: a model does not exist; or the run is resumed with different settings or models. The message lists
-            both values of each.
+        InputError: a model does not exist; ``settings.json`` cannot be read; or the run is resumed with different settings
+            or models. The message lists both values of each.
     """
+    current, known = _compared(output_dir, settings, models, resume)
+    if known or rank() != 0:
+        return
+    path = Path(output_dir) / FILE
+    if (table := path.parent / TABLE).exists():
+        os.replace(table, table.with_name(f"previous_{TABLE}"))
+    write_text(path, json.dumps(current, indent=1) + "\n")
+
+
+def _compared(
+    output_dir: str, settings: Mapping[str, Any], models: Sequence[str], resume: bool
+) -> tuple[dict[str, Any], bool]:
+    """Return the settings as they are written, and whether a resumed run has them already."""
     path = Path(output_dir) / FILE
     stamps = {}
     for model in models:
@@ -44,19 +67,25 @@ def write_or_compare_settings(
             )
         stamps[os.path.abspath(model)] = file_stamp(model)
     current = json.loads(json.dumps({**settings, "models": stamps}))  # the form in which it is read back
-    if resume and path.exists():
+    if not (resume and path.exists()):
+        return current, False
+    try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
-        names = sorted({*recorded, *current})
-        changed = [
-            f"{name} was {shown(recorded.get(name))}, now {shown(current.get(name))}"
-            for name in names
-            if recorded.get(name) != current.get(name)
-        ]
-        if changed:
-            raise InputError(
-                f"Cannot resume: the results in {output_dir} were produced with different settings ({'; '.join(changed)}). "
-                "Use those, or another --output_dir."
-            )
-    elif rank() == 0:
-        (path.parent / TABLE).unlink(missing_ok=True)
-        write_text(path, json.dumps(current, indent=1) + "\n")
+    except (OSError, ValueError):
+        recorded = None
+    if not isinstance(recorded, dict):
+        raise InputError(
+            f"Cannot resume: {path} is damaged, so nobody knows the settings of the masks beside it. Use another --output_dir, "
+            "or segment all scans again with --resume false."
+        )
+    changed = [
+        f"{name} was {shown(recorded.get(name))}, now {shown(current.get(name))}"
+        for name in sorted({*recorded, *current})
+        if recorded.get(name) != current.get(name)
+    ]
+    if changed:
+        raise InputError(
+            f"Cannot resume: the results in {output_dir} were produced with different settings ({'; '.join(changed)}). "
+            "Use those, or another --output_dir."
+        )
+    return current, True

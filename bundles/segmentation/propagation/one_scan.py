@@ -134,12 +134,14 @@ def finished(job: Job) -> dict[str, Any] | None:
             return None
     except InputError:  # a file is gone: the job says so
         return None
-    result = content["result"]
+    result, sizes = content["result"], content.get("sizes")
+    if not {"organs", "pairs", "reason", "labelled"} <= set(result):
+        return None
     if not result["organs"]:
         return result
     outputs = Outputs(job.folder, job.target.name)
     outputs.take_back(masks_only=job.masks_only)
-    return result if outputs.are_whole(content.get("sizes", {}), masks_only=job.masks_only) else None
+    return result if outputs.are_whole(sizes if isinstance(sizes, dict) else {}, masks_only=job.masks_only) else None
 
 
 def label_scan(job: Job) -> dict[str, Any]:
@@ -245,8 +247,11 @@ def _carried(atlas: Scan, lies: Alignment, target: Volume, job: Job) -> tuple[di
     """Register a labelled scan and carry its label; return what came of it, and the copy (None if it failed)."""
     pair: dict[str, Any] = {"atlas": atlas.name}
     recipe = job.recipe
+    scan, label = (
+        as_volume(atlas.image),
+        as_label(atlas.label),
+    )  # an error here is of the disk: no label without this scan
     try:
-        scan, label = as_volume(atlas.image), as_label(atlas.label)
         options = recipe.registration
         found = registered(atlas, job.target, moving=scan, fixed=target, lies=lies, options=options, folder=job.folder)
     except InputError as error:

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +21,7 @@ from ...common.run.clean_stop import stops_cleanly
 from ...common.run.progress import with_progress
 from ...common.run.worker_pool import Died, in_processes
 from ...common.value_rules import WORKERS
-from ...common.words import sentence
+from ...common.words import counted, sentence
 from .agreement import LeftOut, Relation, relation
 from .atlas_choice import Selection, choose_atlases
 from .itk_images import simple_itk
@@ -27,7 +29,7 @@ from .locations import locate
 from .one_scan import Job, Recipe, finished, label_scan, refused, with_limits
 from .outputs import Outputs
 from .position.network import ScanPosition
-from .records import RECORDS
+from .records import RECORDS, read_record
 from .results import DATA_LIST, summary_lines, write_results
 from .scans_of_run import TRAINING, Scan, ScansOfRun, values_of_labels
 
@@ -94,10 +96,10 @@ def propagate(
     recipe = replace(recipe, min_organs=0.0) if masks_only else recipe
     with stops_cleanly(), _alone_in(out):
         holds, faults = values_of_labels(scans.labelled, recipe.labels)
-        _check_labelled(scans, holds, faults)
+        _check_labelled(scans, holds, faults, out)
         network = position_network() if callable(position_network) else position_network
         labelled, reasons = locate(list(holds), network, selection, out, device)
-        _check_labelled(scans, labelled, reasons)
+        _check_labelled(scans, labelled, reasons, out)
         targets, left_out = locate(scans.targets, network, selection, out, device)
         measured, found, min_agreement = _measured(labelled, recipe, selection, out, workers)
         recipe = with_limits(recipe, min_agreement=min_agreement)
@@ -149,19 +151,28 @@ def check_output(output_dir: str | os.PathLike) -> None:
             f"--output_dir {out} holds a {DATA_LIST} that no run of propagate.yaml wrote, such as that of your labelled scans. "
             "Choose another folder."
         )
-    try:
-        (out / RECORDS).mkdir(parents=True, exist_ok=True)
+    try:  # the folder alone: one with records counts as the output of such a run
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise InputError(f"--output_dir {out} cannot be written: {error.strerror}. Choose another folder.") from None
 
 
-def _check_labelled(scans: ScansOfRun, labelled: Collection[Scan], reasons: Mapping[str, str]) -> None:
+def _check_labelled(scans: ScansOfRun, labelled: Collection[Scan], reasons: Mapping[str, str], out: Path) -> None:
     """Warn of labelled scans that are not used, with the reason by name.
 
     Raises:
-        InputError: none can be used.
+        InputError: none can be used, or one from which labels of an earlier run were carried: all would be made anew.
     """
+    carried = _carried_from(out) if reasons else {}
     for name, reason in reasons.items():
+        if carried.get(name):
+            raise InputError(
+                f"The labelled scan {name} cannot be used: {sentence(reason)} {counted(carried[name], 'label')} in {out} "
+                f"{'was' if carried[name] == 1 else 'were'} carried from it, and would be made anew without it. Mend it; or, to "
+                "go on without it, remove it from the data list."
+            )
         logger.warning("labelled scan %s is not used: %s", name, reason)
     if not labelled:
         name, reason = next(iter(reasons.items()))
@@ -175,6 +186,15 @@ def _set_aside(results: Sequence[dict[str, Any]], out: Path, *, masks_only: bool
     for result in results:
         if not result["organs"]:
             Outputs(str(out), result["scan"]).set_aside(masks_only=masks_only)
+
+
+def _carried_from(out: Path) -> Counter[str]:
+    """Return how many finished labels were carried from each labelled scan, by its name."""
+    found: Counter[str] = Counter()
+    for file in (out / RECORDS / "labels").glob("*.json"):
+        pairs = (read_record(file, ("result",)) or {"result": {}})["result"].get("pairs") or ()
+        found.update(pair["atlas"] for pair in pairs if isinstance(pair, dict) and not pair.get("reason"))
+    return found
 
 
 def _summary(

@@ -204,10 +204,10 @@ def agreement_figure(measured: Sequence[Mapping[str, Any]], min_agreement: float
 
 
 def _alike(reasons: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return names by what their reasons have in common: all but numbers, files and the names themselves."""
+    """Return names by what their reasons have in common: all but numbers, files, their own names and what is in brackets."""
     groups: dict[str, list[str]] = {}
     for name, reason in reasons.items():
-        common = re.sub(r"\S*[/\d]\S*", "", reason.replace(name, ""))
+        common = re.sub(r"\S*[/\d]\S*|\(.*", "", reason.replace(name, ""))
         groups.setdefault(common, []).append(name)
     return groups
 

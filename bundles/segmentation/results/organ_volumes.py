@@ -16,6 +16,7 @@ from monai.data import MetaTensor
 from monai.utils import convert_to_numpy
 
 from ...common.cases.case_handler import CaseHandler
+from ...common.errors import InputError
 from ...common.files import atomic_path
 from ...common.run.distributed import gather_lists, rank
 from ...common.words import counted
@@ -48,23 +49,39 @@ def organ_volumes(label_map: MetaTensor, *, labels: Mapping[int, str]) -> list[d
 
 
 def read_volumes(file: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """Return the rows of each image in a table that `OrganVolumes` wrote; empty if the file does not exist."""
-    if not Path(file).exists():
-        return {}
+    """Return the rows of each image in a table that `OrganVolumes` wrote; empty if the file does not exist.
+
+    Raises:
+        InputError: it is another table.
+    """
     volumes: dict[str, list[dict[str, Any]]] = {}
-    with open(file, newline="", encoding="utf-8") as table:
-        for row in csv.DictReader(table):
-            size = {"label": row["label"], "voxels": int(row["voxels"]), "ml": float(row["ml"])}
-            volumes.setdefault(row["image"], []).append(size)
+    for row in _rows(file):
+        size = {"label": row["label"], "voxels": row["voxels"], "ml": row["ml"]}
+        volumes.setdefault(row["image"], []).append(size)
     return volumes
 
 
 def read_cases(file: str | Path) -> dict[str, str]:
-    """Return the name of each image's case in a table that `OrganVolumes` wrote; empty if the file does not exist."""
+    """Return the name of each image's case in a table that `OrganVolumes` wrote; empty if the file does not exist.
+
+    Raises:
+        InputError: it is another table.
+    """
+    return {row["image"]: row["case"] for row in _rows(file)}
+
+
+def _rows(file: str | Path) -> list[dict[str, Any]]:
     if not Path(file).exists():
-        return {}
-    with open(file, newline="", encoding="utf-8") as table:
-        return {row["image"]: row["case"] for row in csv.DictReader(table)}
+        return []
+    try:
+        with open(file, newline="", encoding="utf-8") as table:
+            rows = [{name: row[name] for name in COLUMNS} for row in csv.DictReader(table)]
+        return [row | {"voxels": int(row["voxels"]), "ml": float(row["ml"])} for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{file} is not a table that an inference wrote, with the columns {', '.join(COLUMNS)}: was it saved by another "
+            "program? Rename it, then run with --resume false, or use another --output_dir."
+        ) from error
 
 
 def volumes_table(volumes: Mapping[str, list[dict[str, Any]]]) -> str:

@@ -21,7 +21,7 @@ from ...common.value_rules import SHARE_BELOW_ONE, ZERO_OR_ABOVE, Rule, is_list,
 from .loss import PartlyKnown
 
 TURN = Rule(
-    "must be three angles in radians, about the x, y and z axis, 0 or above, such as [0.0,0.0,0.26]",
+    "must be three angles in radians, about the x, y and z axes, 0 or above, such as [0.0,0.0,0.26]",
     lambda value: is_list(value, 3) and min(value) >= 0,
 )
 GAMMA = Rule(

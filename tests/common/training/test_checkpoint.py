@@ -703,8 +703,30 @@ def test_what_a_last_pt_lacks_is_named(tmp_path, record):
             train(tmp_path, record, resume=True)
 
 
-def test_best_weights_that_are_gone_are_no_fault_of_the_score(tmp_path, record):
-    train(tmp_path, record, scores=(0.9, 0.1, 0.2, 0.3, 0.4), killed_in_step=2 * EPOCH_LENGTH + 1)
+@pytest.mark.parametrize("fault", ["gone", "cut"])
+def test_best_weights_that_cannot_be_read_are_told_at_the_start_and_written_anew(tmp_path, record, caplog, fault):
+    scores = (0.9, 0.1, 0.2, 0.4, 0.3)
+    train(tmp_path, record, scores=scores, killed_in_step=2 * EPOCH_LENGTH + 1)
+    best = tmp_path / "best.pt"
+    best.unlink() if fault == "gone" else best.write_bytes(best.read_bytes()[:100])
+    train(tmp_path, record, scores=scores, resume=True)
+    assert "The best validation so far (dice 0.9) is forgotten" in caplog.text
+    assert load_checkpoint_file(tmp_path / "model.pt")["trained"]["steps"] == 4 * EPOCH_LENGTH
+
+
+def test_best_weights_that_are_gone_at_the_end_are_told(tmp_path, record):
+    train(tmp_path, record)
     (tmp_path / "best.pt").unlink()
-    with pytest.raises(InputError, match="best.pt is gone"):
-        train(tmp_path, record, scores=(0.9, 0.1, 0.2, 0.3, 0.4), resume=True)
+    with pytest.raises(InputError, match="best.pt cannot be read, and no validation of this run was left"):
+        train(tmp_path, record, resume=True)
+
+
+def test_two_starts_without_resume_keep_the_longer_run(tmp_path, record):
+    train(tmp_path, record, killed_in_step=3 * EPOCH_LENGTH + 1)
+    longer = (tmp_path / "last.pt").read_bytes()
+    train(tmp_path, record, killed_in_step=EPOCH_LENGTH + 1)
+    assert (tmp_path / "previous_last.pt").read_bytes() == longer
+    train(tmp_path, record, killed_in_step=EPOCH_LENGTH + 1)
+    assert (tmp_path / "previous_last.pt").read_bytes() == longer
+    train(tmp_path, record)
+    assert (tmp_path / "previous_last.pt").read_bytes() == longer

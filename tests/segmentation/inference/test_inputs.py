@@ -43,7 +43,7 @@ def already_segmented(output_dir: Path, *images: str) -> None:
     rows = [",".join(COLUMNS)] + [f"{case_name(image)},liver,1,1.0,{image}" for image in images]
     (output_dir / "volumes.csv").write_text("\n".join(rows) + "\n")
     for image in images:
-        (output_dir / f"{case_name(image)}_seg.nii.gz").touch()
+        masks(output_dir / f"{case_name(image)}_seg.nii.gz")
 
 
 def test_nifti_files_are_taken_as_they_are(tmp_path):
@@ -162,6 +162,16 @@ def test_whatever_a_library_raises_for_one_series_the_others_are_converted(tmp_p
     assert [Path(scan["image"]).name for scan in inputs.scans] == ["study__b.nii.gz"]
     (failure,) = failures.all()
     assert failure.scan.endswith("study/a") and failure.reason == "AttributeError: 'str' object has no attribute 'name'"
+
+
+@pytest.mark.parametrize("left", [0, 0.5])
+def test_a_scan_whose_mask_was_cut_is_segmented_again(tmp_path, caplog, left):
+    files = [nifti(tmp_path / "scans" / name) for name in ("a.nii.gz", "b.nii.gz")]
+    already_segmented(tmp_path / "out", *files)
+    mask = tmp_path / "out" / "b_seg.nii.gz"
+    mask.write_bytes(mask.read_bytes()[: int(left * mask.stat().st_size)])
+    inputs = inputs_of(tmp_path / "scans", output_dir=tmp_path / "out", resume=True)
+    assert inputs.scans == [{"image": files[1]}] and "b_seg.nii.gz is damaged" in caplog.text
 
 
 def test_a_scan_that_lacks_something_is_segmented_again(tmp_path):

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from bundles.common.errors import InputError
-from bundles.segmentation.inference.resume import write_or_compare_settings
+from bundles.segmentation.inference.resume import compare_settings, write_or_compare_settings
 
 
 def test_a_run_that_goes_on_must_be_the_same(tmp_path):
@@ -33,7 +33,24 @@ def test_a_new_start_takes_the_table_of_the_last_run_away(tmp_path):
     write_or_compare_settings(**asked, settings={"spacing": 1}, resume=True)
     assert table.exists()
     write_or_compare_settings(**asked, settings={"spacing": 2}, resume=False)
-    assert not table.exists()
+    assert not table.exists() and (tmp_path / "previous_volumes.csv").read_text() == "rows"
+
+
+def test_a_run_that_may_still_be_refused_leaves_the_table_of_the_last_one(tmp_path):
+    table, asked = tmp_path / "volumes.csv", {"output_dir": str(tmp_path), "models": []}
+    write_or_compare_settings(**asked, settings={"spacing": 1}, resume=False)
+    table.write_text("rows")
+    compare_settings(**asked, settings={"spacing": 2}, resume=False)
+    assert table.read_text() == "rows" and json.loads((tmp_path / "settings.json").read_text())["spacing"] == 1
+    with pytest.raises(InputError, match="spacing was 1, now 2"):
+        compare_settings(**asked, settings={"spacing": 2}, resume=True)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{"])
+def test_settings_that_are_damaged_are_named(tmp_path, content):
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(InputError, match="settings.json is damaged"):
+        compare_settings(output_dir=str(tmp_path), models=[], settings={}, resume=True)
 
 
 def test_a_model_that_is_missing_is_named_and_leaves_no_trace(tmp_path):

@@ -48,25 +48,9 @@ def position_network_file(
     Raises:
         InputError: neither or both are given, the file or the bundle does not exist, or the training fails.
     """
-    simple_itk()  # missing: better said before a training than after it
-    if (position_network is None) == (pretrain_scans is None):
-        raise InputError(
-            "Give either --position_network (network.pt of a pre-training of swin_unetr_pretrain with "
-            "--tasks \"['position']\") or --pretrain_scans (a folder of scans without labels, from which it is trained first)."
-        )
+    check_position_network(position_network, pretrain_scans, pretrain_bundle, pretrain_options)
     if position_network is not None:
-        if Path(position_network).is_dir():
-            raise InputError(
-                f"--position_network {position_network} is a folder: name the file in it, network.pt. A pre-training writes it "
-                "to models/ of its output."
-            )
-        if not Path(position_network).is_file():
-            raise InputError(f"--position_network {position_network} does not exist.")
         return position_network
-    if not isinstance(pretrain_options, (list, tuple)):
-        raise InputError(
-            f"--pretrain_options {pretrain_options!r} must be a list, such as \"['--preset','cpu','--max_steps','1000']\"."
-        )
     folder = Path(output_dir) / FOLDER
     result = folder / "models" / "network.pt"
     made_with = json.dumps({"pretrain_scans": _text(pretrain_scans), "pretrain_options": [*map(str, pretrain_options)]})
@@ -80,12 +64,7 @@ def position_network_file(
     if result.is_file():
         logger.info("the position network of an earlier run is used: %s", result)
         return str(result)
-    config = Path(pretrain_bundle) / "configs" / "train.yaml"
-    if not config.is_file():
-        raise InputError(
-            f"--pretrain_scans needs the bundle swin_unetr_pretrain, and {config} does not exist. Set --pretrain_bundle to "
-            "its folder, or train the network there and pass it as --position_network."
-        )
+    config = _config(pretrain_bundle)
     command = [
         *(sys.executable, "-m", "monai.bundle", "run", "--config_file", str(config), "--bundle_root", pretrain_bundle),
         *("--dataset_dir", _text(pretrain_scans), "--tasks", "['position']", "--reconstruction_head", "unet"),
@@ -102,6 +81,48 @@ def position_network_file(
             "continues it."
         )
     return str(result)
+
+
+def check_position_network(
+    position_network: str | None,
+    pretrain_scans: str | Sequence[str] | None,
+    pretrain_bundle: str,
+    pretrain_options: Sequence[str],
+) -> None:
+    """Check what `position_network_file` needs; part of a run list, before scans are read.
+
+    Raises:
+        InputError: see `position_network_file`; or SimpleITK is not installed.
+    """
+    simple_itk()
+    if (position_network is None) == (pretrain_scans is None):
+        raise InputError(
+            "Give either --position_network (network.pt of a pre-training of swin_unetr_pretrain with "
+            "--tasks \"['position']\") or --pretrain_scans (a folder of scans without labels, from which it is trained first)."
+        )
+    if position_network is not None:
+        if Path(position_network).is_dir():
+            raise InputError(
+                f"--position_network {position_network} is a folder: name a file, such as "
+                f"{Path(position_network) / 'models' / 'network.pt'}, which a pre-training writes to its output."
+            )
+        if not Path(position_network).is_file():
+            raise InputError(f"--position_network {position_network} does not exist.")
+        return
+    if not isinstance(pretrain_options, (list, tuple)):
+        raise InputError(
+            f"--pretrain_options {pretrain_options!r} must be a list, such as \"['--preset','cpu','--max_steps','1000']\"."
+        )
+    config = _config(pretrain_bundle)
+    if not config.is_file():
+        raise InputError(
+            f"--pretrain_scans needs the bundle swin_unetr_pretrain, and {config} does not exist. Set --pretrain_bundle to "
+            "its folder, or train the network there and pass it as --position_network."
+        )
+
+
+def _config(pretrain_bundle: str) -> Path:
+    return Path(pretrain_bundle) / "configs" / "train.yaml"
 
 
 def _run(command: Sequence[str]) -> int:
