@@ -4,20 +4,26 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bundles.common.cases.failures import reason_of
 from bundles.common.data.case_names import case_names
 from bundles.common.data.list_forms.list_file import first_file
+from bundles.common.errors import InputError
 from bundles.common.files import write_text
+from bundles.common.words import counted
 from bundles.segmentation.results.scores_table import read_scores
 from tools.bundle_runs import DONE, LISTS, SETTINGS, Run, has_ended, read_json, read_plan, spent
 
 from .results.carried_labels import compare_with_truth, scores_of_masks
 from .results.encoder_figures import figures_of
 from .results.records import METRICS
+
+logger = logging.getLogger(__name__)
 
 
 def score_ended(out: Path) -> list[str]:
@@ -27,14 +33,32 @@ def score_ended(out: Path) -> list[str]:
         out: folder of the study.
 
     Raises:
-        InputError: there is no plan, or a file of a run is damaged.
+        InputError: there is no plan, or a file of a run is damaged; the other runs are scored first.
     """
-    plan, scored = read_plan(out), []
+    plan, scored, faults = read_plan(out), [], []
     for name, planned in plan["runs"].items():
         folder = out / "runs" / name
         if not (folder / DONE).exists() and all(has_ended(folder, command["name"]) for command in planned["commands"]):
-            finish(planned_run(plan, name, out), folder)
-            scored.append(name)
+            try:
+                finish(planned_run(plan, name, out), folder)
+            except InputError as error:
+                faults.append(f"{name}: {error}")
+            except Exception as error:  # a damaged table, mask or report: many libraries raise many kinds
+                faults.append(f"{name}: a file in {folder} is damaged ({reason_of(error)}).")
+                logger.debug("%s", name, exc_info=error)
+            else:
+                scored.append(name)
+    if faults:
+        raise InputError(
+            "\n".join(
+                [
+                    f"{counted(len(faults), 'run')} cannot be scored:",
+                    *faults,
+                    "Remove the marks (.NAME.done) in the folder of such a run, and start the workflow again: it makes the "
+                    "run's files anew.",
+                ]
+            )
+        )
     return scored
 
 

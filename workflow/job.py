@@ -90,9 +90,11 @@ def carry_out(
             raise JobFailed(f"{tail}\n\n{run}: {command} failed with status {status}. Full log: {log}")
         if not result.is_file():
             raise JobFailed(f"{run}: {command} succeeded but did not write {result}. Full log: {log}")
+        write_text(
+            mark_of(folder, command), ""
+        )  # first: a job that is killed here is done, and needs nothing of what goes
         if this is planned["commands"][-1]:
             _clear(folder)
-        write_text(mark_of(folder, command), "")
 
 
 def _clear(folder: Path) -> None:

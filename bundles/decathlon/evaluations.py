@@ -17,6 +17,7 @@ from typing import Any
 
 from ..common.errors import InputError
 from ..common.value_rules import check_choice
+from ..common.words import counted
 from ..segmentation.results.scores_table import read_scores
 
 ARMS = ("pretrained", "scratch")
@@ -42,6 +43,7 @@ class Evaluation:
     evaluated: dict[str, Any]
     tolerance: dict[str, float]
     rows: list[dict[str, Any]]
+    not_scored: tuple[str, ...] = ()
 
 
 def find_evaluations(evaluations: str | Sequence[str]) -> list[str]:
@@ -91,7 +93,7 @@ def read_evaluation(folder: str, *, arm: str | None = None) -> Evaluation:
         rows = read_scores(Path(folder) / "scores.csv")
         cases, tolerance = {row["case"] for row in rows}, summary["tolerance"]
         labels = {row["label"] for row in rows}
-    except (KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{folder}: summary.json or scores.csv is damaged or was not written by configs/evaluate.yaml "
             f"({type(error).__name__}: {error}). Run configs/evaluate.yaml again."
@@ -108,7 +110,8 @@ def read_evaluation(folder: str, *, arm: str | None = None) -> Evaluation:
             "configs/evaluate.yaml of this bundle again with the same options; cases with scores are not evaluated "
             "again."
         )
-    return Evaluation(folder, evaluated["task"], _arm(folder, evaluated["models"], arm), evaluated, tolerance, rows)
+    arm, missing = _arm(folder, evaluated["models"], arm), tuple(map(str, summary.get("not_scored") or ()))
+    return Evaluation(folder, evaluated["task"], arm, evaluated, tolerance, rows, missing)
 
 
 def check_together(evaluations: Sequence[Evaluation]) -> None:
@@ -142,11 +145,20 @@ def check_together(evaluations: Sequence[Evaluation]) -> None:
 
 
 def doubts_of(evaluation: Evaluation) -> list[str]:
-    """Return a warning for each model that may have been trained on cases of the evaluation, according to its file."""
+    """Return a warning of cases that were not scored, and for each model that may have been trained on scored ones."""
+    missing = evaluation.not_scored
+    doubts = (
+        [
+            f"{evaluation.folder}: {counted(len(missing), 'case was', 'cases were')} not scored, such as {missing[0]}, and "
+            "the means are without. Mend what failed.csv names and evaluate again."
+        ]
+        if missing
+        else []
+    )
     if evaluation.evaluated["section"] == "test":
-        return []
+        return doubts
     reasons = {None: "does not record which cases its training held out", False: "held out other cases in its training"}
-    return [
+    return doubts + [
         f"{evaluation.folder}: {model['file']} {reasons[model['held_out']]}. It may have been trained on some of these "
         "cases, so the scores may be too high."
         for model in evaluation.evaluated["models"]

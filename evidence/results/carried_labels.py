@@ -16,8 +16,10 @@ from scipy.stats import spearmanr
 from bundles.common.data.case_names import case_names
 from bundles.common.data.label_values import whole_labels
 from bundles.common.data.list_forms.list_file import first_file
+from bundles.common.errors import InputError
 from bundles.common.files import atomic_path
 from bundles.common.scans.headers.axes import turned
+from bundles.common.words import sentence
 from bundles.segmentation.models.label_names import organ_names
 from bundles.segmentation.propagation.agreement import dice_of_organs
 from bundles.segmentation.propagation.fusion import IGNORE
@@ -31,6 +33,11 @@ from .records import read_done
 
 TRUTH, CARRIED = "truth", "carried"  # data lists of a run; the latter is also the folder of `propagate.yaml`
 PICTURE = "agreement_with_truth.png"
+OF_THE_MACHINE = (
+    "cannot be read",
+    "unexpected error",
+    "its process died",
+)  # reasons that say nothing of a scan's content
 
 
 def compare_with_truth(run: Run, folder: Path) -> list[dict[str, Any]]:
@@ -78,10 +85,17 @@ def scores_of_masks(run: Run, folder: Path) -> list[dict[str, Any]]:
     Args:
         run: a run that carried labels to the scored patients.
         folder: its folder.
+
+    Raises:
+        InputError: a scan was left out because it could not be read or its process died, which says nothing of the method.
     """
     labels, names, rows = organ_names(run.row["labels"]), _names(run), []
+    reasons = _reasons(folder)
     for case, entry in zip(run.cases["scored"], run.lists["scored"]["test"], strict=True):
         mask = folder / CARRIED / "masks" / f"{names[first_file(entry)]}_seg.nii.gz"
+        reason = reasons.get(names[first_file(entry)], "")
+        if not mask.is_file() and any(fault in reason for fault in OF_THE_MACHINE):
+            raise InputError(f"{first_file(entry)} has no carried mask, and not for what it shows: {sentence(reason)}")
         carried = nib.load(mask) if mask.is_file() else None
         truth, spacing = _truth(entry["label"], like=None if carried is None else carried.affine)
         voxels = np.zeros(truth.shape, np.uint8) if carried is None else np.asarray(carried.dataobj).astype(np.uint8)
@@ -171,6 +185,12 @@ def _read_table(folder: Path) -> dict[str, list[dict[str, str]]]:
             if row["organ"] != "*":
                 found.setdefault(row["scan"], []).append(row)
     return found
+
+
+def _reasons(folder: Path) -> dict[str, str]:
+    """Return why scans were left out, by name."""
+    with open(folder / CARRIED / TABLE, encoding="utf-8", newline="") as file:
+        return {row["scan"]: row["reason"] for row in csv.DictReader(file) if row["organ"] == "*"}
 
 
 def _truth(file: str, *, like: np.ndarray | None) -> tuple[np.ndarray, list[float]]:

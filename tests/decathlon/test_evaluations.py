@@ -131,3 +131,18 @@ def test_scores_that_may_flatter_are_doubted(tmp_path):
     assert doubts("tested", section="test", held_out=False) == []
     (seen,), (open_question,) = doubts("seen", held_out=False), doubts("silent", held_out=None)
     assert "seen.pt held out other cases" in seen and "does not record" in open_question
+
+
+def test_cases_that_were_not_scored_are_told(tmp_path):
+    folder = Path(write_evaluation(tmp_path / "some", section="test"))
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"not_scored": ["/data/c7.nii.gz"]}))
+    (doubt,) = doubts_of(read_evaluation(str(folder)))
+    assert "1 case was not scored, such as /data/c7.nii.gz" in doubt
+
+
+def test_a_summary_without_scores_is_named(tmp_path):
+    folder = write_evaluation(tmp_path / "x")
+    (tmp_path / "x" / "scores.csv").unlink()
+    with pytest.raises(InputError, match="damaged.*FileNotFoundError"):
+        read_evaluation(folder)

@@ -199,8 +199,10 @@ class CaseScores(CaseHandler):
         for file in self.items:
             try:
                 record = json.loads(self._record_path(file).read_text(encoding="utf-8"))
-            except (FileNotFoundError, json.JSONDecodeError):
+            except (FileNotFoundError, ValueError):
                 continue
+            if not isinstance(record, dict) or not {"settings", "files", "scores"} <= set(record):
+                continue  # damaged: the case is scored again
             same_organs = record.get(LABELLED) == self._labelled(file)
             if record["settings"] == self.settings and record["files"] == self._files(file) and same_organs:
                 kept[file] = {organ: _none_to_nan(score) for organ, score in record["scores"].items()}

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bundles.common.errors import InputError
 from bundles.common.scans.nifti_writing import write_nifti
 from evidence.results.carried_labels import PICTURE, carried_table, compare_with_truth, scores_of_masks
 from tools.bundle_runs import Run
@@ -120,6 +121,18 @@ def test_masks_are_scored_and_a_missing_one_is_background(run):
     assert rows["X", "liver"]["dice"] == pytest.approx(6 / 7)
     assert rows["Y", "liver"]["dice"] == 0.0 and rows["Z", "liver"]["dice"] == 0.0
     assert rows["Y", "spleen"]["dice"] is None and rows["Z", "spleen"]["dice"] is None
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["/data/z.nii.gz cannot be read: Input/output error", "an unexpected error, OSError: gone", "its process died"],
+)
+def test_a_scan_that_failed_for_a_moment_is_no_background(run, reason):
+    folder, planned = run
+    table = folder / "carried" / "propagation.csv"
+    table.write_text(table.read_text().replace("no body", f'"{reason}"'))
+    with pytest.raises(InputError, match="z.nii.gz has no carried mask, and not for what it shows"):
+        scores_of_masks(planned, folder)
 
 
 def test_hidden_labels_are_read_as_an_evaluation_reads_them(run, tmp_path):

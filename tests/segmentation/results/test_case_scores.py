@@ -613,9 +613,10 @@ def test_an_evaluation_of_other_cases_keeps_those_that_it_shares(tmp_path):
     assert engine.state.metrics["dice_liver"] == pytest.approx(2 / 3)
 
 
-def test_a_damaged_record_is_scored_again(tmp_path):
+@pytest.mark.parametrize("content", ['{"files":', "{}", "[]", '{"settings": {}, "files": {}}'])
+def test_a_damaged_record_is_scored_again(tmp_path, content):
     evaluate(handler_for(tmp_path))
-    (tmp_path / "eval" / "cases" / "other.json").write_text('{"files":')
+    (tmp_path / "eval" / "cases" / "other.json").write_text(content)
     assert evaluate(handler_for(tmp_path))[0] == ["s3/other.nii"]
 
 

@@ -14,7 +14,13 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 
 from bundles.common.errors import InputError
-from bundles.segmentation.results.organ_volumes import OrganVolumes, organ_volumes, volumes_table
+from bundles.segmentation.results.organ_volumes import (
+    OrganVolumes,
+    organ_volumes,
+    read_cases,
+    read_volumes,
+    volumes_table,
+)
 
 LABELS = {"0": "background", "1": "liver", "2": "left kidney", "3": "never there"}
 
@@ -206,3 +212,18 @@ def test_the_table_is_logged_with_the_names_of_the_cases(tmp_path, caplog):
         "c2    0.4            -            -",
         "-  not found",
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "case;label;voxels;ml;image\na;liver;1;1.0;a.nii.gz\n", "case,label,voxels,ml,image\na,liver,1.5,x,a\n"],
+)
+def test_a_table_that_another_program_has_saved_is_named(tmp_path, text):
+    file = tmp_path / "volumes.csv"
+    file.write_text(text)
+    if not text:
+        assert read_volumes(file) == {} == read_cases(file)
+        return
+    for read in (read_volumes, read_cases):
+        with pytest.raises(InputError, match="volumes.csv is not a table that an inference wrote"):
+            read(file)
