@@ -703,3 +703,44 @@ def test_a_pair_is_registered_anew_if_anything_of_it_differs(data, done, tmp_pat
         patch.setattr(registered_pairs, "register", lambda *args, **options: made.append(1) or real(*args, **options))
         run(data, out, recipe=recipe)
     assert len(made) == (12 if fault == "options" else 1)
+
+
+def test_a_labelled_scan_that_is_away_for_a_moment_stops_the_run(data, done, tmp_path):
+    """Without it every label would be carried anew, from fewer scans."""
+    content = json.loads((data / "dataset.json").read_text())
+    moved = tmp_path / "p1.nii.gz"
+    shutil.copy2(content["training"][1]["label"], moved)
+    content["training"][1]["label"] = str(moved)
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    shutil.copy2(data / "network.pt", tmp_path / "network.pt")
+    out = copy_of(done, tmp_path)
+    without_registration(tmp_path, out)
+    before = digests(out)
+    moved.write_bytes(moved.read_bytes()[:1000])
+    with pytest.raises(InputError, match="The labelled scan p1 cannot be used: .* 2 labels in .* were carried from it"):
+        run(tmp_path, out)
+    assert digests(out) == before
+    assert run(tmp_path, tmp_path / "fresh").labelled == ("p2", "p3")  # nothing was carried from it: it is left out
+
+
+def test_a_labelled_scan_that_cannot_be_read_in_a_job_leaves_no_label_without_it(data, done, tmp_path):
+    out = copy_of(done, tmp_path)
+    (out / ".propagated" / "labels" / "p2.json").unlink()
+    real = one_scan.as_volume
+
+    def failing(file):
+        if str(file).endswith("imagesTr/p1.nii.gz"):
+            raise InputError(f"{file} cannot be read: Input/output error")
+        return real(file)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(one_scan, "as_volume", failing)
+        summary = run(data, out)
+    assert summary.labelled == ("p3",) and "p1.nii.gz cannot be read" in summary.left_out["p2"]
+    assert run(data, out).labelled == ("p2", "p3") and digests(out) == digests(done[0])
+
+
+def test_a_folder_that_is_refused_is_not_marked_as_an_output(data, tmp_path):
+    out = tmp_path / "mine"
+    module.check_output(out)
+    assert list(out.iterdir()) == []
