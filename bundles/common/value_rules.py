@@ -72,10 +72,10 @@ def is_list(value: Any, length: int) -> bool:
 
 def whole_from(least: int, most: int | None = None) -> Rule:
     """The rule of a whole number with a lower limit, and maybe an upper one."""
-    if most is None:
-        return Rule(f"must be a whole number, {least} or more", lambda value: is_whole(value) and value >= least)
+    limit = "" if most is None else f", at most {most}"
     return Rule(
-        f"must be a whole number from {least} to {most}", lambda value: is_whole(value) and least <= value <= most
+        f"must be a whole number, {least} or more{limit}",
+        lambda value: is_whole(value) and value >= least and (most is None or value <= most),
     )
 
 

@@ -302,8 +302,8 @@ def test_a_pre_trained_network_is_no_trained_model(path, build, record, kept, wo
         ({"feature_size": 0}, "--feature_size 0 must be a multiple of 12"),
         ({"feature_size": -12}, "--feature_size -12 must be a multiple of 12"),
         ({"feature_size": 16, "num_heads": [1, 2, 4, 8]}, "--feature_size 16 must be a multiple of 12"),
-        ({"window_size": 0}, "--window_size 0 must be a whole number from 1 to 32"),
-        ({"window_size": 100}, "--window_size 100 must be a whole number from 1 to 32"),
+        ({"window_size": 0}, "--window_size 0 must be a whole number, 1 or more, at most 32"),
+        ({"window_size": 100}, "--window_size 100 must be a whole number, 1 or more, at most 32"),
     ],
 )
 def test_an_encoder_that_cannot_be_built_is_refused(record, change, words):
