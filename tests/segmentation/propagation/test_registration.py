@@ -255,7 +255,10 @@ def test_failures_are_results_with_a_reason(monkeypatch):
         ({"sampling": 1.5}, "--sampling 1.5"),
         ({"bins": 4}, "--bins 4"),
         ({"seed": -1}, "--seed -1"),
-        ({"affine_iterations": 10**12}, "--affine_iterations 1000000000000 must be a whole number, 1 or more, at most 100000"),
+        (
+            {"affine_iterations": 10**12},
+            "--affine_iterations 1000000000000 must be a whole number, 1 or more, at most 100000",
+        ),
     ],
 )
 def test_options_are_checked(change, message):
