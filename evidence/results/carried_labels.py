@@ -14,7 +14,6 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from bundles.common.data.case_names import case_names
-from bundles.common.data.label_values import whole_labels
 from bundles.common.data.list_forms.list_file import first_file
 from bundles.common.errors import InputError
 from bundles.common.files import atomic_path
@@ -23,7 +22,7 @@ from bundles.common.words import sentence
 from bundles.segmentation.models.label_names import organ_names
 from bundles.segmentation.propagation.agreement import dice_of_organs
 from bundles.segmentation.propagation.fusion import IGNORE
-from bundles.segmentation.propagation.itk_images import as_volume
+from bundles.segmentation.propagation.itk_images import as_label
 from bundles.segmentation.propagation.results import TABLE, agreement_figure
 from bundles.segmentation.results.metrics import score_case
 from bundles.segmentation.results.score_summary import METRICS
@@ -195,8 +194,8 @@ def _reasons(folder: Path) -> dict[str, str]:
 
 def _truth(file: str, *, like: np.ndarray | None) -> tuple[np.ndarray, list[float]]:
     """Return the voxels of a label file as an evaluation reads them, on the axes of the grid ``like``, and their spacing."""
-    volume = as_volume(file)
-    voxels, affine = whole_labels(volume.voxels), volume.affine
+    volume = as_label(file)
+    voxels, affine = volume.voxels, volume.affine
     if like is not None:
         voxels, affine = turned(voxels, affine, like=like)
     return voxels.astype(np.uint8), nib.affines.voxel_sizes(affine).tolist()

@@ -205,9 +205,8 @@ def _check_records(
     known = set(records)
     gone = known - {candidate.name for candidate in candidates}
     unreadable = set(refused_files)
-    above = {
-        str(folder) for file in unreadable for folder in Path(file).parents
-    }  # of a series without a readable slice
+    # The folder of a series without a readable slice is above its files.
+    above = {str(folder) for file in unreadable for folder in Path(file).parents}
     sources = {name: source_of(records[name]) for name in gone}
     kept = {name for name, place in sources.items() if _lies_in(place, unreadable) or place in above}
     gone -= kept

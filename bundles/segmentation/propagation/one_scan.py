@@ -246,13 +246,10 @@ def _label(job: Job, result: dict[str, Any]) -> None:
 def _carried(atlas: Scan, lies: Alignment, target: Volume, job: Job) -> tuple[dict[str, Any], _Copy | None]:
     """Register a labelled scan and carry its label; return what came of it, and the copy (None if it failed)."""
     pair: dict[str, Any] = {"atlas": atlas.name}
-    recipe = job.recipe
-    scan, label = (
-        as_volume(atlas.image),
-        as_label(atlas.label),
-    )  # an error here is of the disk: no label without this scan
+    recipe, options = job.recipe, job.recipe.registration
+    # An error here is of the disk: the target gets no label without this scan.
+    scan, label = as_volume(atlas.image), as_label(atlas.label)
     try:
-        options = recipe.registration
         found = registered(atlas, job.target, moving=scan, fixed=target, lies=lies, options=options, folder=job.folder)
     except InputError as error:
         return pair | {"reason": str(error)}, None
