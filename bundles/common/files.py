@@ -1,10 +1,11 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Write files atomically, lock folders, tell whether a file has changed and whether a disk is full."""
+"""Write and move files, lock folders, tell whether a file has changed and whether a disk is full."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -51,6 +52,23 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def move_file(path: str | os.PathLike, to: str | os.PathLike) -> None:
+    """Move a file, replacing one that is there. Parent folders are created; without the file nothing happens."""
+    if os.path.isfile(path):
+        Path(to).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, to)
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_stamp(path: str | os.PathLike) -> list[int]:

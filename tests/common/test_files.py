@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from bundles.common.files import atomic_path, file_stamp, folder_lock, write_text
+from bundles.common.files import atomic_path, file_sha256, file_stamp, folder_lock, move_file, write_text
 
 
 def test_a_file_appears_whole(tmp_path):
@@ -32,6 +32,21 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
 def test_text_is_written_as_it_is(tmp_path):
     write_text(tmp_path / "a.csv", "ü\r\nß\n")
     assert (tmp_path / "a.csv").read_bytes() == "ü\r\nß\n".encode()
+
+
+def test_a_file_is_moved_into_a_new_folder_and_replaces_an_older_one(tmp_path):
+    path, to = tmp_path / "scan.nii.gz", tmp_path / "aside" / "scan.nii.gz"
+    for content in ("old", "new"):
+        path.write_text(content)
+        move_file(path, to)
+        assert not path.exists() and to.read_text() == content
+    move_file(path, to)  # there is none
+    assert to.read_text() == "new"
+
+
+def test_the_sha256_of_a_file_is_the_standard_one(tmp_path):
+    (tmp_path / "a").write_text("abc")  # FIPS 180-4, example of one block
+    assert file_sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 @pytest.mark.parametrize("change", ["size", "time", "none"])

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,13 @@ class Failures:
         self.failed = False
         self._found: list[Failure] = []
         self._earlier: list[Failure] = []
+        self._others: list[Failure] = []
 
     def earlier(self) -> set[str]:
-        """Return the scans in the table of an earlier run, which this run tries again.
+        """Return the scans in the table of an earlier run.
 
-        Until `report`, their rows stay in the table: if this run is stopped, the next one still knows them.
+        Until `report`, their rows stay in the table: if this run is stopped, the next one still knows them. Then the
+        rows of this run replace them, but for those of `keep_others`.
         """
         names = [field.name for field in fields(Failure)]
         try:
@@ -70,6 +72,14 @@ class Failures:
             return set()
         self._earlier = [Failure(*(row.get(name) or "" for name in names)) for row in rows]
         return {failure.scan for failure in self._earlier}
+
+    def keep_others(self, tried: Collection[str]) -> None:
+        """Keep the rows of `earlier` about scans that this run does not try and that still exist.
+
+        Args:
+            tried: files and folders of the scans of this run.
+        """
+        self._others = [each for each in self._earlier if each.scan not in tried and os.path.exists(each.scan)]
 
     def add(self, scan: str, missing: str, error: Exception | str) -> None:
         """Log a failure as a WARNING and write the table.
@@ -114,7 +124,10 @@ class Failures:
         """
         failures = self.all()
         if rank() == 0:
-            self._write(failures)
+            self._write([*self._others, *failures])
+            if self._others:
+                others = counted(len({failure.scan for failure in self._others}), "scan")
+                logger.info("%s also lists %s of earlier runs, which this run did not try", self.file, others)
         self._refuse_if_all(failures, scans)
         failed = {failure.scan for failure in failures}
         lines = self._lines(failures)

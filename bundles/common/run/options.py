@@ -61,6 +61,8 @@ NOT_SETTINGS = frozenset(
         *("backend", "deterministic", "store_on_device", "compile"),
     }
 )
+#: A setting that is no option: how many processes share the work.
+PROCESSES = "processes"
 #: Parts of the evaluator that do not decide what a score measures.
 NOT_MEASURED = ("network", "device", "amp", "amp_kwargs")
 
@@ -114,6 +116,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("accumulation_steps", "max_skipped_steps"), COUNT),
     "global_batch_size": COUNT.or_null("batch_size on each GPU"),
     "seed": SEED.or_null("that of the model"),
+    "early_stopping": COUNT.or_null("no early stopping"),
     "max_gradient_norm": MAX_NORM,
     "ignore_label": IGNORED,
     **dict.fromkeys(("log_every", "average_steps"), COUNT),
@@ -237,6 +240,27 @@ def check_options(not_null: Sequence[str] = ()) -> None:
             value = parser.get_parsed_content(name)
             if name in RULES or value is not None:
                 rule.check(name, value, not_null=name in not_null)
+    if "resume_changes" in names:
+        settings = (set(names) - NOT_SETTINGS) | set(parser.config["settings"]["facts"]) | {PROCESSES}
+        check_resume_changes(parser.get_parsed_content("resume_changes"), settings)
+
+
+def check_resume_changes(changes: str | Sequence[str], settings: Collection[str]) -> list[str]:
+    """Return the settings that may differ from those of the resumed run.
+
+    Args:
+        changes: their names, or one name.
+        settings: names of all settings of the run.
+
+    Raises:
+        InputError: one of them is no setting.
+    """
+    changes = [changes] if isinstance(changes, str) else list(changes)
+    if unknown := sorted(set(changes) - set(settings)):
+        raise InputError(
+            f"--resume_changes names {', '.join(unknown)}; the settings of this run are {', '.join(sorted(settings))}."
+        )
+    return changes
 
 
 def _is_computed(value: Any) -> bool:

@@ -19,8 +19,7 @@ from ignite.engine import Engine, Events
 from ..data.seeded_crops import DrawSampler
 from ..errors import InputError
 from ..run.distributed import gather_lists, rank, unwrap, world_size
-from ..run.options import RunSettings, plain_lists
-from ..value_rules import COUNT
+from ..run.options import PROCESSES, RunSettings, check_option, check_resume_changes, plain_lists
 from ..weights.checkpoint_file import load_checkpoint_file, save_atomically
 from ..weights.loading import decoder_state, encoder_state, trains_decoder
 from ..weights.merging_guard import trusted_weights
@@ -142,21 +141,17 @@ class TrainingCheckpoint:
         self.encoder = dict(encoder)
         self.details = dict(details)
         self.trained = dict(trained)
-        self.settings = plain_lists({**settings.values, "processes": world_size()})
+        self.settings = plain_lists({**settings.values, PROCESSES: world_size()})
         self.of_the_scores = settings.of_the_scores
         self.score = score
         self.evaluator = evaluator
         self.sign = 1 if higher_is_better else -1
         self.resume = resume
-        self.resume_changes = [resume_changes] if isinstance(resume_changes, str) else list(resume_changes)
-        if unknown := sorted(set(self.resume_changes) - set(self.settings)):
-            raise InputError(
-                f"--resume_changes names {', '.join(unknown)}; the settings of this run are {', '.join(sorted(self.settings))}."
-            )
+        self.resume_changes = check_resume_changes(resume_changes, self.settings)
         self.encoder_file = encoder_file
         self.kept_heads = tuple(kept_heads)
         if early_stopping is not None:
-            COUNT.or_null("no early stopping").check("early_stopping", early_stopping)
+            check_option("early_stopping", early_stopping)
             if evaluator is None:
                 logger.info("no validation, so no early stopping: the run takes all its steps")
                 early_stopping = None

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...common.errors import InputError, RefusedScan
-from ...common.files import atomic_path, file_stamp, write_text
+from ...common.files import atomic_path, file_stamp, move_file, write_text
 from ...common.run.options import check_option
 from ...common.scans.contact_sheet import thumbnail
 from ...common.scans.nifti_writing import write_nifti
@@ -111,18 +111,14 @@ class Outputs:
         row = (_content(self.record) or {}).get("row")
         if isinstance(row, dict) and row.get("verdict") == USED:
             for path, aside in self._aside.items():
-                if path.is_file():
-                    aside.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(path, aside)
+                move_file(path, aside)
         for path in (self.store, self.nifti, self.thumbnail, self.record):
             path.unlink(missing_ok=True)
 
     def take_back(self) -> None:
         """Put the files that were set aside in their places."""
         for path, aside in self._aside.items():
-            if aside.is_file():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(aside, path)
+            move_file(aside, path)
 
     def forget_set_aside(self) -> None:
         """Delete what was set aside: the scan is used, with other files."""

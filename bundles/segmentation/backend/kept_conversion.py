@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ...common.files import atomic_path, write_text
+from ...common.files import atomic_path, file_sha256, write_text
 from ...common.words import listed
 from .openvino_network import load_openvino, version
 
@@ -80,7 +80,9 @@ class KeptConversion:
                 changed = sorted(name for name in self.source if source.get(name) != self.source[name])
                 logger.info("%s was made from other %s: it is made anew", self.operations, listed(changed or ["facts"]))
                 return None
-            damaged = [path for path in (self.operations, self.tensors) if _hash(path) != record["files"][path.name]]
+            damaged = [
+                path for path in (self.operations, self.tensors) if file_sha256(path) != record["files"][path.name]
+            ]
             if damaged:
                 raise ValueError(f"{damaged[0].name} is not the file that was written")
             return load_openvino().Core().read_model(self.operations), checked
@@ -98,7 +100,7 @@ class KeptConversion:
         self.record.unlink(missing_ok=True)
         with atomic_path(self.operations) as xml, atomic_path(self.tensors) as bin_file:
             load_openvino().serialize(model, str(xml), str(bin_file))  # fp32, unlike save_model
-            hashes = {self.operations.name: _hash(xml), self.tensors.name: _hash(bin_file)}
+            hashes = {self.operations.name: file_sha256(xml), self.tensors.name: file_sha256(bin_file)}
         record = {"made_from": self.source, "files": hashes, "checked": dict(checked)}
         write_text(self.record, json.dumps(record, indent=1) + "\n")
 
@@ -110,8 +112,3 @@ class KeptConversion:
         """
         record = json.loads(self.record.read_text(encoding="utf-8"))
         write_text(self.record, json.dumps({**record, "checked": dict(checked)}, indent=1) + "\n")
-
-
-def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ...common.errors import InputError
+from ...common.files import move_file
 from .itk_images import as_volume
 from .records import RECORDS
 
@@ -79,18 +79,13 @@ class Outputs:
     def set_aside(self, *, masks_only: bool = False) -> None:
         """Move the files out of sight, where `take_back` finds them: the scan is left out now, and may come again."""
         for path in self.all(masks_only=masks_only):
-            if path.is_file():
-                aside = self._aside(path)
-                aside.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, aside)
+            move_file(path, self._aside(path))
 
     def take_back(self, *, masks_only: bool = False) -> None:
         """Move the files back that `set_aside` has moved, where there are no newer ones."""
         for path in self.all(masks_only=masks_only):
-            aside = self._aside(path)
-            if aside.is_file() and not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(aside, path)
+            if not path.exists():
+                move_file(self._aside(path), path)
 
     def forget_set_aside(self) -> None:
         """Remove what `set_aside` has moved: newer files take its place."""

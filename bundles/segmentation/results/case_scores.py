@@ -125,7 +125,7 @@ class CaseScores(CaseHandler):
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
 
     def unscored(self) -> list[Mapping[str, Any]]:
-        """Return the items that are not scored yet, and keep the scores of the others.
+        """Return the items that are not scored yet or lack something, such as a picture; keep the scores of the others.
 
         In a distributed run every process must call it. The first process decides for all, because a late process might
         already see records that another one has written.
@@ -196,7 +196,8 @@ class CaseScores(CaseHandler):
     def _recorded(self) -> dict[str, dict[str, dict[str, float]]]:
         """Return the recorded scores of all cases whose settings and files are unchanged."""
         kept, outdated = {}, []
-        for file in self.items:
+        lacking = set() if self.failures is None else self.failures.earlier()
+        for file in (file for file in self.items if file not in lacking):
             try:
                 record = json.loads(self._record_path(file).read_text(encoding="utf-8"))
             except (FileNotFoundError, ValueError):
@@ -208,6 +209,9 @@ class CaseScores(CaseHandler):
                 kept[file] = {organ: _none_to_nan(score) for organ, score in record["scores"].items()}
             else:
                 outdated.append((file, record))
+        if tried_again := len(self.items.keys() & lacking):
+            lack = counted(tried_again, "case lacks", "cases lack")
+            logger.info("%s something (%s): once more", lack, self.failures.file)
         if kept:
             of = counted(len(self.items), "case is", "cases are")
             logger.info("%d of %s already scored (%s)", len(kept), of, self.output_dir / RECORDS)

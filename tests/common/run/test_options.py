@@ -158,6 +158,7 @@ def test_scores_depend_on_what_the_validation_refers_to_and_on_nothing_else(tmp_
         ({"dropout": "high"}, "--dropout 'high' must be a number"),
         ({"depth": 1.5}, "--depth 1.5 must be a whole number, 0 or more"),
         ({"sharp": "yes"}, "--sharp 'yes' must be true or false"),
+        ({"early_stopping": 0}, "--early_stopping 0 must be a whole number, 1 or more, or null for no early stopping"),
         ({"spacing": [1, 2]}, "--spacing .* must be three sizes"),
         ({"roi_size": [64, 64, 33]}, "roi_size .* divisible by 32"),
     ],
@@ -243,6 +244,17 @@ def test_null_is_refused_for_the_options_that_a_config_names(tmp_path):
     assert "--spacing None must be three sizes" in refusal(
         config(tmp_path, spacing=None, added={"check": check, "grid": 2.0})
     )
+
+
+@pytest.mark.parametrize("value", [["depth", "rates"], "rates"])
+def test_changes_that_name_no_setting_are_refused_before_the_scans_are_read(tmp_path, value):
+    said = refusal(config(tmp_path, resume_changes=value, output_dir="a"))
+    assert said == (
+        "--resume_changes names rates; the settings of this run are depth, dropout, grid, learning_rate, overlap, "
+        "processes, scans, select_by, sharp, size, spacing, turn."
+    )
+    for number, good in enumerate((["depth", "scans", "processes"], "depth", [])):
+        config(tmp_path / str(number), resume_changes=good).get_parsed_content("check")
 
 
 def test_good_options_pass(tmp_path):

@@ -24,6 +24,7 @@ from monai.transforms import AsDiscreted, Compose, Invertd, LoadImaged, Orientat
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
+from bundles.common.cases.failures import Failures
 from bundles.common.errors import InputError
 from bundles.segmentation.results.case_scores import CaseScores
 from bundles.segmentation.results.metrics import score_case
@@ -547,6 +548,21 @@ def test_a_stopped_evaluation_goes_on_and_ends_as_an_unbroken_one(tmp_path, capl
         *("cases/other.json", "cases/s1/ct.json", "cases/s2/ct.json"),
         *("scores.csv", "scores.png", "summary.json"),
     ]
+
+
+def test_a_case_without_a_picture_is_tried_again(tmp_path, caplog):
+    evaluate(handler_for(tmp_path))
+    lacking = items_in(tmp_path)[1]["image"]
+    first = Failures(tmp_path / "eval")
+    first.add(lacking, "picture", "no room")
+    first.report(3)
+    caplog.set_level(logging.INFO)
+    failures = Failures(tmp_path / "eval")
+    assert evaluate(handler_for(tmp_path, failures=failures))[0] == ["s2/ct.nii.gz"]
+    assert "1 case lacks something" in caplog.text and failures.file.exists()  # until the run ends
+    failures.report(3)
+    assert not failures.file.exists()
+    assert evaluate(handler_for(tmp_path, failures=failures))[0] == []
 
 
 def test_with_nothing_left_the_table_is_written_again(tmp_path, caplog):
