@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread, imsave
 
 from bundles.common.data.case_names import case_name
-from bundles.common.errors import InputError
+from bundles.common.errors import InputError, report_input_errors
 from bundles.common.files import atomic_path
 from bundles.common.training.log import read_log
 from bundles.segmentation.results.overlay import load_ras, organ_colours, overlay_figure
@@ -429,4 +429,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    report_input_errors()
     sys.exit(main())

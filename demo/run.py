@@ -25,7 +25,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bundles.common.errors import InputError
+from bundles.common.errors import InputError, report_input_errors
 from tools.arguments import positive
 from tools.child_process import Stopped, available_cores, raise_on_signals, run_python
 
@@ -215,4 +215,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    report_input_errors()
     sys.exit(main())

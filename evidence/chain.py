@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bundles.common.errors import InputError
+from bundles.common.errors import InputError, report_input_errors
 from bundles.common.files import write_text
 
 from .results.convergence import read_chain
@@ -39,4 +39,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    report_input_errors()
     sys.exit(main())

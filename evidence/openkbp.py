@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bundles.common.errors import InputError
+from bundles.common.errors import InputError, report_input_errors
 from bundles.common.files import write_text
 from bundles.common.run.progress import with_progress
 from bundles.common.scans.nifti_writing import write_nifti
@@ -120,6 +120,12 @@ def _indices(values: np.ndarray, file: Path) -> np.ndarray:
 def _numbers(file: Path, *, columns: int, skip: int) -> np.ndarray:
     """Return the first columns of a CSV file, (rows, columns), below ``skip`` lines."""
     try:
+        with open(file, "rb") as stream:
+            text = stream.read()
+        if not text.endswith(b"\n"):  # the last number may have lost digits
+            raise ValueError("its last line has no end: it is cut short. Get it again")
+        if len(text.splitlines()) <= skip:
+            raise ValueError("it has no rows. Get it again")
         return np.loadtxt(
             file, delimiter="," if skip else None, skiprows=skip, usecols=range(columns), ndmin=2, encoding="utf-8"
         )
@@ -145,4 +151,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    report_input_errors()
     sys.exit(main())

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bundles.common.errors import InputError
+from bundles.common.errors import InputError, report_input_errors
 from bundles.common.files import write_text
 from tools.bundle_runs import read_plan
 
@@ -128,4 +128,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    report_input_errors()
     sys.exit(main())

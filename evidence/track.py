@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bundles.common.errors import InputError
+from bundles.common.errors import InputError, report_input_errors
 
 from .results.mlflow_store import log_missing, log_report, open_store, tracking_store
 from .results.records import read_outline
@@ -36,4 +36,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    report_input_errors()
     sys.exit(main())

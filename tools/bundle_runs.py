@@ -7,6 +7,7 @@ cross-validation) writes ``plan.json``; the rules of workflow/Snakefile carry it
 
 from __future__ import annotations
 
+import csv
 import difflib
 import json
 from collections.abc import Mapping, Sequence
@@ -247,6 +248,24 @@ def mark_of(folder: Path, command: str) -> Path:
 def has_ended(folder: Path, command: str) -> bool:
     """Return whether a command of a run has succeeded, see `mark_of`."""
     return mark_of(folder, command).exists()
+
+
+def what_failed(folder: Path, command: Mapping[str, Any]) -> str | None:
+    """Return what a command that has ended could not do, and how it is tried again; None if nothing is missing.
+
+    Args:
+        folder: folder of the run.
+        command: its entry in the plan.
+    """
+    table = folder / Path(command["result"]).parent / "failed.csv"
+    if not has_ended(folder, command["name"]) or not table.is_file():
+        return None
+    with open(table, newline="", encoding="utf-8") as file:
+        scans = len({row.get("scan") for row in csv.DictReader(file)})
+    return (
+        f"{folder.name}: {command['name']} could not do all of {scans} scan{'s' * (scans != 1)}, see {table}. To try these "
+        f"again, remove {mark_of(folder, command['name'])} and start the workflow once more."
+    )
 
 
 def spent(folder: Path) -> float:

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 from rich.progress import track
 
-from bundles.common.errors import InputError
+from bundles.common.errors import InputError, report_input_errors
 from bundles.common.files import atomic_path, write_text
 
 from .synthetic_patient import ORGANS, draw_patient, render
@@ -265,4 +265,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    report_input_errors()
     main()

@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bundles.common.errors import InputError
+from bundles.common.errors import InputError, report_input_errors
 from tools.arguments import not_negative, positive
-from tools.bundle_runs import has_ended, read_plan
+from tools.bundle_runs import has_ended, read_plan, what_failed
 from tools.child_process import available_cores
 
 from .gpu import visible_gpus
@@ -124,7 +124,7 @@ def prepare(options: argparse.Namespace, more: Sequence[str]) -> list[str]:
 
 
 def overview(plan: Mapping[str, Any], out: Path, target: str) -> str:
-    """Say how many runs have ended and what the others take, by the planned minutes.
+    """Say how many runs have ended, what the others take by the planned minutes, and what could not be done.
 
     Args:
         plan: content of ``plan.json``.
@@ -147,7 +147,8 @@ def overview(plan: Mapping[str, Any], out: Path, target: str) -> str:
         text += f"; by the planned minutes, the others take about {time} one after another"
     if "headroom" in wanted and plan["chains"]:
         text += ", without what the chains of doubled steps add"
-    return text + "."
+    failed = [what_failed(out / "runs" / name, command) for name, run in runs.items() for command in run["commands"]]
+    return "\n".join([text + ".", *filter(None, failed)])
 
 
 def check_target(plan: Mapping[str, Any], target: str) -> None:
@@ -178,4 +179,5 @@ def _study_file(name: str) -> str:
 
 
 if __name__ == "__main__":
+    report_input_errors()
     sys.exit(main())

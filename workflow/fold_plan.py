@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tools.bundle_runs import LISTS, Command, Run, first_difference, mark_of, re
 from .folds import OWN, PRETRAINING, FoldArm, Folds, read_folds
 
 MARK, CONTENTS = ".folds", ".data.json"  # in the output folder: name, and files of the data
+CONTENTS_AGAIN = "it is written again for the data that you pass next"
 TASKS = BUNDLES / SEGMENT / "configs/tasks.yaml"
 TABLE, SUBMISSION = "table", "submission"
 PREPARE_MINUTES = 120.0
@@ -54,7 +56,8 @@ def plan_folds(path: Path, *, data: Path | None, out: Path) -> None:
     if folds.scans is not None:
         _segment_new_scans(Path(folds.scans).expanduser(), [out / "runs" / name for name in ends["inference"]])
     write_plan(out, workflow="folds", name=folds.name, source=folds.source, runs=planned, ends=ends)
-    write_text(out / CONTENTS, json.dumps(contents, indent=1) + "\n")
+    saved = read_json(out / CONTENTS, CONTENTS_AGAIN) if (out / CONTENTS).is_file() else {}
+    write_text(out / CONTENTS, json.dumps({**saved, **contents}, indent=1) + "\n")
     write_text(out / ".gitignore", "*\n")
     write_text(out / MARK, f"{folds.name}\n")
 
@@ -64,12 +67,23 @@ def _segment_new_scans(scans: Path, runs: Sequence[Path]) -> None:
     ended = {run: mark for run in runs if (mark := mark_of(run, "infer")).exists()}
     if not ended:
         return  # large folders take long to look through
-    files = [scans, *(scans.rglob("*") if scans.is_dir() else ())]
-    newest = max((file.stat().st_ctime for file in files if file.exists()), default=0.0)  # a copy may keep an old mtime
+    newest = max((file.stat().st_ctime for file in _all_below(scans) if file.exists()), default=0.0)  # mtime may be old
     for run, mark in ended.items():
         if newest > mark.stat().st_mtime:
             mark.unlink()
             print(f"{run.name}: {scans} has new files since its masks were made; it goes on with these.")
+
+
+def _all_below(place: Path) -> Iterator[Path]:
+    """Yield a file, or a folder with all files and folders below it, in linked folders as well."""
+    yield place
+    seen = set()
+    for folder, folders, files in os.walk(place, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()  # a link that leads back
+            continue
+        seen.add(real)
+        yield from (Path(folder, name) for name in (*folders, *files))
 
 
 def tasks_of(folds: Folds, data: Path) -> dict[str, Path]:
@@ -296,9 +310,18 @@ def files_of(data: Path) -> dict[str, dict[str, int]]:
     for section in ("training", "validation", "test"):
         files = [file for case in content.get(section, []) for file in [*image_files(case), case.get("label")] if file]
         found[section] = {
-            "/".join(Path(file).parts[-2:]): Path(file).stat().st_size for file in files if Path(file).is_file()
+            name: Path(file).stat().st_size for file, name in _short_names(files).items() if Path(file).is_file()
         }
     return found
+
+
+def _short_names(files: Sequence[str]) -> dict[str, str]:
+    """Return the end of each path that no other has, of two parts or more: it stays if the data are moved."""
+    parts = {file: Path(file).parts for file in files}
+    depth = 2
+    while len({path[-depth:] for path in parts.values()}) < len(set(parts.values())):
+        depth += 1
+    return {file: "/".join(path[-depth:]) for file, path in parts.items()}
 
 
 def _check_contents(contents: Mapping[str, Any], out: Path) -> None:
@@ -306,7 +329,7 @@ def _check_contents(contents: Mapping[str, Any], out: Path) -> None:
     path = out / CONTENTS
     if not path.is_file():
         return
-    saved = read_json(path, "it is written again for the data that you pass next")
+    saved = read_json(path, CONTENTS_AGAIN)
     for task, sections in contents.items():
         for section, files in sections.items():
             found = first_difference(saved.get(task, sections).get(section, {}), files, resized="has another size")

@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
-from bundles.common.errors import InputError
+from bundles.common.errors import InputError, report_input_errors
 from bundles.common.files import folder_lock, write_text
 from bundles.common.parent_process import end_with_parent
-from tools.bundle_runs import BUNDLES, SETTINGS, SPENT, has_ended, mark_of, read_plan, spent
+from tools.bundle_runs import BUNDLES, SETTINGS, SPENT, has_ended, mark_of, read_plan, spent, what_failed
 from tools.child_process import Stopped, raise_on_signals, run_python
 
 from .gpu import one_gpu
@@ -95,13 +95,16 @@ def carry_out(
         )  # first: a job that is killed here is done, and needs nothing of what goes
         if this is planned["commands"][-1]:
             _clear(folder)
+        if failed := what_failed(folder, this):
+            say(failed)
 
 
 def _clear(folder: Path) -> None:
-    """Remove what only an unfinished run needs. The trained weights stay."""
+    """Remove what only an unfinished run needs. The trained weights stay, and scores if some may be tried again."""
     for name in ("last.pt", "best.pt"):
         (folder / "train" / "models" / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "evaluation" / "cases", ignore_errors=True)
+    if not (folder / "evaluation" / "failed.csv").is_file():
+        shutil.rmtree(folder / "evaluation" / "cases", ignore_errors=True)
 
 
 @contextmanager
@@ -179,4 +182,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    report_input_errors()
     sys.exit(main())

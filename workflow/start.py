@@ -8,6 +8,7 @@ import importlib.util
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -125,6 +126,8 @@ def claim_folder(out: Path) -> None:
         raise InputError(
             f"Another workflow runs in {out} ({owner}). Wait for it, stop it, or choose another output folder."
         ) from None
+    except OSError as error:  # some network disks have no locks
+        print(f"{out} cannot be locked ({error.strerror}): start no other workflow into it.", file=sys.stderr)
     os.ftruncate(lock, 0)
     os.write(
         lock, f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bundles.common.errors import InputError
+from bundles.common.errors import InputError, report_input_errors
 from bundles.common.files import atomic_path
 
 from .checks.bundle_process import run_checks
@@ -229,4 +229,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    report_input_errors()
     sys.exit(main())

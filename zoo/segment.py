@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bundles.common.errors import InputError
+from bundles.common.errors import InputError, report_input_errors
 from bundles.common.run.known_lines import without_config_note
 
 from .package.archive import extract_archive, file_hash
@@ -47,7 +47,7 @@ def find_release(name: str, released: Path = RELEASED) -> Path:
             f"{name} is {'none' if not found else 'a part of the names'} of the released models. Released are: "
             f"{', '.join(sorted(versions)) or 'none yet'}."
         )
-    newest = max(versions[found[0]], key=lambda version: [int(part) for part in version.split(".")])
+    newest = max(versions[found[0]], key=_in_order)
     package = f"{found[0]}_v{newest}"
     path, expected = released / f"{package}.zip", index[package]["checksum"]
     if not path.is_file():
@@ -58,6 +58,11 @@ def find_release(name: str, released: Path = RELEASED) -> Path:
             f"changed. Get it again: git checkout -- {path.name}, in {released}."
         )
     return path
+
+
+def _in_order(version: str) -> list[tuple[int, str]]:
+    """Return what sorts versions: parts as numbers, and before them those that are none, such as rc1."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in version.split(".")]
 
 
 def unpack(path: Path, target: Path = UNPACKED) -> Path:
@@ -94,6 +99,9 @@ def main(arguments: Sequence[str] | None = None, *, released: Path = RELEASED, u
     parser.add_argument("--output_dir", type=Path, default=Path("segmentation"), help="default: %(default)s")
     given, further = parser.parse_known_args(arguments)
     try:
+        words = sys.argv[1:] if arguments is None else arguments
+        if not given.scans.exists() and words and words[0].startswith("-"):
+            raise InputError(f"{given.scans} does not exist. Name model and scans first, then the options.")
         if not given.scans.exists():
             raise InputError(f"{given.scans} does not exist. Pass a scan or a folder of scans.")
         bundle = unpack(find_release(given.model, released), unpacked)
@@ -110,4 +118,5 @@ def main(arguments: Sequence[str] | None = None, *, released: Path = RELEASED, u
 
 
 if __name__ == "__main__":
+    report_input_errors()
     sys.exit(main())

@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from bundles.common.errors import InputError
+from bundles.common.errors import InputError, report_input_errors
 
 from .checks import file_checks as bundle_checks
 from .checks.bundle_process import run_checks
@@ -259,4 +259,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    report_input_errors()
     sys.exit(main())

@@ -6,11 +6,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 # errno of a place where no file can be written
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -93,10 +96,17 @@ def folder_lock(path: str | os.PathLike, *, wait: bool = True) -> Iterator[None]
 
     Raises:
         BlockingIOError: another process holds the lock (only with ``wait=False``).
-        OSError: the lock file cannot be created, or its file system does not support locks.
+        OSError: the lock file cannot be created.
+
+    On a file system without locks it logs a warning and goes on: nothing then keeps two processes apart.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): start no other run that writes there.", path, error.strerror)
         yield

@@ -181,8 +181,7 @@ def _predict(config_file: Path, task: str, model: Any, data: str, masks: str, op
         },
     )
     workflow.initialize()
-    workflow.run()
-    workflow.finalize()
+    workflow.run()  # without what ends a run: its status 3 for a scan that lacks something would end all; `_faults` looks
 
 
 # ---- checks --------------------------------------------------------------------------------------------------------

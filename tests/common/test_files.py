@@ -1,6 +1,7 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
 """Files are written atomically, one process at a time works in a locked folder, and changed files are noticed."""
 
+import errno
 import fcntl
 import os
 import threading
@@ -8,6 +9,15 @@ import threading
 import pytest
 
 from bundles.common.files import atomic_path, file_sha256, file_stamp, folder_lock, move_file, write_text
+
+
+def test_a_file_system_without_locks_costs_a_warning(tmp_path, monkeypatch, caplog):
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("bundles.common.files.fcntl.flock", no_locks)
+    with folder_lock(tmp_path / "lock"):
+        assert f"{tmp_path / 'lock'} cannot be locked (Function not implemented)" in caplog.text
 
 
 def test_a_file_appears_whole(tmp_path):

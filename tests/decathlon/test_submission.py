@@ -225,7 +225,8 @@ def test_data_of_another_task_are_refused(tmp_path, asked):
 
 
 def test_submit_yaml_predicts_the_test_images_and_packs_them(tmp_path, asked, record):
-    """With random weights: only the path from the images to the archive is tested."""
+    """With random weights: only the path from the images to the archive is tested. A picture that fails costs no mask."""
+    (tmp_path / "masks" / "spleen_11_overlay.png").mkdir(parents=True)
     torch.manual_seed(0)
     content = {"model": build_swin_unetr(record, out_channels=2).state_dict(), "encoder": record}
     content |= {"labels": {"0": "background", "1": "spleen"}, "task": "Task09_Spleen"}
@@ -239,6 +240,7 @@ def test_submit_yaml_predicts_the_test_images_and_packs_them(tmp_path, asked, re
         "archive": tmp_path / "predicted.zip",
     }
     succeed(run_bundle("swin_unetr_msd", "submit.yaml", **options))
+    assert "spleen_11.nii.gz,picture," in (tmp_path / "masks" / "failed.csv").read_text()
     with zipfile.ZipFile(tmp_path / "predicted.zip") as archive:
         assert archive.namelist() == [f"Task09_Spleen/spleen_{number}.nii.gz" for number in (1, 11, 7)]
         predicted = nib.Nifti1Image.from_bytes(gzip.decompress(archive.read("Task09_Spleen/spleen_7.nii.gz")))

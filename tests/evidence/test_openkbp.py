@@ -70,6 +70,9 @@ def test_all_patients_on_request_and_nothing_is_converted_twice(source, tmp_path
     [
         ("ct.csv", ",data\n2097152,3.0\n", r"ct\.csv has an index that is no voxel of 128 x 128 x 128"),
         ("ct.csv", ",data\n1,x\n", r"ct\.csv cannot be read: .*'x'"),
+        ("ct.csv", ",data\n1,3.0\n2,1", r"ct\.csv cannot be read: its last line has no end: it is cut short"),
+        ("ct.csv", ",data\n", r"ct\.csv cannot be read: it has no rows"),
+        ("Mandible.csv", ",data\n12", r"Mandible\.csv cannot be read: its last line has no end"),
         ("voxel_dimensions.csv", "3.9\n", r"voxel_dimensions\.csv must hold three sizes in mm above 0"),
         ("voxel_dimensions.csv", None, r"voxel_dimensions\.csv cannot be read"),
     ],

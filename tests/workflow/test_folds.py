@@ -14,7 +14,7 @@ import yaml
 
 from bundles.common.errors import InputError
 from tools.bundle_runs import read_plan
-from workflow.fold_plan import plan_folds
+from workflow.fold_plan import files_of, plan_folds
 from workflow.folds import check_folds, read_folds
 
 from ..workflows.miniature_decathlon import write_miniature
@@ -142,6 +142,44 @@ def test_scans_that_were_added_are_segmented(tmp_path, data, capsys):
     capsys.readouterr()
     planned(tmp_path, data, **asked)
     assert not mark.exists() and f"{run}: {scans} has new files" in capsys.readouterr().out
+
+
+def test_scans_that_were_added_in_a_linked_folder_are_segmented(tmp_path, data):
+    scans, disk = tmp_path / "scans", tmp_path / "disk"
+    for folder in (scans, disk):
+        folder.mkdir()
+    (scans / "linked").symlink_to(disk)
+    (disk / "back").symlink_to(scans)
+    (disk / "deeper").mkdir()
+    asked = {"tasks": [SPLEEN], "ensemble": ["scratch"], "scans": str(scans)}
+    (run,) = planned(tmp_path, data, **asked)["ends"]["inference"]
+    mark = tmp_path / "out/runs" / run / ".infer.done"
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    time.sleep(0.05)
+    mark.touch()
+    planned(tmp_path, data, **asked)
+    assert mark.exists()
+    time.sleep(0.05)
+    (disk / "deeper/b.nii.gz").touch()
+    planned(tmp_path, data, **asked)
+    assert not mark.exists()
+
+
+def test_patients_that_differ_by_their_folder_alone_are_told_apart(tmp_path):
+    for patient in ("p0", "p1"):
+        for kind in ("images", "labels"):
+            (tmp_path / patient / kind).mkdir(parents=True)
+            (tmp_path / patient / kind / "ct.nii.gz").write_bytes(b"x" * (1 + int(patient[1])))
+    entries = [{"image": f"p{n}/images/ct.nii.gz", "label": f"p{n}/labels/ct.nii.gz"} for n in range(2)]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": entries}))
+    found = files_of(tmp_path)["training"]
+    assert found == {f"p{n}/{kind}/ct.nii.gz": 1 + n for n in range(2) for kind in ("images", "labels")}
+
+
+def test_what_is_known_of_the_data_of_other_tasks_stays(tmp_path, data):
+    planned(tmp_path, data, tasks=[SPLEEN, HIPPOCAMPUS])
+    planned(tmp_path, data, tasks=[HIPPOCAMPUS])
+    assert set(json.loads((tmp_path / "out/.data.json").read_text())) == {SPLEEN, HIPPOCAMPUS}
 
 
 def test_paths_may_begin_with_the_home_folder_and_a_row_may_be_called_yml(tmp_path, data, monkeypatch):

@@ -16,8 +16,9 @@ import pytest
 
 from bundles.common.errors import InputError
 from bundles.common.files import folder_lock
-from tools.bundle_runs import Command, Run, write_plan
+from tools.bundle_runs import Command, Run, read_plan, write_plan
 from tools.child_process import Stopped
+from workflow.__main__ import overview
 from workflow.job import JobFailed, carry_out
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +80,28 @@ def test_some_statuses_are_no_error_but_the_result_must_be_there(out):
     go(out, writes(out) + "raise SystemExit(3)")
     with pytest.raises(JobFailed, match="evaluate succeeded but did not write .*scores.csv"):
         go(out, "", "evaluate")
+
+
+def test_what_could_not_be_done_is_told_and_how_it_is_tried_again(out):
+    go(out, writes(out))
+    (out / "runs/a/evaluation/cases").mkdir(parents=True)
+    (out / "runs/a/evaluation/cases/one.json").touch()
+    table = "scan,missing,reason\\na.nii.gz,score,no memory\\nb.nii.gz,score,no memory\\nb.nii.gz,picture,no memory\\n"
+    program = (
+        writes(out, "evaluation/scores.csv") + f"(p.parent / 'failed.csv').write_text('{table}'); raise SystemExit(3)"
+    )
+    said = go(out, program, "evaluate")[-1]
+    mark = out / "runs/a/.evaluate.done"
+    assert said == (
+        f"a: evaluate could not do all of 2 scans, see {out / 'runs/a/evaluation/failed.csv'}. To try these again, remove "
+        f"{mark} and start the workflow once more."
+    )
+    assert overview(read_plan(out), out, "few_label_curve").splitlines()[1] == said
+    assert (out / "runs/a/evaluation/cases/one.json").exists()  # the others are not scored again
+    mark.unlink()
+    repaired = f"import os; os.remove('{out / 'runs/a/evaluation/failed.csv'}')"
+    assert go(out, repaired, "evaluate") == ["a: evaluate ..."]
+    assert not (out / "runs/a/evaluation/cases").exists()
 
 
 def test_threads_reach_the_command_and_time_is_kept(out):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import subprocess
 import sys
@@ -139,6 +140,15 @@ def test_a_folder_has_one_engine_and_what_a_killed_one_locked_is_free(tmp_path):
     holder.wait()
     claim_folder(tmp_path)
     assert not (tmp_path / ".snakemake/locks").exists()
+
+
+def test_a_disk_without_locks_is_used_and_told(tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("workflow.start.fcntl.lockf", no_locks)
+    claim_folder(tmp_path)
+    assert f"{tmp_path} cannot be locked (No locks available)" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

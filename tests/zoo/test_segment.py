@@ -111,7 +111,7 @@ def test_the_newest_version_is_taken(released, tmp_path):
     folder = Path(shutil.copytree(released, tmp_path / "released"))
     package = "swin_unetr_msd_spleen_v0.1.0"
     index = json.loads((folder / "model_info.json").read_text())
-    for version in ("0.9.0", "0.10.0"):
+    for version in ("0.9.0", "0.10.0", "0.10.rc1"):
         shutil.copy(folder / f"{package}.zip", folder / f"{package.replace('0.1.0', version)}.zip")
         index[package.replace("0.1.0", version)] = index[package]
     (folder / "model_info.json").write_text(json.dumps(index))

@@ -13,6 +13,8 @@ import yaml
 
 from bundles.common.files import write_text
 
+from .bundle_files import OF_HOSTS
+
 
 def write_hugging_face(bundle: Path, target: Path) -> None:
     """Write the files of a bundle and its model card.
@@ -22,10 +24,12 @@ def write_hugging_face(bundle: Path, target: Path) -> None:
 
     Args:
         bundle: the packed bundle, without links.
-        target: the folder to write; an existing one is replaced.
+        target: the folder to write. What is there is replaced, but for what git and the hub keep in it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     new, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():  # a run that was killed between two renamings
+        old.rename(target)
     for folder in (new, old):
         shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -37,10 +41,20 @@ def write_hugging_face(bundle: Path, target: Path) -> None:
             readme.parent.rmdir()
         if target.exists():
             target.rename(old)
-        new.rename(target)
+        try:
+            new.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+        for name in OF_HOSTS:
+            if (old / name).exists():
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                (old / name).rename(target / name)
     finally:
-        for folder in (new, old):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def model_card(bundle: Path, readme: str) -> str:

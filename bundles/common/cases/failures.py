@@ -49,14 +49,17 @@ class Failures:
 
     Args:
         output_dir: folder of the results.
+        resume: this run continues an earlier one, whose rows stay until `report`; `earlier` does the same later.
     """
 
-    def __init__(self, output_dir: str | os.PathLike) -> None:
+    def __init__(self, output_dir: str | os.PathLike, *, resume: bool = False) -> None:
         self.file = Path(output_dir).expanduser() / TABLE
         self.failed = False
         self._found: list[Failure] = []
         self._earlier: list[Failure] = []
         self._others: list[Failure] = []
+        if resume:
+            self.earlier()
 
     def earlier(self) -> set[str]:
         """Return the scans in the table of an earlier run.

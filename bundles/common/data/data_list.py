@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..value_rules import SHARE_INSIDE, WHOLE, check_choice
 from ..words import counted
 from .carried_labels import refuse_carried
+from .case_names import names_of
 from .list_forms.labelled_folder import folder_data_list
 from .list_forms.list_file import (
     SECTIONS,
@@ -257,6 +258,22 @@ def _inference_scans(source: StrPath, may_be_missing: bool) -> list[dict]:
     if not may_be_missing:
         _check_files(scans, "test", source, keys=("image",))
     return [{"image": scan["image"]} for scan in scans]
+
+
+def data_list_names(dataset_dir: StrPath, data_list: StrPath | None = None, *, section: str) -> dict[str, str]:
+    """Return the unique name of each image: one name for a case in all folds, and whichever cases fail a check.
+
+    Args:
+        dataset_dir, data_list: see `segmentation_scans`.
+        section: ``test``: names of the test section; another one: those of training and validation together.
+
+    Raises:
+        InputError: see `parse_data_list`.
+    """
+    content = parse_data_list(data_list_path(dataset_dir, data_list))
+    return names_of(
+        content.get("test", []) if section == "test" else content.get("training", []) + content.get("validation", [])
+    )
 
 
 def data_list_labels(dataset_dir: StrPath, data_list: StrPath | None = None) -> dict[int, str]:

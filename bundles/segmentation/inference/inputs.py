@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from monai.utils import ensure_tuple
+
 from ...common.cases.failures import Failures
-from ...common.data.case_names import case_names
+from ...common.data.case_names import case_name, case_names
 from ...common.data.data_list import inference_scans
 from ...common.data.list_forms.list_file import StrPath, first_file
 from ...common.errors import InputError, NoScan, RefusedScan
@@ -23,6 +25,7 @@ from ...common.scans.search import IS_PACKED, Candidate, Found, find_candidates
 from ...common.words import counted, sentence
 from ..results.organ_volumes import TABLE, read_cases
 from .left_out import scan_in_disguise
+from .sources import Source, mask_of, read_sources, source_of
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +39,14 @@ class SegmentationInputs:
         series: for each NIfTI file made from a DICOM series, the files of the series in slice order.
         count: number of scans that were found, with those that are done or cannot be read.
         names: unique name of each image file, with those that are done: see `case_names`.
+        sources: what each scan is made from, by its image file.
     """
 
     scans: list[dict[str, Any]]
     series: dict[str, tuple[str, ...]]
     count: int = 0
     names: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, Source] = field(default_factory=dict)
 
 
 def segmentation_inputs(
@@ -60,21 +65,26 @@ def segmentation_inputs(
     incomplete and files that cannot be read become `Failures`, and so does a scan that is named like a mask; what lies
     beside a CT and is none (scout views, reports, other modalities) is left out with a line in the log.
 
+    No mask in ``output_dir`` is replaced by that of another scan (`Source.may_become`): a scan whose name is taken gets
+    another one.
+
     Args:
         source: a NIfTI file, a data list, a folder, or several of them.
         output_dir: folder of the masks.
-        failures: takes the scans that cannot be read.
+        failures: takes the scans that cannot be read, and keeps what earlier runs could not do for other scans.
         resume: skip scans that an earlier run into ``output_dir`` has segmented: those in its table of volumes whose
-            mask exists and is no older than the scan, and which lack nothing (`Failures.earlier`).
+            mask exists and is no older than the scan, which are the scans that they were (`Source.is_unchanged`), and
+            which lack nothing (`Failures.earlier`).
         straighten_tilt: resample scans of a tilted gantry (see `read_series`); False: they cannot be read.
 
     Raises:
         InputError: see `inference_scans`; or no scan can be read.
     """
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
-    earlier = read_cases(Path(output_dir) / TABLE) if resume else {}
-    done = _segmented(Path(output_dir), earlier) - failures.earlier() if resume else set()
-    found = _Inputs(Path(output_dir).expanduser().absolute(), failures, done, straighten_tilt)
+    output_dir = Path(output_dir).expanduser().absolute()
+    earlier = read_cases(output_dir / TABLE) if resume else {}
+    done = _segmented(output_dir, earlier) - failures.earlier() if resume else set()
+    found = _Inputs(output_dir, failures, done, straighten_tilt, recorded=_with_masks(output_dir))
     for one in sources:
         if _is_listed(one):
             found.listed.append(one)
@@ -93,14 +103,14 @@ def segmentation_inputs(
             "for the reasons."
         )
     scans = inference_scans(found.listed, equal_names=True, may_be_missing=True) if found.listed else []
-    todo = [scan for scan in scans if first_file(scan) not in done]
+    sources = {first_file(scan): found.source_of(scan) for scan in scans}
+    todo = [scan for scan in scans if not found.is_done(first_file(scan), sources[first_file(scan)])]
     if resume:
         done_before = counted(found.skipped + len(scans) - len(todo), "scan is", "scans are")
         logger.info("%s already segmented (%s)", done_before, Path(output_dir) / TABLE)
-    # The names of earlier runs stay; those of new scans differ from them.
-    names = case_names([*earlier, *(first_file(scan) for scan in scans)])
-    names |= {image: case for image, case in earlier.items() if image in done}
-    return SegmentationInputs(todo, found.series, found.skipped + len(scans) + found.failed, names)
+    names = _names(found.recorded, sources, keep_moved=not resume)
+    failures.keep_others({*found.tried, *(first_file(scan) for scan in scans)})
+    return SegmentationInputs(todo, found.series, found.skipped + len(scans) + found.failed, names, sources)
 
 
 @dataclass
@@ -112,9 +122,12 @@ class _Inputs:
         failures: takes what cannot be read.
         done: images that an earlier run has segmented.
         straighten_tilt: see `segmentation_inputs`.
+        recorded: what the masks in the folder were made from, by image file.
+        sources: converted file to what it is made from.
         listed: what `inference_scans` reads: files, and folders with a data list.
         series: converted file to its DICOM files in slice order.
         made: converted file to its source.
+        tried: files and folders of all scans, those that are done or cannot be read as well.
         skipped, failed, no_scans: number of scans that are done, that failed, and of series that are no CT volume.
     """
 
@@ -122,9 +135,12 @@ class _Inputs:
     failures: Failures
     done: set[str]
     straighten_tilt: bool
+    recorded: dict[str, Source] = field(default_factory=dict)
+    sources: dict[str, Source] = field(default_factory=dict)
     listed: list[StrPath] = field(default_factory=list)
     series: dict[str, tuple[str, ...]] = field(default_factory=dict)
     made: dict[str, str] = field(default_factory=dict)
+    tried: set[str] = field(default_factory=set)
     skipped: int = 0
     failed: int = 0
     no_scans: int = 0
@@ -137,6 +153,7 @@ class _Inputs:
     def fail(self, file: str, reason: Exception | str) -> None:
         """Note that a file or a series cannot be segmented."""
         self.failures.add(file, "mask", reason)
+        self.tried.add(file)
         self.failed += 1
 
     def search(self, folder: StrPath) -> Found:
@@ -167,22 +184,45 @@ class _Inputs:
 
     def _add(self, candidate: Candidate) -> None:
         if candidate.kind == "nifti":
-            file = candidate.source
-        else:
-            file = str(self.converted / f"{candidate.name}.nii.gz")
-        if file in self.done:
+            self.tried.add(candidate.source)
+            self.listed.append(candidate.source)
+            return
+        source = source_of(candidate.source, candidate.files, series=candidate.series)
+        file = self._converted_file(candidate.name, source)
+        self.tried |= {candidate.source, file}
+        if self.is_done(file, source):
             self.skipped += 1
-        elif candidate.kind == "nifti":
-            self.listed.append(file)
         elif (other := self.made.setdefault(file, candidate.source)) != candidate.source:
             raise InputError(
                 f"{other} and {candidate.source} would both be converted to {file}: one would replace the other. Pass them "
                 "in two runs with different --output_dir, or the folder above both."
             )
         else:
-            self._convert(candidate, file)
+            self._convert(candidate, file, source)
 
-    def _convert(self, candidate: Candidate, file: str) -> None:
+    def _converted_file(self, name: str, source: Source) -> str:
+        """Return the file that a scan is converted to; not that of another scan that has a mask."""
+        number, file = 1, str(self.converted / f"{name}.nii.gz")
+        while (other := self.recorded.get(file)) is not None and other.identity and not other.may_become(source):
+            number += 1
+            file = str(self.converted / f"{name}-{number}.nii.gz")
+        return file
+
+    def source_of(self, scan: Mapping[str, Any]) -> Source:
+        """Return what a scan of the run is made from."""
+        file = first_file(scan)
+        return self.sources.get(file) or source_of(file, ensure_tuple(scan["image"]))
+
+    def is_done(self, file: str, source: Source) -> bool:
+        """Whether a scan has its mask already, from an earlier run."""
+        if file not in self.done:
+            return False
+        if (recorded := self.recorded.get(file)) is None or recorded.is_unchanged(source):
+            return True
+        logger.warning("%s has changed since it was segmented: it is segmented again", source.source)
+        return False
+
+    def _convert(self, candidate: Candidate, file: str, source: Source) -> None:
         try:
             files = _converted(candidate, file, self.straighten_tilt)
         except NoScan as reason:
@@ -192,6 +232,7 @@ class _Inputs:
             self.fail(candidate.source, error)
         else:
             self.listed.append(file)
+            self.sources[file] = source
             self.series |= {file: files} if files else {}
 
 
@@ -210,13 +251,45 @@ def _segmented(output_dir: Path, cases: Mapping[str, str]) -> set[str]:
     """
     images = set()
     for image, case in cases.items():
-        mask = output_dir / f"{case}_seg.nii.gz"
+        mask = mask_of(output_dir, case)
         if mask.exists() and os.path.exists(image) and os.path.getmtime(mask) >= os.path.getmtime(image):
             if is_whole(mask):
                 images.add(image)
             else:
                 logger.warning("the mask %s is damaged: its scan is segmented again", mask)
     return images
+
+
+def _with_masks(output_dir: Path) -> dict[str, Source]:
+    """Return what the masks in a folder were made from, by image file."""
+    return {
+        image: source for image, source in read_sources(output_dir).items() if mask_of(output_dir, source.case).exists()
+    }
+
+
+def _names(recorded: Mapping[str, Source], scans: Mapping[str, Source], *, keep_moved: bool) -> dict[str, str]:
+    """Return a name for each image. Those of earlier runs stay; those of new scans differ from them.
+
+    Args:
+        recorded: sources of the masks that are there.
+        scans: those of the run.
+        keep_moved: a scan that was moved keeps its name, too: its mask replaces the earlier one.
+    """
+    names = {image: source.case for image, source in recorded.items()}
+    if keep_moved:
+        gone = {image: source for image, source in recorded.items() if image not in scans}
+        for image, source in scans.items():
+            moved = [other for other in gone if case_name(other) == case_name(image) and gone[other].may_become(source)]
+            if image not in recorded and moved:
+                names[image] = gone.pop(moved[0]).case
+    new, alone = case_names([*recorded, *scans]), case_names(scans)
+    names = {**{image: new[image] for image in scans}, **names}
+    if longer := [image for image in scans if image not in recorded and names[image] != alone[image]]:
+        logger.info(
+            "%s named with more folders, since masks of other scans are there already, such as %s for %s",
+            *(counted(len(longer), "scan is", "scans are"), names[longer[0]], longer[0]),
+        )
+    return names
 
 
 def _converted(candidate: Candidate, file: str, straighten_tilt: bool) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from .sliding_window import blend_windows
 
 logger = logging.getLogger(__name__)
 
+OUT_OF_MEMORY_ON_CPU = "DefaultCPUAllocator"  # PyTorch raises a plain RuntimeError there
 SLICES = 8  # slices converted from logits to probabilities at a time
 
 
@@ -56,8 +57,8 @@ class ProbabilityInferer(Inferer):
             (`choose_backend`); None: PyTorch computes all of them.
 
     Raises:
-        InputError: here for invalid arguments; when called, if the scan contains NaN or infinite values, or does not
-            fit into memory even on the CPU.
+        InputError: here for invalid arguments; when called, if the scan or what the network makes of it contains NaN or
+            infinite values, or if it does not fit into memory even on the CPU.
     """
 
     def __init__(
@@ -96,10 +97,15 @@ class ProbabilityInferer(Inferer):
             try:
                 probabilities = self._mean(images, network, self._plans[0])
             except torch.OutOfMemoryError as error:
-                reason = ". ".join(str(error).split(". ")[:2])
+                reason, of_gpu = ". ".join(str(error).split(". ")[:2]), True
+            except RuntimeError as error:
+                if OUT_OF_MEMORY_ON_CPU not in str(error):
+                    raise
+                reason, of_gpu = str(error).splitlines()[0], False
             if probabilities is None:  # not in the except block: its traceback keeps the volumes of the failed attempt
                 torch.cuda.empty_cache()
-                self._fall_back(reason, images.shape[2:])
+                self._fall_back(reason, images, of_gpu=of_gpu)
+        _check_probabilities(probabilities, inputs)
         if isinstance(inputs, MetaTensor):
             return MetaTensor(probabilities).copy_meta_from(inputs)
         return probabilities
@@ -141,11 +147,16 @@ class ProbabilityInferer(Inferer):
         passes = len(networks) * len(self.mirrors)
         return total.div_(passes) if passes > 1 else total
 
-    def _fall_back(self, reason: str, shape: Sequence[int]) -> None:
-        tried = f"{_windows(self._plans[0])} of {list(self.roi_size)} voxels at a time, a scan of {list(shape)}"
-        if len(self._plans) == 1:
+    def _fall_back(self, reason: str, images: torch.Tensor, *, of_gpu: bool) -> None:
+        tried = (
+            f"{_windows(self._plans[0])} of {list(self.roi_size)} voxels at a time, a scan of {list(images.shape[2:])}"
+        )
+        on_cpu = not of_gpu and images.device.type == "cpu"
+        if len(self._plans) == 1 or (on_cpu and self._plans[1].volumes_on_cpu):  # the other plans are this one
+            one = "does not fit into the computer's memory"
+            both = "fits neither into the GPU's memory nor into the computer's"
             raise InputError(
-                f"The scan fits neither into the GPU's memory nor into the computer's ({tried}): {reason}. Set a smaller "
+                f"The scan {one if on_cpu else both} ({tried}): {reason}. Set a smaller "
                 "--roi_size or a coarser --spacing, if the model was trained with them, or use a machine with more memory."
             )
         self._plans.pop(0)
@@ -159,16 +170,34 @@ class ProbabilityInferer(Inferer):
             )
         else:
             now = f"From now on {_windows(plan)} at a time; --sw_batch_size {plan.windows} avoids the failed attempt"
-        logger.warning("The GPU's memory is too small (%s): %s. %s.", tried, reason, now)
+        memory = "GPU's" if of_gpu else "computer's"
+        logger.warning("The %s memory is too small (%s): %s. %s.", memory, tried, reason, now)
+
+
+def _check_probabilities(probabilities: torch.Tensor, inputs: torch.Tensor) -> None:
+    """Refuse probabilities that are not numbers: the largest of them would be background.
+
+    The softmax makes all classes of a voxel NaN if one of its logits is NaN or infinite, so one class tells.
+    """
+    bad = sum(int(part[:, :1].isnan().sum()) for part in probabilities.split(SLICES, dim=2))
+    if bad:
+        raise InputError(
+            f"{_name_of(inputs)}: what the network computes is not a number (NaN) in {bad} voxels. In mixed precision large "
+            "values overflow: repeat with --amp_type bf16, or with --amp false. If that does not help, the weights are "
+            "damaged, or the scan is of another kind than those of the training."
+        )
 
 
 def _check_finite(inputs: torch.Tensor) -> None:
     if not torch.isfinite(inputs).all():
-        file = inputs.meta.get("filename_or_obj", "the scan") if isinstance(inputs, MetaTensor) else "the scan"
         raise InputError(
-            f"{file} has voxels that are not numbers (NaN or infinite), which would corrupt the mask in a wide area. "
+            f"{_name_of(inputs)} has voxels that are not numbers (NaN or infinite), which would corrupt the mask in a wide area. "
             "Repair or remove the file; --check_data full finds all such files before the run."
         )
+
+
+def _name_of(inputs: torch.Tensor) -> str:
+    return inputs.meta.get("filename_or_obj", "the scan") if isinstance(inputs, MetaTensor) else "the scan"
 
 
 def _windows(plan: _Plan) -> str:

@@ -13,7 +13,7 @@ from ...common.errors import InputError
 from ...common.files import file_stamp, write_text
 from ...common.run.distributed import rank
 from ...common.words import shown
-from ..results.organ_volumes import TABLE
+from ..results.organ_volumes import TABLE, read_cases
 
 FILE = "settings.json"
 
@@ -32,8 +32,8 @@ def write_or_compare_settings(
 ) -> None:
     """Write ``settings.json`` when a run starts; compare the settings with it when a run is resumed.
 
-    The table of volumes, by which a resumed run knows what is done, becomes ``previous_volumes.csv`` first: it tells of
-    masks with other settings.
+    The table of volumes, by which a resumed run knows what is done, is renamed first, since it tells of masks with other
+    settings: to ``previous_volumes.csv``, or with a number if that one tells of further scans.
 
     Args:
         output_dir: folder of the results.
@@ -49,9 +49,28 @@ def write_or_compare_settings(
     if known or rank() != 0:
         return
     path = Path(output_dir) / FILE
-    if (table := path.parent / TABLE).exists():
-        os.replace(table, table.with_name(f"previous_{TABLE}"))
+    _set_table_aside(path.parent / TABLE)
     write_text(path, json.dumps(current, indent=1) + "\n")
+
+
+def _set_table_aside(table: Path) -> None:
+    """Rename a table; an earlier one is replaced if it tells of the same scans alone."""
+    if not table.exists():
+        return
+    scans, number = _scans(table), 1
+    while (aside := table.with_name(f"previous_{table.stem}{'' if number == 1 else f'_{number}'}.csv")).exists():
+        if _scans(aside) <= scans:
+            break
+        number += 1
+    os.replace(table, aside)
+
+
+def _scans(table: Path) -> set[str]:
+    """Return the scans of a table; if it is another one, its own name, so that no table replaces it."""
+    try:
+        return set(read_cases(table))
+    except InputError:
+        return {str(table)}
 
 
 def _compared(

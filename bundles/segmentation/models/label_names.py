@@ -41,11 +41,20 @@ def check_labels(labels: Mapping[int | str, str]) -> dict[str, str]:
     """Return the labels sorted by value, after checking that the values are 0 (background), 1, 2, ... like channels.
 
     Raises:
-        InputError: a value is missing.
+        InputError: a value is missing, or two values have one name: tables and scores name an organ by it.
     """
     values = sorted(int(value) for value in labels)
     if values != list(range(len(values))) or len(values) < 2:
         raise InputError(
             f"labels {dict(labels)} must have the values 0 (background), 1, 2, ... without a gap; values found: {values}."
+        )
+    by_name: dict[str, list[int]] = {}
+    for value, name in labels.items():
+        by_name.setdefault(str(name), []).append(int(value))
+    if twice := {name: found for name, found in by_name.items() if len(found) > 1}:
+        name, found = next(iter(twice.items()))
+        raise InputError(
+            f"labels {dict(labels)} give the name {name!r} to the values {' and '.join(map(str, sorted(found)))}: name each "
+            "structure differently, or give its voxels one value."
         )
     return {str(value): labels[str(value)] if str(value) in labels else labels[value] for value in values}

@@ -40,11 +40,16 @@ def read_scores(path: str | os.PathLike) -> list[dict[str, Any]]:
     Raises:
         FileNotFoundError: the file does not exist.
         KeyError: a column is missing.
-        ValueError: a score is not a number, or the file is not UTF-8 text.
+        ValueError: a score is not a number, a row is cut short, or the file is not UTF-8 text.
     """
     with open(path, newline="", encoding="utf-8") as file:
-        return [
-            {"case": row["case"], "label": row["label"]}
-            | {metric: float(row[metric] or math.nan) for metric in METRICS}
-            for row in csv.DictReader(file)
-        ]
+        rows = list(csv.DictReader(file))
+    cut = next(
+        (number for number, row in enumerate(rows, 2) if any(row.get(name, "") is None for name in METRICS)), None
+    )
+    if cut is not None:
+        raise ValueError(f"line {cut} is cut short")
+    return [
+        {"case": row["case"], "label": row["label"]} | {metric: float(row[metric] or math.nan) for metric in METRICS}
+        for row in rows
+    ]

@@ -13,7 +13,7 @@ from typing import Any
 import monai.transforms
 from ignite.engine import Engine, Events
 
-from ...common.files import atomic_path
+from ...common.files import atomic_path, file_sha256, write_text
 from ...common.run.distributed import rank
 
 logger = logging.getLogger(__name__)
@@ -49,8 +49,9 @@ class Spacingd(monai.transforms.Spacingd):
 class ReplaceModel:
     """Handler for `SupervisedTrainer`: replaces the model that the server uses for inference by the trained one.
 
-    List it after `TrainingCheckpoint`. The original model is kept beside it as ``shipped_model.pt``. MONAI Label can
-    load it by that name, and lists it after its next start.
+    List it after `TrainingCheckpoint`. The original model is kept beside it as ``shipped_model.pt``, that of a newer
+    package, which was unpacked over this one, as ``shipped_model_2.pt``, ... MONAI Label can load them by these names,
+    and lists them after its next start.
 
     Args:
         result: ``model.pt`` of this training.
@@ -66,11 +67,28 @@ class ReplaceModel:
             engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        shipped = self.served.with_name(SHIPPED)
-        if self.served.exists() and not shipped.exists():
-            _copy(self.served, shipped)
+        kept = self.served.with_name(SHIPPED)
+        if self.served.exists() and (not kept.exists() or self._is_new()):
+            number = 1
+            while kept.exists():
+                number += 1
+                kept = kept.with_name(f"{Path(SHIPPED).stem}_{number}.pt")
+            _copy(self.served, kept)
+        write_text(self.record, file_sha256(self.result) + "\n")  # before it is served: if it never is, nothing is lost
         _copy(self.result, self.served)
-        logger.info("%s is now the model of this training; the original one is kept as %s", self.served, shipped.name)
+        logger.info("%s is now the model of this training; the original one is kept as %s", self.served, kept.name)
+
+    @property
+    def record(self) -> Path:
+        """The file that says which model is served since the last training."""
+        return self.result.with_name(".served.sha256")
+
+    def _is_new(self) -> bool:
+        """Whether somebody put another model into the place of that of the last training."""
+        try:
+            return self.record.read_text(encoding="utf-8").strip() != file_sha256(self.served)
+        except OSError:  # trained by an earlier version: it is that of the last training
+            return False
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -3,13 +3,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from bundles.common.data.data_list import inference_scans, label_as_reference, segmentation_scans, unlabelled_scans
+from bundles.common.data.data_list import (
+    data_list_names,
+    inference_scans,
+    label_as_reference,
+    segmentation_scans,
+    unlabelled_scans,
+)
 from bundles.common.errors import InputError
 from tests.common.data.written_lists import both, entry, names, split, touch, write_list
 
@@ -138,6 +145,17 @@ def test_one_absolute_list_for_several_folders_is_refused(tmp_path):
 
 
 # ---- inference_scans ----
+
+
+def test_a_case_has_one_name_in_all_folds(tmp_path):
+    """Tables of a cross-validation know a case by its name."""
+    patients = [f"{site}/p{number}" for site in ("site1", "site2") for number in range(3)]
+    entries = [{"image": f"{patient}/ct.nii.gz", "label": f"{patient}/seg.nii.gz"} for patient in patients]
+    test = [{"image": "tests/ct.nii.gz"}]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": entries, "test": test}))
+    names = data_list_names(tmp_path, section="validation")
+    assert names == {str(tmp_path / patient / "ct.nii.gz"): f"{patient}/ct" for patient in patients}
+    assert data_list_names(tmp_path, section="test") == {str(tmp_path / "tests" / "ct.nii.gz"): "ct"}
 
 
 def test_inference_takes_a_file_a_folder_or_the_test_section(tmp_path):

@@ -1,7 +1,10 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
 from __future__ import annotations
 
+import csv
+import json
 import os
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -14,6 +17,7 @@ from bundles.common.errors import InputError
 from bundles.common.scans.dicom_series import read_series
 from bundles.segmentation.inference import inputs as inputs_module
 from bundles.segmentation.inference.inputs import SegmentationInputs, segmentation_inputs
+from bundles.segmentation.inference.sources import RecordSources
 from bundles.segmentation.results.organ_volumes import COLUMNS
 
 from ...common.scans.dicom_files import POSITION, SPACING, write_series
@@ -27,15 +31,20 @@ def inputs_of(source, *, output_dir: Path, failures: Failures | None = None, **o
     return segmentation_inputs(source, output_dir=output_dir, failures=failures or Failures(output_dir), **options)
 
 
-def nifti(path: Path) -> str:
+def nifti(path: Path, voxels: np.ndarray = VOXELS) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(VOXELS, np.eye(4)), path)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
     return str(path)
 
 
 def masks(path: Path, values: np.ndarray = MASK) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+
+
+def rows_of(failures: Failures) -> list[dict[str, str]]:
+    with open(failures.file, newline="") as table:
+        return list(csv.DictReader(table))
 
 
 def already_segmented(output_dir: Path, *images: str) -> None:
@@ -182,6 +191,33 @@ def test_a_scan_that_lacks_something_is_segmented_again(tmp_path):
     assert inputs.scans == [{"image": lacking}] and inputs.count == 2
 
 
+def test_failures_of_scans_that_a_run_does_not_try_stay_in_the_table(tmp_path, caplog):
+    first, second, gone = (nifti(tmp_path / folder / "ct.nii.gz") for folder in ("one", "two", "three"))
+    broken = tmp_path / "two" / "broken.nii.gz"
+    broken.write_text("no scan")
+    earlier = Failures(tmp_path / "out")
+    for scan in (first, second, gone, str(broken)):
+        earlier.add(scan, "DICOM SEG", "no room")
+    earlier.report(4)
+    os.remove(gone)
+    caplog.set_level("INFO")
+    failures = Failures(tmp_path / "out")
+    inputs = inputs_of(tmp_path / "two", output_dir=tmp_path / "out", failures=failures, resume=True)
+    failures.add(second, "picture", "no font")
+    assert {failure["scan"] for failure in rows_of(failures)} == {
+        first,
+        second,
+        gone,
+        str(broken),
+    }  # were it killed here
+    failures.report(inputs.count)
+    assert rows_of(failures) == [
+        {"scan": first, "missing": "DICOM SEG", "reason": "no room"},
+        {"scan": second, "missing": "picture", "reason": "no font"},
+    ]
+    assert "also lists 1 scan of earlier runs" in caplog.text
+
+
 def test_nifti_and_dicom_in_one_folder_are_both_taken_at_any_depth(tmp_path):
     write_series(tmp_path / "study" / "dicom", VOXELS)
     for name in ("a.nii.gz", "more/b.NII.GZ", "labelled/d.nii.gz"):
@@ -206,6 +242,99 @@ def test_scans_of_equal_names_are_told_apart_by_their_folders(tmp_path):
     assert [inputs.names[file] for file in files] == ["s0001/ct", "s0002/ct"]
     assert inputs_of(files[:1], output_dir=tmp_path / "out").names == {files[0]: "ct"}
     assert len(inputs_of([files[0], tmp_path / "data"], output_dir=tmp_path / "out").scans) == 2  # each once
+
+
+def segmented(inputs: SegmentationInputs, output_dir: Path) -> None:
+    """Leave what a run leaves that has segmented all scans of its inputs."""
+    output_dir.mkdir(exist_ok=True)
+    images = [scan["image"] for scan in inputs.scans]
+    rows = [",".join(COLUMNS)] + [f"{inputs.names[image]},liver,1,1.0,{image}" for image in images]
+    (output_dir / "volumes.csv").write_text("\n".join(rows) + "\n")
+    record = RecordSources(output_dir, inputs.sources, names=inputs.names)
+    for image in images:
+        masks(output_dir / f"{inputs.names[image]}_seg.nii.gz")
+        record.case_completed({}, image)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_another_patient_in_the_same_folder_is_another_scan(tmp_path, resume):
+    """An inbox holds one patient after the other."""
+    out = tmp_path / "out"
+    for patient in ("a", "b"):
+        shutil.rmtree(tmp_path / "inbox", ignore_errors=True)
+        stored = VOXELS + (patient == "b")
+        write_series(tmp_path / "inbox", stored, intercept=0, SeriesInstanceUID=f"1.2.{ord(patient)}")
+        inputs = inputs_of(tmp_path / "inbox", output_dir=out, resume=resume)
+        (scan,) = inputs.scans
+        assert inputs.names[scan["image"]] == {"a": "inbox", "b": "inbox-2"}[patient]
+        assert nib.load(scan["image"]).get_fdata().sum() == stored.sum()
+        segmented(inputs, out)
+    assert (out / "inbox_seg.nii.gz").exists() and (out / "inbox-2_seg.nii.gz").exists()
+    again = inputs_of(tmp_path / "inbox", output_dir=out, resume=True)
+    assert again.scans == [] and again.count == 1
+
+
+def test_a_series_with_more_slices_than_before_is_segmented_again(tmp_path, caplog):
+    out = tmp_path / "out"
+    files = write_series(tmp_path / "ct", VOXELS)
+    late = files[-1].read_bytes()
+    files[-1].unlink()
+    segmented(inputs_of(tmp_path / "ct", output_dir=out), out)
+    assert inputs_of(tmp_path / "ct", output_dir=out, resume=True).scans == []
+    files[-1].write_bytes(late)
+    inputs = inputs_of(tmp_path / "ct", output_dir=out, resume=True)
+    assert [inputs.names[scan["image"]] for scan in inputs.scans] == ["ct"] and "has changed since" in caplog.text
+
+
+def test_a_scan_that_was_replaced_by_an_older_file_is_segmented_again(tmp_path, caplog):
+    out, file = tmp_path / "out", tmp_path / "in" / "ct.nii.gz"
+    nifti(file)
+    os.utime(file, (1000, 1000))
+    segmented(inputs_of(tmp_path / "in", output_dir=out), out)
+    assert inputs_of(tmp_path / "in", output_dir=out, resume=True).scans == []
+    nifti(file, VOXELS + 1)
+    os.utime(file, (500, 500))
+    inputs = inputs_of(tmp_path / "in", output_dir=out, resume=True)
+    assert inputs.scans == [{"image": str(file)}] and inputs.names[str(file)] == "ct"
+    assert f"{file} has changed since it was segmented" in caplog.text
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_mask_of_another_scan_is_not_replaced(tmp_path, caplog, resume):
+    out = tmp_path / "out"
+    first, second = (nifti(tmp_path / patient / "ct.nii.gz", VOXELS + number) for number, patient in enumerate("ab"))
+    os.utime(second, (1000, 1000))
+    caplog.set_level("INFO")
+    segmented(inputs_of(first, output_dir=out), out)
+    inputs = inputs_of(second, output_dir=out, resume=resume)
+    assert inputs.names[second] == "b/ct" and "1 scan is named with more folders" in caplog.text
+    segmented(inputs, out)
+    third = inputs_of(nifti(tmp_path / "c" / "ct.nii.gz", VOXELS + 3), output_dir=out, resume=resume)
+    assert (
+        third.names[str(tmp_path / "c" / "ct.nii.gz")] == "c/ct"
+    )  # the table of the second run has no row of the first
+    assert inputs_of(first, output_dir=out).names[first] == "ct"
+
+
+def test_scans_that_were_moved_keep_their_names_in_a_new_run(tmp_path):
+    out = tmp_path / "out"
+    names = ("one.nii.gz", "two.nii.gz")
+    for name in names:
+        nifti(tmp_path / "here" / name)
+    segmented(inputs_of(tmp_path / "here", output_dir=out), out)
+    os.rename(tmp_path / "here", tmp_path / "there")
+    inputs = inputs_of(tmp_path / "there", output_dir=out)
+    assert [inputs.names[scan["image"]] for scan in inputs.scans] == ["one", "two"]
+    segmented(inputs, out)
+    assert sorted(json.loads((out / "sources.json").read_text())) == [str(tmp_path / "there" / name) for name in names]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"a": 1}', '{"a": {"b": 1}}'])
+def test_a_damaged_record_of_sources_costs_nothing(tmp_path, content):
+    file = nifti(tmp_path / "in" / "ct.nii.gz")
+    already_segmented(tmp_path / "out", file)
+    (tmp_path / "out" / "sources.json").write_text(content)
+    assert inputs_of(file, output_dir=tmp_path / "out", resume=True).scans == []
 
 
 def test_names_of_an_earlier_run_stay_and_no_mask_is_replaced(tmp_path):

@@ -262,6 +262,44 @@ def test_a_scan_that_fits_nowhere_is_said_so():
             infer(scan(20, 16, 8), Greedy(most=0))
 
 
+class GreedyOnCpu(Greedy):
+    def forward(self, x):
+        self.batches.append(len(x))
+        if len(x) > self.most:
+            torch.empty(2**58)  # more than any computer has
+        return self.inner(x)
+
+
+def test_the_computers_memory_is_told_from_that_of_a_gpu(caplog):
+    greedy, images = GreedyOnCpu(most=2), scan(37, 21, 19)
+    torch.testing.assert_close(inferer(sw_batch_size=4)(images, greedy), blended(images, network(1)).softmax(1))
+    assert greedy.batches[:2] == [4, 2]
+    assert "The computer's memory is too small" in caplog.text and "--sw_batch_size 2 avoids" in caplog.text
+    greedy = GreedyOnCpu(most=0)
+    with pytest.raises(InputError, match=r"The scan does not fit into the computer's memory \(1 window"):
+        inferer(sw_batch_size=2)(images, greedy)
+    assert greedy.batches == [2, 1]  # the other plans only move things from a GPU
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["one window", "one voxel"])
+def test_values_of_the_network_that_are_not_numbers_are_refused(value, where):
+    """They would be background, without a word: the largest probability is looked for by comparing."""
+    inner, seen = network(1), []
+
+    class Overflowing(nn.Module):
+        def forward(self, x):
+            seen.append(len(x))
+            out = inner(x)
+            if len(seen) == 2:
+                out[0, 1, *([...] if where == "one window" else [8, 8, 4])] = value
+            return out
+
+    images = MetaTensor(scan(37, 21, 19), meta={"filename_or_obj": "/data/p1/ct.nii.gz"})
+    with pytest.raises(InputError, match=r"/data/p1/ct.nii.gz: .*not a number \(NaN\) in \d+ voxels.*--amp false"):
+        inferer(mirror_axes=[0], others=[network(2)])(images, Overflowing())
+
+
 def test_memory_that_the_weights_of_the_window_lack_is_recognised(monkeypatch, caplog):
     compute, refusals = sliding_window.compute_importance_map, [1]
 

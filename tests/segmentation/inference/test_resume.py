@@ -8,6 +8,7 @@ import pytest
 
 from bundles.common.errors import InputError
 from bundles.segmentation.inference.resume import compare_settings, write_or_compare_settings
+from bundles.segmentation.results.organ_volumes import COLUMNS
 
 
 def test_a_run_that_goes_on_must_be_the_same(tmp_path):
@@ -34,6 +35,30 @@ def test_a_new_start_takes_the_table_of_the_last_run_away(tmp_path):
     assert table.exists()
     write_or_compare_settings(**asked, settings={"spacing": 2}, resume=False)
     assert not table.exists() and (tmp_path / "previous_volumes.csv").read_text() == "rows"
+
+
+def test_no_table_of_an_earlier_run_replaces_one_of_other_scans(tmp_path):
+    def table_of(*scans: str) -> str:
+        return "".join([",".join(COLUMNS) + "\n", *(f"{scan},liver,1,1.0,/data/{scan}.nii\n" for scan in scans)])
+
+    asked = {"output_dir": str(tmp_path), "models": [], "settings": {}, "resume": False}
+    written = [
+        table_of("a", "b"),
+        table_of("c"),
+        "another table",
+        table_of("a", "b", "d"),
+        table_of("c", "a", "b", "d"),
+    ]
+    for table in written:
+        (tmp_path / "volumes.csv").write_text(table)
+        write_or_compare_settings(**asked)
+    write_or_compare_settings(**asked)  # without a table
+    left = {path.name: path.read_text() for path in tmp_path.glob("previous*")}
+    assert left == {
+        "previous_volumes.csv": written[4],  # it tells of a, b and d, too
+        "previous_volumes_2.csv": written[1],
+        "previous_volumes_3.csv": written[2],
+    }
 
 
 def test_a_run_that_may_still_be_refused_leaves_the_table_of_the_last_one(tmp_path):

@@ -27,3 +27,9 @@ def test_values_without_a_gap_pass_and_others_do_not():
     assert check_labels({0: "background", 1: "spleen"}) == {"0": "background", "1": "spleen"}
     with pytest.raises(InputError, match=r"values found: \[0, 2\]"):
         check_labels({"0": "background", "2": "spleen"})
+
+
+def test_two_values_with_one_name_are_refused():
+    """Tables and scores are by name: one of the two would replace the other."""
+    with pytest.raises(InputError, match="give the name 'lesion' to the values 1 and 2"):
+        check_labels({"0": "background", "1": "lesion", 2: "lesion"})

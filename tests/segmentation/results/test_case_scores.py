@@ -557,12 +557,13 @@ def test_a_case_without_a_picture_is_tried_again(tmp_path, caplog):
     first.add(lacking, "picture", "no room")
     first.report(3)
     caplog.set_level(logging.INFO)
-    failures = Failures(tmp_path / "eval")
-    assert evaluate(handler_for(tmp_path, failures=failures))[0] == ["s2/ct.nii.gz"]
+    failures = Failures(tmp_path / "eval", resume=True)
+    failures.add(items_in(tmp_path)[0]["image"], "score", "it was damaged since")  # before the cases are chosen
+    assert evaluate(handler_for(tmp_path, items=items_in(tmp_path)[1:], failures=failures))[0] == ["s2/ct.nii.gz"]
     assert "1 case lacks something" in caplog.text and failures.file.exists()  # until the run ends
     failures.report(3)
-    assert not failures.file.exists()
-    assert evaluate(handler_for(tmp_path, failures=failures))[0] == []
+    assert failures.earlier() == {items_in(tmp_path)[0]["image"]}
+    assert evaluate(handler_for(tmp_path, items=items_in(tmp_path)[1:], failures=failures))[0] == []
 
 
 def test_with_nothing_left_the_table_is_written_again(tmp_path, caplog):

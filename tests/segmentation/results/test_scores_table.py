@@ -53,6 +53,11 @@ def test_a_missing_column_is_an_error(table, column):
         read_scores(table(HEADER.replace(column, "other") + "a,liver,1.0,1.0,0.0\n"))
 
 
+def test_a_row_that_is_cut_short_is_an_error(table):
+    with pytest.raises(ValueError, match="line 3 is cut short"):
+        read_scores(table("case,label,dice,nsd,hd95\na,liver,0.5,0.5,1\nb,liver,0.7\n"))
+
+
 def test_a_score_that_is_no_number_is_an_error(table):
     with pytest.raises(ValueError, match="high"):
         read_scores(table(HEADER + "a,liver,high,1.0,0.0\n"))

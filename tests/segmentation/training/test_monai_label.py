@@ -62,6 +62,13 @@ def test_the_result_is_served_and_the_first_model_stays(tmp_path):
         assert served.read_bytes() == training
     assert served.with_name("shipped_model.pt").read_bytes() == b"shipped"
     assert sorted(path.name for path in served.parent.iterdir()) == ["model.pt", "shipped_model.pt"]
+    served.write_bytes(b"of a newer package")
+    for training in (b"third", b"fourth"):
+        result.write_bytes(training)
+        trainer.run([0], max_epochs=1)
+        assert served.read_bytes() == training
+    kept = {path.name: path.read_bytes() for path in served.parent.glob("shipped*")}
+    assert kept == {"shipped_model.pt": b"shipped", "shipped_model_2.pt": b"of a newer package"}
 
 
 def test_a_training_that_stops_early_serves_nothing(tmp_path):

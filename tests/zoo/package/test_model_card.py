@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -68,4 +70,31 @@ def test_what_lay_there_is_replaced_and_nothing_is_left_beside_it(tmp_path, bund
     (tmp_path / "card/configs/old.yaml").touch()
     write_hugging_face(bundles["btcv"], tmp_path / "card")
     assert not (tmp_path / "card/configs/old.yaml").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["card"]
+
+
+def test_the_repository_of_the_hub_stays(tmp_path, bundles):
+    for name in (".git/HEAD", ".cache/huggingface/upload"):
+        (tmp_path / "card" / name).parent.mkdir(parents=True)
+        (tmp_path / "card" / name).write_text(name)
+    write_hugging_face(bundles["btcv"], tmp_path / "card")
+    assert (tmp_path / "card/.git/HEAD").read_text() == ".git/HEAD"
+    assert (tmp_path / "card/.cache/huggingface/upload").exists() and (tmp_path / "card/README.md").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["card"]
+
+
+def test_the_last_package_outlives_a_failure(tmp_path, bundles, monkeypatch):
+    write_hugging_face(bundles["btcv"], tmp_path / "card")
+    before = {path.as_posix() for path in files_of(tmp_path / "card")}
+    rename = Path.rename
+
+    def full(path, to):
+        if path.name.endswith(".new"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_hugging_face(bundles["btcv"], tmp_path / "card")
+    assert {path.as_posix() for path in files_of(tmp_path / "card")} == before
     assert [path.name for path in tmp_path.iterdir()] == ["card"]

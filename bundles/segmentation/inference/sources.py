@@ -1,0 +1,116 @@
+# Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
+"""Know which scan each mask was made from, so that no mask is taken for that of another scan, and none is replaced by it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...common.cases.case_handler import CaseHandler
+from ...common.files import file_stamp, write_text
+from ...common.scans.dicom_series import Series
+from ..results.organ_volumes import TABLE, read_cases
+
+FILE = "sources.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a mask was made from.
+
+    Attributes:
+        case: name of the mask, before ``_seg.nii.gz``.
+        source: file of the scan, or folder of its DICOM series.
+        series_uid: of a DICOM series, else "".
+        identity: size and time of each file, or number and bytes of the files of a series; None: not recorded.
+    """
+
+    case: str
+    source: str
+    series_uid: str = ""
+    identity: list[Any] | None = None
+
+    def is_unchanged(self, now: Source) -> bool:
+        """Whether the scan is as it was; if nothing is recorded it is taken as it is."""
+        return self.identity is None or (self.identity == now.identity and self.series_uid == now.series_uid)
+
+    def may_become(self, now: Source) -> bool:
+        """Whether ``now`` is the same scan, perhaps with other content: its mask may replace the one that is there.
+
+        A DICOM series is known by its UID, since folders such as an inbox hold one patient after the other. A file is
+        known by its path, or where it was moved by its size and time.
+        """
+        if self.series_uid or now.series_uid:
+            return self.series_uid == now.series_uid
+        return self.source == now.source or (self.identity is not None and self.identity == now.identity)
+
+
+def source_of(scan: str, files: Sequence[str], *, series: Series | None = None) -> Source:
+    """Return what tells a scan that is about to be segmented from others; its mask has no name yet.
+
+    Args:
+        scan: its file, or the folder of its series.
+        files: all files that belong to it.
+        series: its DICOM series, if it is one.
+    """
+    try:
+        stamps = [file_stamp(file) for file in files]
+    except OSError:  # what reads it will say so
+        stamps = None
+    if series is None or stamps is None:
+        return Source("", scan, series.series_uid if series else "", stamps)
+    # not their times: a series that was sent again is the same
+    return Source("", scan, series.series_uid, [len(stamps), sum(size for size, _ in stamps)])
+
+
+def read_sources(output_dir: str | os.PathLike) -> dict[str, Source]:
+    """Return what the masks in a folder were made from, by the image file that was segmented.
+
+    A folder of an earlier version has no such record: its masks are known by their table alone.
+
+    Raises:
+        InputError: the table is none that an inference wrote.
+    """
+    known = {image: Source(case, image) for image, case in read_cases(Path(output_dir) / TABLE).items()}
+    try:
+        content = json.loads((Path(output_dir) / FILE).read_text(encoding="utf-8"))
+        return known | {image: Source(**entry) for image, entry in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError):  # there is none, or it is damaged
+        return known
+
+
+def mask_of(output_dir: str | os.PathLike, case: str) -> Path:
+    """Return the file of a mask."""
+    return Path(output_dir) / f"{case}_seg.nii.gz"
+
+
+class RecordSources(CaseHandler):
+    """Handler of an evaluator: records in ``sources.json`` what each mask was made from.
+
+    List it after `OrganVolumes`: a run that is killed between the two segments the scan once more.
+
+    Args:
+        output_dir: folder of the masks.
+        sources: source of each image of the run, as it was before it was read.
+        options: ``names``, ``image_key``, ``pred_key`` and ``failures`` of `CaseHandler`.
+    """
+
+    product = "record of its source"
+
+    def __init__(self, output_dir: str | Path, sources: Mapping[str, Source], **options: Any) -> None:
+        super().__init__(output_dir, **options)
+        self.sources = sources
+
+    def case_completed(self, item: Mapping[str, Any], file: str) -> None:
+        """Record the source of one case."""
+        if file not in self.sources:
+            return
+        case = self.name_of(file)
+        known = {image: source for image, source in read_sources(self.output_dir).items() if source.case != case}
+        known[file] = replace(self.sources[file], case=case)
+        entries = {image: asdict(source) for image, source in sorted(known.items())}
+        write_text(self.output_dir / FILE, json.dumps(entries, indent=1) + "\n")
