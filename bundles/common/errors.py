@@ -52,13 +52,18 @@ TOO_SMALL = (
 
 
 def find_machine_error(error: BaseException | None) -> InputError | None:
-    """Return what a full disk, memory or shared memory among ``error`` and its causes means for the user, or None."""
+    """Return what a full disk or memory, or a denied file, among ``error`` and its causes means for the user, or None."""
     if (full := full_disk(error)) is not None:
         return InputError(
             f"{full.filename or 'A file'} cannot be written: {full.strerror}. Files that were there are whole. Make room, then "
             "repeat the command, a training with --resume true."
         )
     while error is not None:
+        if isinstance(error, PermissionError):
+            return InputError(
+                f"{error.filename or 'A file'}: permission denied. Change its owner or its permissions, or choose another "
+                "file or folder."
+            )
         for pattern, meaning in TOO_SMALL:
             if re.search(pattern, str(error)):
                 return InputError(meaning.format(shm=_size_of_shared_memory()))

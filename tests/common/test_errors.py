@@ -98,6 +98,28 @@ def test_a_full_disk_is_found_behind_what_a_library_makes_of_it(kind):
     assert find_machine_error(OSError(errno.ENOENT, "not there", "/data/a.csv")) is None
 
 
+def test_a_file_that_may_not_be_touched_is_named():
+    outer = RuntimeError("Failed to instantiate component")
+    outer.__cause__ = PermissionError(errno.EACCES, "Permission denied", "/data/a.nii.gz")
+    assert str(find_machine_error(outer)).startswith("/data/a.nii.gz: permission denied. Change its owner")
+
+
+@pytest.mark.parametrize("module", ["zoo.pack", "zoo.verify", "zoo.segment", "evidence.report", "workflow", "demo.run"])
+def test_the_command_lines_report_errors_of_the_machine_as_the_bundles_do(module):
+    body = f"""
+import errno, runpy, sys
+sys.excepthook = sys.__excepthook__  # as in a new process
+from pathlib import Path
+import argparse
+def full(*_, **__): raise OSError(errno.ENOSPC, "No space left on device", "/data/a.csv")
+argparse.ArgumentParser.parse_args = argparse.ArgumentParser.parse_known_args = full
+runpy.run_module({module!r}, run_name="__main__")
+"""
+    ended = run(body)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert "Stopped: /data/a.csv cannot be written: No space left on device." in ended.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "advice"),
     [
