@@ -56,7 +56,7 @@ from bundles.common.errors import InputError
 from bundles.common.networks.roi_size import check_roi_size
 from bundles.common.run.presets import choose
 from bundles.common.weights.encoder_record import resolve_encoder
-from bundles.pretraining.network import SwinPretrainer
+from bundles.pretraining.network import OFFICIAL_HEADS, SwinPretrainer
 from bundles.pretraining.proxy_tasks.losses import ProxyTaskLoss
 from bundles.pretraining.proxy_tasks.tasks import PAPER_TASKS as TASKS
 
@@ -195,16 +195,24 @@ def _batch(encoder: Mapping[str, Any], roi_size: Sequence[int], crops: int, devi
     return views, {"crop": torch.rand_like(views), "mask": mask, "turns": turns}
 
 
-def step_cost(*, encoder: Mapping[str, Any], roi_size: Sequence[int], crops: int, mode: Mode) -> StepCost:
-    """Compute the cost of one step with all proxy tasks and the default heads.
+def step_cost(
+    *,
+    encoder: Mapping[str, Any],
+    roi_size: Sequence[int],
+    crops: int,
+    mode: Mode,
+    heads: Mapping[str, str] = OFFICIAL_HEADS,
+) -> StepCost:
+    """Compute the cost of one step with the paper's three proxy tasks.
 
     Args:
         encoder: encoder record (`common.weights.encoder_record.resolve_encoder`).
         roi_size: crop size in voxels, each divisible by 32.
         crops: crops per step and GPU; each gives two views.
         mode: precision and gradient checkpointing.
+        heads: ``reconstruction_head`` and ``pooling``. With the head ``unet`` the decoder counts as a head.
     """
-    network = SwinPretrainer(encoder=encoder, tasks=TASKS, use_checkpoint=mode.checkpointing, fast=False)
+    network = SwinPretrainer(encoder=encoder, tasks=TASKS, heads=heads, use_checkpoint=mode.checkpointing, fast=False)
     loss_function = ProxyTaskLoss(tasks=TASKS)
     in_encoder, in_all = (sum(p.numel() for p in part.parameters()) for part in (network.swinViT, network))
     with FakeTensorMode(allow_non_fake_inputs=True):  # to_empty reads the shapes of the real weights
@@ -236,7 +244,12 @@ def step_cost(*, encoder: Mapping[str, Any], roi_size: Sequence[int], crops: int
 
 
 def measure_step(
-    *, encoder: Mapping[str, Any], roi_size: Sequence[int], crops: int, mode: Mode
+    *,
+    encoder: Mapping[str, Any],
+    roi_size: Sequence[int],
+    crops: int,
+    mode: Mode,
+    heads: Mapping[str, str] = OFFICIAL_HEADS,
 ) -> tuple[float, int] | None:
     """Measure real steps on the GPU; return milliseconds and peak bytes, or None if they run out of memory.
 
@@ -247,7 +260,9 @@ def measure_step(
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     try:
-        network = SwinPretrainer(encoder=encoder, tasks=TASKS, use_checkpoint=mode.checkpointing, fast=False).to("cuda")
+        network = SwinPretrainer(
+            encoder=encoder, tasks=TASKS, heads=heads, use_checkpoint=mode.checkpointing, fast=False
+        ).to("cuda")
         optimizer = torch.optim.AdamW(network.parameters())
         loss_function = ProxyTaskLoss(tasks=TASKS)
         views, targets = _batch(encoder, roi_size, crops, "cuda")
@@ -373,17 +388,22 @@ def _report(options: argparse.Namespace) -> None:
         resolve_encoder(asked=asked | {"feature_size": size}, preset=preset, checkpoint=None) for size in feature_sizes
     ]
 
+    heads = {name: preset[name] for name in OFFICIAL_HEADS}
     rows = []
     for encoder, mode in track(
         list(product(encoders, MODES)), description="Computing", console=Console(stderr=True), transient=True
     ):
-        step = {"encoder": encoder, "roi_size": roi_size, "crops": options.crops, "mode": mode}
+        step = {"encoder": encoder, "roi_size": roi_size, "crops": options.crops, "mode": mode, "heads": heads}
         row = _row(encoder["feature_size"], mode, step_cost(**step), options.teraflops)
         rows.append(row | (_measured_cells(measure_step(**step)) if options.measure else {}))
 
     crops = f"{options.crops} crop{'s' * (options.crops > 1)} of {' x '.join(map(str, roi_size))}"
-    depths, heads = ("/".join(map(str, encoders[0][name])) for name in ("depths", "num_heads"))
-    title = f"One step: {crops} in two views; window {encoders[0]['window_size']}, depths {depths}, heads {heads}"
+    depths, attention = ("/".join(map(str, encoders[0][name])) for name in ("depths", "num_heads"))
+    title = f"One step: {crops} in two views; window {encoders[0]['window_size']}, depths {depths}, heads {attention}"
+    if heads["reconstruction_head"] != OFFICIAL_HEADS["reconstruction_head"]:
+        title += f"; reconstruction head {heads['reconstruction_head']}"
+    if "position" in preset["tasks"]:
+        title += "; without the task position, which has views of its own"
     if options.measure:
         title += f"; measured on {torch.cuda.get_device_name()}, PyTorch {torch.__version__}"
     (_print_markdown if options.markdown else _print_table)(title, rows)

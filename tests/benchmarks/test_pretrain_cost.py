@@ -22,7 +22,8 @@ from benchmarks.pretrain_cost import (
     main,
     step_cost,
 )
-from bundles.pretraining.network import EMBEDDING, SwinPretrainer
+from bundles.common.networks.swin_unetr import build_swin_unetr
+from bundles.pretraining.network import EMBEDDING, OFFICIAL_HEADS, SwinPretrainer
 from bundles.pretraining.proxy_tasks.losses import ProxyTaskLoss
 from bundles.pretraining.proxy_tasks.tasks import PAPER_TASKS as TASKS
 
@@ -89,6 +90,24 @@ def test_parameters_and_fixed_memory_are_those_of_the_real_network(record):
     cost = cost_of(record)
     assert (cost.encoder_parameters, cost.head_parameters) == (encoder, weights - encoder)
     assert cost.fixed == 4 * weights * (1 + gradients_and_moments)
+
+
+def test_the_decoder_counts_where_the_inpainting_goes_through_it(record, capsys):
+    whole = step_cost(
+        encoder=record, roi_size=CROP, crops=1, mode=Mode(), heads={**OFFICIAL_HEADS, "reconstruction_head": "unet"}
+    )
+    network = build_swin_unetr(record, out_channels=1, fast=False)
+    decoder = sum(p.numel() for p in network.parameters()) - whole.encoder_parameters
+    features = 16 * record["feature_size"]
+    assert whole.head_parameters == decoder + 4 * (features + 1) + EMBEDDING * (
+        features + 1
+    )  # and the two linear heads
+    assert whole.forward_flops > 2 * cost_of(record).forward_flops
+    assert (
+        main(["--preset", "whole_network", "--crops", "1", "--roi_size", *map(str, CROP), "--feature_size", "12"]) == 0
+    )
+    title = " ".join(capsys.readouterr().out.split())
+    assert "reconstruction head unet; without the task position" in title
 
 
 def test_forward_flops_are_those_of_the_layers_written_out(record):

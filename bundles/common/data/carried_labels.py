@@ -69,7 +69,9 @@ def visits(
     if not 0 < len(real) < len(scans):
         raise InputError(
             f"{option} weighs real labels against carried ones, but {len(scans) - len(real)} of the {len(scans)} "
-            'training cases are marked "carried": true in the data list. Mark them, or remove the option.'
+            'training cases are marked "carried": true. Mark them in the data list, or remove the option. Carried cases are '
+            "left out of a fold that one of their sources validates: --fold all validates none, or carry the labels with the "
+            "same --fold."
         )
     if real_only_steps >= steps:
         raise InputError(

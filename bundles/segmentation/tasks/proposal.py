@@ -148,7 +148,11 @@ def proposed_row(
         written = Path(output_dir) / FILE
         write_proposal(proposal, name=name, path=written, dataset_json=path)
         if rank() == 0:
-            logger.info("wrote the proposed row to %s: edit it, then use it with --task %s", written, written)
+            other = "" if path.name == "dataset.json" else f" --data_list {path.name}"
+            logger.info(
+                "wrote the proposed row to %s: edit it, then use it with --task %s --dataset_dir %s%s",
+                *(written, written, path.parent, other),
+            )
     return name, proposal.row
 
 
