@@ -133,7 +133,10 @@ def test_four_odd_patients_of_ten_cost_none_of_the_others(tmp_path, segmenter):
     masks = {path.name for path in (tmp_path / "out").glob("*_seg.nii.gz")}
     assert masks == {f"study__p{number}_seg.nii.gz" for number in (0, 3, 4, 5, 6)} | {"ct7_seg.nii.gz"}
     with open(tmp_path / "out" / "volumes.csv", newline="") as file:
-        assert len({row["image"] for row in csv.DictReader(file)}) == 6
+        images = {row["image"] for row in csv.DictReader(file)}
+    sources = json.loads((tmp_path / "out" / "sources.json").read_text())
+    assert len(images) == 6 and set(sources) == images and all(source["identity"] for source in sources.values())
+    assert sum(bool(source["series_uid"]) for source in sources.values()) == 5
     with open(tmp_path / "out" / "failed.csv", newline="") as file:
         failed = {row["scan"]: row["reason"] for row in csv.DictReader(file)}
     odd = {str(cut): "truncated", str(study / "p1"): "perhaps slices of it", str(study / "p2"): "lacks 1 of its slices"}
