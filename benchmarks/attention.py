@@ -36,7 +36,7 @@ PATCH = 2
 
 
 def stage_layer(*, stage: int, feature_size: int, fast: bool) -> torch.nn.Module:
-    """Blocks of one stage of the published encoder (window 7, depth 2, heads 3 to 24).
+    """Return the blocks of one stage of the published encoder (window 7, depth 2, heads 3 to 24).
 
     The weights are random and do not depend on ``fast``.
     """
@@ -49,7 +49,7 @@ def stage_layer(*, stage: int, feature_size: int, fast: bool) -> torch.nn.Module
 
 
 def tokens(*, stage: int, feature_size: int, roi: Sequence[int], batch: int) -> torch.Tensor:
-    """Random input of a stage, (B, C, X, Y, Z)."""
+    """Return the random input of a stage, (B, C, X, Y, Z)."""
     shape = [size // (PATCH * 2 ** (stage - 1)) for size in roi]
     generator = torch.Generator().manual_seed(stage)
     return torch.randn(batch, feature_size * 2 ** (stage - 1), *shape, generator=generator)

@@ -33,7 +33,7 @@ def training_config(
         bundle: name of the bundle's folder.
         handlers: class names of the handlers to keep.
         fast: whether to build the network with the fast path.
-        compile_backend: of ``torch.compile``, if the option ``compile`` is given.
+        compile_backend: backend of ``torch.compile``, if the option ``compile`` is given.
         options: options of train.yaml, as on the command line.
     """
     folder = BUNDLES / bundle

@@ -232,7 +232,7 @@ def _bytes(files: Sequence[str]) -> int:
 
 
 def _from_proc(path: str, name: str) -> int:
-    """Bytes of an entry of a /proc file, where Linux states them in KiB."""
+    """Return the bytes of an entry of a /proc file, where Linux states them in KiB."""
     return next(1024 * int(line.split()[1]) for line in Path(path).read_text().splitlines() if line.startswith(name))
 
 
@@ -240,7 +240,7 @@ def _from_proc(path: str, name: str) -> int:
 
 
 def _rows(ways: dict[str, dict[str, Any]], crops: int) -> list[dict[str, str]]:
-    """Table cells of each way by column heading; ``crops`` is the number of crops per round."""
+    """Return the table cells of each way by column heading; ``crops`` is the number of crops per round."""
     rows = []
     for name, way in ways.items():
         if "left_out" in way:
@@ -259,7 +259,7 @@ def _rows(ways: dict[str, dict[str, Any]], crops: int) -> list[dict[str, str]]:
 
 
 def _length_rows(results: dict[str, Any]) -> list[dict[str, str]]:
-    """Table cells of each list length by column heading; ratios are relative to the first length."""
+    """Return the table cells of each list length by column heading; ratios are relative to the first length."""
     first = next(iter(results["lengths"].values()))
     rows = []
     for length, memory in results["lengths"].items():
@@ -272,7 +272,7 @@ def _length_rows(results: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _heading(results: dict[str, Any], generated: bool) -> list[str]:
-    """Lines above the table: what was measured, on which machine, warm or cold."""
+    """Return the lines above the table: what was measured, on which machine, warm or cold."""
     scans, made, here = results["scans"], results["made"], results["machine"]
     shapes = ", ".join("x".join(map(str, scan["shape"])) for scan in scans)
     kind = "generated " * generated + "scan" + "s" * (len(scans) > 1)

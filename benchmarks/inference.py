@@ -107,7 +107,7 @@ class Job:
         spacing: spacing of the network's input in mm.
         overlap: overlap of neighbouring windows as a fraction of the window.
         device: ``cpu`` or ``cuda``.
-        folder: for the converted network.
+        folder: folder for the converted network.
         weights: a trained ``model.pt``; None: random weights.
     """
 
@@ -210,7 +210,7 @@ def _autocast(job: Job) -> torch.autocast:
 
 
 def _to_the_grid(job: Job) -> list[Callable]:
-    """Preprocessing that both bundles begin with."""
+    """Return the preprocessing that both bundles begin with."""
     low, high = HU_WINDOW
     return [
         Orientationd("image", axcodes="RAS", labels=None),
@@ -374,9 +374,9 @@ def measure(
 
 
 def dice_of_classes(labels: np.ndarray, others: np.ndarray) -> list[float]:
-    """Return the Dice between two label maps of each class that is in either; the background is 0 and none of them.
+    """Return the Dice between two label maps of each class that is in either; the background, 0, is not one of them.
 
-    Two maps of background alone are equal: 1.
+    Two maps of only background are equal: 1.
     """
     sizes, others_sizes = np.bincount(labels.ravel(), minlength=256), np.bincount(others.ravel(), minlength=256)
     both = np.bincount(labels[labels == others], minlength=256)
@@ -385,7 +385,7 @@ def dice_of_classes(labels: np.ndarray, others: np.ndarray) -> list[float]:
 
 
 def _part_rows(results: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Table cells of each side by column heading: windows, work, and the time of each part."""
+    """Return the table cells of each side by column heading: windows, work, and the time of each part."""
     rows = []
     for side, entry in results["comparison"]["sides"].items():
         if entry is None:

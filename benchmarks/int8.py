@@ -19,7 +19,7 @@ KEPT = ("MatMul", "ScaledDotProductAttention", "Add", "Multiply", "ConvolutionBa
 
 
 def load_nncf() -> ModuleType:
-    """Import NNCF, which is no dependency of this project.
+    """Import NNCF, which is not a dependency of this project.
 
     Raises:
         InputError: it is not installed.
@@ -39,7 +39,7 @@ def quantized(model: Any, windows: Sequence[torch.Tensor]) -> Any:
     """Return a copy of an ``openvino.Model`` whose convolutions compute in 8-bit integers.
 
     Args:
-        model: from `convert`.
+        model: the model from `convert`.
         windows: (1, C, *roi_size) each, by which the range of every input is found.
     """
     nncf = load_nncf()

@@ -66,7 +66,7 @@ def copies(*, encoder_last: bool, weights_last: bool, feature_size: int) -> list
     Args:
         encoder_last: whether the outputs of the encoder are channels-last.
         weights_last: whether the weights of the decoder's convolutions are.
-        feature_size: of the network.
+        feature_size: feature size of the network.
     """
     network = build_swin_unetr(RECORD | {"feature_size": feature_size}, out_channels=CLASSES)
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):

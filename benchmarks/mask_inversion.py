@@ -12,8 +12,8 @@ Its probabilities are smooth random fields. The ways:
 - *MaskOnScanGridd, linear* and *nearest*: `segmentation.inference.mask_on_scan_grid`, equivalent to the first and the second.
 
 Each way runs in its own process. *peak* is the peak memory of the process (`resource.getrusage`). *above* is the part
-of it in excess of PyTorch, MONAI and the probabilities. Dice is over all classes but the first (the organs). All files
-are in a temporary folder and take about 4 bytes per class and voxel of the preprocessed scan.
+of it in excess of PyTorch, MONAI and the probabilities. Dice is over all classes except the first (the organs). All
+files are in a temporary folder and take about 4 bytes per class and voxel of the preprocessed scan.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def run_way(
 
 
 def _resident_bytes() -> int:
-    """Current resident memory of this process in bytes (Linux)."""
+    """Return the current resident memory of this process in bytes (Linux)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -113,7 +113,7 @@ def _in_a_process(function: Any, *arguments: Any, **options: Any) -> Any:
 
 
 def dice_of_organs(one: np.ndarray, other: np.ndarray, *, classes: int) -> np.ndarray:
-    """Dice of the classes 1, 2, ...; NaN for a class that is in neither label map."""
+    """Return the Dice of the classes 1, 2, ...; NaN for a class that is in neither label map."""
     pairs = np.zeros((classes, classes), dtype=np.int64)
     for a, b in zip(one, other, strict=True):  # slice by slice, because indices take 8 bytes per voxel
         index = a.astype(np.intp).ravel() * classes + b.ravel()
@@ -177,7 +177,7 @@ def compare(
 
 
 def _rows(results: dict[str, dict[str, float] | None]) -> list[dict[str, str]]:
-    """Table cells of each way by column heading; ratios are relative to the reference, if that was run."""
+    """Return the table cells of each way by column heading; ratios are relative to the reference, if that was run."""
     reference = results.get(REFERENCE)
     rows = []
     for way, result in results.items():

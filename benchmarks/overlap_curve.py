@@ -12,7 +12,7 @@ case's Dice, against the same overlap with the first backend. *same voxels*: sha
 first backend gives with the largest overlap.
 
 ``int8``: OpenVINO with the convolutions in 8-bit integers (`benchmarks.int8`), calibrated on windows of the training
-cases. It needs NNCF, is no backend of the bundles, and docs/explanation/speed.md says why.
+cases. It needs NNCF and is not a backend of the bundles; docs/explanation/speed.md says why.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class Point:
     """What one overlap gave with one backend.
 
     Attributes:
-        windows: computed in all cases.
-        seconds: of windows and blending, in all cases.
-        dice: of each case, the mean over the organs that its label has.
+        windows: windows computed in all cases.
+        seconds: seconds of windows and blending, in all cases.
+        dice: Dice of each case, the mean over the organs that its label has.
         same: share of the voxels of each case with the label of the largest overlap with the first backend.
     """
 

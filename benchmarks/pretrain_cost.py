@@ -104,7 +104,7 @@ class StepCost:
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    """Identifier of a tensor's storage, valid while the storage is alive."""
+    """Return the identifier of a tensor's storage, valid while the storage is alive."""
     return tensor.untyped_storage()._cdata
 
 
@@ -187,7 +187,7 @@ def _autocast_as_on_gpu(enabled: bool) -> Iterator[Callable[[], torch.autocast]]
 
 
 def _batch(encoder: Mapping[str, Any], roi_size: Sequence[int], crops: int, device: str) -> tuple[torch.Tensor, dict]:
-    """Random views and targets with the shapes and types of `augmented_views.AugmentedViews`."""
+    """Return random views and targets with the shapes and types of `augmented_views.AugmentedViews`."""
     shape = (2 * crops, encoder["in_channels"], *roi_size)
     views = torch.rand(shape, device=device)
     mask = torch.zeros((2 * crops, 1, *roi_size), dtype=torch.bool, device=device)
@@ -288,7 +288,7 @@ def measure_step(
 
 
 def _row(feature_size: int, mode: Mode, cost: StepCost, teraflops: float | None) -> dict[str, str]:
-    """Cells of one row by column heading, with line breaks for the terminal."""
+    """Return the cells of one row by column heading, with line breaks for the terminal."""
     in_millions = [f"{n / 1e6:.1f}" for n in (cost.encoder_parameters, cost.head_parameters, cost.parameters)]
     cells = {
         "size": str(feature_size),
@@ -307,7 +307,7 @@ def _row(feature_size: int, mode: Mode, cost: StepCost, teraflops: float | None)
 
 
 def _measured_cells(measured: tuple[float, int] | None) -> dict[str, str]:
-    """Cells of a measurement by column heading."""
+    """Return the cells of a measurement by column heading."""
     if measured is None:
         return {"measured\nms": "–", "measured\npeak GiB": "out of memory"}
     return {"measured\nms": f"{measured[0]:.0f}", "measured\npeak GiB": f"{measured[1] / GIB:.2f}"}

@@ -70,7 +70,7 @@ class Job:
 
 
 def make_crops(job: Job) -> torch.Tensor:
-    """Random crops for one step, (B, 1, X, Y, Z) in [0, 1]."""
+    """Return random crops for one step, (B, 1, X, Y, Z) in [0, 1]."""
     return torch.rand(job.batch, 1, *job.roi, generator=torch.Generator().manual_seed(0))
 
 

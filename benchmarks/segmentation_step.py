@@ -103,7 +103,7 @@ def bundle_side(job: Job, *, fast: bool, **options: Any) -> Callable[[], float]:
 
 
 def stock_loss() -> torch.nn.Module:
-    """Loss of the official BTCV code, with MONAI's smoothing."""
+    """Return the loss of the official BTCV code, with MONAI's smoothing."""
     return DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True)
 
 

@@ -85,7 +85,7 @@ class Side:
 
     @property
     def median(self) -> float:
-        """Median time in seconds."""
+        """Return the median time in seconds."""
         return statistics.median(self.seconds)
 
 
@@ -106,14 +106,14 @@ class Comparison:
     threads: int
 
     def ratio(self, name: str) -> float | None:
-        """Speed relative to the reference, median over the rounds; None if one of the two did not run."""
+        """Return the speed relative to the reference, median over the rounds; None if one of the two did not run."""
         side, other = self.sides[name], self.sides[self.reference]
         if side is None or other is None:
             return None
         return statistics.median(b / a for a, b in zip(side.seconds, other.seconds, strict=True))
 
     def memory_ratio(self, name: str) -> float | None:
-        """``above`` relative to the reference; None if one of the two did not run or the reference's is zero."""
+        """Return ``above`` relative to the reference; None if one of the two did not run or the reference's is zero."""
         side, other = self.sides[name], self.sides[self.reference]
         return side.above / other.above if side and other and other.above > 0 else None
 
@@ -310,7 +310,7 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
 
 
 def _extent(tensor: torch.Tensor) -> int:
-    """Bytes that a tensor occupies; an expanded tensor counts like the tensor it was expanded from."""
+    """Return the bytes that a tensor occupies; an expanded tensor counts like the tensor it was expanded from."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
@@ -382,7 +382,7 @@ def floor(
 
 
 def _fastest(function: Timed, gpu: bool, seconds: float) -> float:
-    """Seconds of the fastest of at least three runs; on a GPU a run is the mean of ten calls in a row."""
+    """Return the seconds of the fastest of at least three runs; on a GPU a run is the mean of ten calls in a row."""
     repeats, best, end = (10 if gpu else 1), math.inf, time.perf_counter() + seconds
     count = 0
     while count < 3 or time.perf_counter() < end:
@@ -397,7 +397,7 @@ def _fastest(function: Timed, gpu: bool, seconds: float) -> float:
 
 
 def limit_seconds(work: Work, floor: Floor) -> float:
-    """Seconds that the arithmetic takes at the faster rate of matrix product and convolution.
+    """Return the seconds that the arithmetic takes at the faster rate of matrix product and convolution.
 
     Memory traffic is ignored, because fused kernels can avoid it. Without fusion it takes `Work.bytes` / `Floor.copy`.
     """

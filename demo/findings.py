@@ -48,7 +48,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """``higher`` or ``lower`` if the interval excludes zero, else ``open``."""
+        """Return ``higher`` or ``lower`` if the interval excludes zero, else ``open``."""
         if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
             return "open"
         return "higher" if self.interval[0] > 0 else "lower"
@@ -97,7 +97,7 @@ def compare(first: Rows, second: Rows) -> Comparison:
 
 
 def start_sentence(found: Comparison) -> str:
-    """Say whether the demo can tell the pre-trained start (first) from the random one (second)."""
+    """Say whether the demo can distinguish the pre-trained start (first) from the random one (second)."""
     if found.interval is None:
         return (
             f"The demo cannot tell the pre-trained start from a random one: {patients(len(found.cases))} "

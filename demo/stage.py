@@ -129,7 +129,7 @@ class Records:
 
         Args:
             attempt: what `begin` returned.
-            seconds: duration of this attempt alone.
+            seconds: duration of only this attempt.
 
         Raises:
             InputError: if an output is missing.

@@ -16,7 +16,7 @@ SEGMENT = "bundles/swin_unetr_btcv_seg"
 ROOMS = {
     PRETRAIN: "bundles/pretraining",
     SEGMENT: "bundles/segmentation",
-}  # the code of a bundle, beside the shared code
+}  # the code of a bundle, in addition to the shared code
 NSD_TOLERANCE = 4  # mm, about one voxel of the cpu preset's grid (4 x 4 x 5 mm)
 TEST_PATIENTS = 5  # fewer give no interval worth showing; each costs about two seconds in every evaluation
 

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Say how a chain of doubled steps goes on, from the scores so far: a file with ``next`` and ``chosen``.
+"""Say how a chain of doubled steps continues, from the scores so far: write a file with ``next`` and ``chosen``.
 
     python -m evidence.chain --out OUT --result FILE N
 

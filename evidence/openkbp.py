@@ -33,7 +33,7 @@ STRUCTURES = ("Brainstem", "SpinalCord", "RightParotid", "LeftParotid", "Esophag
 NAMES = ("brainstem", "spinal_cord", "right_parotid", "left_parotid", "esophagus", "larynx", "mandible")
 SECTIONS = {"training": "train-pats", "validation": "valid-pats"}
 PREFIXES = {"training": "train", "validation": "validation"}
-#: Patients of the two sections that the figures of docs/explanation/evidence.md are not of.
+#: Patients of the two sections that are not in the figures of docs/explanation/evidence.md.
 NOT_IN_FIGURES = frozenset(
     [8, 19, 23, 32, 44, 46, 51, 56, 63, 69, 73, 75, 81, 85, 94, 102, 107, 110, 117, 125, 134, 135, 138, 142, 143, 145]
     + [153, 161, 170, 174, 175, 179, 186, 191, 203, 205, 217, 220, 223, 228, 234, 240]
@@ -118,7 +118,7 @@ def _indices(values: np.ndarray, file: Path) -> np.ndarray:
 
 
 def _numbers(file: Path, *, columns: int, skip: int) -> np.ndarray:
-    """Return the first columns of a CSV file, (rows, columns), below ``skip`` lines."""
+    """Return the first columns of a CSV file, (rows, columns), after ``skip`` lines."""
     try:
         with open(file, "rb") as stream:
             text = stream.read()

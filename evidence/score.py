@@ -114,7 +114,7 @@ def finish(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def _planned_scores(rows: list[dict[str, Any]], run: Run) -> list[dict[str, Any]]:
-    """Scores for ``done.json``: None instead of NaN, and the study's names of the cases.
+    """Return the scores for ``done.json``: None instead of NaN, and the study's names of the cases.
 
     The evaluation names the cases so that they are unique in its own list, the study so that they are unique in all.
     """

@@ -101,7 +101,7 @@ def write_search(out: Path) -> str:
 
 
 def _recipes(plan: Mapping[str, Any]) -> dict[str, list[tuple[dict[str, Any], list[str]]]]:
-    """Arm to its recipes, each with the names of its runs, in the order of the study."""
+    """Map each arm to its recipes, each with the names of its runs, in the order of the study."""
     found: dict[str, list[tuple[dict[str, Any], list[str]]]] = {}
     for name in plan["parts"]["search"]:
         facts = plan["runs"][name]["settings"]["facts"]

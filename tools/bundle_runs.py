@@ -8,7 +8,6 @@ cross-validation) writes ``plan.json``; the rules of workflow/Snakefile carry it
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import yaml
 
 from bundles.common.errors import InputError
 from bundles.common.files import write_text
+from bundles.common.words import did_you_mean
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 PLAN, SETTINGS, DONE = "plan.json", "settings.json", "done.json"
@@ -40,7 +40,7 @@ class Command:
         options: name to value, of plain types or `Path`. A relative path is relative to the folder of all runs; that of
             a data list, ``lists/NAME.json``, to the run's folder.
         result: the file that it writes last, relative to the run's folder.
-        statuses: exit statuses that are no error.
+        statuses: exit statuses that are not an error.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that determines the result, without paths of this machine and without the machine's precision."""
+        """Return everything that determines the result, without the paths and the precision of this machine."""
         commands = {
             command.name: {"bundle": command.bundle, "configs": [Path(name).name for name in command.configs]}
             | {"options": {key: _json_value(value) for key, value in command.options.items()}}
@@ -131,7 +131,7 @@ def write_plan(
     Args:
         out: folder of all runs.
         workflow: what was planned: ``study`` or ``folds``.
-        name: its name, for messages.
+        name: name of the study or the cross-validation, for messages.
         source: the file that says so, for messages.
         runs: every run with a rough number of minutes.
         entries: what else the rules need.
@@ -165,7 +165,7 @@ def read_plan(out: Path) -> dict[str, Any]:
     """Return the content of ``plan.json``.
 
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: there is no plan, or it is damaged.
     """
     try:
         return json.loads((out / PLAN).read_text(encoding="utf-8"))
@@ -194,16 +194,13 @@ def check_options(run: Run, source: str) -> None:
     for command in run.commands:
         known = {"args_file"}.union(*(_options_of(command.bundle, config) for config in command.configs))
         if unknown := [name for name in command.options if name not in known]:
-            near = difflib.get_close_matches(unknown[0], known, n=1)
-            raise InputError(
-                f"{source}: {unknown[0]}, which {run.name} would get, is not an option of {command.configs[0]} of "
-                f"{command.bundle}." + "".join(f" Did you mean {name}?" for name in near)
-            )
+            said = f"{source}: {unknown[0]}, which {run.name} would get, is not an option of {command.configs[0]} of "
+            raise InputError(f"{said}{command.bundle}. {did_you_mean(unknown[0], known)}".rstrip())
 
 
 @cache
 def _options_of(bundle: str, config: str) -> frozenset[str]:
-    """The top-level entries of a config above the line that ends its options."""
+    """Return the top-level entries of a config above the line that ends its options."""
     content = yaml.safe_load((BUNDLES / bundle / config).read_text(encoding="utf-8"))
     names = list(content)
     return frozenset(names[: names.index("components")] if "components" in names else names)
@@ -319,7 +316,7 @@ def _write_if_changed(path: Path, text: str) -> None:
 
 
 def _json_value(value: Any) -> Any:
-    """The value for JSON: paths as text with forward slashes, of those elsewhere on this machine the name alone."""
+    """Return the value for JSON: paths as text with forward slashes, elsewhere on this machine only the name."""
     return (value.name if value.is_absolute() else value.as_posix()) if isinstance(value, Path) else value
 
 

@@ -5,7 +5,7 @@ Each mutant is one change of one module where an error would be silent, in a cop
 the module run on it, in a process forked from one that has imported MONAI. Those that pass have not noticed: the mutant
 survives, and its change is printed. equivalent_mutants.py lists changes that make no difference, with the reason.
 
-cosmic-ray and mutmut start Python anew for each mutant, of which 9 s are imports.
+cosmic-ray and mutmut start Python again for each mutant, and 9 s of each start are imports.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .equivalent_mutants import EQUIVALENTS
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 4.0  # times the duration of the tests without a change, and a minute: then a mutant hangs, which is noticed
-# What tests and modules import beside the standard library, so that a fork has it. Nothing of this project.
+# What tests and modules import besides the standard library, so that a fork has it. Nothing of this project.
 PRELOADED = [
     "monai.bundle",
     "torch._dynamo",
@@ -326,7 +326,7 @@ def try_module(
     Args:
         module: path in the project.
         each: largest number of mutants.
-        seed: of the sample.
+        seed: seed of the sample.
         folder: the copy. The module is put back.
         equivalents: mutants that are not tried, see `EQUIVALENTS`.
 

@@ -31,7 +31,7 @@ def site_path(path: str) -> str:
     """Return the place on the site of a file of the repository.
 
     Args:
-        path: of the file, from the repository's root.
+        path: path of the file, from the repository's root.
     """
     if path in TOP_PAGES:
         return TOP_PAGES[path]
@@ -49,7 +49,7 @@ def links(markdown: str, path: str) -> list[tuple[re.Match, str, str]]:
 
     Args:
         markdown: the text.
-        path: of its file, from the repository's root.
+        path: path of its file, from the repository's root.
 
     Returns:
         For each link its match, the path of its target from the repository's root, and its anchor.
@@ -69,7 +69,7 @@ def turn_links(markdown: str, path: str) -> str:
 
     Args:
         markdown: the text.
-        path: of its file, from the repository's root.
+        path: path of its file, from the repository's root.
     """
     page = os.path.dirname(site_path(path))
     for match, target, anchor in reversed(links(markdown, path)):
@@ -163,7 +163,7 @@ def on_page_markdown(markdown, page, config, files):
         page.meta["hide"] = ["navigation"]  # its column would repeat the tabs
     if bundle := re.fullmatch(
         r"bundles/(\w+)\.md", page.file.src_uri
-    ):  # the model zoo wants one heading in all of them
+    ):  # the model zoo requires one heading in all of them
         markdown = markdown.replace("# Model Overview\n", f"# {bundle[1]}\n", 1)
     markdown = turn_links(markdown, path)
     if path.endswith(".ipynb"):

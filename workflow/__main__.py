@@ -174,7 +174,7 @@ def check_target(plan: Mapping[str, Any], target: str) -> None:
 
 
 def _study_file(name: str) -> str:
-    """A study's name, or the whole path of its file: the engine works in the output folder."""
+    """Return a study's name, or the whole path of its file: the engine works in the output folder."""
     return str(Path(name).resolve()) if Path(name).suffix in (".yaml", ".yml") else name
 
 

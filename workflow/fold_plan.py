@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from bundles.common.data.list_forms.list_file import image_files, parse_data_list
 from bundles.common.errors import InputError
-from bundles.common.files import write_text
+from bundles.common.files import file_sha256, write_text
 from bundles.segmentation.tasks.proposal import proposed_row
 from bundles.segmentation.tasks.tasks import check_dataset, choose_task
 from evidence.study.study import BUNDLES, PRETRAIN, SEGMENT, preset_values, suggestion
@@ -63,7 +62,7 @@ def plan_folds(path: Path, *, data: Path | None, out: Path) -> None:
 
 
 def _segment_new_scans(scans: Path, runs: Sequence[Path]) -> None:
-    """Let inferences that have ended go on if files were added to the scans since, or changed."""
+    """Let inferences that have ended continue if files were added to the scans since, or changed."""
     ended = {run: mark for run in runs if (mark := mark_of(run, "infer")).exists()}
     if not ended:
         return  # large folders take long to look through
@@ -185,7 +184,7 @@ def _pretraining(folds: Folds) -> list[Run]:
     preset = own.options.get("preset", "cpu" if folds.preset == "cpu" else "official")
     options: dict[str, Any] = {"preset": preset, "dataset_dir": scans}
     if own.prepare is not None:
-        spacing = own.options.get("spacing", preset_values(preset).get("spacing"))  # the store has that of the training
+        spacing = own.options.get("spacing", preset_values(preset).get("spacing"))  # the store has the training's
         prepare = {"source": scans, "dataset_dir": Path("runs/prepare/data"), "spacing": spacing, **own.prepare}
         runs.append(
             _run("prepare", "preparation", [_command("prepare", PRETRAIN, prepare, "data/dataset.json", (0, 3))])
@@ -207,7 +206,7 @@ def _fold(
     row: tuple[str | Path, Mapping[str, Any]],
     before: list[Run],
 ) -> Run:
-    """Training and evaluation of one fold."""
+    """Return the run with training and evaluation of one fold."""
     name = f"{task}_{arm}_fold{fold}"
     encoder, needs = own.encoder and Path(own.encoder).expanduser().resolve(), []
     if own.encoder == PRETRAINING:
@@ -232,7 +231,7 @@ def _fold(
 
 
 def _ensemble(folds: Folds, task: str, arm: str, data: Path, row: Mapping[str, Any], of_arm: list[Run]) -> Run:
-    """The masks that all folds of an arm make together."""
+    """Return the run for the masks that all folds of an arm make together."""
     name = f"{task}_{arm}_ensemble"
     options = {
         "preset": folds.preset,
@@ -247,7 +246,7 @@ def _ensemble(folds: Folds, task: str, arm: str, data: Path, row: Mapping[str, A
 
 
 def _table_run(trained: list[Run], out: Path) -> Run:
-    """The table of all folds."""
+    """Return the run for the table of all folds."""
     names = [run.name for run in trained]  # not what else lies in the folder, such as an arm that was removed
     content = {"evaluations": [str(out / "runs" / name / "evaluation") for name in names]}
     options = {"args_file": Path(LISTS, "results.json"), "output_dir": Path("results")}
@@ -256,7 +255,7 @@ def _table_run(trained: list[Run], out: Path) -> Run:
 
 
 def _submission(ensembles: list[Run], tasks: Mapping[str, Path], out: Path) -> Run:
-    """The archive for the leaderboard. The bundle reads folders of several tasks from a file."""
+    """Return the run for the archive for the leaderboard. The bundle reads folders of several tasks from a file."""
     content = {
         "tasks": {run.facts["task"]: str(out / "runs" / run.name / "masks") for run in ensembles},
         "data_dirs": {run.facts["task"]: str(tasks[run.facts["task"]]) for run in ensembles},
@@ -342,7 +341,7 @@ def _check_contents(contents: Mapping[str, Any], out: Path) -> None:
 
 def _digest(path: Path) -> str | None:
     """Return what distinguishes a file of weights; None for one that is not trained yet."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_absolute() else None
+    return file_sha256(path)[:16] if path.is_absolute() else None
 
 
 def _check_folder(out: Path, name: str) -> None:

@@ -14,7 +14,7 @@ from evidence.study.reading import build, read_entries
 from evidence.study.study import Entries, Minutes, Name, Options, Seed
 
 PRETRAINING = "pretraining"  # as the weights of an arm: the encoder of this workflow's own pre-training
-OWN = "own"  # as the task: a row is proposed for the data
+OWN = "own"  # value of `task`: a row is proposed for the data
 
 
 def _all_different(values: list) -> list:
@@ -47,7 +47,7 @@ class FoldArm(Entries):
 
     Attributes:
         encoder: ``encoder.pt`` to start from, or ``pretraining``: that of this workflow. None: from scratch.
-        modalities: the modalities to train in this way, such as [CT] for an encoder that has seen CT alone. None: all.
+        modalities: the modalities to train in this way, such as [CT] for an encoder that has seen only CT. None: all.
         training: options of its training.
     """
 
@@ -62,19 +62,20 @@ class Folds(Entries):
     """A cross-validation of one task, or of the Decathlon; workflow/examples explains each entry.
 
     Attributes:
-        name: its name.
+        name: name of the cross-validation.
         task: a task of ``tasks.yaml``, a file with a row, or ``own``: a row is proposed for the data. None: all tasks of
             the Decathlon whose folders are in ``data``, or ``tasks``.
         tasks: tasks of the Decathlon.
         data: folder of the task, or for several tasks the folder that contains their folders.
         folds: number of folds, by patient.
-        seed: of the folds and of every training.
+        seed: seed of the folds and of every training.
         arms: name to `FoldArm`.
-        pretraining: from which arms may start.
+        pretraining: the pre-training from which arms may start.
         training: options of ``train.yaml`` of swin_unetr_msd for every fold.
         training_of: task to further options.
         evaluation: options of ``evaluate.yaml``.
-        ensemble: the arms whose folds segment further scans together: of each task, the first that it has. Empty: none.
+        ensemble: the arms whose folds segment further scans together: of each task, the first that it has. Empty: no
+            arm.
         scans: what the ensemble segments: a folder, file or data list. None: the test section of each task's list.
         inference: options of ``inference.yaml``.
         submission: pack the ensemble's masks of the test images for the Decathlon's leaderboard.
@@ -129,7 +130,7 @@ def check_folds(content: Mapping[str, Any], *, source: str) -> Folds:
 
 
 def _problems(folds: Folds) -> Iterator[str]:
-    """What the entries do not say together."""
+    """Yield what is wrong with the entries together."""
     scans = folds.pretraining.scans if folds.pretraining else []
     named = {
         "scans": [folds.scans] if folds.scans else [],

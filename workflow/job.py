@@ -4,8 +4,8 @@
     python -m workflow.job --out OUT RUN COMMAND -- WORDS
 
 WORDS follow ``python`` and are the bundle's command line. Its output goes to ``runs/RUN/log.txt``; every half minute one
-line says how far it is. A command that has succeeded leaves a mark file and does not run again; an interrupted one goes
-on (``--resume true``). The job ends with the engine that started it, so that two never write into one folder.
+line says how far it is. A command that has succeeded leaves a mark file and does not run again; an interrupted one
+continues (``--resume true``). The job ends with the engine that started it, so that two never write into one folder.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def carry_out(
             raise JobFailed(f"{run}: {command} succeeded but did not write {result}. Full log: {log}")
         write_text(
             mark_of(folder, command), ""
-        )  # first: a job that is killed here is done, and needs nothing of what goes
+        )  # first: a job that is killed here is done, and needs nothing of what is removed
         if this is planned["commands"][-1]:
             _clear(folder)
         if failed := what_failed(folder, this):
@@ -109,7 +109,7 @@ def _clear(folder: Path) -> None:
 
 @contextmanager
 def _alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Wait until no other job works on this run: one that an engine left behind on a cluster may go on there."""
+    """Wait until no other job works on this run: one that an engine left behind on a cluster may still run there."""
     with ExitStack() as held:
         try:
             held.enter_context(folder_lock(folder / LOCK, wait=False))

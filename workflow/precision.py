@@ -1,7 +1,7 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
 """Runs that are compared compute in the same floating-point precision, whichever machine carries them out.
 
-Mixed precision depends on the GPU: none computes in float32, older ones in float16, newer ones in bfloat16.
+Mixed precision depends on the GPU: float32 without one, float16 on older ones, bfloat16 on newer ones.
 """
 
 from __future__ import annotations

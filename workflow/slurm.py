@@ -1,7 +1,7 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
 """Cancel jobs that an engine left in SLURM's queue when it was killed, before the same workflow starts again.
 
-Snakemake would submit them a second time, beside the first.
+Snakemake would submit them a second time, in addition to the first.
 """
 
 from __future__ import annotations

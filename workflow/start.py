@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What is checked before a workflow starts: its engine, its output folder, and what jobs on other machines must see."""
+"""Checks before a workflow starts: its engine, its output folder, and what jobs on other machines must see."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def check_shared(paths: Mapping[str, Path | None], mounts: str = "/proc/mounts")
         mounts: table of mounted file systems; where there is none, nothing is checked.
 
     Raises:
-        InputError: names all such paths, their file systems and how to go on.
+        InputError: names all such paths, their file systems and what to do.
     """
     if not os.path.exists(mounts):
         return

@@ -61,7 +61,7 @@ def find_release(name: str, released: Path = RELEASED) -> Path:
 
 
 def _in_order(version: str) -> list[tuple[int, str]]:
-    """Return what sorts versions: parts as numbers, and before them those that are none, such as rc1."""
+    """Return what sorts versions: parts as numbers, and before them parts that are not numbers, such as rc1."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in version.split(".")]
 
 

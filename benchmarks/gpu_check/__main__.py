@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Run the parts one after another, each in its own process, and keep what they tell. Standard library only."""
+"""Run the parts one after another, each in its own process, and keep what they report. Standard library only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .parts import MARK, PARTS, Settings, run_part
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = "gpu_check.json"
-LIMIT = 560  # seconds, of all parts; the curve takes what the others leave
+LIMIT = 560  # seconds of all parts; the curve takes what the others leave
 DRY_LIMIT = 1500  # a dry run takes less than five minutes on two idle cores; tests run on busy ones
 LOG_TAIL = 30  # lines of a part's other output that are kept if it fails
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Run the parts and write the results after each line that a part tells."""
+    """Run the parts and write the results after each line that a part reports."""
     ends = time.monotonic() + (given.limit or (DRY_LIMIT if given.dry_run else LIMIT))
     given.out.mkdir(parents=True, exist_ok=True)
     file = given.out / RESULTS
@@ -77,7 +77,7 @@ def run(given: argparse.Namespace) -> int:
             results["parts"][name] = result
             print(f"\n{name}: {result['title']}", flush=True)
             left = ends - time.monotonic()
-            # a dry run is for slow machines: only the limit of the whole counts
+            # a dry run is for slow machines: only the limit of the whole run counts
             seconds = left if given.dry_run else min(left, PARTS[name].seconds)
             if seconds < 5:
                 result |= {"status": "left out", "why": "the time was over (--limit)"}

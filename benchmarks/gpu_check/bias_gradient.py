@@ -52,7 +52,7 @@ def name_of(kind: torch.dtype) -> str:
 
 
 def built(device: torch.device, kind: torch.dtype, *, dry_run: bool) -> None:
-    """Tell whether both kernels are used on this card, or why not."""
+    """Report whether both kernels are used on this card, or why not."""
     reason = why_no_kernel(device, kind, 16)
     efficient = has_efficient_kernel(device, kind)
     text = f"Triton's kernel in {name_of(kind)}: {reason or 'built'}; PyTorch's efficient kernel: {'yes' if efficient else 'no'}"
@@ -91,7 +91,7 @@ def exact(
 
 
 def compare(label: str, case: tuple, kind: torch.dtype, device: torch.device, *, shifted: bool) -> None:
-    """Tell the errors of the attention, and of the kernel alone, against float64, and whether two runs are equal."""
+    """Report the errors of the attention, and of the kernel alone, against float64, and whether two runs are equal."""
     plan, qkv, bias, grad = drawn(case, kind, device, shifted=shifted)
     scale = qkv.shape[-1] ** -0.5
     true = exact(plan, qkv, bias, grad, scale)
@@ -120,7 +120,7 @@ def relative(found: torch.Tensor, true: torch.Tensor) -> float:
 
 
 def cost(device: torch.device) -> None:
-    """Tell time and peak memory of the backward of one block of the first stage in bf16, ours and PyTorch's."""
+    """Report time and peak memory of the backward of one block of the first stage in bf16, ours and PyTorch's."""
     aten = torch.ops.aten
     kind = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     plan, qkv, bias, grad = drawn(FIRST_STAGE, kind, device, shifted=False)

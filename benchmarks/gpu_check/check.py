@@ -1,7 +1,7 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
 """Run the check from the kit, with any Python that has PyTorch: python3 gpu-kit/check.py --out results
 
-It unpacks the wheels beside this file, and the project's code unless the kit lies in a checkout of the project, and
+It unpacks the wheels beside this file, and the project's code unless the kit is in a checkout of the project, and
 passes all options on to ``python -m benchmarks.gpu_check``. Standard library only; no pip, no network.
 """
 
@@ -18,7 +18,7 @@ PACKED = "curve"  # folder of the kit with a user's scans
 
 
 def main(kit: Path, arguments: Sequence[str]) -> None:
-    """Unpack the kit into a temporary folder, set PYTHONPATH, and replace this process by the check."""
+    """Unpack the kit into a temporary folder, set PYTHONPATH, and replace this process with the check."""
     folder = Path(tempfile.mkdtemp(prefix="gpu_kit_"))
     for wheel in sorted((kit / "wheels").glob("*.whl")):
         if fits(wheel.name, minor=sys.version_info[1]):

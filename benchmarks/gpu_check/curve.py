@@ -1,12 +1,14 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
 """Part 7: Dice over the number of labelled patients, with pre-training and from scratch, in the time that is left.
 
-Every arm is trained anew with 1, 2, 4, ... times the first number of steps, until doubling gains training from scratch
-less than `GAIN` on the tuning patients (`evidence.results.convergence`). What is compared are the validation patients.
+Every arm is trained again from step 0 with 1, 2, 4, ... times the first number of steps, until training from scratch
+gains less than `GAIN` by doubling on the tuning patients (`evidence.results.convergence`). The arms are compared on the
+validation patients.
 
-As many runs at once as the card holds. The order is useful when cut: the pre-trainings first, beside them the shortest
-runs from scratch; then, for each number of steps, one seed after the other with all n and both arms. Each run is told
-when it ends, each comparison when all its seeds are there, and the longest comparisons once more when the time is over.
+As many runs go at once as the card holds. The order is useful when the time ends early: the pre-trainings first,
+together with the shortest runs from scratch; then, for each number of steps, one seed after the other with all n and
+both arms. Each run is reported when it ends, each comparison when all its seeds are there, and the longest comparisons
+again when the time is over.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ from .curve_data import CONTENTS, PATIENTS, synthetic, write_contents
 from .curve_runs import Recipe, finetune, is_finite, pack, pretrain
 from .parts import Settings, tell
 
-GAIN = 0.005  # of Dice: doubling the steps must gain scratch at least this
+GAIN = 0.005  # Dice that scratch must gain at least by doubling the steps
 MEMORY = 4 * 2**30  # bytes of a GPU for one run with its CUDA context
-MARGIN = 8.0  # seconds before the end of the part in which it tells what it has
+MARGIN = 8.0  # seconds before the end of the part in which it reports what it has
 SCRATCH, PRETRAINED = ARMS = ("scratch", "pre-trained")
 
 
@@ -50,8 +52,8 @@ class Plan:
         pretraining: steps of a pre-training.
         batch: see `Recipe`.
         network: see `Recipe`.
-        patients: of the synthetic pack.
-        spacing, roi: of the synthetic pack.
+        patients: patients of the synthetic pack.
+        spacing, roi: spacing and ROI of the synthetic pack.
     """
 
     n: tuple[int, ...] = (2, 8, 32)
@@ -97,7 +99,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """One line for people, unique."""
+        """Return one line for people, unique."""
         return f"{ARMS[self.pretrained]}, n = {self.n}, {self.steps} steps, seed {self.seed}"
 
 
@@ -115,7 +117,7 @@ class Curve:
         self.scores: dict[Job, dict[str, np.ndarray]] = {}
 
     def chain(self, n: int) -> Chain:
-        """The chain of doubled steps of an n, by the tuning scores from scratch."""
+        """Return the chain of doubled steps of an n, by the tuning scores from scratch."""
         figures = {}
         steps = self.plan.first
         while steps <= self.plan.most:
@@ -127,7 +129,7 @@ class Curve:
         return chain_of(self.plan.first, figures, gain=GAIN, most=self.plan.most)
 
     def ready(self) -> list[Job]:
-        """Fine-tunings that may start now, in order."""
+        """Return the fine-tunings that may start now, in order."""
         found = []
         for n in self.plan.n:
             chain = self.chain(n)
@@ -138,14 +140,14 @@ class Curve:
         )
 
     def waits(self) -> bool:
-        """Whether anything is left to do, now or later."""
+        """Return whether anything is left to do, now or later."""
         chains = [self.chain(n) for n in self.plan.n]
         jobs = {Job(s, seed, n, arm) for n, chain in zip(self.plan.n, chains, strict=True) for s in chain.tried
                 for seed in self.plan.seeds for arm in (False, True)}  # fmt: skip
         return any(chain.next is not None for chain in chains) or not jobs <= self.scores.keys()
 
     def pairs(self, n: int, steps: int) -> list[int]:
-        """Seeds of which both arms are done."""
+        """Return the seeds of which both arms are done."""
         return [s for s in self.plan.seeds if all(Job(steps, s, n, arm) in self.scores for arm in (False, True))]
 
     def compare(self, n: int, steps: int) -> dict[str, Any]:
@@ -183,7 +185,7 @@ def comparison_line(found: dict[str, Any], *, rest: str = "") -> str:
 
 
 def run(settings: Settings) -> None:
-    """Draw or read the patients, then carry out runs until none is left or the time is over."""
+    """Draw or read the patients, then carry out runs until no run is left or the time is over."""
     ends = time.monotonic() + settings.left - MARGIN
     plan = DRY if settings.dry_run else Plan()
     folder = settings.curve_data or settings.work / "curve"
@@ -240,7 +242,7 @@ def _put(results: queue.Queue, name: Any, found: Any) -> None:
 
 
 def workers(settings: Settings) -> int:
-    """Return how many runs go at once: one on each core but one, as long as the card has memory for them."""
+    """Return how many runs go at once: one on each core except one, as long as the card has memory for them."""
     cores = available_cores()
     if settings.dry_run:
         return min(2, cores)
@@ -257,7 +259,7 @@ def carry_out(
     start: Callable[..., None],
     results: queue.Queue,
 ) -> None:
-    """Start what may start, tell what ends, until nothing is left or the time is over."""
+    """Start what may start, report what ends, until nothing is left or the time is over."""
     running, told, over = 0, set(), False
     todo = list(curve.plan.seeds)  # pre-trainings
     while True:
@@ -289,7 +291,7 @@ def carry_out(
 
 
 def tell_run(curve: Curve, name: int | Job, found: Any) -> None:
-    """Tell the result of a run, or the error that ended it, and note it in the curve."""
+    """Report the result of a run, or the error that ended it, and note it in the curve."""
     label = name.name if isinstance(name, Job) else f"pre-training, seed {name}"
     if isinstance(found, BaseException):
         first = str(found).strip().partition("\n")[0]
@@ -308,7 +310,7 @@ def tell_run(curve: Curve, name: int | Job, found: Any) -> None:
 
 
 def tell_progress(curve: Curve, n: int, told: set) -> None:
-    """Tell each comparison of an n once, when all its seeds are done, and the end of its chain."""
+    """Report each comparison of an n once, when all its seeds are done, and the end of its chain."""
     chain = curve.chain(n)
     for steps in chain.tried:
         if (n, steps) not in told and curve.pairs(n, steps) == list(curve.plan.seeds):
@@ -324,7 +326,7 @@ def tell_progress(curve: Curve, n: int, told: set) -> None:
 
 
 def tell_curve(curve: Curve, *, over: bool, lacking: bool) -> None:
-    """Tell the curve: for each n the comparison at the steps that are enough, else at the most steps with a pair."""
+    """Report the curve: for each n the comparison at the steps that are enough, else at the most steps with a pair."""
     if lacking:
         why = "the time was over before the last run" if over else "runs failed, and those after them were not started"
         tell("cut", ok=None, text=f"{why}: the curve below is what there is")

@@ -29,7 +29,7 @@ from tools.synthetic_patient import draw_patient, render
 CONTENTS = "contents.json"
 TASKS = Path(__file__).resolve().parents[2] / "bundles" / "swin_unetr_btcv_seg" / "configs" / "tasks.yaml"
 AIR = -500.0  # HU: the scans are cropped to the box of what is above
-KEPT = ("labels", "hu_window", "spacing", "roi_size")  # of the task's row
+KEPT = ("labels", "hu_window", "spacing", "roi_size")  # entries of the task's row
 # First seed of each section's patients: no patient is in two sections.
 FIRST_SEED = {"unlabelled": 100_000, "training": 102_000, "tuning": 104_000, "validation": 106_000}
 PATIENTS = {"unlabelled": 48, "training": 32, "tuning": 8, "validation": 16}
@@ -42,8 +42,8 @@ class Source:
 
     Attributes:
         name: name in the pack.
-        seed: of a synthetic patient; None: from files.
-        image, label: files; without a label, none is packed.
+        seed: seed of a synthetic patient; None: from files.
+        image, label: files; without a label, no label is packed.
         labelled: whether the label is packed.
     """
 
@@ -59,8 +59,8 @@ def synthetic(patients: Mapping[str, int], *, spacing: Sequence[float] = COARSE,
 
     Args:
         patients: section to number of patients.
-        spacing: of the pack in mm.
-        roi: size of a crop; None: that of the task's preset ``cpu``.
+        spacing: spacing of the pack in mm.
+        roi: size of a crop; None: the size in the task's preset ``cpu``.
     """
     row = choose_task(task=None, file=str(TASKS), preset="cpu")
     row |= {"spacing": list(spacing), "roi_size": list(roi or row["roi_size"])}
@@ -80,7 +80,7 @@ def own_scans(data: Path, *, spacing: Sequence[float] = COARSE):
     set apart to decide how long to train. Pre-training sees the images of the rest, without their labels.
 
     Raises:
-        InputError: the data are no CT, or too few.
+        InputError: the data are not CT, or too few.
     """
     row = choose_task(task=str(data), file=str(TASKS), preset="cpu")
     if row["hu_window"] is None:
@@ -182,7 +182,7 @@ class Pack:
 
     @property
     def classes(self) -> int:
-        """Number of classes with the background."""
+        """Return the number of classes with the background."""
         return len(self.row["labels"])
 
 

@@ -1,7 +1,7 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
 """The runs of the curve: engine, network, loss, optimiser and augmentation of the bundles, data resident on the device.
 
-Each function is carried out by a process of its own, beside others on the same GPU.
+Each function runs in a process of its own, at the same time as others on the same GPU.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from bundles.segmentation.training.loss import balanced_weights
 
 from .curve_data import Pack, pack_patient, read_pack
 
-OVERLAP = 0.25  # of the windows in scoring, as in the preset cpu
+OVERLAP = 0.25  # overlap of the windows in scoring, as in the preset cpu
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Options of all runs. What is not named is that of the bundles' preset ``cpu``, which was chosen for such scans.
+    """Options of all runs. What is not named is as in the bundles' preset ``cpu``, which was chosen for such scans.
 
     Attributes:
-        folder: of the pack.
+        folder: folder of the pack.
         device: ``cuda`` or ``cpu``.
         network: options of the encoder.
         batch: crops per fine-tuning step; volumes, of two crops each, per pre-training step.
@@ -55,7 +55,7 @@ class Recipe:
 
     @property
     def common(self) -> dict[str, Any]:
-        """Options that both trainings share."""
+        """Return the options that both trainings share."""
         gpu = self.device == "cuda"
         return {"preset": "cpu", **self.network, "device": torch.device(self.device), "amp": gpu, "log_every": 20}
 
@@ -143,7 +143,7 @@ class Crops(Sequence):
         self.draws = Draws(volumes=len(names), seed=seed, shuffle=True)
 
     def __len__(self) -> int:
-        """Number of batches."""
+        """Return the number of batches."""
         return self.steps
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
@@ -197,7 +197,7 @@ def confusion(found: torch.Tensor, true: torch.Tensor, classes: int) -> torch.Te
 
 
 def dice_of(table: np.ndarray) -> list[float | None]:
-    """Return the Dice of each class but the background from a `confusion`; None where no voxel has the class."""
+    """Return the Dice of each class except the background from a `confusion`; None where no voxel has the class."""
     true, found, both = table.sum(axis=0), table.sum(axis=1), np.diag(table)
     return [float(2 * both[c] / (true[c] + found[c])) if true[c] else None for c in range(1, len(table))]
 

@@ -24,7 +24,7 @@ def run(settings: Settings) -> None:
 
 
 def kernels(label: str, step: object, job: object) -> None:
-    """Tell the kernels that take the most time of a step, on the GPU (in a dry run: on the CPU)."""
+    """Report the kernels that take the most time of a step, on the GPU (in a dry run: on the CPU)."""
     gpu = job.device == "cuda"
     step()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]

@@ -134,7 +134,7 @@ def pinned() -> list[Requirement]:
 
 
 def collect_wheels(wanted: Sequence[Requirement], folder: Path) -> list[Path]:
-    """Download wheels of the requirements and of all that they need in turn, but for what the image has.
+    """Download wheels of the requirements and of all that they need in turn, except what the image has.
 
     Raises:
         InputError: pip finds no wheel for a requirement.
@@ -175,7 +175,7 @@ def download(requirement: Requirement, folder: Path) -> Path:
     """Download one wheel for Python 3.12 on Linux.
 
     Raises:
-        InputError: there is none, or the registry cannot be reached.
+        InputError: there is no such wheel, or the registry cannot be reached.
     """
     plain = f"{requirement.name}{requirement.specifier}"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]

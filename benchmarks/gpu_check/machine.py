@@ -21,7 +21,7 @@ LEAST_FREE = 30 * 2**30  # bytes; parts 4 and 5 at base size
 
 
 def run(settings: Settings) -> None:
-    """Tell the card, its memory, and the versions."""
+    """Report the card, its memory, and the versions."""
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
         free, total = torch.cuda.mem_get_info()

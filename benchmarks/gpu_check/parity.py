@@ -3,7 +3,7 @@
 
 Rounding alone makes errors in float32, bfloat16 and float16, so the yardstick is stock MONAI at the same precision:
 the fast path may have up to `MARGIN` times its error, or the `FLOOR` of the precision, but never more than `CEILING`,
-even where stock MONAI is no yardstick itself. Errors are relative 2-norms.
+even where stock MONAI is not a yardstick itself. Errors are relative 2-norms.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def network(record: dict[str, Any], fast: bool) -> torch.nn.Module:
 
 
 def compare(name: str, build: Callable[[bool], torch.nn.Module], shape: tuple[int, ...], device: str) -> None:
-    """Tell the errors of the fast and the stock module in each precision against the stock module in float64."""
+    """Report the errors of the fast and the stock module in each precision against the stock module in float64."""
     torch.manual_seed(0)
     weights = build(False).state_dict()
     generator = torch.Generator().manual_seed(1)
@@ -97,7 +97,7 @@ def compare(name: str, build: Callable[[bool], torch.nn.Module], shape: tuple[in
 
 
 def tolerance(stock: float, precision: str) -> float:
-    """Return the largest error that the fast path may have beside that of stock MONAI (which may be NaN)."""
+    """Return the largest error that the fast path may have, given that of stock MONAI (which may be NaN)."""
     return max(min(MARGIN * stock, CEILING) if stock == stock else CEILING, FLOOR[precision])
 
 

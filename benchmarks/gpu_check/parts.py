@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The parts of the check, and how a part tells its results. It imports nothing but the standard library."""
+"""The parts of the check, and how a part reports its results. It imports only the standard library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 MARK = "\x1e"  # starts a line of output that is a result
-STARTED = time.monotonic()  # of this process, before PyTorch was imported
+STARTED = time.monotonic()  # start of this process, before PyTorch was imported
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Part:
         title: what it checks.
         seconds: its time limit.
         needs: modules that it imports, apart from the standard library and PyTorch.
-        gpu: whether it is left out without a GPU (but in a dry run).
+        gpu: whether it is left out without a GPU (except in a dry run).
     """
 
     title: str
@@ -52,7 +52,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What the parts are told.
+    """Settings that the parts get.
 
     Attributes:
         scans: folder with ``unlabelled`` and ``labelled`` of `tools.synthetic_ct`.
@@ -70,12 +70,12 @@ class Settings:
 
     @property
     def left(self) -> float:
-        """Seconds that the part has left."""
+        """Return the seconds that the part has left."""
         return self.seconds - (time.monotonic() - STARTED)
 
     @property
     def device(self) -> str:
-        """``cuda``, or ``cpu`` in a dry run."""
+        """Return ``cuda``, or ``cpu`` in a dry run."""
         return "cpu" if self.dry_run else "cuda"
 
 

@@ -1,7 +1,7 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
 """Part 5: seconds a step and peak memory of the bundles' own training steps, fast against ``--fast false``; compiled.
 
-A dry run measures no ``--compile`` but ``decoder``, by a backend that generates no code: a CPU would take minutes.
+Of ``--compile`` a dry run measures only ``decoder``, by a backend that generates no code: a CPU would take minutes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from benchmarks import pretrain_step, segmentation_step
 from .parts import Settings, attempt, tell
 
 BENCHMARKS = {"pre-training": pretrain_step, "segmentation": segmentation_step}
-STEPS = {"bf16": 3, "fp32": 2}  # of a timed run
-COMPILED_STEPS = 5  # of a timed run with --compile
+STEPS = {"bf16": 3, "fp32": 2}  # steps of a timed run
+COMPILED_STEPS = 5  # steps of a timed run with --compile
 LEAST = 25  # seconds that a further --compile needs
-ROUNDS = {"bf16": 2, "fp32": 1}  # of ours, stock; then stock, ours
+ROUNDS = {"bf16": 2, "fp32": 1}  # rounds of ours, stock; then stock, ours
 
 
 def job_of(module: object, *, precision: str, settings: Settings, steps: int) -> object:
@@ -54,7 +54,7 @@ def run(settings: Settings) -> None:
 
 
 def compiling(label: str, module: object, job: object, settings: Settings) -> None:
-    """Tell seconds a step and peak memory with each ``--compile``, and how long compiling took."""
+    """Report seconds a step and peak memory with each ``--compile``, and how long compiling took."""
     plain = None
     for choice in (None, "decoder") if settings.dry_run else (None, "decoder", "network", "graphs"):
         name = f"{label}, --compile {choice}"
@@ -99,8 +99,10 @@ def compiling(label: str, module: object, job: object, settings: Settings) -> No
 
 
 def compare(label: str, module: object, job: object) -> None:
-    """Tell seconds a step and peak memory of both sides; each is built anew in each turn, so that none sees the other's
-    memory."""
+    """Report seconds a step and peak memory of both sides.
+
+    Each is built again in each turn, so that neither sees the other's memory.
+    """
     seconds: dict[bool, list[float]] = {True: [], False: []}
     peaks: dict[bool, list[int]] = {True: [], False: []}
     rounds = 1 if job.device == "cpu" else ROUNDS[job.precision]

@@ -202,7 +202,7 @@ def waits_of(stderr: str, *, steps: int) -> dict[str, Any]:
 
 
 def told(label: str, seconds: float, facts: dict[str, Any]) -> None:
-    """Tell a result that has ``ok`` among its facts."""
+    """Report a result that has ``ok`` among its facts."""
     text = f"{label}: {seconds:.0f} s"
     if losses := facts.get("losses"):
         text += f", loss {losses[0]:.3f} to {losses[-1]:.3f} in {facts['steps']} steps"

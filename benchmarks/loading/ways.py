@@ -39,7 +39,7 @@ NIFTI, CACHED = "NIfTI", "NIfTI, all cached"
 STORE, WINDOWED = "store", "store, window here"
 EQUAL = (NIFTI, CACHED, STORE, WINDOWED)  # the bundle's ways: the same draw gives the same crops
 WAYS = (OFFICIAL, PERSISTENT, *EQUAL)
-HU_WINDOW, FOREGROUND_HU, MIN_BODY = (-1000.0, 1000.0), -500.0, 0.01  # of train.yaml
+HU_WINDOW, FOREGROUND_HU, MIN_BODY = (-1000.0, 1000.0), -500.0, 0.01  # values of train.yaml
 SEED = 0
 
 
@@ -185,7 +185,7 @@ def drop_from_cache(file: str) -> None:
 
 
 def stays_in_cache(file: str) -> bool:
-    """Whether a byte in the middle of the file can be read without disk access after `drop_from_cache`."""
+    """Return whether a byte in the middle of the file can be read without disk access after `drop_from_cache`."""
     drop_from_cache(file)
     descriptor = os.open(file, os.O_RDONLY)
     try:

@@ -32,7 +32,7 @@ def find_input_error(error: BaseException | None) -> InputError | None:
     return None
 
 
-#: What libraries say of a machine that is too small, and what it means.
+#: What libraries say about a machine that is too small, and what it means.
 TOO_SMALL = (
     (
         r"out of shared memory|shared memory limit|unable to .*</?torch_",
@@ -52,7 +52,7 @@ TOO_SMALL = (
 
 
 def find_machine_error(error: BaseException | None) -> InputError | None:
-    """Return what a full disk or memory, or a denied file, among ``error`` and its causes means for the user, or None."""
+    """Return an error that explains a full disk, full memory or denied file among ``error`` and its causes, or None."""
     if (full := full_disk(error)) is not None:
         return InputError(
             f"{full.filename or 'A file'} cannot be written: {full.strerror}. Files that were there are whole. Make room, then "
@@ -81,7 +81,7 @@ def _size_of_shared_memory() -> str:
 def report_input_errors() -> None:
     """Let an uncaught `InputError` print only its message, on the last lines of stderr. The exit status stays 1.
 
-    So does what `find_machine_error` knows. MONAI's config parser wraps the errors of components in one or two
+    So do errors that `find_machine_error` knows. MONAI's config parser wraps the errors of components in one or two
     ``RuntimeError``: the user would get forty lines of traceback with the reason in the middle. All other errors keep
     their traceback.
     """
@@ -101,4 +101,4 @@ class RefusedScan(InputError):
 
 
 class NoScan(RefusedScan):
-    """Why an object that lies among scans is none, such as a scout view or a report: nothing is missing without it."""
+    """Why an object among scans is not a scan, such as a scout view or a report: nothing is missing without it."""

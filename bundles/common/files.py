@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Write and move files, lock folders, tell whether a file has changed and whether a disk is full."""
+"""Write and move files, lock folders, check whether a file has changed and whether a disk is full."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +61,18 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 100) -> None:
+    """Write a figure as a PNG file, atomically.
+
+    Args:
+        figure: the figure.
+        path: its file; parent folders are created.
+        dpi: pixels per inch of the figure's size.
+    """
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=dpi)
+
+
 def move_file(path: str | os.PathLike, to: str | os.PathLike) -> None:
     """Move a file, replacing one that is there. Parent folders are created; without the file nothing happens."""
     if os.path.isfile(path):
@@ -98,7 +114,7 @@ def folder_lock(path: str | os.PathLike, *, wait: bool = True) -> Iterator[None]
         BlockingIOError: another process holds the lock (only with ``wait=False``).
         OSError: the lock file cannot be created.
 
-    On a file system without locks it logs a warning and goes on: nothing then keeps two processes apart.
+    On a file system without locks it logs a warning and continues: nothing then keeps two processes apart.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

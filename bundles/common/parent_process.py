@@ -12,8 +12,8 @@ import sys
 def end_with_parent() -> None:
     """Let Linux kill this process when its parent ends, however that ends; elsewhere, do nothing.
 
-    ``torchrun`` that is killed (kill -9, full memory) leaves its processes behind. They would wait for each other for
-    half an hour, keep the GPUs, and keep the output folder claimed.
+    A ``torchrun`` that is killed (kill -9, full memory) leaves its processes running. They would wait for each other
+    for half an hour, keep the GPUs, and keep the output folder claimed.
     """
     if sys.platform == "linux":
         parent, set_death_signal = os.getppid(), 1  # PR_SET_PDEATHSIG of <sys/prctl.h>

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What the value of an option must be, said and checked in one place."""
+"""What the value of an option must be, stated and checked in one place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Rule:
 
     Attributes:
         expected: completes "--name value ...".
-        holds: whether a value is one. It must accept values of any type.
+        holds: whether a value satisfies the rule. It must accept values of any type.
         otherwise: the rule for a value that is not null, if this one allows null.
     """
 
@@ -30,8 +30,8 @@ class Rule:
         """Check the value of the option ``name``.
 
         Args:
-            name: of the option.
-            value: of it.
+            name: the option's name.
+            value: its value.
             not_null: refuse null, which some rules accept because it has a meaning in some configs.
 
         Raises:
@@ -42,36 +42,36 @@ class Rule:
             raise InputError(f"--{name} {value!r} {rule.expected}.")
 
     def or_null(self, meaning: str) -> Rule:
-        """This rule for an option that may also be null; ``meaning`` completes "null for ..."."""
+        """Return this rule for an option that may also be null; ``meaning`` completes "null for ..."."""
         return Rule(f"{self.expected}, or null for {meaning}", lambda value: value is None or self.holds(value), self)
 
     def not_null(self) -> Rule:
-        """This rule without null."""
+        """Return this rule without null."""
         return self.otherwise or Rule(self.expected, lambda value: value is not None and self.holds(value))
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number; true and false are not."""
+    """Return whether a value is a finite number; true and false are not."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is an integer, also of NumPy; true, false and 1.0 are not."""
+    """Return whether a value is an integer, also of NumPy; true, false and 1.0 are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_share(value: Any) -> bool:
-    """Whether a value is a number from 0 to 1."""
+    """Return whether a value is a number from 0 to 1."""
     return is_number(value) and 0 <= value <= 1
 
 
 def is_list(value: Any, length: int) -> bool:
-    """Whether a value is a list of ``length`` finite numbers."""
+    """Return whether a value is a list of ``length`` finite numbers."""
     return isinstance(value, (list, tuple)) and len(value) == length and all(map(is_number, value))
 
 
 def whole_from(least: int, most: int | None = None) -> Rule:
-    """The rule of a whole number with a lower limit, and maybe an upper one."""
+    """Return the rule of a whole number with a lower limit, and maybe an upper one."""
     limit = "" if most is None else f", at most {most}"
     return Rule(
         f"must be a whole number, {least} or more{limit}",
@@ -80,7 +80,7 @@ def whole_from(least: int, most: int | None = None) -> Rule:
 
 
 def one_of(*choices: str) -> Rule:
-    """The rule of an option with a fixed set of values."""
+    """Return the rule of an option with a fixed set of values."""
     return Rule(f"is not one of {', '.join(choices)}", lambda value: value in choices)
 
 

@@ -1,10 +1,11 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Numbers and values as a sentence says them: "1 scan", "2 scans", "spleen, liver", never a Python list or dictionary."""
+"""Numbers and values as in a sentence: "1 scan", "2 scans", "spleen, liver", never a Python list or dictionary."""
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -14,8 +15,8 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
     Args:
         number: how many.
-        noun: in the singular.
-        plural: if it is not the noun with an ``s``.
+        noun: the noun in the singular.
+        plural: its plural, if this is not the noun with an ``s``.
     """
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
@@ -53,6 +54,20 @@ def _inner(value: Any) -> str:
     return f"({shown(value)})" if nested else shown(value)
 
 
+def did_you_mean(word: Any, known: Iterable[str], *, most: int = 1, cutoff: float = 0.6, before: str = "") -> str:
+    """Return ``Did you mean a or b? `` with the most similar words and a space after it, or "" if none is similar.
+
+    Args:
+        word: what somebody wrote.
+        known: what is allowed.
+        most: number of words to offer.
+        cutoff: see `difflib.get_close_matches`.
+        before: what is written before each word, such as ``--``.
+    """
+    near = difflib.get_close_matches(str(word), list(known), n=most, cutoff=cutoff)
+    return f"Did you mean {' or '.join(before + name for name in near)}? " if near else ""
+
+
 def plain_name(name: Any) -> str:
-    """Normalise a name in any script to lower case, with one underscore for each run of other characters: ``left_kidney``."""
+    """Normalise a name in any script: lower case, one underscore for each run of other characters: ``left_kidney``."""
     return re.sub(r"[\W_]+", "_", str(name).casefold()).strip("_")

@@ -145,7 +145,7 @@ def check_together(evaluations: Sequence[Evaluation]) -> None:
 
 
 def doubts_of(evaluation: Evaluation) -> list[str]:
-    """Return a warning of cases that were not scored, and for each model that may have been trained on scored ones."""
+    """Return a warning about unscored cases, and for each model that may have been trained on scored ones."""
     missing = evaluation.not_scored
     doubts = (
         [
@@ -173,7 +173,7 @@ def _evaluations_below(place: str) -> list[str]:
 
 
 def _arm(folder: str, models: Sequence[Mapping[str, Any]], stated: str | None) -> str:
-    """The arm of an evaluation: ``stated`` by the user, else recorded in the models."""
+    """Return the arm of an evaluation: ``stated`` by the user, else recorded in the models."""
     if stated is not None:
         check_choice(name="arms", value=stated, choices=ARMS)
     starts = {model["file"]: model["start"] for model in models}

@@ -14,9 +14,8 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from ..common.errors import InputError
-from ..common.files import atomic_path, write_text
+from ..common.files import atomic_path, save_figure, write_text
 from ..segmentation.results.bootstrap import LEVEL
-from ..segmentation.results.overlay import save_figure
 from .evaluations import ARMS, Evaluation, check_together, doubts_of, find_evaluations, fold_of, read_evaluation
 from .results_figure import results_figure
 from .results_table import ALL_TASKS, COLUMNS, DIFFERENCES, MEAN, PAPER, results_table

@@ -67,7 +67,7 @@ def _row(task: str, label: str) -> dict[str, Any]:
 def _task_rows(
     task: str, labels: Sequence[str], rows: Mapping[str, list[dict[str, Any]]], paper: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """The row with the mean over labels, followed by the rows of the labels."""
+    """Return the row with the mean over labels, followed by the rows of the labels."""
     table = {label: _row(task, label) for label in labels}
     mean = _row(task, MEAN) | {name: float(paper[name]) for name in PAPER if name in paper}
     for arm, of_arm in rows.items():
@@ -88,7 +88,7 @@ def _task_rows(
 
 
 def _scores(rows: Iterable[Mapping[str, Any]], cases: Sequence[str], labels: Sequence[str], metric: str) -> np.ndarray:
-    """Scores of shape (cases, labels)."""
+    """Return the scores, of shape (cases, labels)."""
     scores = {(row["case"], row["label"]): row[metric] for row in rows}
     return np.array([[scores.get((case, label), math.nan) for label in labels] for case in cases]).reshape(
         -1, len(labels)
@@ -103,7 +103,7 @@ def _difference(metric: str, a: np.ndarray, b: np.ndarray) -> dict[str, float]:
 
 
 def _mean_over_tasks(table: Sequence[Mapping[str, Any]], paper: Mapping[str, float]) -> dict[str, Any]:
-    """The mean over the evaluated tasks. It has no interval, because ten chosen tasks are not a random sample."""
+    """Return the mean over the evaluated tasks, without an interval: ten chosen tasks are not a random sample."""
     tasks = [row for row in table if row["label"] == MEAN]
     last = _row(ALL_TASKS, MEAN) | {name: float(paper[name]) for name in PAPER if name in paper}
     for group in (*ARMS, "difference"):

@@ -125,7 +125,7 @@ def _data_dir(data_dirs: Mapping[str, str] | str, task: str) -> str:
 
 
 def _test_images(folder: str, row: Mapping[str, Any], table: Path) -> dict[str, str]:
-    """Files of a task's test section by case."""
+    """Return the files of a task's test section by case."""
     scans = inference_scans(str(Path(folder) / "dataset.json"))
     check_dataset(dataset_dir=folder, data_list=None, row=row, file=str(table))
     files = [first_file(scan) for scan in scans]
@@ -133,7 +133,7 @@ def _test_images(folder: str, row: Mapping[str, Any], table: Path) -> dict[str, 
 
 
 def _masks_in(folder: str, task: str) -> dict[str, Path]:
-    """NIfTI files of a folder by case; a file that is not named as a mask keeps its full name, so it fits no image."""
+    """Return the NIfTI files of a folder by case; one not named as a mask keeps its full name, so it fits no image."""
     if not os.path.isdir(folder):
         raise InputError(
             f"--tasks: the folder of masks of {task}, {folder}, does not exist. Run configs/inference.yaml first, or "
@@ -181,14 +181,14 @@ def _predict(config_file: Path, task: str, model: Any, data: str, masks: str, op
         },
     )
     workflow.initialize()
-    workflow.run()  # without what ends a run: its status 3 for a scan that lacks something would end all; `_faults` looks
+    workflow.run()  # not what ends a run: its status 3, for a scan that lacks something, would end all; `_faults` looks
 
 
 # ---- checks --------------------------------------------------------------------------------------------------------
 
 
 def _faults(task: str, masks: Mapping[str, Path], images: Mapping[str, str], labels: list[int]) -> list[str]:
-    """One line for each test image without a mask, each mask without a test image, and each invalid mask."""
+    """Return one line for each test image without a mask, each mask without a test image, and each invalid mask."""
     missing, surplus = sorted(images.keys() - masks.keys()), sorted(masks.keys() - images.keys())
     both = sorted(images.keys() & masks.keys())
     faults = [f"{task}: {case} has no mask: {case}_seg.nii.gz is missing from the folder" for case in missing]

@@ -31,7 +31,7 @@ EMBEDDING = 512  # length of the contrastive embedding, a linear projection (Tan
 
 
 def _vae_head(channels: int, out_channels: int) -> nn.Sequential:
-    """Five blocks of convolution, instance norm, leaky ReLU and trilinear 2x upsampling; a 1x1x1 convolution.
+    """Return five blocks of convolution, instance norm, leaky ReLU and trilinear 2x upsampling; a 1x1x1 convolution.
 
     Default of the official code.
     """
@@ -63,7 +63,7 @@ class _EarlyProjection(nn.Sequential):
 
 
 def _deconv_head(channels: int, out_channels: int) -> nn.Sequential:
-    """Five transposed convolutions, each of which doubles the resolution."""
+    """Return five transposed convolutions, each of which doubles the resolution."""
     widths = [channels, channels // 2, channels // 4, channels // 8, channels // 16, out_channels]
     return nn.Sequential(
         *(nn.ConvTranspose3d(a, b, kernel_size=2, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True))
@@ -71,7 +71,7 @@ def _deconv_head(channels: int, out_channels: int) -> nn.Sequential:
 
 
 def _large_kernel_deconv_head(channels: int, out_channels: int) -> nn.Module:
-    """One transposed convolution with kernel size and stride 32, as described in the paper."""
+    """Return one transposed convolution with kernel size and stride 32, as described in the paper."""
     return nn.ConvTranspose3d(channels, out_channels, kernel_size=32, stride=32)
 
 
@@ -88,7 +88,7 @@ def _start_grey(head: nn.Module) -> None:
 
 
 def _last_layer(feature_size: int, out_channels: int, *, fast: bool) -> nn.Module:
-    """The last layer of Swin UNETR, a 1x1x1 convolution, for another number of channels."""
+    """Return the last layer of Swin UNETR, a 1x1x1 convolution, for another number of channels."""
     block = FastUnetOutBlock if fast else UnetOutBlock
     return block(spatial_dims=3, in_channels=feature_size, out_channels=out_channels)
 
@@ -100,7 +100,7 @@ HEADS_AT_THE_BOTTLENECK = {
     "large_kernel_deconv": _large_kernel_deconv_head,
 }
 RECONSTRUCTION_HEADS = (*HEADS_AT_THE_BOTTLENECK, UNET)
-# All parts of Swin UNETR but the encoder and the last layer.
+# All parts of Swin UNETR except the encoder and the last layer.
 DECODER_PARTS = tuple(f"encoder{i}" for i in (1, 2, 3, 4, 10)) + tuple(f"decoder{i}" for i in (5, 4, 3, 2, 1))
 NORMALISED = "normalised_mean"
 POOLINGS = ("token", "mean", NORMALISED)
@@ -125,7 +125,7 @@ def resolve_heads(
         optional: ignore a checkpoint file that does not exist (yet), as needed for ``verify_net_in_out``.
 
     Raises:
-        InputError: the checkpoint was trained with other heads than those requested.
+        InputError: the checkpoint was trained with heads other than those requested.
     """
     asked = {name: value for name, value in asked.items() if value is not None}
     has_file = checkpoint is not None and (Path(checkpoint).exists() or not optional)
@@ -195,16 +195,16 @@ class SwinPretrainer(nn.Module):
 
     The decoder of Swin UNETR is part of the network if the reconstruction head is ``unet`` or position is a task.
 
-    In training mode, a forward pass of V views (in the order of `proxy_tasks.tasks`) returns a dict of the heads in use:
-    ``rotation`` (B, 4), ``contrast`` (B, 512), ``inpainting`` (B, C, X, Y, Z) of the masked views, and ``position``
-    (B', 3, X, Y, Z), in units of 100 mm, of the views for position. In eval mode it returns one tensor for any views,
-    which the verifier of the model zoo requires: the reconstruction, or the position in mm if inpainting is no task.
+    In training mode, a forward pass of V views (in the order of `proxy_tasks.tasks`) returns a dict of the heads in
+    use: ``rotation`` (B, 4), ``contrast`` (B, 512), ``inpainting`` (B, C, X, Y, Z) of the masked views, and
+    ``position`` (B', 3, X, Y, Z), in units of 100 mm, of the views for position. In eval mode it returns one tensor for
+    any views, which the verifier of the model zoo requires: the reconstruction, or the position in mm if inpainting is
+    not a task.
 
     Args:
         encoder: encoder record (`common.weights.encoder_record`).
         tasks: proxy tasks whose heads are used; heads of the paper's other tasks exist, but are frozen.
-        scored: some of the tasks: the network is that of all tasks, but gets and returns the views of these alone. None:
-            all.
+        scored: some of the tasks: the network has all tasks, but gets and returns only the views of these. None: all.
         heads: ``reconstruction_head`` (one of `RECONSTRUCTION_HEADS`) and ``pooling``, the input of rotation and
             contrast: ``token``, bottleneck voxels 0 and 1 (official code); ``mean`` over the bottleneck; or
             ``normalised_mean``, the same normalised over the views of a step (`PooledNorm`).
@@ -213,7 +213,8 @@ class SwinPretrainer(nn.Module):
         guard: is called with the network, to watch the weights that it is given (`MergingGuard`).
 
     Raises:
-        InputError: a head, pooling or task is unknown, the decoder does not fit the encoder, or ``scored`` has other tasks.
+        InputError: a head, pooling or task is unknown, the decoder does not fit the encoder, or ``scored`` has other
+            tasks.
     """
 
     def __init__(
@@ -277,7 +278,7 @@ class SwinPretrainer(nn.Module):
         return [self.conv]
 
     def _add_whole_network(self, encoder: Mapping[str, Any], *, use_checkpoint: bool, fast: bool) -> None:
-        """Take all parts of a Swin UNETR but its last layer."""
+        """Take all parts of a Swin UNETR except its last layer."""
         if len(encoder["depths"]) != 4:
             raise InputError(
                 f"depths {list(encoder['depths'])}: the decoder of Swin UNETR needs an encoder of four stages. Use another "
@@ -313,14 +314,14 @@ class SwinPretrainer(nn.Module):
 
     @replays_graphs
     def features(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Return what a probe reads: the five hidden states of the encoder and, in a whole network, the decoder's output.
+        """Return what a probe reads: the encoder's five hidden states and, in a whole network, the decoder's output.
 
         Args:
             x: (B, C, X, Y, Z).
 
         Returns:
-            Tensors (B, 2^i x feature_size, X / 2^(i+1), ...) for i = 0 to 4, each voxel normalised over its channels, as
-            the decoder of Swin UNETR gets them; then (B, feature_size, X, Y, Z).
+            Tensors (B, 2^i x feature_size, X / 2^(i+1), ...) for i = 0 to 4, each voxel normalised over its channels,
+            as the decoder of Swin UNETR gets them; then (B, feature_size, X, Y, Z).
         """
         x = x.contiguous()
         hidden = list(self.swinViT(x))

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from bundles.common.data.case_names import case_names
 from bundles.common.data.list_forms.list_file import first_file
 from bundles.common.errors import InputError
-from bundles.common.files import atomic_path
+from bundles.common.files import save_figure
 from bundles.common.scans.headers.axes import turned
 from bundles.common.words import sentence
 from bundles.segmentation.models.label_names import organ_names
@@ -36,7 +36,7 @@ OF_THE_MACHINE = (
     "cannot be read",
     "unexpected error",
     "its process died",
-)  # reasons that say nothing of a scan's content
+)  # reasons that say nothing about a scan's content
 
 
 def compare_with_truth(run: Run, folder: Path) -> list[dict[str, Any]]:
@@ -73,8 +73,7 @@ def compare_with_truth(run: Run, folder: Path) -> list[dict[str, Any]]:
         least = min((row["agreement"] for row in rows if row["kept"] and row["agreement"] is not None), default=0.0)
         figure = agreement_figure(shown, least, None)
         figure.axes[0].set_title("scans whose labels were hidden; line: smallest agreement that was kept", fontsize=9)
-        with atomic_path(folder / PICTURE) as temporary:
-            figure.savefig(temporary, format="png", dpi=100)
+        save_figure(figure, folder / PICTURE)
     return rows
 
 
@@ -86,7 +85,8 @@ def scores_of_masks(run: Run, folder: Path) -> list[dict[str, Any]]:
         folder: its folder.
 
     Raises:
-        InputError: a scan was left out because it could not be read or its process died, which says nothing of the method.
+        InputError: a scan was left out because it could not be read or its process died, which says nothing about the
+            method.
     """
     labels, names, rows = organ_names(run.row["labels"]), _names(run), []
     reasons = _reasons(folder)
@@ -120,7 +120,8 @@ def carried_table(out: Path) -> str:
 
     Dice is the mean over the organs that a scan has, of all carried labels and of those that were kept. The correlation
     is Spearman's between agreement and Dice: over all organs and scans, which also says that some organs are easier than
-    others, and within organs (its mean over the organs), which says whether agreement tells good scans from bad ones.
+    others, and within organs (its mean over the organs), which says whether agreement distinguishes good scans from bad
+    ones.
     """
     lines = []
     for folder in sorted(path for path in (out / "runs").glob("carry_*") if path.is_dir()):

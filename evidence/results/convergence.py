@@ -1,9 +1,9 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
 """Training from scratch until more steps gain nothing: a chain of runs with 1, 2, 4, ... times the steps.
 
-Each run of the chain begins anew and has its own whole learning-rate schedule: a run that is merely continued after its
-rate has fallen to 0 shows less than one that was planned that long. The runs are scored on the tuning patients, so
-that the steps are not chosen on the patients who are compared.
+Each run of the chain starts again from step 0 and has its own whole learning-rate schedule: a run that is only
+continued after its rate has fallen to 0 shows less than one that was planned that long. The runs are scored on the
+tuning patients, so that the steps are not chosen on the patients who are compared.
 """
 
 from __future__ import annotations

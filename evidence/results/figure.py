@@ -20,7 +20,7 @@ from .records import Result, stacked
 from .table import FIRST, main_label, row_of
 
 COLOURS = ("#c2410c", "#0f766e", "#1d4ed8", "#7e22ce", "#a16207", "#be185d")  # the first is for scratch
-WIDTH = 0.16  # of an arm, in ticks of the x axis
+WIDTH = 0.16  # width of an arm, in ticks of the x axis
 LEAST_REACH = 0.02  # least limit of the axis of differences, so that noise does not look large
 
 Rows = Sequence[Mapping[str, Any]]
@@ -87,8 +87,8 @@ def empty_figure(
     """Return a figure with a panel for Dice and one for differences, and more panels to the right of them.
 
     Args:
-        title: of the figure.
-        ticks: of the x axis of both panels, from 0 on.
+        title: the figure's title.
+        ticks: ticks of the x axis of both panels, from 0 on.
         ends: what marks the mean in the first panel.
         ratios: widths of the panels, two or more.
     """
@@ -125,13 +125,13 @@ def draw_arm(
     """Draw one arm into the panels of Dice and of differences.
 
     Args:
-        panels: the two.
+        panels: the two panels.
         part: part of the outline, with ``seeds``.
         results: finished runs.
-        rows: of the table of this part.
-        arm: its name.
+        rows: rows of the table of this part.
+        arm: the arm's name.
         places: n to its place on the x axis.
-        colour: of the arm.
+        colour: the arm's colour.
         label: label of the rows.
         columns: indices of the labels that a patient's dot is the mean of.
     """

@@ -28,7 +28,7 @@ def headroom_figure(
         outline: outline of a study with a headroom.
         results: its finished runs.
         rows: `headroom_table.headroom_rows`.
-        chains: n to its chain of doubled steps; empty if the study has none, which leaves its panel out.
+        chains: n to its chain of doubled steps; empty if the study has no chain, which leaves its panel out.
 
     Returns:
         The figure, made without pyplot.

@@ -57,7 +57,7 @@ def arms_of(outline: Mapping[str, Any]) -> list[str]:
 
 
 def _renamed(results: Sequence[Result], arm: str, name: str, *, n: int, where: Mapping[str, Any]) -> list[Result]:
-    """Results of an arm under the name of another, at n."""
+    """Return the results of an arm under the name of another, at n."""
     found = [result for result in results if {"arm": arm, **where}.items() <= result.facts.items()]
     return [dataclasses.replace(result, facts={**result.facts, "arm": name, "n": n}) for result in found]
 

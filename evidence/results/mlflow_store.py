@@ -42,7 +42,7 @@ REPORT_FILES = (
         for kind in ("csv", "md", "png")
     ),
 )
-BATCH = 900  # metrics of a request; MLflow accepts 1000
+BATCH = 900  # metrics per request; MLflow accepts 1000
 RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 
@@ -134,7 +134,7 @@ def log_report(out: Path, *, study: str, uri: str, say: Callable[[str], None]) -
         try:
             for path in files:
                 client.log_artifact(run.run_id, str(path))
-        except Exception as error:  # the artifacts' folder of an experiment may be of another machine
+        except Exception as error:  # the artifacts' folder of an experiment may be on another machine
             say(f"The report could not be written to {run.artifact_uri}: {_first_line(error)}. It is in {out}.")
             client.set_terminated(run.run_id, "FAILED")
         else:
@@ -199,7 +199,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def _curve(folder: Path) -> list[tuple[int, str, float]]:
-    """Loss and learning rate over the steps, from the bundle's training log."""
+    """Return loss and learning rate over the steps, from the bundle's training log."""
     path = folder / "train" / "training_log.csv"
     if not path.is_file():
         return []
@@ -215,7 +215,7 @@ def _client(uri: str) -> Any:
 
 
 def _file_of(uri: str) -> Path | None:
-    """File or folder of a store on this machine; None for a server."""
+    """Return the file or folder of a store on this machine; None for a server."""
     scheme, colon, rest = uri.partition(":")
     if not colon or len(scheme) == 1:  # a plain path, or one with a Windows drive
         return Path(uri)
@@ -225,7 +225,7 @@ def _file_of(uri: str) -> Path | None:
 
 
 def _first_line(error: Exception) -> str:
-    """First line of an error, without what its library appends."""
+    """Return the first line of an error, without what its library appends."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
@@ -262,7 +262,7 @@ def _experiment(client: Any, study: str, out: Path, uri: str) -> str:
 
 
 def _identity(out: Path) -> str:
-    """Identity of a study's folder, wherever it is moved. Created under the lock of `_writing`."""
+    """Return the identity of a study's folder, wherever it is moved. It is created under the lock of `_writing`."""
     path = out / IDENTITY
     if not path.is_file():
         write_text(path, uuid.uuid4().hex[:8] + "\n")
@@ -270,13 +270,13 @@ def _identity(out: Path) -> str:
 
 
 def _is_inside(uri: str, out: Path) -> bool:
-    """Whether a store is a file in the study's folder."""
+    """Return whether a store is a file in the study's folder."""
     path = _file_of(uri)
     return path is not None and path.resolve().is_relative_to(out.resolve())
 
 
 def _of_study(client: Any, study: str) -> list[Any]:
-    """Experiments of a study, one for each folder."""
+    """Return the experiments of a study, one for each folder."""
     found, token = [], None
     while True:
         page = client.search_experiments(page_token=token)

@@ -34,7 +34,7 @@ class PairedDifference:
     Attributes:
         difference: mean of a - b over pairs, then over organs; NaN without a pair.
         interval: its lower and upper end; None with fewer than two patients.
-        by_seed: the difference of each seed alone.
+        by_seed: the difference of each seed by itself.
         patients: number of patients with a pair.
         sd_patients: standard deviation (n - 1) over patients of their mean of a - b; NaN with fewer than two.
         higher, lower, equal: number of patients whose mean of a - b (over seeds and organs) is above, below or equal to

@@ -1,5 +1,6 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What a study of this size can show: the smallest difference that its test would find, and the seeds that it would take.
+"""Compute what a study of this size can show: the smallest difference that its test would find, and the seeds that it
+would take.
 
 A study compares two arms by their paired differences d_1, ..., d_k, one for each seed: the mean over patients and labels
 of an arm minus that of scratch. The two-sided paired t-test at `ALPHA` asks whether their mean is 0. Its statistic has
@@ -65,7 +66,7 @@ def smallest_difference(*, sd: float, number: int) -> float:
 def seeds_needed(difference: float, *, sd: float) -> int:
     """Return the fewest seeds with which the test finds a true difference with the probability `POWER`.
 
-    At most `MOST_SEEDS`, which then means that or more.
+    At most `MOST_SEEDS`, which then means that number or more.
     """
     low, high = 1, 2  # low is too few
     while high < MOST_SEEDS and smallest_difference(sd=sd, number=high) > difference:

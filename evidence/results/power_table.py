@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The first table of a report: could any pre-training be told from none by a study of this size?"""
+"""The first table of a report: could a study of this size distinguish any pre-training from no pre-training?"""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def power_markdown(outline: Mapping[str, Any], rows: Rows, headroom: Rows) -> st
 
 
 def size_text(size: Size) -> str:
-    """State in words whether any pre-training could be told from none."""
+    """State in words whether any pre-training could be distinguished from no pre-training."""
     if size.seeds < 2:
         return "one seed has no spread: this study cannot tell a pre-training from luck, whatever it measures."
     if size.needed is None:

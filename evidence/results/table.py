@@ -242,7 +242,7 @@ def label_lines(
 
 
 def lower_labels(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The labels whose interval is below 0; else the one with the lowest difference."""
+    """Return the labels whose interval is below 0; else the one with the lowest difference."""
     lower = [row for row in rows if row["high"] < 0]
     if lower:
         return "; ".join(
@@ -284,7 +284,7 @@ def _by_seed(row: Mapping[str, Any]) -> str:
 
 
 def _doubts(row: Mapping[str, Any]) -> list[str]:
-    """Sources of variation that the interval does not cover."""
+    """Return the sources of variation that the interval does not cover."""
     doubts = []
     if row["pairs_of_seeds"] == 1:
         doubts.append("only one seed: other labelled patients may give another result")

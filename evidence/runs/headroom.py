@@ -1,7 +1,7 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
 """Plan what a pre-training could gain at most: floor, ceiling, and training from scratch until it converges.
 
-- **Floor**: the decoder alone is trained, on a frozen encoder of random weights. The encoder's file comes from a
+- **Floor**: only the decoder is trained, on a frozen encoder of random weights. The encoder's file comes from a
   pre-training of one step, the first of its warm-up, whose learning rate is 0: it leaves the weights that the seed drew.
 - **Ceiling**: training from scratch with all labelled patients.
 - **Converged**: training from scratch for as many steps as the tuning patients show to be enough (`convergence`).
@@ -80,7 +80,7 @@ def planned_chain(planner: Planner, headroom: Headroom, n: int) -> PlannedChain:
 
 
 def _link(planner: Planner, n: int, seed: int, steps: int) -> Run:
-    """A run of a chain."""
+    """Return a run of a chain."""
     run = planner.make.finetuning(
         CONTROL,
         n=n,
@@ -122,6 +122,6 @@ def _floor(planner: Planner, n: int, seed: int) -> list[Run]:
 
 
 def _options(planner: Planner) -> dict[str, Any]:
-    """The fine-tuning options of the control, with which all arms of the headroom train."""
+    """Return the fine-tuning options of the control, with which all arms of the headroom train."""
     study = planner.study
     return {**study.network, **study.finetuning, **study.arms[CONTROL].finetuning}

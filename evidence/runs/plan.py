@@ -62,21 +62,21 @@ class Planner:
 
     @property
     def make(self) -> RunMaker:
-        """What makes a single run."""
+        """Return the maker of single runs."""
         return RunMaker(self.study, self.parts, self.row, self.task)
 
     @property
     def labels(self) -> list[str]:
-        """Names of the labels without the background."""
+        """Return the names of the labels without the background."""
         return [name for value, name in self.row["labels"].items() if int(value)]
 
     @property
     def first_figure(self) -> list[str]:
-        """The labels whose mean is the first figure, in the order of the row."""
+        """Return the labels whose mean is the first figure, in the order of the row."""
         return [name for name in self.labels if self.study.first_figure is None or name in self.study.first_figure]
 
     def curve(self) -> list[Run]:
-        """Runs of the curve: for every seed and n each arm, preceded by the pre-training it starts from."""
+        """Return the runs of the curve: for every seed and n each arm, preceded by the pre-training it starts from."""
         curve, runs = self.study.curve, []
         for seed, n in itertools.product(curve.seeds, curve.n):
             for arm in self.study.arms:
@@ -84,7 +84,7 @@ class Planner:
         return unique(runs)
 
     def ablation(self) -> list[Run]:
-        """Runs of the ablation: for every seed from scratch, and from an encoder of each subset of the proxy tasks.
+        """Return the runs of the ablation: for every seed from scratch, and from an encoder of each subset of tasks.
 
         Raises:
             InputError: if the study has no ablation.
@@ -99,7 +99,7 @@ class Planner:
         return unique(runs)
 
     def headroom(self) -> list[Run]:
-        """Runs of floor and ceiling, and from scratch, see `headroom.headroom_runs`.
+        """Return the runs of floor and ceiling, and from scratch, see `headroom.headroom_runs`.
 
         Raises:
             InputError: if the study has no headroom.
@@ -107,14 +107,14 @@ class Planner:
         return unique(headroom_runs(self, self._part("headroom")))
 
     def chains(self) -> dict[int, PlannedChain]:
-        """The chain of doubled steps of each n; empty if the study has none."""
+        """Return the chain of doubled steps of each n; empty if the study has no chain."""
         headroom = self.study.headroom
         if not headroom or headroom.convergence is None:
             return {}
         return {n: planned_chain(self, headroom, n) for n in headroom.n}
 
     def search(self) -> list[Run]:
-        """Runs of the search: the recipes of every arm, scored on the tuning patients.
+        """Return the runs of the search: the recipes of every arm, scored on the tuning patients.
 
         Raises:
             InputError: if the study has no search, or no tuning patients.
@@ -136,23 +136,23 @@ class Planner:
         return unique(runs)
 
     def recipes(self, arm: str) -> list[dict[str, Any]]:
-        """Recipes that the search tries for an arm, see `study.recipes_of`."""
+        """Return the recipes that the search tries for an arm, see `study.recipes_of`."""
         return recipes_of(self._part("search"), arm)
 
     def subsets(self) -> list[list[str]]:
-        """Subsets of the proxy tasks that the ablation compares, including the empty one."""
+        """Return the subsets of the proxy tasks that the ablation compares, including the empty one."""
         chosen = self._part("ablation").subsets
         return paper_subsets() if chosen is None else chosen if [] in chosen else [[], *chosen]
 
     def ablation_arm(self, tasks: Sequence[str]) -> str:
-        """Name of the arm pre-trained with these tasks. ``ablation.arm`` itself is used again for its own tasks."""
+        """Return the name of the arm pre-trained with these tasks: ``ablation.arm`` itself for its own tasks."""
         arm = self._part("ablation").arm
         if not tasks:
             return CONTROL
         return arm if set(tasks) == set(self.study.pretraining_of(arm)["tasks"]) else subset_name(tasks)
 
     def outline(self) -> dict[str, Any]:
-        """What the report covers, regardless of which runs are finished: labels, cases, arms, n and seeds."""
+        """Return what the report covers, regardless of which runs are finished: labels, cases, arms, n and seeds."""
         curve = {"n": list(self.study.curve.n), **self._outline_of(self.study.curve)}
         outline = {"study": self.study.name, "labels": self.labels, "cases": sorted(self.parts.validation)}
         outline |= {"first_figure": self.first_figure}
@@ -218,7 +218,7 @@ class Planner:
         tasks: Sequence[str] | None = None,
         recipe: Mapping[str, Any] | None = None,
     ) -> list[Run]:
-        """The fine-tuning of an arm, preceded by its pre-training if it has one.
+        """Return the fine-tuning of an arm, preceded by its pre-training if it has one.
 
         Args:
             arm: name of the arm.
@@ -279,5 +279,5 @@ class Planner:
 
 
 def _sorted_tasks(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a pre-training, in which the order of the proxy tasks does not matter."""
+    """Return the options of a pre-training, in which the order of the proxy tasks does not matter."""
     return {**options, "tasks": sorted(options["tasks"])}

@@ -28,7 +28,7 @@ Z_SCORE = Path(__file__).with_name("z_score.yaml")
 CARRIED_LIST = f"{CARRIED}/dataset.json"  # what a propagation writes for the training
 # What a pre-training writes, relative to its folder: its encoder, and, if it trained it, the whole network.
 WEIGHTS = {"encoder": "train/models/encoder.pt", "network": "train/models/network.pt"}
-OPTION_OF = {"encoder": "pretrained_encoder", "network": "pretrained_model"}  # by which a fine-tuning takes them
+OPTION_OF = {"encoder": "pretrained_encoder", "network": "pretrained_model"}  # options that take them
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class RunMaker:
     task: str | Path
 
     def pretraining(self, arm: str, *, seed: int, options: Mapping[str, Any]) -> Run:
-        """A pre-training.
+        """Return the run of a pre-training.
 
         Args:
             arm: name of the arm, or of the first arm that shares it.
-            seed: its seed.
+            seed: seed of the pre-training.
             options: options of the bundle that the study sets, with ``tasks``.
         """
         name, values = f"pretrain_{arm}_seed{seed}", preset_values(self.study.preset)
@@ -107,7 +107,7 @@ class RunMaker:
         )
 
     def propagation(self, arm: str, *, n: int, seed: int, before: Run) -> Run:
-        """The labels of n patients, carried to all other training and unlabelled scans.
+        """Return the run that carries the labels of n patients to all other training and unlabelled scans.
 
         The labels of the other training patients are not read. They are compared with the carried ones when the run is
         finished (`carried_labels.compare_with_truth`).
@@ -150,7 +150,7 @@ class RunMaker:
     def carried_masks(
         self, arm: str, *, n: int, seed: int, before: Run, scored: Mapping[str, Case], prefix: str
     ) -> Run:
-        """The labels of n patients, carried to the scored patients: masks without any training on labels.
+        """Return the run that carries the labels of n patients to the scored patients, without training on labels.
 
         Args:
             arm: name of the arm.
@@ -196,7 +196,7 @@ class RunMaker:
         labels: Run | None = None,
         steps: int | None = None,
     ) -> Run:
-        """A fine-tuning and its evaluation.
+        """Return the run of a fine-tuning and its evaluation.
 
         Args:
             arm: name of the arm.
@@ -207,7 +207,7 @@ class RunMaker:
             recipe: options that the search tries; None: not a search.
             before: the pre-training.
             start: ``encoder`` or ``network``: what it takes from ``before``.
-            labels: the propagation whose labels it learns from as well; None: real labels alone.
+            labels: the propagation whose labels it learns from as well; None: only real labels.
             steps: its steps, which are then part of its name; None: those of the study.
         """
         subset = labelled_subset(self.parts, n=n, seed=seed)
@@ -325,7 +325,7 @@ def _run_name(beginning: str, n: int, seed: int, before: Run | None) -> str:
 
 
 def _start_facts(before: Run) -> dict[str, Any]:
-    """Facts about the pre-training of a run. One with other settings but the same name must not match."""
+    """Return facts about the pre-training of a run. One with other settings but the same name must not match."""
     return {
         "encoder": before.name,
         "encoder_seed": before.facts["seed"],
@@ -342,5 +342,5 @@ def _pair(case: Case) -> dict[str, Any]:
 
 
 def _name_part(value: Any) -> str:
-    """A value as part of a file name."""
+    """Return a value as part of a file name."""
     return "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in str(value))

@@ -19,7 +19,7 @@ from .plan import Planner
 from .planning import planner_of
 
 PARTS = ("curve", "headroom", "ablation", "search")
-UNTRAINED_MINUTES = 1.0  # of the pre-training of the floor, which reads the scans and writes random weights
+UNTRAINED_MINUTES = 1.0  # minutes of the pre-training of the floor, which reads the scans and writes random weights
 
 
 def plan_study(name: str, *, data: Path | None, out: Path) -> None:

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What entries of a study contradict each other, or make a comparison unfair. Each problem is a sentence."""
+"""Find entries of a study that contradict each other, or make a comparison unfair. Each problem is a sentence."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .study import (
 
 
 def arm_problems(study: Study) -> Iterator[str]:
-    """What is wrong with preset, task and arms."""
+    """Yield what is wrong with preset, task and arms."""
     names = presets()
     if study.preset not in names:
         yield (
@@ -77,7 +77,7 @@ def arm_problems(study: Study) -> Iterator[str]:
 
 
 def _whole_network_problems(place: str, options: Mapping[str, Any], preset: str) -> Iterator[str]:
-    """What keeps a pre-training from writing ``network.pt``, which holds everything but the output layer."""
+    """Yield what keeps a pre-training from writing ``network.pt``, which holds everything but the output layer."""
     head = options.get("reconstruction_head") or preset_values(preset)["reconstruction_head"]
     if not trains_whole_network(options["tasks"], head):
         yield (
@@ -88,7 +88,7 @@ def _whole_network_problems(place: str, options: Mapping[str, Any], preset: str)
 
 
 def comparison_problems(study: Study) -> Iterator[str]:
-    """Options that would make arms differ in more than they should: network, steps or precision."""
+    """Yield options that would make arms differ in more than they should: network, steps or precision."""
     common = [("search.options", study.search.options)] if study.search else []
     common += [(f"arms.{name}.pretraining", arm.pretraining or {}) for name, arm in study.arms.items()]
     for part, options in [*_finetuning_options(study), *common]:
@@ -114,7 +114,7 @@ def comparison_problems(study: Study) -> Iterator[str]:
 
 
 def search_problems(study: Study) -> Iterator[str]:
-    """What makes a search unfair, empty or biased."""
+    """Yield what makes a search unfair, empty or biased."""
     search = study.search
     if not search:
         return
@@ -145,7 +145,7 @@ def search_problems(study: Study) -> Iterator[str]:
 
 
 def _seed_problems(study: Study, chooser: str, seeds: Sequence[int], chosen: str) -> Iterator[str]:
-    """Seeds that both choose something and are compared afterwards."""
+    """Yield seeds that both choose something and are compared afterwards."""
     for part, entries in (("curve", study.curve), ("ablation", study.ablation), ("headroom", study.headroom)):
         if entries and (shared := sorted({*entries.seeds} & {*seeds})):
             yield (
@@ -156,7 +156,7 @@ def _seed_problems(study: Study, chooser: str, seeds: Sequence[int], chosen: str
 
 
 def part_problems(study: Study) -> Iterator[str]:
-    """What is wrong with the first figure, the ablation's subsets and the headroom."""
+    """Yield what is wrong with the first figure, the ablation's subsets and the headroom."""
     labels = [name for value, name in ((study.row or {}).get("labels") or {}).items() if str(value) != "0"]
     for name in study.first_figure or () if labels else ():
         if name not in labels:
@@ -185,7 +185,7 @@ def part_problems(study: Study) -> Iterator[str]:
 
 
 def _finetuning_options(study: Study) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Fine-tuning options with their places in the file: of all arms, of each arm, and what the search tries."""
+    """Yield fine-tuning options with their places in the file: of all arms, of each arm, and what the search tries."""
     yield "finetuning", study.finetuning
     for name, arm in study.arms.items():
         yield f"arms.{name}.finetuning", arm.finetuning

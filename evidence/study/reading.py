@@ -103,7 +103,7 @@ ALLOWED = {
 
 
 def _describe(error: Mapping[str, Any]) -> str:
-    """An error of pydantic in words: the entry, its value and what is allowed."""
+    """Return an error of pydantic in words: the entry, its value and what is allowed."""
     location = [*error["loc"], *error.get("ctx", {}).get("below", ())]
     if location[-1] == "[key]":
         return f"{'.'.join(map(str, location[:-2]))} has the key {error['input']!r}: keys must be text"

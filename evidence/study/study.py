@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from bundles.common.errors import InputError
 from bundles.common.run.mixed_precision import TYPES
 from bundles.common.run.presets import choose
 from bundles.common.value_rules import COUNT
+from bundles.common.words import did_you_mean
 from bundles.pretraining.proxy_tasks.losses import TASKS as PROXY_TASKS
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
@@ -62,7 +62,7 @@ OPTION_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def _wrong(problem: str, *below: str) -> PydanticCustomError:
-    """The error of an entry, or of an entry below it."""
+    """Return the error of an entry, or of an entry below it."""
     return PydanticCustomError("entry", "{problem}", {"problem": problem, "below": below})
 
 
@@ -129,7 +129,7 @@ Steps = Annotated[
     ),
 ]
 Subset = Annotated[list[Literal[*PROXY_TASKS]], AfterValidator(_check_different)]
-Options = Annotated[dict[str, Any], AfterValidator(_check_options)]  # of a bundle's command line
+Options = Annotated[dict[str, Any], AfterValidator(_check_options)]  # options of a bundle's command line
 Grid = Annotated[
     dict[str, Annotated[list, Field(min_length=1), AfterValidator(_check_different)]], AfterValidator(_check_grid)
 ]
@@ -175,7 +175,7 @@ class Arm(Entries):
     """One side of the comparison.
 
     Attributes:
-        pretraining: what it changes in the options of the pre-training; None: it has none.
+        pretraining: what it changes in the options of the pre-training; None: it has no pre-training.
         start: what the fine-tuning takes from the pre-training: its ``encoder``, the whole ``network`` except the
             output layer, or ``nothing``, if it only carries labels. None: the encoder, if there is a pre-training;
             nothing, if labels are carried.
@@ -194,7 +194,7 @@ class Arm(Entries):
 
     @property
     def starts_from(self) -> str:
-        """``encoder``, ``network`` or ``nothing``."""
+        """Return ``encoder``, ``network`` or ``nothing``."""
         if self.start is not None:
             return self.start
         return "encoder" if self.pretraining is not None and self.propagation is None else "nothing"
@@ -249,7 +249,7 @@ class Headroom(Entries):
 
     Attributes:
         n: numbers of labelled patients.
-        seeds: seeds.
+        seeds: seeds of the runs.
         floor: train only the decoder, on an encoder of random weights. A pre-training that is not above it is useless.
         ceiling: train from scratch with all labelled patients that are not set apart.
         convergence: train from scratch until more steps gain nothing; None: leave this out.
@@ -338,11 +338,11 @@ class Study(Entries):
 
     @property
     def network(self) -> dict[str, Any]:
-        """The network size that ``pretraining`` sets; all arms have it, including the control."""
+        """Return the network size that ``pretraining`` sets; all arms have it, including the control."""
         return {key: self.pretraining[key] for key in NETWORK if self.pretraining.get(key) is not None}
 
     def pretraining_of(self, arm: str | None, *, tasks: Sequence[str] | None = None) -> dict[str, Any]:
-        """The options of an arm's pre-training that the study sets, with its proxy tasks: by default the preset's.
+        """Return the options of an arm's pre-training that the study sets, with its proxy tasks (or the preset's).
 
         Args:
             arm: an arm with a pre-training; None: what the study sets for all of them.
@@ -354,7 +354,7 @@ class Study(Entries):
         return options if tasks is None else {**options, "tasks": list(tasks)}
 
     def steps_of(self, n: int) -> int:
-        """Fine-tuning steps with ``n`` labelled patients.
+        """Return the fine-tuning steps with ``n`` labelled patients.
 
         Raises:
             InputError: if ``steps`` has no entry for ``n``.
@@ -379,7 +379,7 @@ def preset_values(preset: str) -> Mapping[str, Any]:
 
 
 def presets() -> list[str]:
-    """Names of the presets that both bundles have."""
+    """Return the names of the presets that both bundles have."""
     first, second = (
         yaml.safe_load((BUNDLES / bundle / "configs/presets.yaml").read_text(encoding="utf-8"))
         for bundle in (PRETRAIN, SEGMENT)
@@ -400,19 +400,18 @@ def trains_whole_network(tasks: Sequence[str], reconstruction_head: str | None) 
 
 def suggestion(key: Any, known: Iterable[str]) -> str:
     """Return a sentence that names the most similar of the known keys, if any, and all of them."""
-    near = difflib.get_close_matches(str(key), known, n=1)
-    return "".join(f"Did you mean {name}? " for name in near) + f"Allowed are {', '.join(sorted(known))}"
+    return f"{did_you_mean(key, known)}Allowed are {', '.join(sorted(known))}"
 
 
 def recipes_of(search: Search, arm: str) -> list[dict[str, Any]]:
-    """The recipes of an arm: every combination of the grid for all arms and its own, then its single recipes."""
+    """Return the recipes of an arm: every combination of the grid for all arms and its own, then its single recipes."""
     grid = {**search.grid, **search.grid_of.get(arm, {})}
     combined = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if grid else []
     return combined + [dict(recipe) for recipe in search.recipes_of.get(arm, [])]
 
 
 def tried_options(study: Study, arm: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Fine-tuning options with which the search tries a recipe.
+    """Return the fine-tuning options with which the search tries a recipe.
 
     They include the arm's own options, except those that any recipe of the arm sets: these are what is searched. The
     arm's own values are the winner of an earlier search, and a recipe that does not set the option must not inherit

@@ -142,7 +142,7 @@ def _check_apart(data: str | Path, scans: Mapping[str, Sequence[Case]], unlabell
 
 
 def _only_unlabelled(unlabelled: Sequence[Case], *, training: Sequence[Case]) -> tuple[Case, ...]:
-    """The unlabelled images that are not training cases as well, each once."""
+    """Return the unlabelled images that are not training cases as well, each once."""
     known = {file for scan in training for file in _files(scan)}
     images = []
     for scan in unlabelled:
@@ -153,13 +153,13 @@ def _only_unlabelled(unlabelled: Sequence[Case], *, training: Sequence[Case]) ->
 
 
 def _files(scan: Case) -> dict[str, str]:
-    """Identity, which is the same through all links, to path of each file of an image."""
+    """Map the identity of each file of an image, which is the same through all links, to its path."""
     paths = [os.path.realpath(file) for file in image_files(scan)]
     return {_identity(path): path for path in paths}
 
 
 def _identity(path: str) -> str:
-    """Path of a file, or device and inode if it has several hard links."""
+    """Return the path of a file, or device and inode if it has several hard links."""
     status = os.stat(path)
     return f"{status.st_dev}/{status.st_ino}" if status.st_nlink > 1 else path
 

@@ -7,8 +7,10 @@ import os
 import threading
 
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
 
-from bundles.common.files import atomic_path, file_sha256, file_stamp, folder_lock, move_file, write_text
+from bundles.common.files import atomic_path, file_sha256, file_stamp, folder_lock, move_file, save_figure, write_text
 
 
 def test_a_file_system_without_locks_costs_a_warning(tmp_path, monkeypatch, caplog):
@@ -42,6 +44,20 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
 def test_text_is_written_as_it_is(tmp_path):
     write_text(tmp_path / "a.csv", "ü\r\nß\n")
     assert (tmp_path / "a.csv").read_bytes() == "ü\r\nß\n".encode()
+
+
+@pytest.mark.parametrize(("dpi", "size"), [({}, (200, 300)), ({"dpi": 50}, (100, 150))])
+def test_a_figure_becomes_a_whole_picture_in_a_new_folder(tmp_path, dpi, size):
+    save_figure(Figure(figsize=(3, 2)), tmp_path / "new" / "a.png", **dpi)
+    assert imread(tmp_path / "new" / "a.png").shape[:2] == size and os.listdir(tmp_path / "new") == ["a.png"]
+
+
+def test_a_failed_picture_leaves_nothing(tmp_path, monkeypatch):
+    figure = Figure()
+    monkeypatch.setattr(figure, "savefig", lambda path, **_: (path.write_bytes(b"half"), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        save_figure(figure, tmp_path / "a.png")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_file_is_moved_into_a_new_folder_and_replaces_an_older_one(tmp_path):

@@ -25,7 +25,7 @@ CASES = 5
 
 
 def _config(folder: Path, name: str) -> str:
-    """Path of a workflow's config; JSON before YAML, as clients choose."""
+    """Return the path of a workflow's config; JSON before YAML, as clients choose."""
     path = folder / "configs" / f"{name}.json"
     return str(path if path.is_file() else path.with_suffix(".yaml"))
 

@@ -21,7 +21,7 @@ UNIX = 3  # the system that "created" the entries
 MAX_ENTRIES = 10_000
 MAX_DEPTH = 50  # folders
 MAX_RATIO = 20  # of text in zips that others compressed; weights barely compress
-SMALL = 2**26  # bytes, of a zip of configs without weights
+SMALL = 2**26  # bytes of a zip of configs without weights
 ENCRYPTED = 1  # bit of an entry's flags
 
 
@@ -92,7 +92,10 @@ def extract_archive(path: Path, target: Path) -> Path:
 
 
 def _check_sizes(path: Path, entries: list[zipfile.ZipInfo], target: Path) -> None:
-    """Refuse a zip that unpacks to far more than it is. zipfile reads no more of an entry than the directory says."""
+    """Refuse a zip that unpacks to far more than its size.
+
+    zipfile reads no more of an entry than the directory says.
+    """
     claimed, size = sum(entry.file_size for entry in entries), path.stat().st_size
     if len(entries) > MAX_ENTRIES or claimed > max(MAX_RATIO * size, SMALL):
         raise InputError(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import os
 import shutil
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bundles.common.errors import InputError
+from bundles.common.words import did_you_mean
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 #: Contents of a packed bundle, besides its weights.
@@ -31,8 +31,7 @@ def find_bundle(name: str | os.PathLike) -> Path:
     known = sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/metadata.json"))
     folder = BUNDLES / name if str(name) in known else Path(name)
     if not (folder / "configs" / "metadata.json").is_file():
-        near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"Did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(name, known)
         raise InputError(
             f"{name} is not a bundle: it has no configs/metadata.json. {hint}Bundles here: {', '.join(known)}."
         )

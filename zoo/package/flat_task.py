@@ -138,7 +138,7 @@ def flatten(folder: Path, task: Task, row: Mapping[str, Any]) -> None:
     Args:
         folder: the copy, changed in place; its name is the name of the new bundle.
         task: the task.
-        row: from `write_trained_row`.
+        row: the row from `write_trained_row`.
     """
     configs = folder / "configs"
     _remove_decathlon_files(folder)

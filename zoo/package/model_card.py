@@ -20,11 +20,11 @@ def write_hugging_face(bundle: Path, target: Path) -> None:
     """Write the files of a bundle and its model card.
 
     The card is ``docs/README.md`` plus the metadata header that the hub reads. ``docs/README.md`` itself is excluded:
-    `push_to_hf_hub` would replace the card by it, with a poorer header and broken links.
+    `push_to_hf_hub` would replace the card with it, with a poorer header and broken links.
 
     Args:
         bundle: the packed bundle, without links.
-        target: the folder to write. What is there is replaced, but for what git and the hub keep in it.
+        target: the folder to write. What is there is replaced, except what git and the hub keep in it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     new, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")

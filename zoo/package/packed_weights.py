@@ -63,7 +63,7 @@ def open_safely(path: Path) -> Any:
         TypeError,
         MemoryError,
     ) as error:
-        load_checkpoint_file(path)  # raises an InputError for everything but NumPy numbers, which it accepts
+        load_checkpoint_file(path)  # raises an InputError for everything except NumPy numbers, which it accepts
         raise InputError(
             f"{path} contains NumPy numbers, which torch.load(weights_only=True) refuses, so clients could not open "
             "it. Save a file that contains only the state dict."
@@ -87,7 +87,7 @@ def read_weights(folder: Path) -> Weights:
     """Read the information recorded in ``model.pt`` of a folder.
 
     Raises:
-        InputError: if it is missing, cannot be opened safely, or has records that are no plain facts.
+        InputError: if it is missing, cannot be opened safely, or has records that are not plain facts.
     """
     path = folder / "model.pt"
     if not path.is_file():

@@ -37,7 +37,7 @@ def read_index(path: Path) -> dict[str, dict[str, str]]:
 
 
 def released(path: Path, *, package: str, checksum: str) -> bool:
-    """Whether the list contains this package with this checksum.
+    """Return whether the list contains this package with this checksum.
 
     Args:
         path: ``model_info.json``.

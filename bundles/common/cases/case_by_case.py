@@ -46,7 +46,7 @@ def good_cases(
         channels: number of image channels that the network expects.
         hounsfield: warn about scans that do not look like CT in HU.
         labels, ignore_label, keep: see `check_scans`.
-        missing: what a bad case will lack.
+        missing: what a bad case lacks, as recorded in ``failures``, such as ``mask``.
 
     Raises:
         InputError: ``check_data`` is something else.
@@ -86,7 +86,7 @@ class CaseDataset(Dataset):
 
     Args:
         data: one dictionary per case.
-        transform: as of `Dataset`.
+        transform: as in `Dataset`.
         image_key: key of the image file or files.
     """
 
@@ -117,7 +117,7 @@ def collate_case(items: Sequence[Mapping[str, Any] | NotLoaded]) -> Any:
 
 
 class CaseEvaluator(SupervisedEvaluator):
-    """`SupervisedEvaluator` that goes on with the next case where one cannot be loaded, segmented or saved.
+    """`SupervisedEvaluator` that continues with the next case if one cannot be loaded, segmented or saved.
 
     For each case it logs its number, its file and, from the second one on, how long the rest will take. Handlers see no
     item of such a case. Its data set is a `CaseDataset`, its loader has ``batch_size`` 1 and ``collate_fn``

@@ -30,11 +30,11 @@ class CaseHandler(ABC):
         items: all cases, the same in all processes: dictionaries with the files of ``image_key``. Cases with the same
             file name in several folders then get unique names (see `case_names`).
         names: unique name of each image file, where they are known without ``items``.
-        failures: takes the cases for which the handler raises; the other handlers and cases go on. None: the error ends
-            the run.
+        failures: takes the cases for which the handler raises; the other handlers and cases continue. None: the error
+            ends the run.
     """
 
-    #: What a case lacks for which the handler raises.
+    #: What a case lacks if the handler raises for it.
     product = "result"
 
     def __init__(
@@ -58,7 +58,7 @@ class CaseHandler(ABC):
         self.names = case_names(self.items or ()) if names is None else dict(names)
 
     def attach(self, engine: Engine) -> None:
-        """Register the handler at an evaluator."""
+        """Register the handler with an evaluator."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
 
     def iteration_completed(self, engine: Engine) -> None:

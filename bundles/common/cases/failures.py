@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What a run could not do for single scans: listed in a table while the others go on, and told at the end."""
+"""What a run could not do for single scans: listed in a table while the others continue, and reported at the end."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class Failures:
     def earlier(self) -> set[str]:
         """Return the scans in the table of an earlier run.
 
-        Until `report`, their rows stay in the table: if this run is stopped, the next one still knows them. Then the
-        rows of this run replace them, but for those of `keep_others`.
+        Until `report`, their rows stay in the table: if this run is stopped, the next one still knows them. `report`
+        then replaces them with the rows of this run, except for those that `keep_others` keeps.
         """
         names = [field.name for field in fields(Failure)]
         try:
@@ -93,7 +93,7 @@ class Failures:
             error: what was raised, or the reason.
 
         Raises:
-            InputError: the disk is full or cannot be written: the run cannot go on.
+            InputError: the disk is full or cannot be written: the run cannot continue.
         """
         if isinstance(error, Exception) and (full := full_disk(error)) is not None:  # each scan would fail
             raise InputError(
@@ -120,7 +120,7 @@ class Failures:
         """Write the table and log a summary. All processes must call it, when the work is done.
 
         Args:
-            scans: number of scans in the run, with those that failed.
+            scans: number of scans in the run, including those that failed.
 
         Raises:
             InputError: no scan has a result.
@@ -144,7 +144,7 @@ class Failures:
         self.failed = bool(failures)
 
     def exit_status(self) -> None:
-        """End the process with status 3 if `report` had failures to tell; last of all."""
+        """End the process with status 3 if `report` found failures; call it last."""
         if self.failed:
             sys.exit(STATUS_FAILED)
 
@@ -176,13 +176,13 @@ class Failures:
 
 
 def reason_of(error: Exception) -> str:
-    """Return one line: the message of the first `InputError` among the causes, else the type and text of the last one."""
+    """Return one line: the message of the first `InputError` among the causes, else type and text of the last one."""
     if (known := find_input_error(error)) is not None:
         return " ".join(str(known).split())
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):  # MONAI's transforms wrap errors
         error = error.__cause__
     raised = re.findall(r"^\w[\w.]*(?:Error|Exception|Exit): .*", str(error), re.MULTILINE)
-    if TRACEBACK in str(error) and raised:  # MONAI's writers quote what went wrong behind advice to install others
+    if TRACEBACK in str(error) and raised:  # MONAI's writers quote what went wrong after advice to install others
         return raised[-1].strip()
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError):

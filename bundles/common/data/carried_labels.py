@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Cases with carried labels, which no person drew: how often they are visited, and what is recorded of them.
+"""Cases with carried labels, which no person drew: how often they are visited, and what is recorded about them.
 
 Labels are carried from another scan (registration) or from another network (pseudo-labels). An entry of the data list
 says so with ``"carried": true``; all other cases are called real here. ``carried_from`` lists the images of the cases
@@ -26,7 +26,7 @@ NOTES = ("carried", "carried_from", "weight", LABELLED)
 
 @dataclass(frozen=True)
 class Visits:
-    """Which volumes the draws of a training visit.
+    """Which volumes are visited by the draws of a training.
 
     Attributes:
         each_pass: indices of the volumes of one pass over the data; a volume may occur several times.
@@ -53,7 +53,7 @@ def visits(
     Args:
         scans: training items; those with a true ``carried`` have carried labels.
         real_repeats: visits to each real case per pass; cases with carried labels are visited once.
-        real_only_steps: the last so many steps visit real cases only.
+        real_only_steps: number of last steps that visit only real cases.
         steps: steps of the run.
         accumulation_steps: iterations per step.
         batch_size: volumes per iteration and process.
@@ -117,7 +117,7 @@ def refuse_carried(scans: Iterable[Mapping[str, Any]], *, where: str) -> None:
 
 
 def check_notes(entry: Mapping[str, Any], where: str) -> None:
-    """Raise `InputError` unless ``weight``, ``carried`` and ``carried_from`` are what they must be, where they are set."""
+    """Raise `InputError` if ``weight``, ``carried`` or ``carried_from`` is set but not valid."""
     weight, carried, sources = entry.get("weight", 1), entry.get("carried", False), entry.get("carried_from", [])
     if not ABOVE_ZERO.holds(weight):
         raise InputError(

@@ -21,9 +21,9 @@ LONGEST_NAME = 200  # bytes; file systems allow 255, and suffixes and temporary 
 
 
 def case_name(image_file: str | PurePath) -> str:
-    """Return the file name of an image without its folder and without ``.nii`` or ``.nii.gz``, in any case.
+    """Return the file name of an image without its folder and without ``.nii`` or ``.nii.gz``, in upper or lower case.
 
-    The end of a name above `LONGEST_NAME` is replaced by its checksum, so that the names of results fit the file system.
+    The end of a name above `LONGEST_NAME` is replaced by its checksum, so that names of results fit the file system.
     """
     name = without_suffix(PurePath(image_file).name)
     stored = name.encode(errors="surrogateescape")
@@ -64,11 +64,11 @@ def names_of(cases: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 class CaseFiles(FolderLayoutBase):
     """MONAI's folder layout for `SaveImaged`: ``FOLDER/NAME_POSTFIX.nii.gz``, with names that no two cases share.
 
-    MONAI's own layout names a file by the image's file name alone.
+    MONAI's own layout uses only the image's file name.
 
     Args:
         output_dir: the folder.
-        postfix: of each file.
+        postfix: postfix of each file name.
         names: see `use`.
     """
 

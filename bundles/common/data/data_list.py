@@ -63,7 +63,7 @@ def segmentation_scans(
        location of the data set.
 
     By rules 3 and 4, cases with carried labels are never in validation and do not affect the draw. They are in
-    training, but for those of the fold or of a patient in validation, which are left out.
+    training, except for those of the fold or of a patient in validation, which are left out.
 
     Args:
         dataset_dir: folder with ``dataset.json``.
@@ -73,14 +73,14 @@ def segmentation_scans(
         folds: number of folds for rule 4; None: `FOLDS`, or one per patient if there are fewer patients.
         seed: seed of the split of rule 4.
         may_be_empty: with ``fold="all"``, return an empty validation instead of raising an error.
-        labels: value to name, of this run: ``labelled`` of an entry then holds label values (`partial_labels`).
+        labels: label names of this run by value; ``labelled`` of an entry then holds label values (`partial_labels`).
 
     Returns:
         Entries ``{"image": path or list of paths, "label": path, ...}``.
 
     Raises:
-        InputError: see `parse_data_list` and `partial_labels.with_values`; files of these scans do not exist; a label is missing; there are fewer
-            patients than folds; the fold does not exist; the section is empty.
+        InputError: see `parse_data_list` and `partial_labels.with_values`; files of these scans do not exist; a label
+            is missing; there are fewer patients than folds; the fold does not exist; the section is empty.
     """
     check_choice(name="section", value=section, choices=("training", "validation", "test", "all"))
     path = data_list_path(dataset_dir, data_list)
@@ -207,11 +207,10 @@ def inference_scans(
 
     Args:
         source: one or several of: a NIfTI file; a JSON data list (its ``test`` section); a folder (the NIfTI files in
-            it, else the ``test`` section of its ``dataset.json``, else the NIfTI files below it, without those of
-            masks).
+            it, else the ``test`` section of its ``dataset.json``, else the NIfTI files below it, except for masks).
         equal_names: allow scans with the same file name in different folders (see `case_names`). A scan that is found
             twice counts once.
-        may_be_missing: list also the scans of a data list whose files do not exist.
+        may_be_missing: also list the scans of a data list whose files do not exist.
 
     Returns:
         Items ``{"image": path or list of paths}``.
@@ -265,7 +264,7 @@ def data_list_names(dataset_dir: StrPath, data_list: StrPath | None = None, *, s
 
     Args:
         dataset_dir, data_list: see `segmentation_scans`.
-        section: ``test``: names of the test section; another one: those of training and validation together.
+        section: ``test``: names of the test section; any other: those of training and validation together.
 
     Raises:
         InputError: see `parse_data_list`.
@@ -290,7 +289,7 @@ def data_list_ignore_label(dataset_dir: StrPath, data_list: StrPath | None = Non
     """Return the value of unknown voxels that the data list declares (``ignore_label``); None if there is none.
 
     Raises:
-        InputError: see `parse_data_list`; or it is no whole number.
+        InputError: see `parse_data_list`; or it is not a whole number.
     """
     path = data_list_path(dataset_dir, data_list)
     if not path.is_file():

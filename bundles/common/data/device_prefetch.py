@@ -15,14 +15,14 @@ from ..run.distributed import rank
 logger = logging.getLogger(__name__)
 
 WATCHED = 60.0  # seconds after which the loader is judged
-SLOW = 0.5  # share of them
+SLOW = 0.5  # share of these seconds spent waiting
 
 
 class DevicePrefetch:
     """Data loader that returns images and labels on the GPU; on a CPU, batches of the loader are unchanged.
 
-    If training waited for the loader for more than half of its first minute, a WARNING says so once, with the rate of the
-    loader and what makes it faster. The first batch is not counted, since workers start then. On a GPU, waiting while the
+    If training waited for the loader for more than half of its first minute, a WARNING says so once, with the loader's
+    rate and what makes it faster. The first batch is not counted, since workers start then. On a GPU, waiting while the
     steps that are queued are still computed does not count.
 
     If training never waits for the GPU, it asks for a batch as soon as the previous step is queued. The copy then runs
@@ -52,7 +52,7 @@ class DevicePrefetch:
         self.crops = 0
 
     def __len__(self) -> int:
-        """Number of batches, if the loader has a length."""
+        """Return the number of batches, if the loader has a length."""
         if not isinstance(self.loader, Sized):
             raise TypeError(f"{type(self.loader).__name__} has no length.")
         return len(self.loader)
@@ -79,7 +79,7 @@ class DevicePrefetch:
             yield batch
 
     def _mark(self) -> Any:
-        """Return an event that is recorded behind what the GPU has to do; None on a CPU, or when all is judged."""
+        """Return an event recorded after the GPU's queued work; None on a CPU, or once the loader is judged."""
         if self.device.type != "cuda" or not self.cure:
             return None
         event = torch.cuda.Event(enable_timing=True)
@@ -117,7 +117,7 @@ def _idle(worked: float, waited: float, start: Any, end: Any) -> float:
     Args:
         worked: seconds from the start of the step until all of it was queued.
         waited: seconds from then until the next batch came.
-        start, end: events of the device before and behind the step; None on a CPU, whose work is done when it is queued.
+        start, end: events of the device before and after the step; None on a CPU, whose work is done when it is queued.
     """
     if end is None:
         return waited
@@ -127,7 +127,7 @@ def _idle(worked: float, waited: float, start: Any, end: Any) -> float:
 
 
 def faster_loading(*, volumes: int, cache_num: int, num_workers: int) -> str:
-    """Return what makes the loading of whole scans faster: the options of a run with their values now.
+    """Return what makes the loading of whole scans faster: the options of a run with their current values.
 
     Args:
         volumes: number of scans.

@@ -7,7 +7,7 @@ import torch
 
 
 def above_or_all(image: torch.Tensor, other: float = 0.0) -> torch.Tensor:
-    """Select the voxels above a threshold, or all voxels if none is: a scan of air is then not cropped to nothing.
+    """Select the voxels above a threshold, or all voxels if none is above it: a scan of air is not cropped to nothing.
 
     Args:
         image: (C, X, Y, Z), in any unit.

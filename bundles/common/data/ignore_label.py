@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The label value of unknown voxels: voxels of which nobody said what they are. They are no class and no background."""
+"""The label value of unknown voxels: nobody labelled what they show. They are neither a class nor background."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def ignored_value(*, ignore_label: int | None, labels: Iterable[int | str], of_l
     """Return the value of unknown voxels, or None if there is none.
 
     A declared value is a class: where ``labels`` declares 255, the default has no effect. A value that the data list
-    declares as unknown comes before the default.
+    declares as unknown takes precedence over the default.
 
     Args:
         ignore_label: the option; None for no unknown voxels.

@@ -15,8 +15,8 @@ from .list_forms.list_file import first_file
 def fingerprint(scans: Sequence[dict]) -> dict[str, Any]:
     """Return the number of scans, and a checksum of their names and sizes in order.
 
-    A name is the path below the deepest folder that has all the scans, so the folder may be moved and renamed. The size
-    in bytes tells sets apart whose names are alike, such as ``case_0001.nii.gz``.
+    A name is the path below the deepest folder that contains all the scans, so the folder may be moved and renamed. The
+    size in bytes distinguishes sets with the same names, such as ``case_0001.nii.gz``.
 
     Args:
         scans: ``{"image": path or list of paths}``. A file that does not exist has no size.

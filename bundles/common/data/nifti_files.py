@@ -17,7 +17,7 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz")
 MASK_WORDS = frozenset({"label", "labels", "seg", "segs", "segmentation", "segmentations", "mask", "masks"}) | {
     *("annotation", "annotations"),  # KiTS: ``instances/kidney_instance-1_annotation-1.nii.gz``
 }
-#: Words that do not tell cases apart, as in ``case_1_ct.nii.gz`` and ``case_1_seg.nii.gz``.
+#: Words that do not distinguish cases, as in ``case_1_ct.nii.gz`` and ``case_1_seg.nii.gz``.
 IMAGE_WORDS = frozenset({"ct", "image", "images", "imaging", "img", "scan", "volume"})
 
 # Results of these bundles, which are next to the scans if their folder was used as output_dir.
@@ -27,21 +27,22 @@ RESULT_NAMES = r"_(seg|masked|reconstruction)\.nii(\.gz)?$"
 def words(name: str) -> list[str]:
     """Return the words of a name in lower case: ``labelsTr_2`` gives ``labels``, ``tr``, ``2``.
 
-    A word ends at any character that is no letter, before a digit, and where a small letter is followed by a capital.
+    A word ends at any character that is not a letter, before a digit, and where a small letter is followed by a
+    capital.
     """
     return [word.lower() for word in re.findall(r"[^\W\d_]+|\d+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))]
 
 
 def is_mask_folder(name: str) -> bool:
-    """Whether a folder's name says that it holds masks: ``labelsTr`` and ``seg-2`` do, ``labelled`` does not."""
+    """Return whether a folder's name says that it holds masks: ``labelsTr`` and ``seg-2`` do, ``labelled`` does not."""
     return words(name)[:1] != [] and words(name)[0] in MASK_WORDS
 
 
 def holds_masks(folder: Path) -> bool:
-    """Whether a folder holds masks by its name: see `is_mask_folder`, or its last word names them, numbers aside.
+    """Return whether a folder holds masks by its name: see `is_mask_folder`, or its last non-numeric word names them.
 
     ``TrainingMask`` and ``TCIA_pancreas_labels-02-05-2017`` do. ``patient_1_seg`` does not if a file directly in it is
-    named like an image (``ct.nii.gz``), or is beside one that is named like a mask.
+    named like an image (``ct.nii.gz``), or is next to one that is named like a mask.
     """
     if is_mask_folder(folder.name):
         return True
@@ -58,12 +59,12 @@ def holds_masks(folder: Path) -> bool:
 
 
 def is_mask_name(name: str) -> bool:
-    """Whether a file name has a whole word of `MASK_WORDS`."""
+    """Return whether a file name has a whole word of `MASK_WORDS`."""
     return not MASK_WORDS.isdisjoint(words(without_suffix(name)))
 
 
 def masks_beside_images(files: Collection[str]) -> set[str]:
-    """Return the files that are named like a mask (`is_mask_name`), with a file that is not in their folder or above.
+    """Return the files named like masks (`is_mask_name`) if a file not named so is in their folder or above.
 
     ``P01/liver_mask.nii.gz`` is one if there is ``P01/ct.nii.gz``, and so is ``P01/instances/annotation-1.nii.gz``.
     Alone in its folder, a file can be a scan whatever its name.
@@ -79,12 +80,12 @@ def without_suffix(name: str) -> str:
 
 
 def is_scan(name: str) -> bool:
-    """Whether a file name is that of a NIfTI file, and not of a mask or another result of these bundles."""
+    """Return whether a file name is that of a NIfTI file, and not of a mask or another result of these bundles."""
     return is_nifti(name) and not re.search(RESULT_NAMES, name.lower())
 
 
 def is_nifti(name: str) -> bool:
-    """Whether a file name is that of a visible NIfTI file."""
+    """Return whether a file name is that of a visible NIfTI file."""
     return name.lower().endswith(NIFTI_SUFFIXES) and not name.startswith(".")
 
 

@@ -1,8 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Cases whose label shows some of the structures only: ``"labelled": ["liver", "spleen"]`` in an entry of a data list.
+"""Cases whose label shows only some of the structures: ``"labelled": ["liver", "spleen"]`` in an entry of a data list.
 
-Where such a label says background, any other structure may be. These are left out of the loss and of the scores of the
-case. Entries without ``labelled`` show all structures.
+Where such a label says background, there may be any other structure. These are left out of the loss and of the scores
+of the case. Entries without ``labelled`` show all structures.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ def check_labelled(entry: Mapping[str, Any], where: str) -> None:
 def with_values(
     scans: Sequence[dict], *, labels: Mapping[Any, str], declared: Mapping[Any, str] | None = None, where: str
 ) -> list[dict]:
-    """Return the entries with ``labelled`` as sorted label values; without it, if a label shows all structures.
+    """Return the entries with ``labelled`` as sorted label values, or without it if their label shows all structures.
 
     Args:
         scans: entries of a data list.
-        labels: value to name, of this run, the background 0 included.
-        declared: value to name, of the data list, whose names may be others.
+        labels: label names of this run by value, including the background 0.
+        declared: label names of the data list by value, which may differ from those of this run.
         where: begins messages: the data list.
 
     Raises:
-        InputError: an entry names a structure that there is not, or none beside the background.
+        InputError: an entry names an unknown structure, or only the background.
     """
     values = {int(value) for value in labels}
     by_name = {plain_name(name): int(value) for names in (labels, declared or {}) for value, name in names.items()}
@@ -96,7 +96,7 @@ def shown_classes(scan: Mapping[str, Any], *, classes: int) -> torch.Tensor:
 
 
 def refuse_partial(scans: Iterable[Mapping[str, Any]], *, where: str) -> None:
-    """Raise `InputError` if a label shows some structures only, for a use that takes the rest for background.
+    """Raise `InputError` if a label shows only some structures, for a use that treats the rest as background.
 
     Args:
         scans: entries of a data list.

@@ -39,7 +39,7 @@ class Draws:
         volumes: number of volumes.
         seed: seed of the run.
         shuffle: visit the volumes in a new random order in every pass; False: draw ``i`` reads volume ``i``.
-        visits: the volumes of a pass, if not each once; only with ``shuffle``.
+        visits: the volumes of a pass, if it does not visit each once; only with ``shuffle``.
     """
 
     volumes: int
@@ -48,7 +48,7 @@ class Draws:
     visits: Visits | None = None
 
     def volume_of(self, draw: int) -> int:
-        """Index of the volume that a draw reads."""
+        """Return the index of the volume that a draw reads."""
         if not self.shuffle:
             return draw % self.volumes
         visits = self.visits or Visits(tuple(range(self.volumes)))
@@ -60,7 +60,7 @@ class Draws:
         return volumes[order[draw % len(volumes)]]
 
     def seed_of(self, draw: int) -> int:
-        """Seed of the random transforms of a draw."""
+        """Return the seed of the random transforms of a draw."""
         return int(np.random.SeedSequence([self.seed, draw]).generate_state(1)[0])
 
 
@@ -69,7 +69,7 @@ class SeededCrops(Dataset):
 
     The volumes are visited in a new random order in every pass over the data. Each crop has a key ``"draw"``, from
     which later steps (masks, rotations) derive their seeds. If any volume has a ``weight`` other than 1, each crop has
-    the key ``"weight"``, a float32 scalar. If the label of any volume shows some structures only (`partial_labels`),
+    the key ``"weight"``, a float32 scalar. If the label of any volume shows only some structures (`partial_labels`),
     each crop has the key ``"labelled"``, bool (classes,).
 
     Args:
@@ -80,10 +80,10 @@ class SeededCrops(Dataset):
         cache_num: number of preprocessed volumes to keep in memory.
         shuffle: False: draw ``i`` reads volume ``i``, for validation on the same crops every time.
         visits: the volumes of a pass; None: each volume once.
-        classes: number of classes, background included; needed if a label shows some structures only.
+        classes: number of classes, background included; needed if a label shows only some structures.
 
     Raises:
-        ValueError: a label shows some structures only, and ``classes`` is None.
+        ValueError: a label shows only some structures, and ``classes`` is None.
         InputError: from ``dataset[i]``, if a crop has voxels that are not finite. The message names the file.
     """
 
@@ -114,11 +114,11 @@ class SeededCrops(Dataset):
         self.draws = Draws(volumes=len(data), seed=seed, shuffle=shuffle, visits=visits)
 
     def __len__(self) -> int:
-        """Number of volumes, which is one pass; draws continue beyond it."""
+        """Return the number of volumes, which is one pass; draws continue beyond it."""
         return len(self.volumes)
 
     def volume_of(self, draw: int) -> int:
-        """Index of the volume that a draw reads."""
+        """Return the index of the volume that a draw reads."""
         return self.draws.volume_of(draw)
 
     def __getitem__(self, draw: int) -> list[dict[str, Any]]:
@@ -178,8 +178,8 @@ class BatchShare(Sampler[list[int]]):
 
     Args:
         number: size of the validation set.
-        batch_size: volumes per batch. The last batch may be smaller; a single last volume is added to the batch before,
-            since one volume has no others to be compared with.
+        batch_size: volumes per batch. The last batch may be smaller; a single last volume is added to the previous
+            batch, since one volume has no others to be compared with.
     """
 
     def __init__(self, *, number: int, batch_size: int) -> None:

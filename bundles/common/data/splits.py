@@ -96,7 +96,7 @@ def split_entries(
 def _unseen(
     carried: Sequence[dict], real: Sequence[dict], validation: Sequence[dict], path: Path, fold: int | str
 ) -> list[dict]:
-    """Return the cases with carried labels that show the training nothing of a validation patient, neither scan nor label."""
+    """Return the cases with carried labels that show neither the scan nor the label of a validation patient."""
     patients = {patient_of(scan, path) for scan in validation}
     held = {file for scan in real if patient_of(scan, path) in patients for file in image_files(scan)}
     others = [
@@ -133,7 +133,7 @@ def _fold(scan: dict, path: Path) -> int | str:
 
 
 def patient_of(scan: dict, path: Path) -> str:
-    """Return the patient of an entry of the list ``path``; an entry without counts as a patient of its own."""
+    """Return the patient of an entry of the list ``path``; an entry without one counts as its own patient."""
     if "patient" in scan:
         return str(scan["patient"])
     # Relative: the split must not change if the data set is moved.

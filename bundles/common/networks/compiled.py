@@ -4,7 +4,7 @@
 `torch.nn.Module.compile` changes neither modules nor names: state dicts, checkpoints and exports are those of the same
 network without it. Regions are compiled, not the network as a whole: they get plain tensors, whoever calls the network,
 and the pre-training calls stages of the encoder by themselves. The attention runs between compiled pieces
-(``fast/attention.py``), since its kernels are no part of PyTorch's public interface.
+(``fast/attention.py``), since its kernels are not part of PyTorch's public interface.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ REGIONS: dict[str, tuple[tuple[type, ...], dict[str, Any]]] = {
     "network": ((*DECODER, *ENCODER), {}),
     "graphs": ((*DECODER, *ENCODER), {"mode": "reduce-overhead"}),
 }
-#: Versions that torch.compile keeps of one function. All regions of a kind share their functions, each with shapes of its
-#: own, in training and in validation; beyond PyTorch's limit of 8, the others would silently run uncompiled.
+#: Versions that torch.compile keeps of one function. All regions of a kind share their functions, each with shapes of
+#: its own, in training and in validation; beyond PyTorch's limit of 8, the others would silently run uncompiled.
 VERSIONS = 128
 TRITON_FROM = (7, 0)  # compute capability of the oldest cards that Triton compiles for
 
 
 def replays_graphs(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorator of a network's method that others than ``forward`` call: with ``--compile graphs``, it begins a generation.
+    """Decorate a network's method called outside ``forward``: with ``--compile graphs``, it begins a generation.
 
-    Without that, each call would be recorded as a further graph behind the ones before, in ever more memory. What the call
-    before returned may be overwritten.
+    Otherwise each call would be recorded as another graph after the earlier ones, in ever more memory. The result of
+    the previous call may be overwritten.
     """
 
     @functools.wraps(method)
@@ -61,7 +61,7 @@ def check_compile(*, compile: str | None, device: torch.device | str, accumulati
 
     Args:
         compile: the option.
-        device: of the run.
+        device: the run's device.
         accumulation_steps: batches whose gradients are summed. Sums that one graph begins are overwritten by the next.
 
     Raises:
@@ -127,9 +127,9 @@ def compiled(network: nn.Module, *, compile: str | None, device: torch.device | 
     regions = _regions(network, types)
     torch._dynamo.config.recompile_limit = max(VERSIONS, torch._dynamo.config.recompile_limit)
     for region in regions:
-        # dynamic: PyTorch would take the shapes of the next region for changing shapes of this one
+        # dynamic: PyTorch would mistake the shapes of the next region for changing shapes of this one
         region.compile(**{"dynamic": False, **options, **arguments})
-    if compile == "graphs":  # a graph may write over the results of the step before
+    if compile == "graphs":  # a graph may overwrite the results of the previous step
         network.graphs_are_replayed = True
         network.register_forward_pre_hook(lambda *_: torch.compiler.cudagraph_mark_step_begin())
     logger.info(
@@ -139,7 +139,7 @@ def compiled(network: nn.Module, *, compile: str | None, device: torch.device | 
 
 
 def _regions(network: nn.Module, types: tuple[type, ...]) -> list[nn.Module]:
-    """Return the outermost modules of these types, and those that the network itself counts to its decoder."""
+    """Return the outermost modules of these types, and those that the network itself counts as its decoder."""
     found: list[nn.Module] = []
     own = getattr(network, "decoder_regions", ())
     for child in network.children():

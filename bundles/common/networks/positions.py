@@ -43,7 +43,7 @@ def position_map(
     Args:
         predict: returns positions in mm (B, 3, ...) of windows (B, C, ...).
         image: (C, X, Y, Z), intensities in [0, 1].
-        roi_size: window in voxels, that of the training.
+        roi_size: window in voxels, as in the training.
         sw_batch_size: windows per forward pass.
         device: where the windows are computed.
     """

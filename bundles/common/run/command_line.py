@@ -3,14 +3,13 @@
 
 MONAI adds an unknown top-level key to the config and continues: ``--max_step 10`` would train for the default number of
 steps. python-fire reads ``True`` and ``False`` as booleans, but ``true`` and ``false`` as strings, which both count as
-true. MONAI drops an option whose value is None. And it lets a nested entry be set beside the option that governs it:
-``--train#dataloader#batch_size 1`` would leave ``batch_size`` as recorded and compared on resume.
+true. MONAI drops an option whose value is None. And it lets a nested entry be set in addition to the option that
+governs it: ``--train#dataloader#batch_size 1`` would leave ``batch_size`` as recorded and compared on resume.
 """
 
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 import os
 import re
@@ -25,6 +24,7 @@ from monai.bundle.scripts import run
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
 from ..errors import InputError
+from ..words import did_you_mean
 from .option_help import help_text
 from .options import END, option_names
 
@@ -83,12 +83,12 @@ def next_command(
 
     Args:
         config: its file in ``configs/``.
-        options: name to value; without those that are None. A list is written as python-fire reads it.
-        bundle: folder name of the bundle beside this one; None: this bundle.
+        options: name to value; None is left out. A list is written as python-fire reads it.
+        bundle: folder name of the bundle next to this one; None: this bundle.
         argv: the words of the command line, ``sys.argv`` by default.
 
     Returns:
-        The command; None if this process is no ``monai.bundle run``, or has no such bundle beside it.
+        The command; None if this process is not a ``monai.bundle run``, or has no such bundle next to it.
     """
     files = typed_option("config_file", argv)
     if files is None:
@@ -110,9 +110,9 @@ def next_command(
 def check_command_line(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Check every ``--option`` of a ``monai.bundle run`` command line against the ids of its config files.
 
-    Nested ids (``--optimizer#fused``) are checked by their top-level part. MONAI itself refuses a nested id whose parent
-    does not exist. One whose value comes from an option, or has the name of an option, is refused. Nothing is checked in a process that is not ``monai.bundle run`` (MONAI Label, a Python
-    call).
+    Nested ids (``--optimizer#fused``) are checked by their top-level part. MONAI itself refuses a nested id whose
+    parent does not exist. One whose value comes from an option, or that has the name of an option, is refused. Nothing
+    is checked in a process that is not ``monai.bundle run`` (MONAI Label, a Python call).
 
     ``--help`` prints the options and ends the run.
 
@@ -149,10 +149,9 @@ def check_command_line(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for option, value in arguments.items():
         key = option.replace("#", "::").split("::")[0].lstrip("+")
         if key not in known and not key.startswith("_"):
-            near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-            hint = f" Did you mean {' or '.join('--' + name for name in near)}?" if near else ""
+            hint = did_you_mean(key, known, most=3, before="--")
             raise InputError(
-                f"--{option} is not an option of {', '.join(files)}.{hint} "
+                f"--{option} is not an option of {', '.join(files)}. {hint}"
                 "The options are the top-level entries of the config file, each with a comment."
             )
         if option.replace("#", "::") != key and (governing := _governing(config, option)):
@@ -171,7 +170,7 @@ def check_command_line(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def _governing(config: Mapping[str, Any], option: str) -> str | None:
-    """Return the option that decides the value of a nested entry: it refers to it, or has its name; None if none does."""
+    """Return the option that a nested entry refers to, or whose name it has, and that decides its value; or None."""
     options = option_names(config) if END in config else []
     path = option.replace("#", "::").lstrip("+").split("::")
     content: Any = config

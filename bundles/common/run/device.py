@@ -22,7 +22,7 @@ NVIDIA = ("/proc/driver/nvidia/gpus/*", "/dev/nvidia[0-9]*", "/dev/dxg")  # the 
 def start_device(*, device: torch.device | str, amp: bool = False, amp_type: str = "auto") -> None:
     """Check that this machine has the device and its precision; log both and the number of threads.
 
-    A GPU that PyTorch cannot use is named with the likely reason, as a WARNING if the run goes on without it.
+    A GPU that PyTorch cannot use is named with the likely reason, as a WARNING if the run continues without it.
 
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:N``.

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Hide lines that libraries write in every run and that ask nothing of its user: each by its own words, no other.
+"""Hide lines that libraries write in every run and that need no action: each is matched by its own words.
 
 MONAI's line "parsing config_file ...: any "_target_" value in it is resolved ..." comes before any code of a bundle. The
 environment hides it: ``PYTHONWARNINGS="ignore:parsing config_file"`` (docs/reference/messages.md).
@@ -41,12 +41,12 @@ class HideLine(logging.Filter):
 
 
 def without_config_note() -> str:
-    """Return the ``PYTHONWARNINGS`` of a child that runs a config of this project: this process', and MONAI's line is hidden."""
+    """Return ``PYTHONWARNINGS`` for a child that runs one of our configs: the current value, without MONAI's line."""
     return ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), "ignore:parsing config_file")))
 
 
 def hide_known_lines() -> None:
-    """Hide `WARNINGS` and `LOG_LINES` in this process and in those that it forks, and leave MLflow's lines to our format."""
+    """Hide `WARNINGS` and `LOG_LINES` in this process and those that it forks; leave MLflow's lines to our format."""
     for beginning, category in WARNINGS:
         warnings.filterwarnings("ignore", message=beginning, category=category)
     for name, beginning in LOG_LINES:

@@ -40,7 +40,7 @@ def check_amp(*, amp: bool, device: torch.device | str) -> None:
     """Refuse mixed precision on a CPU, where MONAI's engines do not use it and bfloat16 overflows in some layers.
 
     Raises:
-        InputError: ``amp`` is set and the device is no GPU.
+        InputError: ``amp`` is set and the device is not a GPU.
     """
     if amp and not is_gpu(device):
         raise InputError(f"--amp true needs a GPU, but this run is on {device}. Remove --amp, or use a GPU.")

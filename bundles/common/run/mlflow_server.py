@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Keep a run alive when its MLflow server is unreachable: warn, go on, and try again later."""
+"""Keep a run alive when its MLflow server is unreachable: warn, continue, and try again later."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from ..words import shown
 
 logger = logging.getLogger(__name__)
 
-#: What MLflow waits for an answer unless the user's environment says otherwise: its own defaults (seven retries of two
-#: minutes) would hold up the training for half an hour at each point of a curve.
+#: How long MLflow waits for an answer unless the user's environment says otherwise: its own defaults (seven retries of
+#: two minutes) would hold up the training for half an hour at each point of a curve.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 FIRST_PAUSE = 60.0  # seconds without a further attempt after a failure; doubled each time
 LONGEST = 6000  # characters of a parameter that MLflow takes
@@ -36,8 +36,8 @@ class LastingMLFlowHandler(MLFlowHandler):
     What happens meanwhile is missing in MLflow; ``training_log.csv`` and TensorBoard have it.
 
     Attributes:
-        own_curves: whether MONAI's handler writes its own curves: loss and learning rates per iteration, and metrics per
-            epoch. False where the run writes them over steps, so that no metric stands twice.
+        own_curves: whether MONAI's handler writes its own curves: loss and learning rates per iteration, and metrics
+            per epoch. False where the run writes them over steps, so that no metric appears twice.
     """
 
     own_curves = True
@@ -45,7 +45,7 @@ class LastingMLFlowHandler(MLFlowHandler):
     silent_until = 0.0
 
     def attempt(self, call: Callable[..., Any], *arguments: Any) -> bool:
-        """Call something of the server, unless it failed a short time ago.
+        """Call a function of the server, unless one failed a short time ago.
 
         Returns:
             Whether it succeeded.
@@ -94,7 +94,7 @@ class LastingMLFlowHandler(MLFlowHandler):
         self.attempt(super().close)
 
     def started(self, engine: Engine) -> bool:
-        """Start the run if it is not, and return whether it is: MONAI starts it with the engine, after other handlers."""
+        """Start the run if needed; return whether it has started: MONAI starts it with the engine, after others."""
         if self.cur_run is None:
             self.start(engine)
         return self.cur_run is not None
@@ -135,7 +135,7 @@ def name_run(
 
     Args:
         folder: output folder, where the name is noted.
-        handlers: those of the run; the first decides whether there is a name. None: not tracked.
+        handlers: handlers of the run; the first decides whether there is a name. None: not tracked.
         resume: take the noted name.
         name: beginning of the name; None: that of the folder.
     """
@@ -167,7 +167,7 @@ def mlflow_handler(engine: Engine) -> LastingMLFlowHandler | None:
 
 
 def tolerate_lost_servers(handlers: Iterable[Any] | None) -> list[Any]:
-    """Make each of MONAI's MLflow handlers among handlers a `LastingMLFlowHandler`.
+    """Turn each of MONAI's MLflow handlers in a list into a `LastingMLFlowHandler`.
 
     ``--tracking mlflow`` lets MONAI add its own handler to the config, so that no other class can be named there.
 

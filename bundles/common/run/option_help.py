@@ -31,7 +31,7 @@ class Option:
 
     Attributes:
         group: heading above it, "" above the first one.
-        name: without ``--``.
+        name: the option's name, without ``--``.
         default: what is written after the colon: a value, a reference or an expression.
         comment: what the config says about it.
     """
@@ -43,7 +43,7 @@ class Option:
 
 
 def options_of(file: str | Path) -> list[Option]:
-    """Read the options of a config, in its order. Of a JSON file, which has no comments, the YAML beside it is read.
+    """Read the options of a config, in its order. For a JSON file, which has no comments, the YAML next to it is read.
 
     Raises:
         InputError: the file does not exist.
@@ -94,7 +94,7 @@ def values_of(file: str | Path, preset: str | None = None) -> tuple[str | None, 
     """Return the preset whose values are the defaults of a config, and these values; None if the config names none.
 
     Args:
-        file: the config; ``presets.yaml`` lies beside it.
+        file: the config; ``presets.yaml`` is next to it.
         preset: name of the preset; None: the config's own.
 
     Raises:
@@ -111,7 +111,7 @@ def help_text(files: Sequence[str], *, preset: str | None = None) -> str:
 
     Args:
         files: config files.
-        preset: of the command line, or None.
+        preset: preset of the command line, or None.
 
     Raises:
         InputError: a file or the preset does not exist.

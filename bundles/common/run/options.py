@@ -11,7 +11,6 @@ Everything about an option is derived from here and from the config:
 from __future__ import annotations
 
 import ast
-import difflib
 import json
 import os
 import re
@@ -42,6 +41,7 @@ from ..value_rules import (
     one_of,
     whole_from,
 )
+from ..words import did_you_mean
 from .presets import first_preset
 
 #: The config entry that ends the options.
@@ -61,7 +61,7 @@ NOT_SETTINGS = frozenset(
         *("backend", "deterministic", "store_on_device", "compile"),
     }
 )
-#: A setting that is no option: how many processes share the work.
+#: A setting that is not an option: how many processes share the work.
 PROCESSES = "processes"
 #: Parts of the evaluator that do not decide what a score measures.
 NOT_MEASURED = ("network", "device", "amp", "amp_kwargs")
@@ -144,7 +144,7 @@ RULES: dict[str, Rule] = {
 
 
 def _is_path(value: Any) -> bool:
-    """Whether a value is a path; the command line makes a number of the folder 5."""
+    """Return whether a value is a path; the command line makes a number of the folder 5."""
     return isinstance(value, (str, os.PathLike, int)) and not isinstance(value, bool)
 
 
@@ -201,8 +201,8 @@ def check_option(name: str, value: Any, *, not_null: bool = False) -> None:
     """Check one value by its rule in `RULES`.
 
     Args:
-        name: of the option.
-        value: of it.
+        name: the option's name.
+        value: its value.
         not_null: see `Rule.check`.
 
     Raises:
@@ -215,8 +215,8 @@ def check_options(not_null: Sequence[str] = ()) -> None:
     """Check every option of the running config, so that a bad value stops the run at once and not hours later.
 
     An option without a rule is checked by its type where the first preset has a switch or a number for it. Values are
-    brought into their type first (see `_plain_value`). Entries that nothing knows are refused, wherever they come from:
-    the command line, a further config file or Python.
+    converted to their type first (see `_plain_value`). Unknown entries are refused, wherever they come from: the
+    command line, a further config file or Python.
 
     Args:
         not_null: options that must not be null in this config, although their rule accepts it.
@@ -253,7 +253,7 @@ def check_resume_changes(changes: str | Sequence[str], settings: Collection[str]
         settings: names of all settings of the run.
 
     Raises:
-        InputError: one of them is no setting.
+        InputError: one of them is not a setting.
     """
     changes = [changes] if isinstance(changes, str) else list(changes)
     if unknown := sorted(set(changes) - set(settings)):
@@ -264,7 +264,7 @@ def check_resume_changes(changes: str | Sequence[str], settings: Collection[str]
 
 
 def _is_computed(value: Any) -> bool:
-    """Whether an entry is an expression, a reference or a component, and no value that is written out."""
+    """Return whether an entry is an expression, a reference or a component, not a value that is written out."""
     if isinstance(value, str):
         return value.startswith(("$", "@", "%"))
     return isinstance(value, Mapping) and "_target_" in value
@@ -293,16 +293,15 @@ def _check_entries(parser: ConfigParser) -> None:
         known.update(tracking["configs"])
     unknown = [str(name) for name in parser.config if str(name) not in known and not str(name).startswith("_")]
     for name in set(unknown) - _direct_references(parser, parser.config):
-        near = difflib.get_close_matches(name, option_names(parser.config), n=3, cutoff=0.6)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(name, option_names(parser.config), most=3)
         raise InputError(
             f"The config has an entry {name!r}, which is no option of this bundle and which nothing refers to: it would "
-            f"have no effect.{hint} Correct its name, or remove it."
+            f"have no effect. {hint}Correct its name, or remove it."
         )
 
 
 def _make_plain(parser: ConfigParser, rules: Mapping[str, Rule | None]) -> None:
-    """Bring the values of options that are written out into their type, before anything uses them."""
+    """Convert the values of options that are written out to their type, before anything uses them."""
     for name, rule in rules.items():
         value = _plain_value(name, parser.config[name], rule)
         if value is not parser.config[name]:
@@ -311,11 +310,11 @@ def _make_plain(parser: ConfigParser, rules: Mapping[str, Rule | None]) -> None:
 
 
 def _plain_value(name: str, value: Any, rule: Rule | None) -> Any:
-    """Return a value of an option in its type; the value itself if it is, or if it is an expression.
+    """Return a value of an option in its type; the value itself if it has the type, or is an expression.
 
-    - ``null`` is None.
-    - A path is a text: a number, as python-fire makes of a folder named 2026, is written out; ``~`` is the home folder.
-    - A text that reads as what the rule demands is that: YAML takes ``1e-4`` for a text.
+    - ``null`` becomes None.
+    - A path becomes text: python-fire turns a folder named 2026 into a number; ``~`` is the home folder.
+    - Text that reads as a value of the rule's type becomes that value: YAML reads ``1e-4`` as text.
 
     Raises:
         InputError: a path is empty, or cannot be passed through MONAI.
@@ -369,12 +368,12 @@ class RunSettings:
 def run_settings(
     *, facts: Mapping[str, Any], leave_out: Collection[str] = (), chosen_by: Collection[str] = ()
 ) -> RunSettings:
-    """The settings of the running config: all its options except `NOT_SETTINGS`, and facts derived from them.
+    """Return the settings of the running config: all its options except `NOT_SETTINGS`, and facts derived from them.
 
     Args:
         facts: further settings, or other values for options (such as those after parsing). Must be the entry
             ``settings::facts`` of the config.
-        leave_out: options that are no settings in this workflow.
+        leave_out: options that are not settings in this workflow.
         chosen_by: options that name the score by which the best weights are chosen.
     """
     parser = running_config()
@@ -392,14 +391,14 @@ def run_settings(
 
 
 def plain_lists(value: Any) -> Any:
-    """A value with tuples as lists and text keys, as it comes back from a file."""
+    """Return a value with tuples as lists and text keys, as it comes back from a file."""
     if isinstance(value, Mapping):
         return {str(key): plain_lists(part) for key, part in value.items()}
     return [plain_lists(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def option_names(config: Mapping[str, Any]) -> list[str]:
-    """The options of a config in their order: the entries above ``components``."""
+    """Return the options of a config in their order: the entries above ``components``."""
     names = list(config)
     if END not in names:
         raise ValueError(f"The config has no entry {END!r} to end its options; its entries: {', '.join(names)}.")
@@ -407,7 +406,7 @@ def option_names(config: Mapping[str, Any]) -> list[str]:
 
 
 def running_config() -> ConfigParser:
-    """The MONAI config parser that is resolving the call to this function.
+    """Return the MONAI config parser that is resolving the call to this function.
 
     MONAI does not pass the parser to the components that it builds, so it is looked for in the calls above.
     """
@@ -420,7 +419,7 @@ def running_config() -> ConfigParser:
 
 
 def _direct_references(parser: ConfigParser, content: Any) -> set[str]:
-    """Ids that a part of the config refers to."""
+    """Return the ids that a part of the config refers to."""
     resolver, todo, found = parser.ref_resolver, [content], set()
     while todo:
         part = todo.pop()
@@ -434,7 +433,7 @@ def _direct_references(parser: ConfigParser, content: Any) -> set[str]:
 
 
 def _references(parser: ConfigParser, content: Any) -> set[str]:
-    """Ids that a part of the config refers to, directly or through other entries."""
+    """Return the ids that a part of the config refers to, directly or through other entries."""
     todo, found = _direct_references(parser, content), set()
     while todo:
         name = todo.pop()

@@ -76,8 +76,9 @@ def claim_output(
 def check_room(folder: Path, network: torch.nn.Module, *, averaged: bool = False) -> None:
     """Refuse a folder without room for the checkpoints of a training.
 
-    At most ``last.pt`` (weights and two moments of AdamW) lies there twice while it is replaced, beside ``best.pt``,
-    ``model.pt`` and the parts of a pre-trained network. What lies in ``models/`` already counts, since it is replaced.
+    At most ``last.pt`` (weights and two moments of AdamW) is there twice while it is replaced, in addition to
+    ``best.pt``, ``model.pt`` and the parts of a pre-trained network. Files already in ``models/`` count as room, since
+    they are replaced.
 
     Args:
         folder: output folder.
@@ -85,7 +86,7 @@ def check_room(folder: Path, network: torch.nn.Module, *, averaged: bool = False
         averaged: whether ``last.pt`` also holds an average of the weights.
 
     Raises:
-        InputError: there is less room.
+        InputError: there is too little room.
     """
     weights = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
     copies = 2 * (4 if averaged else 3) + 4

@@ -54,7 +54,7 @@ def choose_algorithms(*, deterministic: bool) -> None:
     """Choose between speed and equal bits on a GPU. On a CPU it changes nothing.
 
     Args:
-        deterministic: False: the fastest algorithms, of which some add up in any order. True: only algorithms that give
+        deterministic: False: the fastest algorithms, some of which add up in any order. True: only algorithms that give
             equal bits in each run, where there are any; PyTorch warns of each operation that has none.
 
     Raises:

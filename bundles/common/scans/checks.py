@@ -84,7 +84,7 @@ def check_scans(
         workers: number of threads.
         remember: JSON file that records the scans that passed, with file sizes and times, so that the next run skips
             them.
-        keep: keep voxels in memory for those who read the scans next (see `decode_once`), as far as there is room.
+        keep: keep voxels in memory for the next reader of the scans (see `decode_once`), as far as there is room.
 
     Raises:
         InputError: some scans are bad. The message counts them, names the first `LISTED` with what is wrong, and says
@@ -102,7 +102,7 @@ def check_scans(
 
 
 def examine_scans(items: Sequence[dict], **options: Any) -> tuple[list[dict], dict[str, str]]:
-    """Open every image and label, and tell good scans from bad ones, so that a run can go on without the bad ones.
+    """Open every image and label, and separate good scans from bad ones, so that a run can continue without these.
 
     In a distributed run, each rank checks its share, and all ranks return the same.
 
@@ -342,5 +342,5 @@ def _write_passed(remember: str | os.PathLike | None, passed: dict) -> None:
         return
     try:
         write_text(remember, json.dumps({"passed_scan_checks": passed}))
-    except OSError as error:  # a folder without write permission costs time in the next run, but is no reason to stop
+    except OSError as error:  # a read-only folder costs time in the next run, but is not a reason to stop
         logger.warning("Cannot record the checked scans in %s, so the next run checks them again: %s", remember, error)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from scipy.ndimage import zoom
 
 from ..data.ignore_label import IGNORE_LABEL
-from ..files import atomic_path
+from ..files import save_figure
 
 PER_PAGE = 40
 COLUMNS = 4
@@ -41,9 +41,7 @@ def write_sheets(
     for path, page in zip(paths, pages, strict=True):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph")  # the font lacks e.g. Chinese characters and draws boxes
-            figure = _page(page, title=f"{path.stem}, {len(scans)} scans", colour=colour)
-            with atomic_path(path) as temporary:
-                figure.savefig(temporary, format="png", dpi=100)
+            save_figure(_page(page, title=f"{path.stem}, {len(scans)} scans", colour=colour), path)
     return paths
 
 
@@ -76,7 +74,7 @@ def _shortened(text: str, length: int) -> str:
 
 
 SIDE = 96  # pixels of one small slice
-OPACITY = 0.45  # of labels
+OPACITY = 0.45  # opacity of labels
 
 
 def thumbnail(
@@ -101,7 +99,7 @@ def thumbnail(
         box: box of the body, half-open ``[[low, high], ...]``; an empty box means the whole scan.
         window: values shown as black and white; None: the 0.5th and 99.5th percentile of the three slices.
         label: label map (X, Y, Z) in RAS, drawn over the slices.
-        colours: RGB of each label value; other values are not drawn. Unknown voxels do not choose the slices.
+        colours: RGB of each label value; other values are not drawn. Unknown voxels do not affect the choice of slices.
 
     Returns:
         Grey values (SIDE, 3 * SIDE), uint8; with a label map RGB values (SIDE, 3 * SIDE, 3).

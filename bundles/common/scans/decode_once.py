@@ -122,7 +122,7 @@ class DecodeOnceReader(NibabelReader):
         """Open a file, or several for the channels of one image.
 
         Raises:
-            InputError: a file was refused (see `open_scan`), or is no volume; the message names it.
+            InputError: a file was refused (see `open_scan`), or is not a volume; the message names it.
         """
         images = []
         self.filenames = ensure_tuple(data)
@@ -154,7 +154,7 @@ class DecodeOnceReader(NibabelReader):
 
 
 def _named(file: PathLike, error: Exception) -> Exception:
-    """Return what to raise for a file: nibabel, gzip and zlib raise many kinds of errors for broken ones, without a name."""
+    """Return what to raise for a file: the many kinds of errors of nibabel, gzip and zlib do not name it."""
     if isinstance(error, MemoryError) or (isinstance(error, InputError) and not isinstance(error, RefusedScan)):
         return error
     if isinstance(error, RefusedScan):
@@ -180,7 +180,7 @@ class LoadScand(LoadImaged):
         """Load the files of an item.
 
         Raises:
-            InputError: a file was refused (see `open_scan`), or a label has values that are no whole numbers.
+            InputError: a file was refused (see `open_scan`), or a label has values that are not whole numbers.
         """
         item = super().__call__(data, reader)
         for key in self.labels:

@@ -38,7 +38,7 @@ from .dicom.size import (
 logger = logging.getLogger(__name__)
 
 THREADS = 8  # for headers: over a network, one after the other takes minutes for a few thousand files
-KEPT_HEADERS = 2000  # of CT slices, about 45 KB each
+KEPT_HEADERS = 2000  # headers of CT slices, about 45 KB each
 # A file without the preamble starts with an element of group 2 or 8.
 _BARE_STARTS = (b"\x02\x00", b"\x08\x00")
 # One of these makes a file without the preamble DICOM: by chance, other files start like one.
@@ -62,13 +62,13 @@ def _is_new(record: logging.LogRecord) -> bool:
 
 
 _kept: OrderedDict[str, tuple[list[int], Dataset]] = OrderedDict()  # by file; the last one was used last
-_character_sets: set[str] = set()  # that were looked at
+_character_sets: set[str] = set()  # character sets that were looked at
 _lock = threading.Lock()
 logging.getLogger("pydicom").addFilter(_is_new)
 
 
 def is_dicom(path: str | os.PathLike) -> bool:
-    """Tell from its content whether a file is DICOM, with or without the preamble. False if it cannot be read."""
+    """Return whether a file is DICOM by its content, with or without the preamble. False if it cannot be read."""
     try:
         with open(path, "rb") as stream:
             if stream.read(132)[128:] == b"DICM":
@@ -166,7 +166,7 @@ def _read(file: str) -> Dataset:
 
 
 def _warn_of_character_set(value: str, file: str) -> None:
-    """Say once a run for each character set that pydicom does not know that texts may be wrong."""
+    """Warn once per run, for each character set that pydicom does not know, that texts may be wrong."""
     with _lock:
         if value in _character_sets:
             return
@@ -180,7 +180,7 @@ def _warn_of_character_set(value: str, file: str) -> None:
 
 
 def _bare_tags(start: bytes) -> list[int]:
-    """Return the tags of the elements in the first bytes of a file without the preamble; none if they are no DICOM.
+    """Return the tags of the elements in the first bytes of a file without the preamble; none if they are not DICOM.
 
     The first is of group 2 or 8, the tags grow, and each value but the last ends within these bytes.
     """
@@ -202,7 +202,7 @@ def _bare_tags(start: bytes) -> list[int]:
         else:
             size, value = int.from_bytes(start[at + 6 : at + 8], "little"), at + 8
         tags.append(tag)
-        at = value + size  # far behind if the size is undefined, as of a sequence
+        at = value + size  # far beyond the start if the size is undefined, as of a sequence
     return tags if len(tags) > 1 else []
 
 
@@ -223,7 +223,7 @@ def read_image(file: str, header: Dataset) -> Dataset:
 
 
 def _may_be_deflated(start: bytes) -> bool:
-    """Tell from the first bytes of a file whether its meta information may name deflate; it is seldom read twice."""
+    """Return whether, by its first bytes, a file's meta information may name deflate; few files are then read twice."""
     sized = start[132:140] == b"\x02\x00\x00\x00UL\x04\x00" and int.from_bytes(start[140:144], "little") < HEAD - 144
     return not sized or DeflatedExplicitVRLittleEndian.encode() in start
 

@@ -53,7 +53,8 @@ COLOURS = ("RGB", "ARGB", "CMYK", "HSV", "PALETTE", "YBR", "XYB")  # how a Photo
 # `read_series` judges them: if the last decimals split a stack, every second slice could form a volume of its own.
 STACK_TOLERANCE = 0.01
 
-# Beside PatientID and StudyInstanceUID, these tell whose an image is. No step of an export changes them in one series.
+# Together with PatientID and StudyInstanceUID, these identify whose image it is. No step of an export changes them in
+# one series.
 OWNER_TAGS = ("PatientName", "FrameOfReferenceUID")
 
 _GROUPING_TAGS = [
@@ -118,12 +119,12 @@ def find_series(files: Iterable[str | os.PathLike]) -> tuple[list[Series], dict[
     positions confirm it, see `split_stack`. `read_series` refuses mixtures that remain. Files with equal headers and
     pixels count once.
 
-    Images of one folder and patient that have each a SeriesInstanceUID of their own are one series (see
+    Images of one folder and patient that each have their own SeriesInstanceUID are one series (see
     `join_single_images`).
 
     Images without a valid SeriesInstanceUID, as some anonymisers leave them (empty, ``0``, ``anonymous``), form one
-    series a folder, study, patient and name. One or two of them beside images that have one belong to no series: they
-    may be slices of it.
+    series per folder, study, patient and name. One or two of them next to images that have one belong to no series:
+    they may be slices of it.
 
     Args:
         files: any files.
@@ -235,13 +236,13 @@ def _stored_pixels(file: str) -> tuple[str, str]:
     header = read_header(file)
     try:
         pixels = read_image(file, header).PixelData
-    except Exception:  # no image, or damaged: whoever reads it says so
+    except Exception:  # not an image, or damaged: whoever reads it says so
         pixels = Path(file).read_bytes()
     return str(transfer_syntax(header)), hashlib.sha256(pixels).hexdigest()
 
 
 def _decoded_pixels(file: str, named: bool) -> str:
-    """Return a checksum of the pixels. Without a UID, pixels of one value (air) are those of this file alone."""
+    """Return a checksum of the pixels; the path, which is unique, if they have one value (air) and no UID."""
     try:
         decoded = _decode(file, read_header(file))
         if not named and decoded.min() == decoded.max():
@@ -291,11 +292,11 @@ def read_series(series: Series, *, straighten_tilt: bool = False) -> DicomVolume
 
     Args:
         series: one of `find_series`.
-        straighten_tilt: resample a scan made with a tilted gantry on an upright grid instead of refusing it (see
+        straighten_tilt: resample a scan made with a tilted gantry onto an upright grid instead of refusing it (see
             `straighten`). Its ``files`` are then empty: the grid is not that of the slices.
 
     Raises:
-        NoScan: they are something else than a CT volume, such as a scout view.
+        NoScan: they are something other than a CT volume, such as a scout view.
         RefusedScan: the files are not one CT volume of evenly spaced, upright slices, have a grid that no scan has, or
             cannot be decoded.
     """
@@ -343,7 +344,7 @@ def _read(series: Series, straighten_tilt: bool) -> DicomVolume:
 
 
 def _check_owner(headers: Mapping[str, Dataset]) -> None:
-    """Refuse files of several folders whose names or frames of reference differ; within one, anonymisers change them."""
+    """Refuse files of several folders whose names or frames of reference differ; in one folder, anonymisers do this."""
     first, *others = headers
     if len({os.path.dirname(os.path.abspath(file)) for file in headers}) == 1:
         return

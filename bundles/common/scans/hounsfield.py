@@ -16,7 +16,7 @@ def doubt_of_hounsfield(low: float, high: float, *, p95: float | None = None, p9
     """Return why the voxels of a scan do not look like CT in HU.
 
     Padding below -1024 and a scan cropped to the patient (-1024 elsewhere) are accepted as HU. A small crop of soft
-    tissue, without air or bone, cannot be told from a windowed scan and is doubted as well.
+    tissue, without air or bone, cannot be distinguished from a windowed scan and is doubted as well.
 
     Args:
         low: smallest value of the scan.

@@ -19,7 +19,7 @@ SYNONYMS = {
     "TransformMatrix": ("Rotation", "Orientation"),
     "ElementSpacing": ("ElementSize",),
 }
-# What these fields must be, if there are any: MetaIO knows more, but ITK ignores it, or reads other values.
+# What these fields must be, if present: MetaIO knows more, but ITK ignores it, or reads other values.
 ONLY = {
     "BinaryData": ("true",),
     "DistanceUnits": ("mm", "?", ""),
@@ -115,7 +115,7 @@ def _read_data(path: str | os.PathLike, fields: dict[str, str], start: int, expe
     start = start if fields["ElementDataFile"] == "LOCAL" else 0
     if not os.path.lexists(file):
         raise RefusedScan(f"names {file} as its data file, which does not exist: put it there")
-    if os.path.lexists(file) and not os.path.isfile(file):  # opening a pipe would wait for ever
+    if os.path.lexists(file) and not os.path.isfile(file):  # opening a pipe would wait forever
         raise RefusedScan(f"names {file} as its data file, which is no regular file")
     with open(file, "rb") as stream:
         have = os.path.getsize(file) - start

@@ -27,10 +27,10 @@ _lock = threading.Lock()
 
 
 def is_whole(file: str | os.PathLike) -> bool:
-    """Whether a NIfTI file has all its voxels, and is no file that a full disk has cut; in most cases without unpacking it.
+    """Return whether a NIfTI file has all its voxels (a full disk cuts files), in most cases without unpacking it.
 
-    The last four bytes of a gzip file are the size of its content (RFC 1952), which the header says, too. If they differ,
-    the file is unpacked: some programs write gzip files of several parts.
+    The last four bytes of a gzip file are the size of its content (RFC 1952), which the header also gives. If they
+    differ, the file is unpacked: some programs write gzip files of several parts.
     """
     try:
         voxels = nib.load(file).dataobj
@@ -53,8 +53,8 @@ def open_scan(file: str | os.PathLike) -> nib.spatialimages.SpatialImage:
     becomes (X, Y, Z). Where a header can be read in two ways, a warning gives both, once for each file.
 
     Raises:
-        RefusedScan: it is missing, empty, or no NIfTI file; or its header has no voxels, no positive spacing, no usable
-            affine, a grid that no scan has (see `headers.plausible`), or more voxels than the file can hold.
+        RefusedScan: it is missing, empty, or not a NIfTI file; or its header has no voxels, no positive spacing, no
+            usable affine, a grid that no scan has (see `headers.plausible`), or more voxels than the file can hold.
     """
     if not os.path.isfile(file):
         raise RefusedScan("does not exist")
@@ -159,7 +159,7 @@ def stored_voxels(scan: nib.spatialimages.SpatialImage) -> tuple[np.ndarray, flo
 
 
 def check_finite(raw: np.ndarray, slope: float, inter: float) -> tuple[float, float]:
-    """Return the smallest and largest value of `stored_voxels`; raise `RefusedScan` if any is NaN, infinite or absurd."""
+    """Return the smallest and largest of `stored_voxels`; raise `RefusedScan` if any is NaN, infinite or absurd."""
     # min and max are NaN if any voxel is, so two numbers check all voxels without a copy of them.
     low, high = float(raw.min()) * slope + inter, float(raw.max()) * slope + inter
     if np.isfinite([low, high]).all() and max(abs(low), abs(high)) > LARGEST_VALUE:

@@ -24,8 +24,9 @@ logger = logging.getLogger(__name__)
 class AtomicNibabelWriter(NibabelWriter):
     """`monai.data.NibabelWriter` that writes to a hidden file and renames it: a stopped run leaves no partial mask.
 
-    An image on the grid of the file that it was made from (``filename_or_obj``) carries the qform, sform and unit of that
-    file, so that it lies on the scan in every program, whichever of them the program uses. One slice stays (X, Y, 1).
+    An image on the grid of the file that it was made from (``filename_or_obj``) carries the qform, sform and unit of
+    that file, so that it lies on the scan in every program, whichever of them the program uses. One slice stays
+    (X, Y, 1).
 
     For ``SaveImaged(writer=...)``, as the class or its dotted path. Arguments are those of the parent.
     """

@@ -105,7 +105,7 @@ class Found:
         labels: label names of the data lists, if all lists with label names agree.
         ignore_label: value of unknown voxels that these lists declare, or None.
         notes: what the user should know.
-        left_out: files and folders that are no scans by their names, although their content may be, with the reasons.
+        left_out: files and folders that are not scans by their names, although their content may be, with the reasons.
     """
 
     name: str
@@ -125,10 +125,10 @@ def find_candidates(sources: StrPath | Sequence[StrPath], *, skip: StrPath | Non
     (`masks_beside_images`) are left out; DICOM files in folders of masks are not. What is left out though it looks like
     a scan is in ``left_out``, except for hidden files.
 
-    A ``dataset.json`` (or a folder whose files are pairs by their names, see `labelled_folder`) adds the label, patient and section of its scans. Its patients
-    belong to this list only, unless a DICOM file has the same PatientID. If several lists or sections name a scan, the
-    section that is held out most counts. The label files of a list are not scans. Scans that it does not name are found
-    as well.
+    A ``dataset.json`` (or a folder whose files are pairs by their names, see `labelled_folder`) adds the label, patient
+    and section of its scans. Its patients belong only to this list, unless a DICOM file has the same PatientID. If
+    several lists or sections name a scan, the section that is held out most counts. The label files of a list are not
+    scans. Scans that it does not name are found as well.
 
     A file that may be a slice but cannot be read is refused, and so is every series with files in its folder: it may
     lack its first or last slices, which leaves no gap.
@@ -210,7 +210,7 @@ class _Search:
 
     def look_into(self, root: Path) -> None:
         self.roots.append(root)
-        base = root.parent  # a name then tells its source, and does not change when another source is added
+        base = root.parent  # a name then shows its source, and does not change when another source is added
         walk = _walk(root, self.seen, self.refused, self.read_list, self.left_out)
         for path in walk if root.is_dir() else [str(root)]:
             real = os.path.realpath(path)
@@ -285,7 +285,7 @@ class _Search:
             else:  # the scans need no pairs
                 self.notes.append(f"no labels are taken over from {folder}, as its files cannot be paired: {error}")
             return
-        except Exception as error:  # an operating system's, or of a list that no check foresees
+        except Exception as error:  # an error of the operating system, or of a list that no check foresees
             self.refused[str(path)] = f"cannot be read: {getattr(error, 'strerror', None) or error}"
             return
         if content.get("labels"):

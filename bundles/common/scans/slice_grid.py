@@ -38,7 +38,7 @@ class Slice(NamedTuple):
     file: str
     frame: int  # 0 unless the file is a multi-frame image
     shape: tuple[int, int]  # columns, rows
-    position: np.ndarray  # of the first voxel
+    position: np.ndarray  # position of the first voxel
     directions: np.ndarray  # (2, 3): along X (a row), along Y (a column)
     spacing: np.ndarray  # mm along X and Y
 
@@ -110,7 +110,7 @@ def grid_affine(slices: Sequence[Slice], *, tilted: bool = False) -> np.ndarray:
 
 
 def is_tilted(affine: np.ndarray, count: int) -> bool:
-    """Tell whether the third axis of an affine of ``count`` slices leans, by more than rounded positions do."""
+    """Return whether the third axis of an affine of ``count`` slices leans, by more than rounded positions do."""
     normal = np.cross(affine[:3, 0], affine[:3, 1])
     return _lean(affine[:3, 2], normal / np.linalg.norm(normal), count)[1]
 

@@ -38,7 +38,7 @@ def random_states() -> dict[str, Any]:
         "python": [version, list(internal), gauss],
         "numpy": [kind, keys.tolist(), *rest],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,  # of this process's GPU
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,  # state of this process's GPU
     }
 
 
@@ -58,7 +58,7 @@ DECIDES_THE_NETWORK = {"tasks", "heads", "labels", "task", "freeze_encoder"}
 
 RESULTS = ("model.pt", "encoder.pt", "network.pt")
 
-#: Entries of ``last.pt`` beside the states of network, optimiser and schedule.
+#: Entries of ``last.pt`` in addition to the states of network, optimiser and schedule.
 STATE = ("scaler", "step", "counts", "validated", "random", "best", "best_epoch", "settings")
 
 #: Parts of a learning rate schedule's state that come from options, not from the progress of the run.
@@ -76,7 +76,7 @@ class TrainingCheckpoint:
 
     - ``last.pt``, after every epoch and when the engine is terminated: everything that is needed to resume exactly;
     - ``best.pt``: weights of the best validation so far; of the last one as long as all scores are equal: such a score
-      tells nothing, and ends no run early;
+      means nothing, and ends no run early;
     - ``model.pt``, only when the run is complete: the best weights;
     - ``encoder.pt``, with ``encoder_file``, when the run is complete;
     - ``network.pt``, with ``encoder_file``, if the network has the decoder of Swin UNETR: all of it but the last layer,
@@ -164,7 +164,7 @@ class TrainingCheckpoint:
         self.random: dict[str, Any] | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Register the handlers: all ranks resume, only rank 0 writes. ``engine.state.validations`` are the scores so far."""
+        """Register the handlers: all ranks resume, rank 0 writes. ``engine.state.validations``: the scores so far."""
         engine.state.validations = self.scores
         if self.resume:
             engine.add_event_handler(Events.STARTED, self.continue_from_last)
@@ -179,8 +179,8 @@ class TrainingCheckpoint:
     def set_aside(self, engine: Engine) -> None:
         """Rename the files of an earlier run in this folder to ``previous_last.pt`` and so on.
 
-        A run that got further than the earlier one stays: whoever forgets ``--resume true`` twice has the first run's state
-        as ``previous_last.pt``, not that of a few steps.
+        Files already set aside stay if their run got further: whoever forgets ``--resume true`` twice has the first
+        run's state as ``previous_last.pt``, not that of a few steps.
         """
         if self._steps_in("previous_last.pt") > self._steps_in("last.pt") >= 0:
             logger.warning(
@@ -313,7 +313,7 @@ class TrainingCheckpoint:
         self.random = random_states()
 
     def _best_is_there(self) -> bool:
-        """Whether ``best.pt`` can be read; all ranks see the same file."""
+        """Return whether ``best.pt`` can be read; all ranks see the same file."""
         try:
             load_checkpoint_file(str(self.folder / "best.pt"))
         except InputError as error:

@@ -77,14 +77,14 @@ def epoch_plan(
         warmup_steps: steps of the learning rate warm-up; with ``scans``, limited to a tenth of the run.
         new_parts_steps: steps before it in which only new parts learn; limited in the same way.
         accumulation_steps: iterations per step.
-        epochs: number of epochs; None: as many as ``max_steps`` need.
+        epochs: number of epochs; None: as many as ``max_steps`` needs.
         scans: number of scans if an epoch is one pass over them; None: epochs of about ``val_interval`` steps.
         batch_size: volumes per iteration and process, used with ``scans``.
 
     Returns:
         ``steps``: ``max_steps`` rounded up to a whole number of equal epochs (250 steps with an interval of 100 become
-        3 x 84 = 252); ``epochs``; ``warmup_steps``; ``new_parts_steps``; and, in iterations of the engine (``accumulation_steps`` per step),
-        ``epoch_length`` and ``iterations``.
+        3 x 84 = 252); ``epochs``; ``warmup_steps``; ``new_parts_steps``; and, in iterations of the engine
+        (``accumulation_steps`` per step), ``epoch_length`` and ``iterations``.
 
     Raises:
         InputError: a value is not a whole number of at least 1.

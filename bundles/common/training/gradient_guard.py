@@ -107,7 +107,7 @@ class GradientGuard:
                 parameter.grad = None
 
     def step_completed(self, engine: Engine) -> None:
-        """After the optimiser: read the counts every ``every`` steps."""
+        """Read the counts every ``every`` steps, after the optimiser."""
         if not ends_step(engine):
             return
         if self.skip is None or steps_done(engine) % self.every == 0:

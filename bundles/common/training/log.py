@@ -15,13 +15,13 @@ import torch
 from ignite.engine import Engine, EventEnum, Events
 from matplotlib.figure import Figure
 
-from ..files import atomic_path
+from ..files import atomic_path, save_figure
 from ..run.distributed import rank, world_size
 from .steps import ends_step, steps_done
 
 logger = logging.getLogger(__name__)
 
-LONG = 24 * 3600  # seconds: a run of more on a CPU is likely a GPU's recipe
+LONG = 24 * 3600  # seconds; a longer run on a CPU likely uses a GPU's recipe
 
 
 def read_log(path: str | Path) -> list[dict[str, float]]:
@@ -61,8 +61,8 @@ class LogEvents(EventEnum):
 class TrainingLog:
     """Handler for `SupervisedTrainer`: logs mean losses, learning rate, crops per second and time left every few steps.
 
-    The first step has a line, too, which is in no table: it tells early how long the run will take. On a CPU, more than
-    a day is a WARNING.
+    The first step also has a line, which is not in the table: it shows early how long the run will take. On a CPU, more
+    than a day is a WARNING.
 
     Losses stay on the device between two lines, so that logging does not wait for the GPU at every step. The parts of
     the loss are read from ``loss_function.parts`` (name to tensor) if the loss has them. Non-finite losses are excluded
@@ -108,7 +108,7 @@ class TrainingLog:
         kept = [row for row in read_log(self.path) if row["step"] <= self.first_step] if self.path.exists() else []
         if kept:
             self._write(kept)
-        elif self.path.exists():  # of another run; the longer one stays, as with the checkpoints
+        elif self.path.exists():  # table of another run; the longer one stays, as with the checkpoints
             previous = self.path.with_name(f"previous_{self.path.name}")
             longer = previous.exists() and len(read_log(previous)) > len(read_log(self.path))
             self.path.unlink() if longer else os.replace(self.path, previous)
@@ -119,7 +119,7 @@ class TrainingLog:
             return
         with open(self.path, newline="") as file:
             columns = next(csv.reader(file))
-        if not row.keys() <= set(columns):  # resumed on a GPU, which has a column more
+        if not row.keys() <= set(columns):  # resumed on a GPU, which has one more column
             self._write([*read_log(self.path), row])
             return
         with open(self.path, "a", newline="") as file:
@@ -193,5 +193,5 @@ class TrainingLog:
         """Save the loss curves."""
         rows = read_log(self.path) if self.path.exists() else []
         if rows:
-            with atomic_path(self.folder / "loss_curves.png") as temporary:
-                loss_figure(rows, f"{len(rows)} means of {self.every} steps").savefig(temporary, dpi=100)
+            figure = loss_figure(rows, f"{len(rows)} means of {self.every} steps")
+            save_figure(figure, self.folder / "loss_curves.png")

@@ -29,17 +29,17 @@ class CosineToFloor(LRScheduler):
     pre-trained weights for no purpose. This is the "sawtooth" of OpenMind (Wald et al., ICCV 2025, arXiv 2412.17041; in
     its code both phases warm up and decay, and the first one is 50 of 1000 epochs, halved in the same way).
 
-    - With a rate of 0, AdamW changes a weight by nothing, its weight decay included. Its moments are still updated.
-      This is on purpose: when the weights begin to move, their second moments are means over many steps, and the bias
+    - With a rate of 0, AdamW does not change a weight, not even by weight decay. Its moments are still updated. This is
+      on purpose: when the weights begin to move, their second moments are means over many steps, and the bias
       correction is over, so the first updates are not signs of single gradients. It costs time and memory of a full
-      backward pass. (OpenMind creates the optimiser anew instead.)
-    - If all groups start anew (from scratch) or none does, there is no first phase: the usual schedule spans all steps.
-      So a control from scratch with the same options takes as many steps in total, and trains all of them in full.
+      backward pass. (OpenMind creates a new optimiser instead.)
+    - If all groups start from scratch or none does, there is no first phase: the usual schedule spans all steps. So a
+      control from scratch with the same options takes as many steps in total, and trains all of them in full.
 
     Args:
         optimizer: its parameter groups have their own rates, and ``starts_anew`` (without it: True).
         warmup_steps: steps of the linear warm-up of all groups.
-        t_total: steps of the run, with those of the first phase.
+        t_total: steps of the run, including those of the first phase.
         learning_rate: peak learning rate of the run.
         end_learning_rate: final learning rate of the run. Each group ends at ``end_learning_rate / learning_rate``
             times its own rate.
@@ -82,7 +82,7 @@ class CosineToFloor(LRScheduler):
 
     @property
     def first_phase(self) -> int:
-        """Steps in which new parts learn alone."""
+        """Steps in which only new parts learn."""
         return self.new_parts_steps if len(set(self.starts_anew)) == 2 else 0
 
     def factor(self, step: int, *, starts_anew: bool) -> float:

@@ -26,8 +26,9 @@ TRANSFORMER, REST = ENCODER.removesuffix("."), "rest"
 def weight_matrices(network: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield name and tensor of the trained weight matrices and convolution kernels of a network.
 
-    Left out is what is frozen (it does not move), and biases, weights of norms and tables of relative position biases:
-    they begin at constants or near 0, so that a direction means little, and are below a hundredth of the parameters.
+    Left out are frozen tensors (they do not move), biases, weights of norms and tables of relative position biases:
+    these begin at constants or near 0, so that a direction means little, and make up less than a hundredth of the
+    parameters.
     """
     for name, module in network.named_modules():
         if isinstance(module, (nn.Linear, _ConvNd)) and module.weight.requires_grad:
@@ -38,7 +39,7 @@ def moved(start: Mapping[str, torch.Tensor], network: torch.nn.Module) -> dict[s
     """Compare the weights of a network with those at its start.
 
     Args:
-        start: name to tensor, as of `weight_matrices`. Tensors of zeros have no direction, and are left out.
+        start: name to tensor, as from `weight_matrices`. Tensors of zeros have no direction, and are left out.
         network: the network now.
 
     Returns:
@@ -66,7 +67,7 @@ def moved(start: Mapping[str, torch.Tensor], network: torch.nn.Module) -> dict[s
 
 
 def _cosine(row: list[float]) -> float:
-    """Cosine from the squared norms and the product; 0 if all weights have become 0."""
+    """Return the cosine from the squared norms and the product; 0 if all weights have become 0."""
     return row[2] / math.sqrt(row[0] * row[1]) if row[1] else 0.0
 
 

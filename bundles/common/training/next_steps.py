@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What a person does after a training: train on if the validation still rises, look at the curves, use the result."""
+"""What a person does after a training: continue if the validation still rises, look at the curves, use the result."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .steps import steps_done
 
 logger = logging.getLogger(__name__)
 
-FEWEST = 4  # validations below which nothing is said of their course
+FEWEST = 4  # with fewer validations, nothing is said about their course
 LATE = 0.25  # share of the validations that count as the end of the run
-GAIN = 0.01  # of the best score: less is noise
+GAIN = 0.01  # share of the best score; a smaller gain is noise
 
 
 def still_improves(scores: Sequence[Sequence[float]], *, higher_is_better: bool) -> tuple[Sequence[float], ...] | None:
@@ -43,7 +43,7 @@ def still_improves(scores: Sequence[Sequence[float]], *, higher_is_better: bool)
 
 
 def scans_to_segment(*, dataset_dir: str) -> str:
-    """Return the folder of a data set's unlabelled scans, ``imagesTs``; if it has none, a word that stands for a scan."""
+    """Return the folder of a data set's unlabelled scans, ``imagesTs``; without one, a word that stands for a scan."""
     folder = Path(dataset_dir) / "imagesTs"
     return str(folder) if folder.is_dir() and any(folder.iterdir()) else "SCAN.nii.gz"
 
@@ -58,9 +58,9 @@ class NextSteps:
     Args:
         score: name of the score in ``engine.state.validations``.
         higher_is_better: whether a higher score is better.
-        commands: purpose to ``config`` (a file in ``configs/``) and ``options`` (name to value; without those that are
-            None). Not needed are ``bundle`` (the folder name of another bundle; else this one), ``useful`` (False: not
-            told) and ``needs`` (a file: told only if it exists).
+        commands: purpose to ``config`` (a file in ``configs/``) and ``options`` (name to value; None is left out).
+            Optional are ``bundle`` (the folder name of another bundle; else this one), ``useful`` (False: not logged)
+            and ``needs`` (a file: logged only if it exists).
         tracked: purposes whose run goes into the MLflow store of this one.
     """
 

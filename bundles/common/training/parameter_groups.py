@@ -20,7 +20,7 @@ STAGES = 5  # the patch embedding, then four stages
 
 
 def _stage(name: str) -> int:
-    """Stage of a parameter: 0 for the patch embedding, 1 to 4 for the encoder's stages, 5 for everything else."""
+    """Return the stage of a parameter: 0 is the patch embedding, 1 to 4 are the encoder's stages, 5 is the rest."""
     part = part_of(name)
     if not part.startswith(ENCODER):
         return STAGES
@@ -32,7 +32,7 @@ def starts_anew(name: str, start: Mapping[str, Any] | None) -> bool:
     """Return whether a parameter has its random initial values, not those of a file.
 
     Args:
-        name: of the parameter, as in the report.
+        name: the parameter's name, as in the report.
         start: report of the start weights (`load_start_weights`); None: training from scratch.
     """
     if start is None:
@@ -49,7 +49,7 @@ def parameter_groups(
     encoder_lr_decay: float = 1.0,
     start: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return parameter groups for an optimiser, by stage and by whether the parameters start anew.
+    """Return parameter groups for an optimiser, by stage and by whether the parameters start from scratch.
 
     The Swin transformer learns at ``learning_rate * encoder_lr_factor``, the rest (convolutions, heads) at
     ``learning_rate``. ``encoder_lr_decay`` is layer-wise learning rate decay as in the fine-tuning of BEiT and MAE (Bao
@@ -58,16 +58,16 @@ def parameter_groups(
 
     Args:
         network: a network with the names of `SwinUNETR`, bare or wrapped in ``DistributedDataParallel``.
-        learning_rate: of everything outside the Swin transformer.
+        learning_rate: rate of everything outside the Swin transformer.
         encoder_lr_factor: above 0; from scratch, too.
         encoder_lr_decay: in (0, 1]; 1 gives every stage the same rate. It applies only to pre-trained weights: an
             encoder trained from scratch is not slowed down, so that a control run with the same options is fair.
         start: report of the start weights (`load_start_weights`); None: training from scratch.
 
     Returns:
-        Groups ``{"params", "lr", "starts_anew"}``, in the order of the stages, parameters that start anew last. They
-        do not depend on the rates, so that a resumed run may change these. The last group is the one whose rate the
-        training log shows.
+        Groups ``{"params", "lr", "starts_anew"}``, in the order of the stages, parameters that start from scratch last.
+        They do not depend on the rates, so that a resumed run may change these. The last group is the one whose rate
+        the training log shows.
 
     Raises:
         InputError: ``encoder_lr_factor`` is not above 0, or ``encoder_lr_decay`` is outside (0, 1].

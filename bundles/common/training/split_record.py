@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Say which cases a training learns from and which validate it."""
+"""Record which cases a training learns from and which validate it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMED = 10  # cases named in the log; the file has all
 def record_split(
     *, output_dir: str, training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write ``OUTPUT_DIR/split.json`` and log the split: the names of up to `NAMED` validation cases, else their number.
+    """Write ``OUTPUT_DIR/split.json`` and log the split: names of up to `NAMED` validation cases, else their number.
 
     The file has the image of each case by its name, under ``training`` and ``validation``. Only rank 0 writes.
 

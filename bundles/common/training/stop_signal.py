@@ -80,7 +80,7 @@ class StopSignal:
             os.kill(os.getpid(), number)
 
     def step_completed(self, engine: Engine) -> None:
-        """Stop between two steps only, because partly accumulated gradients are not saved."""
+        """Stop only between two steps, because partly accumulated gradients are not saved."""
         if ends_step(engine) and not (processes.is_distributed() and steps_done(engine) % self.every):
             self.stop_if_asked(engine, engine)
 
@@ -98,7 +98,7 @@ class StopSignal:
 
 
 def exit_if_stopped(engine: Engine) -> None:
-    """After ``engine.run()``: exit with the status of the signal (128 + its number) if one stopped the run."""
+    """Exit after ``engine.run()`` with the status of the signal (128 + its number) if one stopped the run."""
     number = getattr(engine.state, "stopped_by", 0)
     if number:
         logger.info(

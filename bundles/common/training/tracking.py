@@ -114,7 +114,7 @@ class Tracking:
             handler.own_curves = False
 
     def _handler(self, engine: Engine) -> LastingMLFlowHandler | None:
-        """Return the handler if its run could be started: a validation repeated on resume comes before MONAI's start."""
+        """Return the handler if its run could be started: a validation repeated on resume precedes MONAI's start."""
         handler = mlflow_handler(engine)
         return handler if handler is not None and handler.started(engine) else None
 

@@ -60,8 +60,8 @@ class WeightAverage:
         """Add the current weights to the average.
 
         Not by `AveragedModel.update_parameters`, which sends its counter to the device, and waits, and copies all
-        buffers in every step: the index tables of the attention, which never change. Here integer tables are copied in
-        the first step alone; running statistics and counters in every step.
+        buffers in every step: the index tables of the attention, which never change. Here integer tables are copied
+        only in the first step; running statistics and counters in every step.
         """
         if self.model is None:
             return

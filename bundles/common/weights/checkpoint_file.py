@@ -25,7 +25,7 @@ HTML_STARTS = (b"<!doctype html", b"<html", b"<?xml")
 
 
 class _NumberKind:
-    """Replacement for ``numpy.dtype`` during unpickling. It accepts number types only, and restores only byte order."""
+    """Replacement for ``numpy.dtype`` during unpickling. It accepts only number types, and restores only byte order."""
 
     def __init__(self, kind: str, *_: object) -> None:
         if kind not in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"):
@@ -163,7 +163,7 @@ MAX_OPENED, MAX_FACTS = 8, 64
 
 
 def open_checkpoint(path: str | os.PathLike) -> Any:
-    """Read a file of weights once per run: like `load_checkpoint_file`, but the content is kept until `release_checkpoint`.
+    """Read a file of weights once per run, like `load_checkpoint_file`; the content is kept until `release_checkpoint`.
 
     The content is shared: do not change it. A file that changed (size or modification time) is read again.
 
@@ -183,7 +183,7 @@ def open_checkpoint(path: str | os.PathLike) -> Any:
 
 
 def checkpoint_facts(path: str | os.PathLike) -> dict[str, Any]:
-    """Return what a checkpoint records beside its tensors: its top-level entries, a state dict as the list of its names.
+    """Return what a checkpoint records besides tensors: its top-level entries, a state dict as the list of its names.
 
     Raises:
         InputError: see `load_checkpoint_file`.

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Refuse a checkpoint that would take far more memory than its file has bytes, before anything of it is copied."""
+"""Refuse a checkpoint that would take far more memory than its file has bytes, before any of it is copied."""
 
 from __future__ import annotations
 

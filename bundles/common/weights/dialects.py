@@ -20,7 +20,8 @@ from .checkpoint_file import open_checkpoint
 
 ENCODER = "swinViT."
 ANCHOR = "patch_embed.proj.weight"
-# Names of the encoder's tensors without prefix. If they have no prefix, this tells them from heads and decoders.
+# Names of the encoder's tensors without prefix. If they have no prefix, this distinguishes them from heads and
+# decoders.
 ENCODER_NAMES = re.compile(r"(patch_embed|pos_drop|layers[1-4]c?)\.")
 ENCODER_PREFIXES = ("swinViT.", "swin_vit.", "swinvit.", "backbone.", "encoder.")
 
@@ -60,7 +61,7 @@ def _is_anchor(name: str) -> bool:
 
 
 def _unwrap(content: Any, path: str) -> tuple[dict[str, torch.Tensor], list[str], dict[str, Any]]:
-    """Return the state dict, a description of its nesting, and the entries beside it."""
+    """Return the state dict, a description of its nesting, and the entries next to it."""
     states = _state_dicts(content)
     if not states:
         names, inside = (list(content), content.values()) if isinstance(content, Mapping) else ([], [])

@@ -159,7 +159,7 @@ def check_merging(network: torch.nn.Module, found: FoundWeights) -> None:
 
 
 def log_report(report: Mapping[str, Any], *, table: bool = True) -> None:
-    """Log what was recognised, what starts anew, what was left aside, and the table by module."""
+    """Log what was recognised, what is randomly initialised, what was left out, and the table by module."""
     for name in ("dialect", "classes", "patch_embed", "missing", "left_over"):
         if report.get(name):
             value = report[name]
@@ -185,8 +185,7 @@ def load_encoder(
 
     Returns:
         ``file``, ``dialect``, ``loaded`` (number of tensors), ``missing`` and ``left_over`` (names), ``modules``
-        (`module_table`), and
-        ``patch_embed`` if it was changed.
+        (`module_table`), and ``patch_embed`` if it was changed.
 
     Raises:
         InputError: the file lacks a tensor of the encoder that is not in ``allow_partial``, or shapes differ. Nothing
@@ -271,7 +270,7 @@ def encoder_state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def trains_decoder(network: torch.nn.Module) -> bool:
-    """Whether a network has a decoder, and training changes it."""
+    """Return whether a network has a decoder, and training changes it."""
     return any(each.requires_grad for name, each in network.named_parameters() if DECODER.match(name))
 
 

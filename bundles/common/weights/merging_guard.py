@@ -20,7 +20,7 @@ from ..errors import InputError
 from .dialects import ANCHOR, ENCODER, find_weights
 from .merging_order import merging_of
 
-# Tensors that tell two trainings apart: the first one, and one behind the first patch merging.
+# Tensors that distinguish two trainings: the first one, and one after the first patch merging.
 COMPARED = (ENCODER + ANCHOR, ENCODER + "layers2.0.blocks.0.attn.qkv.weight")
 
 _trusted = 0  # depth of `trusted_weights`

@@ -50,8 +50,8 @@ def load_start_weights(
     """Load the start weights completely, or log that the network is trained from scratch.
 
     Returns:
-        The report of `load_encoder`, `load_whole_network` or `load_model`, plus the patch-merging order and its source, to be saved with the
-        trained weights; None for training from scratch.
+        The report of `load_encoder`, `load_whole_network` or `load_model`, plus the patch-merging order and its source,
+        to be saved with the trained weights; None for training from scratch.
 
     Raises:
         InputError: see `load_encoder`, `load_whole_network` and `load_model`; or ``freeze_encoder`` is set without weights.

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Start from a whole Swin UNETR of any source: take every tensor that fits, and say which ones start anew."""
+"""Start from a whole Swin UNETR of any source: take every tensor that fits, and say which are randomly initialised."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 OUTPUT = ("out.conv.conv.weight", "out.conv.conv.bias")
 # Weights that read the image: (features, channels, x, y, z).
 INPUT = (PATCH_EMBED, "encoder1.layer.conv1.conv.weight", "encoder1.layer.conv3.conv.weight")
-LEAST_SHARE = 0.99  # of the parameters that the file should fill
-# Tensors of published files that are no part of a Swin UNETR: what they are, by the beginning of their names.
+LEAST_SHARE = 0.99  # least share of the parameters that the file should fill
+# Tensors of published files that are not part of a Swin UNETR: what they are, by the beginning of their names.
 EXTRAS = {
     "student.": "projection heads of VoCo",
     "teacher.": "projection heads of VoCo",
@@ -56,10 +56,11 @@ def load_whole_network(
 ) -> dict[str, Any]:
     """Load all weights of a whole Swin UNETR that fit, in order to train it further.
 
-    - With another number of classes, or without an output layer in the file, the output layer (``out``) starts anew.
+    - With another number of classes, or without an output layer in the file, the output layer (``out``) is randomly
+      initialised.
     - With one channel in the file and several in the network, the weights that read the image are repeated and divided
-      by the number of channels (``repeat``), or start anew (``fresh``, for any number of channels).
-    - Known heads of a pre-training (`EXTRAS`) are left aside.
+      by the number of channels (``repeat``), or are randomly initialised (``fresh``, for any number of channels).
+    - Known heads of a pre-training (`EXTRAS`) are left out.
 
     Everything else must fit: at least `LEAST_SHARE` of the other parameters comes from the file, and each tensor of the
     file has its place.
@@ -72,8 +73,9 @@ def load_whole_network(
             another shape, or have no place in the network.
 
     Returns:
-        ``file``, ``dialect``, ``loaded`` (number of tensors), ``missing`` (names that start anew), ``left_over`` (names
-        without a place), ``modules`` (`module_table`), and ``classes`` or ``patch_embed`` if they were changed.
+        ``file``, ``dialect``, ``loaded`` (number of tensors), ``missing`` (names of randomly initialised tensors),
+        ``left_over`` (names without a place), ``modules`` (`module_table`), and ``classes`` or ``patch_embed`` if they
+        were changed.
 
     Raises:
         InputError: the file does not fit; the message names the tensors. Nothing is loaded then.
@@ -145,7 +147,7 @@ def load_whole_network(
 
 
 def _new_classes(state: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor], report: dict[str, Any]) -> set[str]:
-    """Return the tensors of the output layer, and take them out of the file's, if its classes are others or unknown."""
+    """Return the tensors of the output layer, and take them out of the file's, if its classes differ or are unknown."""
     weight = OUTPUT[0]
     if weight in state and len(state[weight]) == len(own[weight]):
         return set()
@@ -159,7 +161,7 @@ def _new_classes(state: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor]
 def _new_channels(
     state: dict[str, torch.Tensor], own: Mapping[str, torch.Tensor], patch_embed: str, report: dict
 ) -> set[str]:
-    """Adapt the weights that read the image to the network's channels; return the tensors that start anew."""
+    """Adapt the weights that read the image to the network's channels; return the randomly initialised tensors."""
     here = [name for name in INPUT if name in state and name in own]
     differ = [name for name in here if patch_embed == "fresh" or state[name].shape[1] != own[name].shape[1]]
     if not differ:
@@ -184,7 +186,7 @@ def _refuse(
     missing: Sequence[str],
     wanted: Sequence[str],
 ) -> None:
-    """Raise `InputError` if too much is missing; warn of the little that may be."""
+    """Raise `InputError` if too much is missing; warn about the little that may be missing."""
     if not missing:
         return
     total = sum(own[name].numel() for name in wanted)
@@ -206,5 +208,5 @@ def _refuse(
 
 
 def _extra(name: str) -> str | None:
-    """Return what a tensor of a published file is that has no place in Swin UNETR; None if it is unknown."""
+    """Return the meaning of a published file's tensor that has no place in Swin UNETR; None if it is unknown."""
     return next((what for start, what in EXTRAS.items() if name.removeprefix("module.").startswith(start)), None)

@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 class RandBodyCropsd(Randomizable, MapTransform):
     """Draw several random crops of one size. Volumes smaller than a crop are padded with zeros (air).
 
-    Each crop has its ``affine``, (4, 4) float64 from its voxel indices to mm in RAS, and, for `CropCounts`, ``padded`` (0 or 1), ``redrawn`` (number of crops discarded before it) and ``airy``
-    (1 if every try was air).
+    Each crop has its ``affine``, (4, 4) float64 from its voxel indices to mm in RAS, and, for `CropCounts`, ``padded``
+    (0 or 1), ``redrawn`` (number of crops discarded before it) and ``airy`` (1 if every try was air).
 
     Args:
         keys: key of the image, intensities in [0, 1].

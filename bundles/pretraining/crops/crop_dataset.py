@@ -48,7 +48,8 @@ def crop_dataset(
         device, store_on_device: for ``store``, see `resident_crops.kept_on_device`.
 
     Raises:
-        InputError: ``data`` is neither; it is ``nifti`` and ``store_on_device`` is not 0; a stored scan was prepared with another ``foreground_hu`` or ``spacing``.
+        InputError: ``data`` is neither; it is ``nifti`` and ``store_on_device`` is not 0; a stored scan was prepared
+            with another ``foreground_hu`` or ``spacing``.
     """
     check_choice(name="data", value=data, choices=("nifti", "store"))
     if data == "nifti":
@@ -85,7 +86,7 @@ def cure_of_slow_loading(
 
     Args:
         data, cache_num: see `crop_dataset`.
-        dataset_dir: of the run.
+        dataset_dir: the run's data set.
         volumes: number of scans.
         num_workers: loading processes.
     """
@@ -102,7 +103,7 @@ def _option_text(value: float | list[float] | None) -> str:
 
 
 def whole_scan(dataset: SeededCrops | StoredCrops | ResidentCrops, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a scan of the dataset as its crops are cut from it: (1, X, Y, Z) in [0, 1], and its affine (4, 4) in mm."""
+    """Return a scan of the dataset as crops are cut from it: (1, X, Y, Z) in [0, 1], and its affine (4, 4) in mm."""
     if isinstance(dataset, (StoredCrops, ResidentCrops)):
         return dataset.whole_scan(index)
     image = dataset.volumes[index]["image"]

@@ -1,8 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Crops bit-identical to those of `StoredCrops`, from a small store whose scans lie on the training device.
+"""Crops bit-identical to those of `StoredCrops`, from a small store whose scans are on the training device.
 
-Drawing a crop then reads no file and copies nothing to the device. The host keeps a byte for each voxel, body or not, so
-that telling air from body never waits for the device.
+Drawing a crop then reads no file and copies nothing to the device. The host keeps a byte for each voxel, body or not,
+so that telling air from body never waits for the device.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class ResidentCrops(Dataset):
             self.voxels.append(padded.to(device))
 
     def __len__(self) -> int:
-        """Number of scans, which is one pass; draws continue beyond it."""
+        """Return the number of scans, which is one pass; draws continue beyond it."""
         return len(self.stored)
 
     def volume_of(self, draw: int) -> int:
-        """Index of the scan that a draw reads."""
+        """Return the index of the scan that a draw reads."""
         return self.stored.volume_of(draw)
 
     def __getitem__(self, draw: int) -> list[dict[str, Any]]:

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Crops bit-identical to those of `SeededCrops`, from stored scans of which only the crops are read."""
+"""Crops bit-identical to those of `SeededCrops`, from stored scans; only the crops are read."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ class StoredCrops(Dataset):
         self.draws = Draws(volumes=len(self.scans), seed=seed, shuffle=shuffle)
 
     def __len__(self) -> int:
-        """Number of scans, which is one pass; draws continue beyond it."""
+        """Return the number of scans, which is one pass; draws continue beyond it."""
         return len(self.scans)
 
     def volume_of(self, draw: int) -> int:
-        """Index of the scan that a draw reads."""
+        """Return the index of the scan that a draw reads."""
         return self.draws.volume_of(draw)
 
     def padded_box(self, scan: StoredScan) -> tuple[np.ndarray, np.ndarray]:

@@ -104,9 +104,10 @@ class Outputs:
             path.unlink(missing_ok=True)
 
     def set_aside(self) -> None:
-        """Put all files of a scan that was used out of sight: it is left out now, by its state or another option.
+        """Move all files of a used scan out of sight: it is left out now, because of its state or another option.
 
-        If file and options are once more as they were, `take_back` finds them. Files of a scan that was not used are deleted.
+        If file and options are again as they were, `take_back` finds them. Files of a scan that was not used are
+        deleted.
         """
         row = (_content(self.record) or {}).get("row")
         if isinstance(row, dict) and row.get("verdict") == USED:
@@ -116,7 +117,7 @@ class Outputs:
             path.unlink(missing_ok=True)
 
     def take_back(self) -> None:
-        """Put the files that were set aside in their places."""
+        """Put the files that were set aside back in their places."""
         for path, aside in self._aside.items():
             move_file(aside, path)
 
@@ -126,7 +127,7 @@ class Outputs:
             aside.unlink(missing_ok=True)
 
     def are_complete(self, candidate: Candidate, recipe: Recipe) -> bool:
-        """Whether the files of a used scan are all there, with the sizes that the record says."""
+        """Return whether the files of a used scan are all there, with the sizes that the record says."""
         sizes = (_content(self.record) or {}).get("sizes")
         sizes = sizes if isinstance(sizes, dict) else {}
         for path in self.wanted(candidate, recipe):

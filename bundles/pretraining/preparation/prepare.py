@@ -118,7 +118,7 @@ def prepare(
 
 
 def exit_if_scans_were_left_out(summary: Summary) -> None:
-    """End the process with status 3 if scans were left out; last in a run list."""
+    """End the process with status 3 if scans were left out. Use it as the last entry of the config's `run`."""
     if summary.left_out:
         sys.exit(STATUS_LEFT_OUT)
 
@@ -167,7 +167,7 @@ def _resolved(source: Any) -> Path | None:
 def _alone_in(out: Path) -> Iterator[None]:
     """Lock the output folder: two runs at once would remove each other's files."""
     path = out / PREPARED / "lock"
-    with writing(out):  # an error here: the folder cannot be written; an error of the lock: it does not support locks
+    with writing(out):
         path.parent.mkdir(parents=True, exist_ok=True)
         open(path, "a").close()
     with ExitStack() as stack:
@@ -177,8 +177,6 @@ def _alone_in(out: Path) -> Iterator[None]:
             raise InputError(
                 f"Another run is already preparing {out}: wait until it ends, or choose another --dataset_dir."
             ) from None
-        except OSError:
-            logger.info("%s cannot be locked: make sure that no second run uses it at the same time", out)
         try:
             yield
         finally:
@@ -240,7 +238,7 @@ def _check_records(
 
 
 def _lies_in(source: str, paths: set[str]) -> bool:
-    """Whether a path or one of its parent folders is one of ``paths``."""
+    """Return whether a path or one of its parent folders is one of ``paths``."""
     return bool(source) and any(str(path) in paths for path in (Path(source), *Path(source).parents))
 
 

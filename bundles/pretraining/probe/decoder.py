@@ -34,7 +34,7 @@ def fit_decoder(
 
     It minimises ``sum over classes of class_weight * (mean cross-entropy of the class's voxels) + decay / 2 *
     |weight|^2`` over standardised features with L-BFGS, from zero and in float64 on the CPU. The problem is convex, so
-    the result depends on the features alone: nothing is drawn, and there is no learning rate that would have to fit the
+    the result depends only on the features: nothing is drawn, and there is no learning rate that would have to fit the
     features of each step of the pre-training.
 
     Args:
@@ -47,12 +47,12 @@ def fit_decoder(
     features = features.detach().cpu().double()
     classes = classes.cpu()
     mean, scale = features.mean(dim=0), features.std(dim=0, correction=0)
-    # a feature that is constant, but for rounding, says nothing: it must not be blown up
+    # a feature that is constant, except for rounding, says nothing: it must not be blown up
     scale = torch.where(scale > 1e-6 * features.abs().amax(dim=0).clamp(min=1e-12), scale, torch.inf)
     standard = (features - mean) / scale
     number = len(class_weights)
     class_weights = class_weights.double() / class_weights.sum()
-    share = (class_weights / torch.bincount(classes, minlength=number))[classes]  # of each voxel in the mean
+    share = (class_weights / torch.bincount(classes, minlength=number))[classes]  # share of each voxel in the mean
     weight = torch.zeros(number, features.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(number, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(

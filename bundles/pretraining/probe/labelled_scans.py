@@ -66,7 +66,7 @@ def sample_voxels(
     Args:
         scan: the scan to draw from.
         wanted: number of voxels of each class; a class with fewer gives all it has.
-        seed: of the draw; global generators are not used.
+        seed: seed of the draw; global generators are not used.
 
     Returns:
         Indices (N, 3), and the class of each, int64 (N,).

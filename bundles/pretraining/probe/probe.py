@@ -6,11 +6,11 @@ itself that is not in the features, its fit is a convex problem without a learni
 change of its Dice is a change of the features. For dense tasks it reads the features of each place, as in the linear
 segmentation of DINOv2 (arXiv 2304.07193); here of all resolutions.
 
-What it cannot tell: the Dice after fine-tuning. Fine-tuning changes the features and has a decoder with convolutions,
+What it cannot show: the Dice after fine-tuning. Fine-tuning changes the features and has a decoder with convolutions,
 and the two orders of encoders need not agree (masked autoencoders, arXiv 2111.06377, section 4.3: linear probing and
-fine-tuning are largely uncorrelated). An untrained encoder is no low bar: its random features hold local texture at five
-scales. A few scans give a Dice that is good for comparing steps of one run on the same scans, and for nothing else. A
-class that a scan lacks is not scored there, so false positives in such scans do not count.
+fine-tuning are largely uncorrelated). An untrained encoder is not a low bar: its random features hold local texture at
+five scales. A few scans give a Dice that is good for comparing steps of one run on the same scans, and for nothing
+else. A class that a scan lacks is not scored there, so false positives in such scans do not count.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Probe:
         carriers = (counts["training"] > 0).sum(axis=0)
         total = np.full(len(self.names), voxels)
         total[0] *= BACKGROUND
-        wanted = -(-total // carriers)  # of each scan that has the class
+        wanted = -(-total // carriers)  # voxels of each scan that has the class
         # The square root, as in the sampling of Mahajan et al., arXiv 1805.00932: with equal weights small organs are
         # found in too many places, with their share of the volume in none. On OpenKBP the powers 0.25, 0.5 and 0.75
         # gave 0.23, 0.29 and 0.27 before and 0.18, 0.22 and 0.26 after a pre-training of 300 steps.
@@ -145,7 +145,7 @@ class Probe:
         )
         parts.sort(key=lambda each: each[0])
         decoders = []
-        if rank() == 0:  # one rank, so that all have the same to the bit
+        if rank() == 0:  # one rank, so that all have exactly the same
             features, kinds = torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
             decoders = [fit_decoder(features, kinds, class_weights=self.class_weights)]
         (decoder,) = gather_lists(decoders)

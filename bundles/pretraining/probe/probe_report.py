@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from ...common.files import atomic_path
+from ...common.files import atomic_path, save_figure
 from ...common.run.distributed import rank
 from ...common.training.log import read_log
 from ...common.training.steps import steps_done
@@ -44,8 +44,8 @@ class ProbeReport:
         output_dir: gets ``probe.csv`` (``step``, 0 before training; ``probe_dice``, the mean; ``probe_dice_CLASS``;
             ``intensity_alone``, the mean without a network; ``seconds``; ``probe``, a checksum of ``identity``) and
             ``probe_curve.png``.
-        identity: all that decides what is measured, besides the network; plain values. Rows of this probe up to the
-            step from which a run resumes are kept, all others are dropped (a new run starts at step 0: all).
+        identity: everything that decides what is measured, besides the network; plain values. Rows of this probe up to
+            the step from which a run resumes are kept, all others are dropped (a new run starts at step 0: all).
     """
 
     def __init__(
@@ -129,5 +129,4 @@ class ProbeReport:
             writer = csv.DictWriter(file, fieldnames=list(self.rows[-1]))
             writer.writeheader()
             writer.writerows(self.rows)
-        with atomic_path(self.folder / "probe_curve.png") as temporary:
-            curve_figure(self.rows).savefig(temporary, dpi=100)
+        save_figure(curve_figure(self.rows), self.folder / "probe_curve.png")

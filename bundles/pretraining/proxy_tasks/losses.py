@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Loss of the proxy tasks: weighted sum of inpainting, contrast, rotation (Tang et al., CVPR 2022, equation 4) and position."""
+"""Weighted sum of the proxy tasks' losses: inpainting, contrast, rotation (Tang et al., CVPR 2022, eq. 4), position."""
 
 from __future__ import annotations
 

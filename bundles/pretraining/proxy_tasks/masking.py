@@ -1,8 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
 """Inpainting masks: boxes of a crop are masked, and the network restores them (Tang et al., CVPR 2022, section 3.2).
 
-Drawing (`draw_boxes`, `draw_partners`) is separate from applying (`box_mask`, `noise_of_boxes`, `paste_partners`). Both are vectorised over the
-batch and run on the device of the crops without synchronisation.
+Drawing (`draw_boxes`, `draw_partners`) is separate from applying (`box_mask`, `noise_of_boxes`, `paste_partners`). Both
+are vectorised over the batch and run on the device of the crops without synchronisation.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Boxes(NamedTuple):
 
 
 class _Corners(NamedTuple):
-    """The eight corners of each box, where `_sum_over_boxes` adds: ``index`` (B, 8K) into (X + 1, Y + 1, Z + 1), flat."""
+    """Eight corners of each box, where `_sum_over_boxes` adds: ``index`` (B, 8K) into (X + 1, Y + 1, Z + 1), flat."""
 
     index: torch.Tensor
     shape: tuple[int, int, int]
@@ -172,12 +172,12 @@ def draw_boxes(
             0 to 0.3).
         block: bounds of the side of a box as a fraction of the side of the crop, drawn per box and axis (official code:
             0.05 to 0.25).
-        generators: random generators, one or more; their device is the device of the result. A crop's boxes depend on
-            its generator only.
-        rule: ``official``, as in the released code: a box starts anywhere but in the last ``low`` of an axis, and is cut
-            off at the end of the crop; the sizes of the boxes are added up, although boxes overlap. So less is hidden
-            than the fraction says: 12% instead of 15% on average for 0 to 0.3. ``covered``: boxes are inside the crop,
-            and their union covers the fraction.
+        generators: random generators, one or more; their device is the device of the result. A crop's boxes depend only
+            on its generator.
+        rule: ``official``, as in the released code: a box starts anywhere but in the last ``low`` of an axis, and is
+            cut off at the end of the crop; the sizes of the boxes are added up, although boxes overlap. So less is
+            hidden than the fraction says: 12% instead of 15% on average for 0 to 0.3. ``covered``: boxes are inside the
+            crop, and their union covers the fraction.
 
     Returns:
         The fewest boxes, in the order drawn, that reach the fraction; no boxes for a fraction of 0. Crops are in the
@@ -217,7 +217,7 @@ def draw_boxes(
 
 
 def draw_partners(each: int, batch: int, *, generators: Sequence[torch.Generator]) -> torch.Tensor:
-    """Draw the crop of which each crop gets voxels, any of the ``batch`` and itself, uniformly: int64 (B,)."""
+    """Draw the crop whose voxels each crop gets, any of the ``batch`` including itself, uniformly: int64 (B,)."""
     device = generators[0].device
     return draw(generators, lambda generator: torch.randint(batch, (each,), generator=generator, device=device))
 
@@ -232,10 +232,10 @@ def noise_of_boxes(
 ) -> torch.Tensor:
     """Return normal noise that spans [0, 1] in each box, as in the released code: float32 (B, C, X, Y, Z).
 
-    There, the noise of a box is scaled by its own minimum and maximum. Here, minimum and maximum of n normal numbers are
-    drawn for each box of n voxels from their joint distribution, and the noise of its voxels is scaled by them and cut
-    off there; so about one voxel of a box is 0 and one is 1. Where boxes overlap, the scale is that of some box of the
-    crop.
+    There, the noise of a box is scaled by its own minimum and maximum. Here, minimum and maximum of n normal numbers
+    are drawn for each box of n voxels from their joint distribution, and the noise of its voxels is scaled by them and
+    cut off there; so about one voxel of a box is 0 and one is 1. Where boxes overlap, the scale is that of some box of
+    the crop.
 
     Args:
         boxes: the boxes; what is returned outside of them has no meaning.
@@ -250,7 +250,7 @@ def noise_of_boxes(
         lambda g: torch.rand(each, 2, number, generator=g, device=device, dtype=torch.float64).clamp_(1e-12, 1 - 1e-12),
     )
     voxels = (channels * boxes.volume.double()).clamp(min=2)
-    top = uniform[:, 0] ** (1 / voxels)  # of uniform numbers; the others are uniform below it
+    top = uniform[:, 0] ** (1 / voxels)  # largest of the uniform numbers; the others are uniform below it
     bottom = top * -torch.expm1(torch.log(uniform[:, 1]) / (voxels - 1))
     low, high = (torch.special.ndtri(end).float() for end in (bottom, top))
     corners, used = _corners(boxes, shape), boxes.used.int()

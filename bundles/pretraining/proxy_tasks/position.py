@@ -2,11 +2,11 @@
 """Relative position: every voxel predicts where in the body it is, in millimetres.
 
 The target of a voxel is its position in scanner coordinates (right, anterior, superior, in mm). Scans have no common
-origin, so the mean residual of the crops of one scan is taken off: only distances within a scan count. What is the same
-in all patients, the arrangement of the organs, is then what explains the distances best.
+origin, so the mean residual of the crops of one scan is subtracted: only distances within a scan count. What is the
+same in all patients, the arrangement of the organs, is then what explains the distances best.
 
 The idea is that of dense position regression: VectorPOSE (arXiv 2211.08533), relative position regression (RPR-Loc, Lei
-et al., Medical Image Analysis 2021), and volume contrast by position (VoCo, CVPR 2024). It is no part of Tang et al.
+et al., Medical Image Analysis 2021), and volume contrast by position (VoCo, CVPR 2024). It is not part of Tang et al.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def change_intensities(
 
 
 def residuals(predicted: torch.Tensor, target: torch.Tensor, body: torch.Tensor, crops: int) -> torch.Tensor:
-    """Return the errors of positions in mm after the mean error of each scan is taken off; 0 outside the body.
+    """Return the errors of positions in mm after the mean error of each scan is subtracted; 0 outside the body.
 
     Args:
         predicted: (B, 3, X, Y, Z), in units of `UNIT`.

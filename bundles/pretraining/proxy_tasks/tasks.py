@@ -35,7 +35,7 @@ def reads_masked_views(tasks: Sequence[str]) -> bool:
 
 
 def split_views(views: torch.Tensor, tasks: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Split what belongs to the views of a batch, along its first dimension, into (masked views, views for position)."""
-    masked = reads_masked_views(tasks) * (2 if "position" in tasks else 3)  # of three parts
+    """Split a batch's views, or what belongs to them, along the first dimension into (masked, for position)."""
+    masked = reads_masked_views(tasks) * (2 if "position" in tasks else 3)  # masked parts, of three
     number = len(views) * masked // 3
     return views[:number], views[number:]

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Say whether each proxy task was learnt: compare a validation with what a network scores that learnt nothing."""
+"""Report whether each proxy task was learnt: compare a validation with the scores of a network that learnt nothing."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ...common.words import listed
 
 logger = logging.getLogger(__name__)
 
-SIGNIFICANCE = 0.05  # of the rotation's binomial test
+SIGNIFICANCE = 0.05  # level of the rotation's binomial test
 CONTRAST_MARGIN = 0.05  # nats below the loss of equal embeddings
 PSNR_MARGIN = 0.5  # dB above the best constant
-POSITION_SHARE = 0.9  # of the error of a constant
+POSITION_SHARE = 0.9  # share of the error of a constant
 # Entries of validation.json: what a metric is if nothing was learnt.
 UNLEARNT = {
     "contrast": "contrast_without_learning",

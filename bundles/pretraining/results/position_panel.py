@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Draw where in the body a network believes every voxel of whole scans to be, beside where it is."""
+"""Draw where in the body a network believes every voxel of whole scans to be, next to where it is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
 
-from ...common.files import atomic_path
+from ...common.files import save_figure
 from ...common.networks.positions import UNIT, position_map, positions
 from ...common.run.distributed import rank, unwrap
 from ..crops.crop_dataset import whole_scan
@@ -83,13 +83,13 @@ class PositionPanel:
 
     Colours show the position: red to the right, green to the front, blue to the head. The metrics ``scan_position_mm``
     and ``scan_position_mm_x``, ``_y``, ``_z`` are the mean absolute errors over the body of these scans, after each
-    scan's mean error is taken off.
+    scan's mean error is subtracted.
 
     Args:
         dataset: `crop_dataset` of the validation.
         network: the network, which may be wrapped for several processes.
         tasks: proxy tasks in use; without position nothing is done.
-        folder: output folder; each validation overwrites the picture of the one before.
+        folder: output folder; each validation overwrites the previous picture.
         roi_size: window in voxels.
         body_above: intensity above which a voxel belongs to the body.
         scans: largest number of scans to map.
@@ -122,7 +122,8 @@ class PositionPanel:
             image, affine = whole_scan(self.dataset, index)
             network = unwrap(self.network)
             device = next(network.parameters()).device
-            # Off the device before anything is computed from it: a whole CT takes gigabytes beside the training.
+            # Off the device before anything is computed from it: a whole CT takes gigabytes in addition to the
+            # training.
             predicted = position_map(network.predict_positions, image, roi_size=self.roi_size, device=device).cpu()
             body = image.amax(dim=0, keepdim=True) > self.body_above
             error, true, shifted = position_errors(predicted, affine, body)
@@ -139,5 +140,4 @@ class PositionPanel:
             "positions on %d whole scans are off by %.1f mm on average: x %.1f, y %.1f, z %.1f",
             *(len(mapped), by_axis.mean(), *by_axis),
         )
-        with atomic_path(self.folder / "panel_position.png") as temporary:
-            position_figure(mapped).savefig(temporary, dpi=100)
+        save_figure(position_figure(mapped), self.folder / "panel_position.png")

@@ -11,7 +11,7 @@ from ignite.engine import Engine, Events
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ...common.files import atomic_path
+from ...common.files import save_figure
 from ...common.run.distributed import rank
 
 ANGLES = ("0°", "90°", "180°", "270°")
@@ -97,7 +97,7 @@ class ProxyPanels:
     Writes ``panel_inpainting.png``, ``panel_contrast.png`` and ``panel_rotation.png``.
 
     Args:
-        folder: output folder; each validation overwrites the pictures of the one before.
+        folder: output folder; each validation overwrites the previous pictures.
         crops: largest number of crops to show.
     """
 
@@ -140,5 +140,4 @@ class ProxyPanels:
             first_views, second_views = (half[:number] for half in views.chunk(2))
             figures["contrast"] = contrast_figure(first_views, second_views, torch.cat([first, second]))
         for task, figure in figures.items():
-            with atomic_path(self.folder / f"panel_{task}.png") as temporary:
-                figure.savefig(temporary, dpi=100)
+            save_figure(figure, self.folder / f"panel_{task}.png")

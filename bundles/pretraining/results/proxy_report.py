@@ -86,8 +86,8 @@ def measure(outputs: dict[str, torch.Tensor], targets: dict[str, Any], loss: tor
       the nearest of the other 2B - 1 views) and ``contrast_without_learning``, the value of ``loss_contrast`` if all
       crops have the same embedding, ln(2B - 1).
     - ``masked``: sums over the masked voxels: of the ``target``, intensities in [0, 1], and of the ``error``.
-    - ``body``: sums over the body voxels: absolute errors of the position in mm by axis, of the network
-      (``predicted``) and of a ``constant``, after the mean of each scan is taken off.
+    - ``body``: sums over the body voxels: absolute errors of the position in mm by axis, of the network (``predicted``)
+      and of a ``constant``, after the mean of each scan is subtracted.
     """
     views = len(targets["turns"]) if "turns" in targets else len(targets["position"])
     values = {"loss": loss(outputs, targets), **{f"loss_{name}": value for name, value in loss.parts.items()}}
@@ -161,8 +161,8 @@ class ProxyReport:
     """Handler for `SupervisedEvaluator`: metrics over all views and ranks, in ``engine.state.metrics`` and in the log.
 
     The metrics are those of `metrics_of`: ``loss``, ``loss_<task>``, ``rotation_accuracy``, ``contrast_top1``,
-    ``masked_psnr`` (dB, peak 1, over all masked voxels), ``position_mm`` (mean absolute error over axes and body voxels)
-    and ``position_mm_x``, ``_y``, ``_z``, and ``effective_rank`` (`learning.effective_rank`).
+    ``masked_psnr`` (dB, peak 1, over all masked voxels), ``position_mm`` (mean absolute error over axes and body
+    voxels) and ``position_mm_x``, ``_y``, ``_z``, and ``effective_rank`` (`learning.effective_rank`).
 
     Args:
         loss: `losses.ProxyTaskLoss`.
@@ -174,7 +174,7 @@ class ProxyReport:
         self.loss = loss
         self.path = path
         self.batches: dict[int, dict[str, Any]] = {}  # by first draw: a batch that two ranks process counts once
-        self.verdicts: dict[str, dict[str, Any]] = {}  # of the last validation
+        self.verdicts: dict[str, dict[str, Any]] = {}  # verdicts of the last validation
 
     def attach(self, engine: Engine) -> None:
         """Register the handlers for an epoch of the evaluator."""

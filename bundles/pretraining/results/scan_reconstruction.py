@@ -14,7 +14,7 @@ from monai.inferers import SlidingWindowInferer
 
 from ...common.cases.case_handler import CaseHandler
 from ...common.errors import InputError
-from ...common.files import atomic_path
+from ...common.files import atomic_path, save_figure
 from ...common.run.distributed import unwrap
 from ..proxy_tasks.augmented_views import AugmentedViews
 from ..proxy_tasks.draws import generator
@@ -126,5 +126,4 @@ class SaveReconstructionPictures(CaseHandler):
                 axes.imshow(picture, cmap="gray", origin="lower", vmin=low, vmax=up, aspect=high / wide)
                 axes.set_axis_off()
                 axes.set_title(f"{key}, middle of {plane}", fontsize=9)
-        with atomic_path(self.output_dir / f"{self.name_of(file)}_reconstruction.png") as temporary:
-            figure.savefig(temporary, dpi=100)
+        save_figure(figure, self.output_dir / f"{self.name_of(file)}_reconstruction.png")

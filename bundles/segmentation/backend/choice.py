@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 
 #: By backend, its precision.
 PRECISION = {"openvino": "fp32", "openvino_bf16": "bf16"}
-#: What is compared with PyTorch on one window: in fp32 the probabilities, for which differences of 1e-4 are usual; in bf16
-#: they differ by more, and the mask is compared.
+#: What is compared with PyTorch on one window: in fp32 the probabilities, for which differences of 1e-4 are usual; in
+#: bf16 they differ by more, and the mask is compared.
 COMPARED = {
     "fp32": "the largest difference of its probabilities from PyTorch's",
     "bf16": "the share of voxels with another label than PyTorch's",
 }
-TOLERANCE = 1e-3  # of both
+TOLERANCE = 1e-3  # largest difference of both kinds
 
 
 def check_backend(*, backend: str, device: torch.device | str) -> None:
@@ -67,7 +67,7 @@ def choose_backend(
 
     Args:
         backend: ``torch``, ``openvino`` (fp32) or ``openvino_bf16``.
-        device: of the run.
+        device: the run's device.
         models: files of the networks, in the order of the ensemble.
         roi_size: window size in voxels.
 
@@ -88,16 +88,16 @@ class _Replaced:
     by: torch.nn.Module | None
 
 
-#: By network, so that a server that builds its inferer anew for each request reads nothing twice.
+#: By network, so that a server that builds a new inferer for each request reads nothing twice.
 _replaced: WeakKeyDictionary[torch.nn.Module, dict[tuple, _Replaced]] = WeakKeyDictionary()
 
 
 class OpenVinoBackend:
     """Replaces networks by converted ones that were seen to give PyTorch's probabilities.
 
-    A conversion is kept beside the file of the weights (`KeptConversion`). Before it is used on a processor in a precision
-    for the first time, it is compared with PyTorch on one window (`COMPARED`). If it differs by more than `TOLERANCE`, or
-    the conversion fails, a WARNING says so, and the network itself is used.
+    A conversion is kept next to the file of the weights (`KeptConversion`). Before it is used on a processor in a
+    precision for the first time, it is compared with PyTorch on one window (`COMPARED`). If it differs by more than
+    `TOLERANCE`, or the conversion fails, a WARNING says so, and the network itself is used.
 
     Args:
         models: files of the networks, in the order of the ensemble.
@@ -114,7 +114,7 @@ class OpenVinoBackend:
         """Return what computes a network.
 
         Args:
-            network: on the CPU, in evaluation.
+            network: the network, on the CPU, in evaluation mode.
             number: its place in ``models``.
             images: scans (B, C, X, Y, Z); the window in the middle of the first one is compared.
         """
@@ -157,7 +157,7 @@ class OpenVinoBackend:
 
 
 def _keep(kept: KeptConversion, model: Any | None, checked: dict[str, float]) -> None:
-    """Write a new conversion, or without ``model`` its differences alone."""
+    """Write a new conversion, or without ``model`` only its differences."""
     try:
         if model is None:
             kept.note(checked)

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A converted network in files beside its weights, with a record of what it was made from.
+"""A converted network in files next to its weights, with a record of what it was made from.
 
 ``model.pt`` has ``model.openvino_96x96x96.xml`` (operations), ``.bin`` (weights) and ``.json`` (record) for windows of
 96^3. The record names the network by the content of its weights, the versions that converted it, and the hashes of
@@ -26,11 +26,11 @@ from .openvino_network import load_openvino, version
 
 logger = logging.getLogger(__name__)
 
-CONVERSION = 1  # of this code: raise it when `convert` makes another network of the same weights
+CONVERSION = 1  # version of this code: raise it when `convert` makes another network from the same weights
 
 
 def network_hash(network: torch.nn.Module) -> str:
-    """Return the SHA-256 of a network's modules and weights. Patch merging shows in the modules alone."""
+    """Return the SHA-256 of a network's modules and weights. Patch merging shows only in the modules."""
     digest = hashlib.sha256(repr(network).encode())
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -39,7 +39,7 @@ def network_hash(network: torch.nn.Module) -> str:
 
 
 def made_from(network: torch.nn.Module, *, channels: int, roi_size: Sequence[int]) -> dict[str, Any]:
-    """Return all that decides a conversion, of JSON types."""
+    """Return everything that decides a conversion, as JSON types."""
     return {
         "weights": network_hash(network),
         "channels": channels,

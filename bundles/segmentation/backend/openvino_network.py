@@ -40,7 +40,7 @@ def convert(network: torch.nn.Module, *, channels: int, roi_size: Sequence[int])
     shape = [1, channels, *roi_size]
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # sizes and plans are meant to be constants
-        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, which OpenVINO reads
+        warnings.simplefilter("ignore", DeprecationWarning)  # from torch.jit, which OpenVINO reads
         traced = torch.jit.trace(fused_copy(network), torch.zeros(shape), check_trace=False)
         return openvino.convert_model(traced, example_input=torch.zeros(shape), input=shape)
 
@@ -55,7 +55,7 @@ class OpenVinoNetwork(torch.nn.Module):
         precision: ``fp32``, also on processors on which OpenVINO by itself would choose bfloat16, or ``bf16``.
     """
 
-    windows_at_once = 1  # it computes one after the other: more at once take memory alone
+    windows_at_once = 1  # it computes one after the other: more at once only take memory
 
     def __init__(self, model: Any, *, precision: str = "fp32") -> None:
         super().__init__()

@@ -37,8 +37,8 @@ class SegmentationInputs:
     Attributes:
         scans: items ``{"image": NIfTI file or list of files}``.
         series: for each NIfTI file made from a DICOM series, the files of the series in slice order.
-        count: number of scans that were found, with those that are done or cannot be read.
-        names: unique name of each image file, with those that are done: see `case_names`.
+        count: number of scans that were found, including those that are done or cannot be read.
+        names: unique name of each image file, including those that are done: see `case_names`.
         sources: what each scan is made from, by its image file.
     """
 
@@ -59,11 +59,11 @@ def segmentation_inputs(
 ) -> SegmentationInputs:
     """Find the scans to segment.
 
-    A file and a folder with a ``dataset.json`` are read by `data_list.inference_scans`. Any other folder is searched for
-    scans at any depth, NIfTI and DICOM alike. Scans of equal file names are named by their folders, too. DICOM CT series
-    (and MetaImage files) are converted on their own grid to ``output_dir/dicom/NAME.nii.gz``. Series that may be
+    A file and a folder with a ``dataset.json`` are read by `data_list.inference_scans`. Any other folder is searched
+    for scans at any depth, NIfTI and DICOM alike. Scans of equal file names are named by their folders, too. DICOM CT
+    series (and MetaImage files) are converted on their own grid to ``output_dir/dicom/NAME.nii.gz``. Series that may be
     incomplete and files that cannot be read become `Failures`, and so does a scan that is named like a mask; what lies
-    beside a CT and is none (scout views, reports, other modalities) is left out with a line in the log.
+    next to a CT and is not one (scout views, reports, other modalities) is left out with a line in the log.
 
     No mask in ``output_dir`` is replaced by that of another scan (`Source.may_become`): a scan whose name is taken gets
     another one.
@@ -73,8 +73,8 @@ def segmentation_inputs(
         output_dir: folder of the masks.
         failures: takes the scans that cannot be read, and keeps what earlier runs could not do for other scans.
         resume: skip scans that an earlier run into ``output_dir`` has segmented: those in its table of volumes whose
-            mask exists and is no older than the scan, which are the scans that they were (`Source.is_unchanged`), and
-            which lack nothing (`Failures.earlier`).
+            mask exists and is no older than the scan, which are unchanged (`Source.is_unchanged`), and which lack
+            nothing (`Failures.earlier`).
         straighten_tilt: resample scans of a tilted gantry (see `read_series`); False: they cannot be read.
 
     Raises:
@@ -94,7 +94,7 @@ def segmentation_inputs(
         except InputError as error:
             if len(sources) == 1:
                 raise
-            found.fail(os.fspath(one), error)  # the other sources go on
+            found.fail(os.fspath(one), error)  # the other sources continue
             continue
         found.take(searched)
     if (found.failed or found.no_scans) and not found.listed and not found.skipped:
@@ -127,8 +127,8 @@ class _Inputs:
         listed: what `inference_scans` reads: files, and folders with a data list.
         series: converted file to its DICOM files in slice order.
         made: converted file to its source.
-        tried: files and folders of all scans, those that are done or cannot be read as well.
-        skipped, failed, no_scans: number of scans that are done, that failed, and of series that are no CT volume.
+        tried: files and folders of all scans, including those that are done or cannot be read.
+        skipped, failed, no_scans: number of scans that are done, that failed, and of series that are not a CT volume.
     """
 
     output_dir: Path
@@ -157,7 +157,7 @@ class _Inputs:
         self.failed += 1
 
     def search(self, folder: StrPath) -> Found:
-        """Search a folder without a data list; not the output, should it lie in there.
+        """Search a folder without a data list, except for the output if that is inside.
 
         Raises:
             InputError: see `find_candidates`.
@@ -214,7 +214,7 @@ class _Inputs:
         return self.sources.get(file) or source_of(file, ensure_tuple(scan["image"]))
 
     def is_done(self, file: str, source: Source) -> bool:
-        """Whether a scan has its mask already, from an earlier run."""
+        """Return whether a scan already has its mask, from an earlier run."""
         if file not in self.done:
             return False
         if (recorded := self.recorded.get(file)) is None or recorded.is_unchanged(source):
@@ -228,7 +228,7 @@ class _Inputs:
         except NoScan as reason:
             logger.info("%s (%s) is left out: %s", candidate.source, candidate.name, reason)
             self.no_scans += 1
-        except Exception as error:  # beside `RefusedScan`, what libraries raise for odd files
+        except Exception as error:  # besides `RefusedScan`, what libraries raise for odd files
             self.fail(candidate.source, error)
         else:
             self.listed.append(file)
@@ -246,7 +246,7 @@ def _segmented(output_dir: Path, cases: Mapping[str, str]) -> set[str]:
     """Return the images that an earlier run has segmented: in its table, with a whole mask no older than the image.
 
     Args:
-        output_dir: of that run.
+        output_dir: that run's output folder.
         cases: names of its images.
     """
     images = set()
@@ -304,7 +304,7 @@ def _converted(candidate: Candidate, file: str, straighten_tilt: bool) -> tuple[
         The DICOM files in slice order; () for other formats.
 
     Raises:
-        NoScan: it is no CT volume, and none is missing.
+        NoScan: it is not a CT volume, and none is missing.
         RefusedScan: it cannot be used.
     """
     if candidate.fault:

@@ -75,7 +75,7 @@ def resample_labels(
     for start in range(first, last, thickness):
         box = [(start, min(start + thickness, last)), *plane]
         grid = _grid(to_grid, box, like=volume)
-        # One batch entry per slice: on a CPU grid_sample is parallel over the batch only.
+        # One batch entry per slice: on a CPU grid_sample is parallel only over the batch.
         slices = volume.expand(len(grid), *volume.shape)
         sampled = F.grid_sample(slices, grid, mode=sampling, padding_mode="zeros", align_corners=False)
         # On a CPU argmax would take four times as long as max.

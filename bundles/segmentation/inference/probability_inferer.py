@@ -111,7 +111,7 @@ class ProbabilityInferer(Inferer):
         return probabilities
 
     def computed_by(self) -> list[str]:
-        """Return what computed the networks for the last scan, such as ``PyTorch 2.13.0``; empty before the first one."""
+        """What computed the networks for the last scan, such as ``PyTorch 2.13.0``; empty before the first one."""
         return sorted({getattr(network, "computed_by", f"PyTorch {torch.__version__}") for network in self._computing})
 
     def _mean(self, images: torch.Tensor, network: torch.nn.Module, plan: _Plan) -> torch.Tensor:
@@ -177,7 +177,8 @@ class ProbabilityInferer(Inferer):
 def _check_probabilities(probabilities: torch.Tensor, inputs: torch.Tensor) -> None:
     """Refuse probabilities that are not numbers: the largest of them would be background.
 
-    The softmax makes all classes of a voxel NaN if one of its logits is NaN or infinite, so one class tells.
+    The softmax makes all classes of a voxel NaN if one of its logits is NaN or infinite, so one class is enough to
+    check.
     """
     bad = sum(int(part[:, :1].isnan().sum()) for part in probabilities.split(SLICES, dim=2))
     if bad:

@@ -32,8 +32,8 @@ def write_or_compare_settings(
 ) -> None:
     """Write ``settings.json`` when a run starts; compare the settings with it when a run is resumed.
 
-    The table of volumes, by which a resumed run knows what is done, is renamed first, since it tells of masks with other
-    settings: to ``previous_volumes.csv``, or with a number if that one tells of further scans.
+    The table of volumes, from which a resumed run knows what is done, is renamed first, since it lists masks with other
+    settings: to ``previous_volumes.csv``, or to a numbered name if that file lists other scans as well.
 
     Args:
         output_dir: folder of the results.
@@ -42,8 +42,8 @@ def write_or_compare_settings(
         resume: whether the run is resumed.
 
     Raises:
-        InputError: a model does not exist; ``settings.json`` cannot be read; or the run is resumed with different settings
-            or models. The message lists both values of each.
+        InputError: a model does not exist; ``settings.json`` cannot be read; or the run is resumed with different
+            settings or models. The message lists both values of each.
     """
     current, known = _compared(output_dir, settings, models, resume)
     if known or rank() != 0:
@@ -54,7 +54,7 @@ def write_or_compare_settings(
 
 
 def _set_table_aside(table: Path) -> None:
-    """Rename a table; an earlier one is replaced if it tells of the same scans alone."""
+    """Rename a table; an earlier one is replaced if it lists no other scans."""
     if not table.exists():
         return
     scans, number = _scans(table), 1
@@ -66,7 +66,7 @@ def _set_table_aside(table: Path) -> None:
 
 
 def _scans(table: Path) -> set[str]:
-    """Return the scans of a table; if it is another one, its own name, so that no table replaces it."""
+    """Return the scans of a table; if it is another table, its own name, so that no table replaces it."""
     try:
         return set(read_cases(table))
     except InputError:

@@ -34,7 +34,7 @@ def blend_windows(
 ) -> torch.Tensor:
     """Return the blended logits (B, K, X, Y, Z) of scans (B, C, X, Y, Z), float32.
 
-    What takes long writes a line every few seconds, with the windows done and the time left.
+    A long prediction logs a line every few seconds, with the windows done and the time left.
 
     Products and sums are float32, whatever precision the network uses. With n windows over a voxel, the result differs
     from their exact weighted mean by at most (n + 1) * 2**-23 times their largest absolute logit.
@@ -112,7 +112,7 @@ def _outputs(
 
 
 def _with_content(images: torch.Tensor, jobs: Sequence[tuple[int, Window]]) -> list[tuple[int, Window]]:
-    """Return the jobs without windows of zeros only. Scans that are 0 everywhere keep all their windows."""
+    """Return the jobs without windows that hold only zeros. Scans that are 0 everywhere keep all their windows."""
     flags = [images[(scan, slice(None), *window)].any() for scan, window in jobs]
     content = torch.stack(flags).tolist()  # one GPU synchronisation, not one per window
     not_empty = {scan for (scan, _), has_content in zip(jobs, content, strict=True) if has_content}

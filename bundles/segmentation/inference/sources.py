@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Know which scan each mask was made from, so that no mask is taken for that of another scan, and none is replaced by it."""
+"""Record which scan each mask was made from, so that no mask is taken for another scan's, or replaced by it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Source:
     Attributes:
         case: name of the mask, before ``_seg.nii.gz``.
         source: file of the scan, or folder of its DICOM series.
-        series_uid: of a DICOM series, else "".
+        series_uid: UID of a DICOM series, else "".
         identity: size and time of each file, or number and bytes of the files of a series; None: not recorded.
     """
 
@@ -35,14 +35,14 @@ class Source:
     identity: list[Any] | None = None
 
     def is_unchanged(self, now: Source) -> bool:
-        """Whether the scan is as it was; if nothing is recorded it is taken as it is."""
+        """Return whether the scan is unchanged; without a record it counts as unchanged."""
         return self.identity is None or (self.identity == now.identity and self.series_uid == now.series_uid)
 
     def may_become(self, now: Source) -> bool:
-        """Whether ``now`` is the same scan, perhaps with other content: its mask may replace the one that is there.
+        """Return whether ``now`` is the same scan, perhaps with other content: its mask may replace the earlier one.
 
         A DICOM series is known by its UID, since folders such as an inbox hold one patient after the other. A file is
-        known by its path, or where it was moved by its size and time.
+        known by its path, or if it was moved, by its size and time.
         """
         if self.series_uid or now.series_uid:
             return self.series_uid == now.series_uid
@@ -50,7 +50,7 @@ class Source:
 
 
 def source_of(scan: str, files: Sequence[str], *, series: Series | None = None) -> Source:
-    """Return what tells a scan that is about to be segmented from others; its mask has no name yet.
+    """Return what distinguishes a scan that is about to be segmented from others; its mask has no name yet.
 
     Args:
         scan: its file, or the folder of its series.
@@ -70,10 +70,10 @@ def source_of(scan: str, files: Sequence[str], *, series: Series | None = None) 
 def read_sources(output_dir: str | os.PathLike) -> dict[str, Source]:
     """Return what the masks in a folder were made from, by the image file that was segmented.
 
-    A folder of an earlier version has no such record: its masks are known by their table alone.
+    A folder of an earlier version has no such record: its masks are known only by their table.
 
     Raises:
-        InputError: the table is none that an inference wrote.
+        InputError: the table was not written by an inference.
     """
     known = {image: Source(case, image) for image, case in read_cases(Path(output_dir) / TABLE).items()}
     try:
@@ -91,7 +91,7 @@ def mask_of(output_dir: str | os.PathLike, case: str) -> Path:
 class RecordSources(CaseHandler):
     """Handler of an evaluator: records in ``sources.json`` what each mask was made from.
 
-    List it after `OrganVolumes`: a run that is killed between the two segments the scan once more.
+    List it after `OrganVolumes`: a run that is killed between the two segments the scan again.
 
     Args:
         output_dir: folder of the masks.

@@ -93,7 +93,7 @@ def load_ensemble(
 
     Args:
         paths: all model files; see `model_files`.
-        labels: value to name, of the first model.
+        labels: label names of the first model by value.
         asked, preset: see `resolve_encoder`. If ``asked`` has the ``in_channels`` of the first model, models for
             another number of channels are rejected.
         expected: see `load_model`.

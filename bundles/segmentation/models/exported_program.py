@@ -19,7 +19,7 @@ TOLERANCE = 1e-4  # largest difference of logits between program and network
 
 
 def write_program(network: torch.nn.Module, *, path: str, channels: int, roi_size: Sequence[int]) -> Path:
-    """Export a network for windows of one size and any batch size, and write it beside its weights.
+    """Export a network for windows of one size and any batch size, and write it next to its weights.
 
     Args:
         network: the network with its weights, on the CPU.

@@ -33,7 +33,7 @@ def organ_names(labels: Mapping[int | str, str]) -> dict[int, str]:
 
 
 def names_by_value(labels: Mapping[int | str, str]) -> dict[int, str]:
-    """The name of each label by its value as a number, background included, in the order of the values."""
+    """Return the name of each label by its value as a number, background included, in the order of the values."""
     return {value: name for value, name in sorted((int(value), str(name)) for value, name in labels.items())}
 
 

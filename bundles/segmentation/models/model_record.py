@@ -45,7 +45,7 @@ def _facts(path: str, scored: Mapping[str, Any]) -> dict[str, Any]:
     if "start" in trained:
         start = "scratch"
         if report := trained["start"]:
-            # `load_encoder` loads tensors of the encoder only, `load_model` those of the whole network.
+            # `load_encoder` loads only tensors of the encoder, `load_model` those of the whole network.
             start = "model" if report["loaded"] > of_encoder else "encoder"
             start_file = report["file"]
     held_out = trained.get("validation_scans")

@@ -1,8 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
 """Decide for each scan and organ whether its carried label is kept: do the copies agree, and is the size plausible?
 
-Copies that several labelled scans carried to one scan err apart from each other. Where they agree, they are more
-often right. How much more is measured by leaving out one labelled scan after another (`LeftOut`).
+Copies that several labelled scans carried to one scan err in different ways. Where they agree, they are more often
+right. How much more is measured by leaving out one labelled scan after another (`LeftOut`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def dice_of_organs(one: np.ndarray, other: np.ndarray, *, labels: Mapping[int, s
     """Return the Dice of each organ over the voxels where both label maps have an answer.
 
     Args:
-        one: integers (X, Y, Z); `IGNORE` is no answer.
+        one: integers (X, Y, Z); `IGNORE` means no answer.
         other: the same on the same voxels.
         labels: organ name of each label value; the background cannot be named.
 
@@ -64,7 +64,7 @@ def agreement(
     """Return the mean Dice between the copies of each organ, over all pairs whose labelled scans both hold it.
 
     Args:
-        copies: (X, Y, Z) for each labelled scan, carried to one scan; `IGNORE` is no answer.
+        copies: (X, Y, Z) for each labelled scan, carried to one scan; `IGNORE` means no answer.
         labels: organ name of each label value.
         holds: label values that occur in each labelled scan's own label map.
 
@@ -96,8 +96,8 @@ def expected_volumes(
 
     Args:
         volumes: ml of each organ in each labelled scan; 0, or no entry, if it lacks the organ.
-        scales: (x, y, z) of each pair, as `register` takes it: a length in the scan times it is one in the labelled
-            scan, so that volumes are divided by their product.
+        scales: (x, y, z) of each pair, as `register` takes it: a length in the scan, times the scale, is one in the
+            labelled scan, so that volumes are divided by their product.
 
     Returns:
         ``(lowest, highest)`` in ml for each organ that a labelled scan holds.
@@ -179,7 +179,7 @@ def decide(
 
     Args:
         scan: name of the scan, for the table.
-        agreements: from `agreement`; the entry ``mean`` is no organ.
+        agreements: from `agreement`; the entry ``mean`` is not an organ.
         confidences: mean confidence of each organ's voxels in the fused label.
         volumes: ml of each organ in the fused label.
         expected: from `expected_volumes`.
@@ -229,7 +229,7 @@ def keep_only(label: np.ndarray, decisions: Sequence[Decision], *, labels: Mappi
 
     Args:
         label: uint8 (X, Y, Z).
-        decisions: of its scan.
+        decisions: the decisions of its scan.
         labels: organ name of each label value.
 
     Raises:
@@ -266,12 +266,12 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Relation:
-    """How agreement and true Dice go together.
+    """How agreement and true Dice are related.
 
     Attributes:
         pairs: number of organs with both.
         rank_correlation: Spearman's; NaN with fewer than three, or if one of both is constant.
-        min_agreement: smallest agreement from which on the organs have the wanted Dice in the mean; NaN if none has.
+        min_agreement: smallest agreement at or above which the organs have the wanted Dice on average; NaN if none has.
     """
 
     pairs: int
@@ -280,7 +280,7 @@ class Relation:
 
 
 def relation(rows: Sequence[LeftOut], *, dice: float) -> Relation:
-    """Return how well agreement tells the true Dice, and which agreement gives a wanted Dice in the mean.
+    """Return how well agreement predicts the true Dice, and which agreement gives a wanted Dice on average.
 
     Args:
         rows: rows without agreement are left out.

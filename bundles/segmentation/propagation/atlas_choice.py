@@ -27,13 +27,14 @@ class Selection:
     Attributes:
         atlases: most labelled scans to carry from, for each scan.
         min_common: least share of a scan's length along the body that a labelled scan must cover.
-        max_residual: mm; a labelled scan for which the network says other positions, by more than this in the mean over
-            the axes, is not used; a scan without any is left out.
+        max_residual: mm; a labelled scan whose predicted positions differ by more than this, on average over the axes,
+            is not used; a scan without any is left out.
         scales: least and largest slope of the positions of a scan, in the network's mm per mm of the scan.
-        min_agreement: Dice between copies that an organ needs; None: derived from the labelled scans, see ``wanted_dice``.
-        wanted_dice: Dice that kept organs should have in the mean, when the labelled scans are left out one by one.
-        otherwise: least ``min_agreement`` that is derived, and its value where fewer than three labelled scans, or too few
-            organs, allow no derivation.
+        min_agreement: Dice between copies that an organ needs; None: derived from the labelled scans, see
+            ``wanted_dice``.
+        wanted_dice: Dice that kept organs should have on average, when the labelled scans are left out one by one.
+        otherwise: least ``min_agreement`` that is derived, and its value where fewer than three labelled scans, or too
+            few organs, allow no derivation.
     """
 
     atlases: int = 5
@@ -60,13 +61,13 @@ def choose_atlases(
     """Choose the labelled scans to carry from.
 
     Args:
-        position: of the scan that gets labels.
+        position: position of the scan that gets labels.
         labelled: the labelled scans and their positions.
         selection: how many, and what each must meet.
-        apart_from: a labelled scan that is measured: it and its patient's others give no labels.
+        apart_from: a labelled scan that is measured: it and the other scans of its patient give no labels.
 
     Returns:
-        The scans, best first, and how the scan lies over each; or none, and why.
+        The scans, best first, and how the scan lies over each (`Alignment`); or none, and why.
     """
     scans = [scan for scan in labelled if scan != apart_from and not same_patient(scan, apart_from)]
     if not scans:
@@ -93,5 +94,5 @@ def choose_atlases(
 
 
 def same_patient(scan: Scan, other: Scan | None) -> bool:
-    """Whether two scans are known to be of one patient."""
+    """Return whether two scans are known to be of one patient."""
     return other is not None and bool(scan.patient) and scan.patient == other.patient

@@ -22,7 +22,7 @@ from .itk_images import TO_LPS, as_label, as_volume, one_thread, simple_itk, to_
 if TYPE_CHECKING:
     import SimpleITK
 
-SLAB_VOXELS = 2**21  # points that are mapped at once: some 300 MiB of working memory
+SLAB_VOXELS = 2**21  # points that are mapped at once: about 300 MiB of working memory
 
 
 def carry_label(
@@ -47,11 +47,11 @@ def carry_label(
         interpolation: ``linear`` or ``nearest``.
 
     Returns:
-        uint8 (X, Y, Z) with the shape and affine of ``like``; `IGNORE` where the point is out of the label's field of
+        uint8 (X, Y, Z) with the shape and affine of ``like``; `IGNORE` where the point is outside the label's field of
         view, because the labelled scan says nothing there.
 
     Raises:
-        InputError: a file cannot be read, or the label map has values that are no labels.
+        InputError: a file cannot be read, or the label map has values that are not labels.
     """
     check_choice(name="interpolation", value=interpolation, choices=("linear", "nearest"))
     like, source = as_volume(like), _Labels.of(label, _most_weight if interpolation == "linear" else _nearest)
@@ -75,7 +75,7 @@ def carry_scan(
         like: the fixed scan, or its file; only its grid counts.
 
     Returns:
-        float32 (X, Y, Z) in HU; NaN out of the moving scan's field of view.
+        float32 (X, Y, Z) in HU; NaN outside the moving scan's field of view.
 
     Raises:
         InputError: a file cannot be read.
@@ -132,7 +132,7 @@ def _in_voxels(points: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def _hounsfield_at(scan: Volume, points: np.ndarray) -> np.ndarray:
-    """Return a scan at points (..., 3), mm in LPS; NaN out of its field of view."""
+    """Return a scan at points (..., 3), mm in LPS; NaN outside its field of view."""
     points = _in_voxels(points, scan.affine)
     inside = _inside(points, scan.voxels.shape)
     found = np.full(inside.shape, np.nan, np.float32)
@@ -146,7 +146,7 @@ class _Labels:
 
     Attributes:
         voxels: uint8 (X, Y, Z).
-        affine: of its grid.
+        affine: the grid's affine.
         box: first and last index along each axis of what is not background; empty: all is background.
         sample: returns labels at points in voxels.
     """
@@ -171,7 +171,7 @@ class _Labels:
         return cls(voxels, label.affine, box, sample)
 
     def at(self, points: np.ndarray) -> np.ndarray:
-        """Return the labels at points (..., 3), mm in LPS; `IGNORE` out of the field of view."""
+        """Return the labels at points (..., 3), mm in LPS; `IGNORE` outside the field of view."""
         points = _in_voxels(points, self.affine)
         inside = _inside(points, self.voxels.shape)
         found = np.where(inside, 0, IGNORE).astype(np.uint8)

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Fuse the labels that several labelled scans carried to one scan: votes weighted by how alike the scans look there.
+"""Fuse the labels that several scans carried to one scan: votes weighted by how alike the scans look there (likeness).
 
 Locally weighted voting: Artaechevarria et al., IEEE TMI 2009 (weights from local cross-correlation, raised to a gain),
 and Sabuncu et al., IEEE TMI 2010 (the model behind it).
@@ -64,7 +64,7 @@ def local_likeness(
 
     Both variances, and the covariance, get the variance of noise (`NOISE`) on top. Without it the correlation inside an
     even organ would be that of two noises, about 0, however well the organs lie on each other; with it, two even
-    windows are alike (1). What a correlation cannot tell is a different brightness: two even organs look alike.
+    windows are alike (1). A correlation cannot detect a different brightness: two even organs look alike.
 
     Args:
         fixed: (X, Y, Z) in HU.
@@ -131,16 +131,16 @@ def fuse(
 
     A class's share of a voxel is the weight of the labelled scans that vote for it, over the weight of those that can
     judge it. These hold the class in their label map (``holds``). A scan that lacks an organ abstains: its background
-    is no vote against the organ. If it has another organ there, that is one. A carried label `IGNORE` is no vote at
-    all. The class with the largest share wins.
+    is not a vote against the organ. If it has another organ there, that is one. A carried label `IGNORE` is not a vote
+    at all. The class with the largest share wins.
 
     Confidence is the share of the winner. Where only one scan can judge it, its share is always 1 and says nothing:
     there the scan's likeness is the confidence. With one labelled scan this is so everywhere, and confidence means that
-    the two scans look alike around the voxel after registration. It is no probability, and it does not notice a label
-    that lies in the wrong place that looks the same.
+    the two scans look alike around the voxel after registration. It is not a probability, and it does not notice a
+    label that lies in the wrong place that looks the same.
 
-    A voxel is `IGNORE` and never background for want of an answer: where the first two classes have equal shares, and
-    where nobody votes or no vote has weight (confidence 0).
+    A voxel without an answer is `IGNORE`, never background: where the first two classes have equal shares, and where
+    nobody votes or no vote has weight (confidence 0).
 
     Args:
         labels: uint8 (X, Y, Z) for each labelled scan, from `carry_label`.

@@ -41,7 +41,7 @@ def one_thread() -> Iterator[None]:
     """Let every filter that is made inside run in one thread, whatever the machine or the environment says.
 
     Mattes mutual information is a sum over threads: with another number of them its last bits differ, and the optimiser
-    carries that on. Filters keep the number that holds when they are made, so make them inside.
+    passes that on. Filters keep the number that holds when they are made, so make them inside.
     """
     process = simple_itk().ProcessObject
     before = process.GetGlobalDefaultNumberOfThreads()

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Find where the scans of a run are in the body. A continued run finds none twice."""
+"""Find where the scans of a run are in the body. A continued run locates none twice."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def locate(
     """Find where each scan is in the body. What is found is recorded, and read again by the next run.
 
     Args:
-        scans: of the run.
+        scans: the run's scans.
         network_file: a position network.
         selection: which slopes are plausible.
         out: output folder.
-        device: of the network.
+        device: the network's device.
 
     Returns:
-        The position of each scan that fits, and the reason for each other one, by name.
+        The position of each scan that fits, and the reason for each of the others, by name.
     """
     network: PositionNetwork | None = None
     located: dict[Scan, ScanPosition] = {}
@@ -65,7 +65,7 @@ def locate(
             except InputError as error:
                 yield scan, str(error)
                 continue
-            except Exception as error:  # of a library, in one scan: the others go on
+            except Exception as error:  # from a library, in one scan: the others continue
                 logger.warning("%s", traceback.format_exc())
                 yield scan, f"an unexpected error, {type(error).__name__}: {error}"
                 continue
@@ -89,5 +89,5 @@ def _recorded_position(path: Path, identity: dict[str, Any]) -> ScanPosition | N
     try:
         fit = PositionFit(**{name: tuple(values) for name, values in content["fit"].items()})
         return ScanPosition(fit, tuple(tuple(map(tuple, profile)) for profile in content["profiles"]))
-    except (KeyError, TypeError):  # incomplete: it is found anew
+    except (KeyError, TypeError):  # incomplete: it is found again
         return None

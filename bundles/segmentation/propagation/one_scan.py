@@ -36,7 +36,7 @@ from .registration import RegistrationOptions
 from .scans_of_run import Scan
 
 PICTURE_MARGIN = 30.0  # mm around the organs
-FORMAT = 3  # of the records; another number makes all scans anew
+FORMAT = 3  # record format; a new number recomputes all scans
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class Job:
 
     Attributes:
         target: the scan.
-        atlases: the labelled scans to carry from, best first, and how the target lies over each.
-        recipe: how.
+        atlases: the labelled scans to carry from, best first, and how the target lies over each (`Alignment`).
+        recipe: how labels are carried.
         folder: output folder of the run.
         leave_out: the target is a labelled scan: measure the carried label against its own, and write no label.
         masks_only: write no label for training.
@@ -169,7 +169,7 @@ def label_scan(job: Job) -> dict[str, Any]:
             f"Cannot write in {job.folder}: {error.strerror or error}. Finished scans are kept: free some space and run the "
             "same command again."
         ) from error
-    except Exception as error:  # of a library, in one scan: the others go on
+    except Exception as error:  # from a library, in one scan: the others continue
         reason = f"an unexpected error, {type(error).__name__}: {error}"
         return refused(job.target.name, reason) | {"traceback": traceback.format_exc()}
     return result
@@ -184,7 +184,7 @@ class _Copy:
         likeness: float32 (X, Y, Z), see `local_likeness`.
         holds: label values of the labelled scan.
         volumes: millilitres of each organ in the labelled scan.
-        scale: of the labelled scan along each axis, for the scan to label.
+        scale: scale of the labelled scan along each axis, for the scan to label.
     """
 
     label: np.ndarray
@@ -216,7 +216,7 @@ def _label(job: Job, result: dict[str, Any]) -> None:
         result["measured"] = {
             organ: {"agreement": _rounded(agreed[organ]), "dice": _rounded(dice[organ])}
             for value, organ in labels.items()
-            if (truth == value).any() and value in set.union(*holds)  # what no copy has says nothing of carrying
+            if (truth == value).any() and value in set.union(*holds)  # what no copy has says nothing about carrying
         }
         return
     decisions = decide(
@@ -247,7 +247,7 @@ def _carried(atlas: Scan, lies: Alignment, target: Volume, job: Job) -> tuple[di
     """Register a labelled scan and carry its label; return what came of it, and the copy (None if it failed)."""
     pair: dict[str, Any] = {"atlas": atlas.name}
     recipe, options = job.recipe, job.recipe.registration
-    # An error here is of the disk: the target gets no label without this scan.
+    # An error here is a disk error: the target gets no label without this scan.
     scan, label = as_volume(atlas.image), as_label(atlas.label)
     try:
         found = registered(atlas, job.target, moving=scan, fixed=target, lies=lies, options=options, folder=job.folder)
@@ -287,7 +287,7 @@ def _for_training(
 
 
 def _write(job: Job, target: Volume, label: np.ndarray, fused: Fused) -> None:
-    job.record.unlink(missing_ok=True)  # of an earlier run: it would vouch for these files if this one is stopped here
+    job.record.unlink(missing_ok=True)  # an earlier run's: it would vouch for these files if this one is stopped here
     outputs = Outputs(job.folder, job.target.name)
     outputs.forget_set_aside()
     mask = np.where(fused.label == IGNORE, 0, fused.label).astype(np.uint8)

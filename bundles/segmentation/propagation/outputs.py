@@ -23,7 +23,7 @@ class Outputs:
 
     Attributes:
         folder: output folder of the run.
-        name: of the scan.
+        name: the scan's name.
     """
 
     folder: str
@@ -50,7 +50,7 @@ class Outputs:
         return Path(self.folder) / RECORDS / "pictures" / f"{self.name}.npy"
 
     def all(self, *, masks_only: bool = False) -> tuple[Path, ...]:
-        """All of them, or all but the label for training."""
+        """Return all of them, or all except the label for training."""
         return (self.mask, self.confidence, self.picture) + (() if masks_only else (self.label,))
 
     def sizes(self, *, masks_only: bool = False) -> dict[str, int]:
@@ -58,7 +58,7 @@ class Outputs:
         return {self._inside(path): path.stat().st_size for path in self.all(masks_only=masks_only)}
 
     def are_whole(self, sizes: Mapping[str, int], *, masks_only: bool = False) -> bool:
-        """Whether all files are there and can be read.
+        """Return whether all files are there and can be read.
 
         Files of the recorded size are taken as they are. Others are read: a label that somebody has corrected is whole,
         one that a full disk has cut is not.
@@ -77,7 +77,7 @@ class Outputs:
         return True
 
     def set_aside(self, *, masks_only: bool = False) -> None:
-        """Move the files out of sight, where `take_back` finds them: the scan is left out now, and may come again."""
+        """Move the files out of sight, where `take_back` finds them: the scan is left out now, and may return."""
         for path in self.all(masks_only=masks_only):
             move_file(path, self._aside(path))
 

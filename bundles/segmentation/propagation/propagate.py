@@ -46,8 +46,8 @@ class Summary:
     Attributes:
         labelled: names of the scans that got a label.
         left_out: name to reason of the others.
-        min_agreement: that was used.
-        relation: of agreement and Dice, from the labelled scans; None without any measurement.
+        min_agreement: the value that was used.
+        relation: relation of agreement and Dice, from the labelled scans; None without any measurement.
     """
 
     labelled: tuple[str, ...]
@@ -79,12 +79,12 @@ def propagate(
         output_dir: where the results are written.
         purpose: ``training`` also writes a data list.
         workers: processes; None: one per core, at most 16; 0: none but this one. The results do not depend on it.
-        device: of the position network.
+        device: the position network's device.
         names: ``labels`` and ``modality`` of the data list.
 
     Raises:
-        InputError: SimpleITK is missing, no labelled scan can be used, or the output cannot be written or holds a data list
-            of another origin.
+        InputError: SimpleITK is missing, no labelled scan can be used, or the output cannot be written or holds a data
+            list of another origin.
         SystemExit: after Ctrl-C or SIGTERM, with 128 + the number of the signal.
     """
     simple_itk()
@@ -138,7 +138,9 @@ def propagate(
 
 
 def check_output(output_dir: str | os.PathLike) -> None:
-    """Make the output folder, and check that it can hold the results; part of a run list, before anything is read.
+    """Make the output folder and check that it can hold the results, before anything is read.
+
+    Use it as an entry of the config's `run`.
 
     Raises:
         InputError: it is a file, cannot be written, or holds a data list that no run of propagate.yaml wrote.
@@ -151,7 +153,7 @@ def check_output(output_dir: str | os.PathLike) -> None:
             f"--output_dir {out} holds a {DATA_LIST} that no run of propagate.yaml wrote, such as that of your labelled scans. "
             "Choose another folder."
         )
-    try:  # the folder alone: one with records counts as the output of such a run
+    try:  # only the folder: one with records counts as the output of such a run
         out.mkdir(parents=True, exist_ok=True)
         if not os.access(out, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -160,10 +162,10 @@ def check_output(output_dir: str | os.PathLike) -> None:
 
 
 def _check_labelled(scans: ScansOfRun, labelled: Collection[Scan], reasons: Mapping[str, str], out: Path) -> None:
-    """Warn of labelled scans that are not used, with the reason by name.
+    """Warn about labelled scans that are not used, with the reason by name.
 
     Raises:
-        InputError: none can be used, or one from which labels of an earlier run were carried: all would be made anew.
+        InputError: none can be used, or one from which labels of an earlier run were carried: all would be made again.
     """
     carried = _carried_from(out) if reasons else {}
     for name, reason in reasons.items():
@@ -182,7 +184,7 @@ def _check_labelled(scans: ScansOfRun, labelled: Collection[Scan], reasons: Mapp
 
 
 def _set_aside(results: Sequence[dict[str, Any]], out: Path, *, masks_only: bool) -> None:
-    """Set aside what an earlier run wrote for scans that are left out now; the same run as then takes it back."""
+    """Set aside what an earlier run wrote for scans now left out; a run with the earlier options takes it back."""
     for result in results:
         if not result["organs"]:
             Outputs(str(out), result["scan"]).set_aside(masks_only=masks_only)
@@ -206,7 +208,7 @@ def _summary(
 
 
 def exit_if_scans_were_left_out(summary: Summary) -> None:
-    """End the process with status 3 if scans were left out; last in a run list."""
+    """End the process with status 3 if scans were left out. Use it as the last entry of the config's `run`."""
     if summary.left_out:
         sys.exit(STATUS_LEFT_OUT)
 
@@ -215,7 +217,7 @@ def exit_if_scans_were_left_out(summary: Summary) -> None:
 
 
 def _leave_out_jobs(labelled: dict[Scan, ScanPosition], recipe: Recipe, selection: Selection, out: Path) -> list[Job]:
-    """One job for each labelled scan, to which the others carry their labels."""
+    """Return one job for each labelled scan, to which the others carry their labels."""
     jobs = []
     for scan, position in labelled.items():
         atlases, _ = choose_atlases(position, labelled, selection, apart_from=scan)
@@ -230,7 +232,7 @@ def _measured(
     """Leave out one labelled scan after another.
 
     Returns:
-        Rows with ``scan``, ``organ``, ``agreement`` and ``dice``; how agreement tells the Dice; the least agreement.
+        Rows with ``scan``, ``organ``, ``agreement`` and ``dice``; how agreement predicts the Dice; the least agreement.
     """
     jobs = _leave_out_jobs(labelled, recipe, selection, out)
     results = _all(jobs, workers, doing="measuring on labelled scans")

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Records of what is finished, in the output folder: how they are read, and what tells that a file has changed."""
+"""Records of what is finished, in the output folder: how they are read, and what shows that a file has changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RECORDS = ".propagated"  # folder of the records, in the output
 
 
 def file_identity(file: str, folder: str | os.PathLike) -> list[Any]:
-    """Return what tells whether a file has changed: size and time, or for a file that each run writes anew its content.
+    """Return what shows whether a file has changed: size and time, or the content if each run writes the file again.
 
     Args:
         file: the file.

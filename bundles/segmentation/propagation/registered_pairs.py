@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Register a pair of scans once: another limit, a corrected label or one more labelled scan needs no new registration."""
+"""Register a pair of scans once: a new limit, a corrected label or another labelled scan needs no new registration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .records import file_identity, read_record
 from .registration import Registration, RegistrationOptions, register
 from .scans_of_run import Scan
 
-FORMAT = 1  # of the records; another number registers all pairs anew
+FORMAT = 1  # record format; a new number registers all pairs again
 
 
 def registered(
@@ -33,14 +33,14 @@ def registered(
 ) -> Registration:
     """Return `register` of a labelled scan and a scan to label, from the records of an earlier run if it is there.
 
-    The transform is always the one that was read from its file, so that both ways give the same bytes. A pair that cannot
-    be registered is tried again.
+    The transform is always the one that was read from its file, so that both ways give the same bytes. A pair that
+    cannot be registered is tried again.
 
     Args:
         atlas, target: the scans.
         moving, fixed: their voxels.
-        lies: how the target lies over the atlas.
-        options: of the registration.
+        lies: how the target lies over the atlas (`Alignment`).
+        options: options of the registration.
         folder: output folder of the run.
 
     Raises:
@@ -70,7 +70,7 @@ def registered(
     with atomic_path(file) as temporary:
         try:
             simple_itk().WriteTransform(found.transform, str(temporary))
-        except RuntimeError as error:  # of ITK, if the disk is full
+        except RuntimeError as error:  # from ITK, if the disk is full
             raise OSError(f"{file.name}: {str(error).strip().splitlines()[-1].strip()}") from error
     figures = asdict(replace(found, transform=None))
     figures["starts"] = list(found.starts.items())  # names in JSON are texts

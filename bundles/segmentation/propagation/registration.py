@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 RIM = 8.0  # mm around the body that count as well, so that the skin's outline takes part
 REACH = 24.0  # mm beyond the compared part of the fixed scan, where the moving scan is kept for the deformation
 STARTS = (-2.0, -1.0, 0.0, 1.0, 2.0)  # on head-and-neck CT the best start was at most 30 mm from that by positions
-LEAST_SAMPLES = 4000  # of the metric, at coarse resolutions with few voxels; else its histogram is nearly empty
+LEAST_SAMPLES = 4000  # samples of the metric, at coarse resolutions with few voxels; else its histogram is nearly empty
 LEAST_BODY = 1000  # voxels of the working grid; with fewer the histogram of mutual information is empty
 LEAST_INFORMATION = 0.1  # nats; pairs of patients have 0.6 to 1, a body and noise less than 0.03
-KEPT = 0.95  # of the information at the start: a start that is right already loses some to interpolation
+KEPT = 0.95  # share of the information at the start: a start that is right already loses some to interpolation
 STEPS = whole_from(1, 100_000)
 BINS = whole_from(8, 1024)
 SCALES = (0.4, 2.5)  # an affine map that stretches any direction by less or more is not one between two adults
@@ -59,14 +59,14 @@ class RegistrationOptions:
             and takes longer.
         affine_iterations: most steps of the affine map at each of three resolutions.
         deformation_iterations: most steps of the deformation at each of two resolutions. Nothing else keeps it smooth.
-            On eight pairs of head-and-neck CT, 12 with control points at 60 mm gave a mean Dice of 0.56; L-BFGS-B with 8
-            at 45 mm gave 0.54 and took longer.
+            On eight pairs of head-and-neck CT, 12 with control points at 60 mm gave a mean Dice of 0.56; L-BFGS-B with
+            8 at 45 mm gave 0.54 and took longer.
         sampling: share of the voxels that the metric is computed from, a regular pattern with a seeded jitter, but at
             least `LEAST_SAMPLES` voxels. The time of the deformation is proportional to it. On three pairs of
             head-and-neck CT 0.03 was no worse than 0.1.
         bins: bins of the joint histogram along each axis.
         min_overlap: share of the fixed body that must lie in the moving scan's field of view, before and after.
-        seed: of the jitter.
+        seed: seed of the jitter.
     """
 
     hu_window: Sequence[float] = (-300.0, 900.0)
@@ -215,7 +215,7 @@ def register(
         return replace(so_far, reason=str(failure))
     except RuntimeError as error:  # what ITK raises, whatever the cause; the last line says it
         if "alloc" in str(error).lower():
-            raise MemoryError(str(error)) from error  # no property of the pair
+            raise MemoryError(str(error)) from error  # not a property of the pair
         return replace(so_far, reason=f"the optimiser stopped: {str(error).strip().splitlines()[-1].strip()}")
     return replace(so_far, transform=transform)
 
@@ -284,8 +284,8 @@ def _body(tissue: np.ndarray) -> np.ndarray:
 def _around_body(scan: _WorkingScan) -> tuple[_WorkingScan, np.ndarray]:
     """Crop a scan to its body and the rim that is compared, and return it with that mask.
 
-    Control points in the air around would be fitted as well, and take the time of those in the body. Outside the box the
-    deformation is 0: what is no part of the body (an arm beside it) follows the affine map alone.
+    Control points in the air around would be fitted as well, and take the time of those in the body. Outside the box
+    the deformation is 0: what is not part of the body (an arm next to it) follows only the affine map.
     """
     distance = ndimage.distance_transform_edt(~scan.body, sampling=scan.image.GetSpacing()[::-1])
     compared = (distance <= RIM) & scan.seen
@@ -358,8 +358,8 @@ class _Pair:
         mesh = [max(1, round(length / self.options.control_spacing)) for length in lengths]
         deformation = sitk.BSplineTransformInitializer(image, mesh, order=3)
         method = self._method(deformation, ((2, 4.0), (1, 0.0)))
-        # Not SetMovingInitialTransform: multiplying the Jacobian of each sample by the affine map takes a quarter of the
-        # time.
+        # Not SetMovingInitialTransform: multiplying the Jacobian of each sample by the affine map takes a quarter of
+        # the time.
         moving = self._moved(self.moving.image, affine, sitk.sitkLinear, float(self.options.hu_window[0]))
         method.SetMetricMovingMask(self._moved(self.field_of_view, affine, sitk.sitkNearestNeighbor, 0))
         method.SetOptimizerAsLBFGS2(
@@ -383,7 +383,7 @@ class _Pair:
         return simple_itk().Resample(scan, *grid, outside)
 
     def shifts(self, transform: SimpleITK.Transform) -> SimpleITK.Image:
-        """Return where a transform moves each voxel of the fixed grid, in mm. What is looked up there is not computed anew."""
+        """Return where a transform moves each voxel of the fixed grid, in mm: computed once, then only looked up."""
         image = self.fixed.image
         return simple_itk().TransformToDisplacementField(
             transform, simple_itk().sitkVectorFloat64, image.GetSize(), image.GetOrigin(), image.GetSpacing()

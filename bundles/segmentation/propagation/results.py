@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""What a run writes beside the labels: table, data list, contact sheets, and how far agreement can be trusted."""
+"""What a run writes besides the labels: table, data list, contact sheets, and how far agreement can be trusted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ...common.files import atomic_path, write_text
+from ...common.files import save_figure, write_text
 from ...common.scans.contact_sheet import write_sheets
 from .agreement import Relation
 from .outputs import Outputs
@@ -44,15 +44,15 @@ def write_results(
     kept: Collection[str] | None,
     names: Mapping[str, Any],
 ) -> None:
-    """Write all results but the labels.
+    """Write all results except the labels.
 
     Args:
         out: output folder.
-        scans: of the run.
-        results: of `label_scan`, in the order of ``scans.targets``.
+        scans: the run's scans.
+        results: results of `label_scan`, in the order of ``scans.targets``.
         measured: rows of the labelled scans that were left out one by one.
-        min_agreement: that was used.
-        relation: of agreement and Dice.
+        min_agreement: the value that was used.
+        relation: relation of agreement and Dice.
         real: labelled scans whose labels can be used for training.
         kept: names of the scans with a label; None: write no data list.
         names: ``labels`` and ``modality`` of the data list.
@@ -60,8 +60,7 @@ def write_results(
     write_text(out / TABLE, table_text(results))
     if measured:
         write_text(out / MEASURED, _csv(("scan", "organ", "agreement", "dice"), measured))
-        with atomic_path(out / "agreement.png") as temporary:
-            agreement_figure(measured, min_agreement, relation).savefig(temporary, format="png", dpi=100)
+        save_figure(agreement_figure(measured, min_agreement, relation), out / "agreement.png")
     else:
         for file in (MEASURED, "agreement.png"):
             (out / file).unlink(missing_ok=True)
@@ -111,8 +110,8 @@ def data_list_text(
     Scans have absolute paths, labels of this run relative ones.
 
     Args:
-        scans: of the run.
-        results: of `label_scan`, from which the labelled scans are known that a label was carried from.
+        scans: the run's scans.
+        results: results of `label_scan`, which name the labelled scans that each label was carried from.
         real: labelled scans.
         kept: names of the scans with a carried label.
         names: ``labels`` and ``modality``.
@@ -178,8 +177,8 @@ def agreement_figure(measured: Sequence[Mapping[str, Any]], min_agreement: float
 
     Args:
         measured: rows with ``organ``, ``agreement`` and ``dice``.
-        min_agreement: that was used.
-        relation: of both.
+        min_agreement: the value that was used.
+        relation: relation of both.
     """
     figure = Figure(figsize=(7, 5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -204,7 +203,7 @@ def agreement_figure(measured: Sequence[Mapping[str, Any]], min_agreement: float
 
 
 def _alike(reasons: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return names by what their reasons have in common: all but numbers, files, their own names and what is in brackets."""
+    """Return names by what their reasons share, apart from numbers, files, their own names and text in brackets."""
     groups: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         common = re.sub(r"\S*[/\d]\S*|\(.*", "", reason.replace(name, ""))
@@ -218,7 +217,7 @@ def summary_lines(out: Path, summary: Summary, purpose: str, *, held_out: bool) 
     Args:
         out: output folder.
         summary: what came of the run.
-        purpose: of it.
+        purpose: the run's purpose.
         held_out: whether the data list has scans that gave no labels, to validate with.
     """
     total = len(summary.labelled) + len(summary.left_out)

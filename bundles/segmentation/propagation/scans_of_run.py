@@ -46,7 +46,7 @@ class Scan:
         image: its file.
         label: its label file; "" for a scan without one.
         patient: from the data list, "" if it names none.
-        weight: of its loss, from the data list.
+        weight: weight of its loss, from the data list.
     """
 
     name: str
@@ -93,13 +93,13 @@ def scans_of_run(
         unlabelled: folders (NIfTI or DICOM), NIfTI files, or data lists (their ``unlabelled`` section; without one,
             the images of ``training``). None: the ``unlabelled`` section of the labelled scans' own list.
         purpose: ``training``: validation and test scans must not be among the unlabelled ones. ``masks``: they may be.
-        max_scans: most unlabelled scans that get labels, drawn by the seed: with the same seed, fewer are part of more.
-            None: all.
+        max_scans: most unlabelled scans that get labels, drawn by the seed: with the same seed, a smaller number gives
+            part of the scans of a larger one. None: all.
         output_dir: where converted DICOM series are written.
 
     Raises:
-        InputError: there are no labelled or no unlabelled scans; ``max_scans`` is no number of scans; or, for training, a
-            validation or test scan is among the unlabelled ones, also as a copy under another name.
+        InputError: there are no labelled or no unlabelled scans; ``max_scans`` is not a number of scans; or, for
+            training, a validation or test scan is among the unlabelled ones, also as a copy under another name.
     """
     COUNT.or_null("all scans").check("max_scans", max_scans)
     path = data_list_path(dataset_dir, data_list)
@@ -112,7 +112,7 @@ def scans_of_run(
     entries = content.get("training", []) + content.get("validation", [])
     divided = content.get("validation") or any("fold" in entry for entry in entries)
     if fold is None and folds is None and not divided:
-        fold = "all"  # of two labels none is to spare
+        fold = "all"  # with two labels, none is to spare
     listed = {
         section: segmentation_scans(
             dataset_dir, data_list=data_list, section=section, fold=fold, folds=folds, seed=seed, may_be_empty=True
@@ -156,7 +156,7 @@ def scans_of_run(
 
 
 def _drawn(scans: Sequence[Scan], most: int | None, seed: int) -> tuple[Scan, ...]:
-    """Return at most so many of the scans, in their order."""
+    """Return at most ``most`` of the scans, in their order."""
     if most is None or most >= len(scans):
         return tuple(scans)
     logger.info(
@@ -202,7 +202,7 @@ def _entries_of(sources: str | Sequence[str], output_dir: str) -> tuple[list[Map
 
 
 def _identity(entry: Mapping[str, Any]) -> str:
-    """A file is the same through all links."""
+    """Return the real path of an entry's image: a file is the same through all links."""
     return os.path.realpath(first_file(entry))
 
 
@@ -241,10 +241,10 @@ def _copies(targets: Iterable[str], files: Iterable[str]) -> list[str]:
 
 
 def _shape(file: str) -> tuple[int, ...]:
-    """Return the sorted shape by the header, whatever the order of the axes; () for a file that cannot be read, which is reported when it is its turn."""
+    """Return the header's shape, sorted, since axes may be swapped; () if the file cannot be read (reported later)."""
     try:
         return tuple(sorted(open_scan(file).shape))
-    except Exception:  # beside `RefusedScan`, what nibabel, gzip and zlib raise for broken files
+    except Exception:  # besides `RefusedScan`, what nibabel, gzip and zlib raise for broken files
         return ()
 
 

@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Confidence intervals of mean scores over few cases: percentile bootstrap that resamples cases with all their organs."""
+"""Confidence intervals of mean scores over few cases: percentile bootstrap, resampling cases with all their organs."""
 
 from __future__ import annotations
 

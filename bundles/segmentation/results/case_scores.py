@@ -21,12 +21,11 @@ from ...common.cases.case_handler import CaseHandler
 from ...common.data.case_names import case_name, case_names
 from ...common.data.partial_labels import LABELLED
 from ...common.errors import InputError
-from ...common.files import file_stamp, write_text
+from ...common.files import file_stamp, save_figure, write_text
 from ...common.run.distributed import gather_lists, rank
 from ...common.words import counted
 from ..models.label_names import organ_names
 from .metrics import OTHERWISE, _tolerance_of, score_case
-from .overlay import save_figure
 from .score_plots import score_figure
 from .score_summary import METRICS, format_summary, summarise
 from .scores_table import write_scores
@@ -66,14 +65,13 @@ class CaseScores(CaseHandler):
         label_key: key of the true label map, a MetaTensor (1, X, Y, Z) of the label file's own voxels.
         ignore_label: value of unknown voxels in the label file, which are not scored (see `score_case`); None: none.
         items: all cases of the evaluation, the same in all processes: dictionaries with the files of ``image_key`` and
-            ``label_key``; organs that an item's ``labelled`` does not hold score NaN. None: no case is recorded, and none
-            can be resumed.
+            ``label_key``; organs that an item's ``labelled`` does not hold score NaN. None: no case is recorded, and
+            none can be resumed.
         settings: everything else that affects the scores, such as spacing and overlap, of JSON types.
         model: file of the network, or files of an ensemble. Path, size and modification time identify the model.
         resume: keep cases that were scored with equal settings and the same model and files.
         details: description of the evaluation, for programs that collect several: task, split, training of the model.
-            Functions are called at the end.
-            Changing it does not invalidate scores.
+            Functions are called at the end. Changing it does not invalidate scores.
         options: ``pred_key``, ``image_key`` and ``failures`` of `CaseHandler`.
 
     Raises:
@@ -119,7 +117,7 @@ class CaseScores(CaseHandler):
         self.scores: dict[str, dict[str, dict[str, float]]] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Register the handler at an evaluator."""
+        """Register the handler with an evaluator."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._clear)
         super().attach(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)

@@ -15,13 +15,13 @@ COLOUR_TABLE = "labels.ctbl"
 
 
 def write_colour_table(folder: str | Path, *, labels: Mapping[int | str, str]) -> Path:
-    """Write ``labels.ctbl``, Slicer's colour table, beside masks. The colours are those of the pictures.
+    """Write ``labels.ctbl``, Slicer's colour table, next to masks. The colours are those of the pictures.
 
     A line is ``value name red green blue opacity``, from 0 to 255. Slicer reads an underscore in a name as a space, and
     ends the name at a space (https://slicer.readthedocs.io/en/5.6/developer_guide/modules/colors.html).
 
     Args:
-        folder: of the masks.
+        folder: the masks' folder.
         labels: name of each label value; text keys, as in a JSON file, are read as numbers.
 
     Returns:

@@ -208,8 +208,8 @@ class SaveDicomSegmentations(CaseHandler):
         options: ``pred_key``, ``image_key`` and ``failures`` of `CaseHandler`.
 
     Raises:
-        InputError: there are series, and highdicom is not installed; or, during the run, if a label map is missing, has a value without a name, or cannot be written as a
-            DICOM segmentation. With ``failures`` the run goes on.
+        InputError: there are series, and highdicom is not installed; or, during the run, if a label map is missing, has
+            a value without a name, or cannot be written as a DICOM segmentation. With ``failures`` the run continues.
     """
 
     product = "DICOM SEG"
@@ -226,7 +226,7 @@ class SaveDicomSegmentations(CaseHandler):
         self.series = {os.path.abspath(file): list(sources) for file, sources in series.items()}
         self.labels = {int(value): str(organ) for value, organ in labels.items()}
         if self.series:
-            highdicom()  # missing: better said before the scans are segmented
+            highdicom()  # missing: better reported before the scans are segmented
         content = json.loads(Path(metadata).read_text(encoding="utf-8"))
         self.model_name, self.model_version = content["name"], content["version"]
 
@@ -247,7 +247,7 @@ class SaveDicomSegmentations(CaseHandler):
                 model_version=self.model_version,
             )
         except Exception:
-            path.unlink(missing_ok=True)  # of an earlier run
+            path.unlink(missing_ok=True)  # the file of an earlier run
             raise
 
 

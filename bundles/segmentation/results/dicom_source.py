@@ -38,7 +38,7 @@ EMPTY_IF_UNKNOWN = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
     *("StudyTime", "ReferringPhysicianName"),
 )
-# What highdicom reads beside the attributes of patient and study: how the image was made, for its acquisition.
+# What highdicom reads besides the attributes of patient and study: how the image was made, for its acquisition.
 ACQUISITION = (
     *("PositionReferenceIndicator", "LossyImageCompression", "LossyImageCompressionRatio"),
     *("LossyImageCompressionMethod", "Manufacturer", "ManufacturerModelName", "SoftwareVersions"),
@@ -59,17 +59,17 @@ MOMENTS = {"DA": DA, "DT": DT, "TM": TM}
 LONG_TEXTS = ("LT", "ST", "UT")  # may have line breaks, and a backslash is a character
 UTF_8 = "ISO_IR 192"
 DEFAULT_REPERTOIRE = "ISO 2022 IR 6"
-DECIMALS = 6  # of positions, in mm
+DECIMALS = 6  # decimals of positions, in mm
 REPLACEMENT = "\ufffd"  # what pydicom reads for bytes that its character set does not have
 SHOWN = 40  # characters of a value in a message
 
 
 @dataclass(frozen=True)
 class Source:
-    """What `highdicom.seg.Segmentation` needs to know of the source of a segmentation.
+    """What `highdicom.seg.Segmentation` needs to know about the source of a segmentation.
 
     Attributes:
-        images: one header a file, in the order of the slices. They hold what highdicom needs, and no pixels.
+        images: one header per file, in the order of the slices. They hold what highdicom needs, and no pixels.
         places: position of each slice.
         replaced: what stood in the headers and was replaced, by attribute, such as ``'U', now empty``.
     """
@@ -118,7 +118,7 @@ def segmentation_source(slices: Sequence[Slice], headers: Mapping[str, Dataset],
         RefusedScan: the slices have no common grid.
     """
     replaced: dict[str, str] = {}
-    frames: dict[str, list[tuple[int, int]]] = defaultdict(list)  # of each file, with the index of the slice
+    frames: dict[str, list[tuple[int, int]]] = defaultdict(list)  # frames of each file, with the index of the slice
     for index, one in enumerate(slices):
         frames[one.file].append((one.frame, index))
     files = list(frames)
@@ -340,7 +340,7 @@ class _Identity:
 
     @functools.cached_property
     def key(self) -> list[str]:
-        """Whatever tells this series from all others. Without a UID of the series, that is only its content."""
+        """Whatever distinguishes this series from all others. Without a UID of the series, that is only its content."""
         first = self.headers[self.files[0]]
         names = [_uid(first, keyword) for keyword in ("SeriesInstanceUID", "StudyInstanceUID")]
         return [*names, str(first.get("PatientID") or ""), "" if names[0] else _digest(self.files)]
@@ -360,7 +360,7 @@ class _Identity:
         return uid
 
     def instance(self, file: str, replaced: dict[str, str]) -> str:
-        """Return the UID of a file. Some anonymisers write one UID into all files: then it names none."""
+        """Return the UID of a file. Some anonymisers write one UID into all files: then it names no file."""
         uid = self.instances[file]
         if uid and self.counts[uid] == 1:
             return uid
@@ -375,7 +375,7 @@ class _Identity:
 
 
 def _uid(header: Dataset, keyword: str) -> str:
-    """Return a UID; "" if it is missing, empty or no number in dots."""
+    """Return a UID; "" if it is missing, empty or not a number in dots."""
     text = str(header.get(keyword) or "").strip("\0 ")
     return valid_uid(text)
 
@@ -403,7 +403,7 @@ def _set_thickness(common: Dataset, header: Dataset, slices: Sequence[Slice], re
     try:
         stored = frame_element(header, slices[0].frame, group, keyword)
         thickness = float(stored)
-    except Exception:  # no number
+    except Exception:  # not a number
         thickness = 0.0
     if not (thickness > 0 and math.isfinite(thickness)):
         step = np.linalg.norm(slices[-1].position - slices[0].position) / (len(slices) - 1)

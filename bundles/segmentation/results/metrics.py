@@ -50,8 +50,8 @@ def score_case(
     prediction only is NaN, which ignores false positives; with ``ignore_empty=False`` an organ in neither mask is 1,
     which rewards absent organs.
 
-    Voxels that the truth calls unknown are background in both masks, whatever the prediction. Dice then counts known
-    voxels only. Both masks end where the unknown begins and have a surface there: where both reach it, these surfaces
+    Voxels that the truth calls unknown are background in both masks, whatever the prediction. Dice then counts only
+    known voxels. Both masks end where the unknown begins and have a surface there: where both reach it, these surfaces
     coincide and count as equal in NSD and HD95; where only one reaches it, its distance to the other counts.
 
     Each organ is scored in the bounding box of its two masks, so that memory depends on the organ, not on the scan.

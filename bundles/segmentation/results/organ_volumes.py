@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 TABLE = "volumes.csv"
 COLUMNS = ("case", "label", "voxels", "ml", "image")
 ABSENT = "-"
-MOST_COLUMNS = 8  # of a table in the log
-MOST_CASES = 20  # named in the log; the file has all
+MOST_COLUMNS = 8  # columns of a table in the log
+MOST_CASES = 20  # cases named in the log; the file has all
 
 
 def organ_volumes(label_map: MetaTensor, *, labels: Mapping[int, str]) -> list[dict[str, Any]]:
@@ -158,7 +158,7 @@ class OrganVolumes(CaseHandler):
         self.cases: dict[str, str] = {}  # names of earlier runs
 
     def attach(self, engine: Engine) -> None:
-        """Register the handler at an evaluator."""
+        """Register the handler with an evaluator."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._clear)
         super().attach(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)

@@ -21,7 +21,7 @@ from monai.data import MetaTensor
 
 from ...common.cases.case_handler import CaseHandler
 from ...common.errors import InputError, RefusedScan
-from ...common.files import atomic_path
+from ...common.files import save_figure
 from ...common.run.distributed import rank
 from ...common.scans.decode_once import forget_voxels, with_kept_voxels
 from ...common.scans.nifti import open_scan
@@ -117,12 +117,6 @@ def organ_colours(labels: Iterable[int]) -> dict[int, Colour]:
     }
 
 
-def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 100) -> None:
-    """Write a figure as a PNG file, atomically."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=dpi)
-
-
 def load_ras(path: str | os.PathLike) -> tuple[np.ndarray, tuple[float, float, float]]:
     """Read a NIfTI file in RAS orientation (axes swapped and flipped, never resampled).
 
@@ -150,15 +144,16 @@ def load_ras(path: str | os.PathLike) -> tuple[np.ndarray, tuple[float, float, f
 class SaveOverlays(CaseHandler):
     """Handler of an evaluator: writes ``<case>_overlay.png`` for each case, in the scan's own geometry and units.
 
-    The scan is read again, because the image in the item is resampled and scaled; `decode_once` may have kept its voxels.
+    The scan is read again, because the image in the item is resampled and scaled; `decode_once` may have kept its
+    voxels.
 
     Args:
         labels: organ name of each label value; text keys, as in a JSON file, are read as numbers, and a name for the
             background 0 is ignored.
         output_dir: the folder of the pictures.
         window: the HU shown as black and white; see `overlay_figure`.
-        options: ``pred_key``, ``image_key``, ``label_key`` (None draws the prediction alone), ``items`` and
-            ``failures`` of `CaseHandler`. Without ``items``, cases with the same file name overwrite each other's picture.
+        options: ``pred_key``, ``image_key``, ``label_key`` (None draws only the prediction), ``items`` and ``failures``
+            of `CaseHandler`. Without ``items``, cases with the same file name overwrite each other's picture.
 
     Raises:
         InputError: during the run, if the scan cannot be read or a label map is missing or has another shape.
@@ -180,7 +175,7 @@ class SaveOverlays(CaseHandler):
         self.drawn: list[Path] = []
 
     def attach(self, engine: Engine) -> None:
-        """Register the handler at an evaluator."""
+        """Register the handler with an evaluator."""
         super().attach(engine)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.finish)
 

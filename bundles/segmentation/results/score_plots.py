@@ -26,7 +26,7 @@ def score_figure(rows: Iterable[Mapping[str, Any]], *, organs: Iterable[str]) ->
 
     The box shows the first and third quartile, the line the median, the diamond the mean. The whiskers reach to the
     last case within 1.5 times the length of the box. Every case is a dot, so outliers have no extra marks; a single
-    case has no box. Below the organ's name is the number n of cases in which at least one mask has the organ. Beside
+    case has no box. Below the organ's name is the number n of cases in which at least one mask has the organ. Next to
     HD95 is the number of those without a value, because only one mask has the organ (see `metrics.score_case`).
 
     Args:

@@ -15,7 +15,7 @@ from ...common.run.mlflow_server import mlflow_handler, name_run
 
 logger = logging.getLogger(__name__)
 
-MOST_PICTURES = 50  # of an evaluation; the folder has all
+MOST_PICTURES = 50  # pictures of an evaluation; the folder has all
 
 
 class TrackedEvaluation:
@@ -67,6 +67,6 @@ class TrackedEvaluation:
 
 
 def _place(path: Path, folder: Path) -> str | None:
-    """Return the folder of an artifact: pictures apart; None for the top."""
+    """Return the folder of an artifact: ``pictures`` for pictures; None for the top."""
     parts = path.relative_to(folder).parts[:-1]
     return "/".join(("pictures", *parts)) if path.name.endswith("_overlay.png") else "/".join(parts) or None

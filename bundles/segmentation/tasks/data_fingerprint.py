@@ -53,7 +53,7 @@ class ScanFacts:
     intensities: np.ndarray
 
     def size_above(self, threshold: float) -> tuple[int, int, int]:
-        """Size in voxels of the bounding box of the voxels above a threshold; of the whole scan if there are none."""
+        """Return the size in voxels of the bounding box above a threshold; of the whole scan if nothing is."""
         above = [np.flatnonzero(profile > threshold) for profile in self.profiles]
         return tuple(
             int(planes[-1] - planes[0] + 1) if len(planes) else len(profile)
@@ -79,7 +79,7 @@ class DataFingerprint:
         return np.array([scan.spacing for scan in self.scans])
 
     def sizes_above(self, threshold: float) -> np.ndarray:
-        """Sizes in voxels of the bounding boxes of the voxels above a threshold, int64 (scans, 3)."""
+        """Return the sizes in voxels of the bounding boxes of the voxels above a threshold, int64 (scans, 3)."""
         return np.array([scan.size_above(threshold) for scan in self.scans])
 
     @property
@@ -111,8 +111,8 @@ def data_fingerprint(
         items: ``{"image": path or list of paths (one for each channel), "label": path}``.
         channels: number of channels of an image. Several channels in one file are its fourth axis.
         labels: values that a label may contain, including the background 0.
-        ignore_label: value of unknown voxels, which are not counted and no labelled voxels; None: there are none.
-        intensities: also sample the intensities of labelled voxels. They are comparable between scans in CT only.
+        ignore_label: value of unknown voxels, which are neither counted nor labelled voxels; None: there are none.
+        intensities: also sample the intensities of labelled voxels. They are comparable between scans only in CT.
         workers: number of threads.
 
     Raises:
@@ -175,7 +175,7 @@ def _read_label(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the label map (X, Y, Z), 0 where it is unknown, and the number of known voxels of each value.
 
-    Its axes run as those of the image, whose affine is ``like``.
+    Its axes run like those of the image, whose affine is ``like``.
     """
     scan = open_scan(file)
     raw, slope, inter = stored_voxels(scan)

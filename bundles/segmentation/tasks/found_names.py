@@ -31,14 +31,14 @@ def found_names(items: Sequence[Mapping[str, Any]], *, folder: Path, ignore_labe
     Args:
         items: ``{"image": path or list of paths (one for each channel), "label": path}``.
         folder: for the message.
-        ignore_label: value of unknown voxels, which is no label; None: there are none.
+        ignore_label: value of unknown voxels, which is not a label; None: there are none.
 
     Returns:
         ``{"labels": {"0": "background", "1": "label_1", ...}, "modality": {"0": "CT"}}``; the channels are called
         ``channel_0``, ... unless there is one and its voxels look like HU.
 
     Raises:
-        InputError: a file cannot be read; label values are no whole numbers from 0, or most numbers between them are
+        InputError: a file cannot be read; label values are not whole numbers from 0, or most numbers between them are
             missing.
     """
     with ThreadPoolExecutor(4) as pool:

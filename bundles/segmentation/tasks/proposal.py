@@ -173,9 +173,9 @@ def propose_row(fingerprint: DataFingerprint, *, channels: Sequence[str], labels
     - spacing and roi_size of cpu: see `coarser_spacing`. nnU-Net's low-resolution network with our budget.
 
     Args:
-        fingerprint: of the labelled scans.
+        fingerprint: fingerprint of the labelled scans.
         channels: names of the channels.
-        labels: value to name, the background first.
+        labels: label names by value, the background first.
 
     Raises:
         InputError: no voxel of any scan is labelled.
@@ -404,7 +404,7 @@ def _name(declared: Any, path: Path) -> str:
 
 
 def write_proposal(proposal: Proposal, *, name: str, path: str | os.PathLike, dataset_json: str | os.PathLike) -> None:
-    """Write ``{NAME: row}`` as YAML, with instructions at the top and the reason beside each value.
+    """Write ``{NAME: row}`` as YAML, with instructions at the top and the reason next to each value.
 
     A file that contains the same row is not changed.
 

@@ -24,7 +24,7 @@ from ...common.run.presets import choose
 from ...common.value_rules import ZERO_OR_ABOVE, is_number
 from ...common.weights.checkpoint_file import checkpoint_facts
 from ...common.weights.recorded_preset import recorded_training
-from ...common.words import counted, plain_name, sentence, shown
+from ...common.words import counted, did_you_mean, plain_name, sentence, shown
 from ..models.label_names import check_labels
 from .proposal import proposed_row
 
@@ -57,7 +57,7 @@ def choose_task(
         task: a name in the table, such as ``Task09_Spleen``; a YAML file that contains one row under its name; or your
             own data, a folder or a data list, for which a row is proposed. None: the task of the checkpoint, else the
             only one of the table.
-        file: the table, ``configs/tasks.yaml``. ``presets.yaml`` beside it contains the values that a row may change.
+        file: the table, ``configs/tasks.yaml``. ``presets.yaml`` next to it contains the values that a row may change.
         preset: name of the preset. A row may contain values for it under its name.
         checkpoint: a ``model.pt``. If it records the row that it was trained with, that row is used, whatever the
             table or the data say now; differing values in a user's file are logged as a warning. If it records no
@@ -113,7 +113,8 @@ def task_values(*, preset: str, file: str, row: Mapping[str, Any], checkpoint: s
         preset: name of the preset.
         file: ``configs/presets.yaml``.
         row: from `choose_task` for the same preset.
-        checkpoint: a ``model.pt``; a value that its training recorded, such as ``overlap``, comes before the preset's.
+        checkpoint: a ``model.pt``; a value that its training recorded, such as ``overlap``, takes precedence over the
+            preset's.
 
     Raises:
         InputError: see `presets.choose`.
@@ -136,13 +137,13 @@ def kept_row(*, row: Mapping[str, Any], **used: Any) -> dict[str, Any]:
 def dataset_folder(*, task: str | None, otherwise: str, file: str | None = None) -> str:
     """Return the default of ``--dataset_dir``: the folder of a task that is one's own data, else the given folder.
 
-    A list with another name than ``dataset.json`` is returned itself, since a ``dataset.json`` beside it is another
+    A list with another name than ``dataset.json`` is returned itself, since a ``dataset.json`` next to it is another
     data set.
 
     Args:
         task: see `choose_task`.
         otherwise: the folder for any other task.
-        file: the table, whose names come before folders of the same name.
+        file: the table, whose names take precedence over folders of the same name.
     """
     if task is None or not _is_own_data(task, file):
         return otherwise
@@ -334,7 +335,7 @@ def _name_in(task: str) -> str | None:
 
 
 def _is_own_data(task: str, table_file: str | None) -> bool:
-    """Whether a task is a data list or a folder. A name of the table is none, even if there is a folder of that name."""
+    """Return whether a task is a data list or a folder. A name in the table is not, even if such a folder exists."""
     if Path(str(task)).suffix == ".json":
         return True
     known = _load_table(table_file) if table_file and Path(table_file).is_file() else {}
@@ -364,8 +365,7 @@ def _find(
         return str(name), row, file
     table, file = _load_table(table_file), table_file
     if task not in table:
-        near = difflib.get_close_matches(task, table, n=3, cutoff=0.4)
-        hint = f"Did you mean {' or '.join(near)}? " if near else ""
+        hint = did_you_mean(task, table, most=3, cutoff=0.4)
         raise InputError(
             f"--task {task!r} is not in {file}. {hint}Known tasks: {', '.join(table)}. "
             "For your own data: --task FOLDER, or --task FOLDER/dataset.json."
@@ -387,11 +387,8 @@ def _check_row(name: str, row: Any, source: str, *, presets: Path) -> None:
         if not isinstance(entries, Mapping):
             raise InputError(f"{source}: {where} must contain entries, but is {entries!r}.")
         for key in sorted(set(entries) - (known if entries is row else known - set(table))):
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise InputError(
-                f"{source}: {where} sets {key!r}, which is neither an entry of a row nor a value of a preset.{hint}"
-            )
+            said = f"{source}: {where} sets {key!r}, which is neither an entry of a row nor a value of a preset."
+            raise InputError(f"{said} {did_you_mean(key, known)}".rstrip())
     if not isinstance(row["channels"], Sequence) or isinstance(row["channels"], str) or not row["channels"]:
         raise InputError(f"{source}: {name} has channels {row['channels']!r}; expected a list of names, such as [CT].")
     if row["modality"] not in MODALITIES:

@@ -112,7 +112,7 @@ def draw_change(
 
 
 def _affine_grid(affine: Sequence[float], image: torch.Tensor) -> torch.Tensor:
-    """Sampling grid for `grid_sample`: rotated and scaled about the centre of the crop."""
+    """Return the sampling grid for `grid_sample`: rotated and scaled about the centre of the crop."""
     angles, zoom = affine[:3], affine[3:]
     turn = create_rotate(3, angles)
     shape = image.shape[1:]
@@ -195,7 +195,7 @@ class CropAugmentation:
         self.ranges = Ranges(turn=tuple(turn), zoom=zoom, noise=noise, gamma=tuple(gamma), scale=scale, shift=shift)
 
     def _generators(self, draws: Sequence[int]) -> list[np.random.Generator]:
-        """One generator per crop, seeded by its draw and its position in the draw."""
+        """Return one generator per crop, seeded by its draw and its position in the draw."""
         return [np.random.default_rng([self.seed, draw, draws[:i].count(draw)]) for i, draw in enumerate(draws)]
 
     def __call__(
@@ -203,8 +203,8 @@ class CropAugmentation:
     ) -> tuple[torch.Tensor, torch.Tensor | PartlyKnown]:
         """Return images (B, C, X, Y, Z) and labels (B, 1, X, Y, Z).
 
-        The labels are in a `PartlyKnown` if a crop has unknown voxels (``"unknown"``), its case shows some structures
-        only (``"labelled"``) or the cases have weights (``"weight"``); all are read on the host.
+        The labels are in a `PartlyKnown` if a crop has unknown voxels (``"unknown"``), its case shows only some
+        structures (``"labelled"``) or the cases have weights (``"weight"``); all are read on the host.
         """
         images, labels = (batch[key].to(device, non_blocking=non_blocking, **kwargs) for key in ("image", "label"))
         square = images.shape[2] == images.shape[3]

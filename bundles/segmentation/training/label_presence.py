@@ -21,7 +21,7 @@ from ...common.words import shown as shown_as_text
 logger = logging.getLogger(__name__)
 
 
-#: Voxels of the training's spacing from which a structure is sure to be left by resampling.
+#: Voxels, at the training's spacing, from which on resampling is sure to keep a structure.
 SAFE_SIZE = 64
 
 
@@ -47,7 +47,7 @@ def label_volumes(scans: Sequence[Mapping[str, str]], *, classes: int, ignore_la
 
 
 def resampled_away(scans: Sequence[Mapping[str, str]], *, volumes: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """Tell which structures of which labels have no voxel left after preprocessing: turning to RAS, nearest neighbour.
+    """Return which structures of which labels have no voxel left after turning to RAS and nearest-neighbour resampling.
 
     Only labels with a structure below `SAFE_SIZE` voxels of the new spacing are read.
 
@@ -101,8 +101,8 @@ def check_label_presence(
     """Warn about structures that no training label shows as it should, or that resampling loses. Runs on rank 0 only.
 
     Args:
-        scans: training items with ``label`` files; those with ``labelled`` show these structures only.
-        labels: value to name, of this run.
+        scans: training items with ``label`` files; those with ``labelled`` show only these structures.
+        labels: label names of this run by value.
         ignore_label: value of unknown voxels, or None.
         spacing: that of the training, mm along R, A, S; None: the labels are not resampled.
 
@@ -148,11 +148,11 @@ def check_label_presence(
 def check_validation_presence(
     *, scans: Sequence[Mapping[str, str]], labels: Mapping[str, str], ignore_label: int | None = None
 ) -> None:
-    """Name structures that no validation label holds, since no score tells how they are learnt. Runs on rank 0 only.
+    """Name structures that no validation label holds, since no score shows how they are learnt. Runs on rank 0 only.
 
     Args:
         scans: validation items with ``label`` files; none: there is no validation.
-        labels: value to name, of this run.
+        labels: label names of this run by value.
         ignore_label: value of unknown voxels, or None.
 
     Raises:

@@ -17,7 +17,7 @@ from .label_presence import label_volumes
 
 
 class PartlyKnown(NamedTuple):
-    """The target of a batch with unknown voxels, with cases of different weight or with labels of some classes only.
+    """The target of a batch with unknown voxels, with cases of different weight or with labels of only some classes.
 
     Attributes:
         label: label values (B, 1, X, Y, Z).
@@ -156,7 +156,7 @@ def class_weights(
 ) -> torch.Tensor:
     """Return class weights ``(volume / largest volume) ** -balance`` of the foreground classes.
 
-    Volumes are summed over the training labels; if some show some structures only, they are means over the labels that
+    Volumes are summed over the training labels; if some show only some structures, they are means over the labels that
     show the class.
 
     Args:

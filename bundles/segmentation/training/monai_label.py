@@ -24,7 +24,7 @@ SHIPPED = "shipped_model.pt"
 
 
 def started_by_monai_label(argv: Sequence[str] | None = None) -> bool:
-    """Return whether MONAI Label runs this training. It sets the scans, the number of epochs and the device only.
+    """Return whether MONAI Label runs this training. It sets only the scans, the number of epochs and the device.
 
     Args:
         argv: the command-line arguments, ``sys.argv`` by default.
@@ -49,7 +49,7 @@ class Spacingd(monai.transforms.Spacingd):
 class ReplaceModel:
     """Handler for `SupervisedTrainer`: replaces the model that the server uses for inference by the trained one.
 
-    List it after `TrainingCheckpoint`. The original model is kept beside it as ``shipped_model.pt``, that of a newer
+    List it after `TrainingCheckpoint`. The original model is kept next to it as ``shipped_model.pt``, that of a newer
     package, which was unpacked over this one, as ``shipped_model_2.pt``, ... MONAI Label can load them by these names,
     and lists them after its next start.
 
@@ -84,7 +84,7 @@ class ReplaceModel:
         return self.result.with_name(".served.sha256")
 
     def _is_new(self) -> bool:
-        """Whether somebody put another model into the place of that of the last training."""
+        """Return whether somebody replaced the model of the last training with another one."""
         try:
             return self.record.read_text(encoding="utf-8").strip() != file_sha256(self.served)
         except OSError:  # trained by an earlier version: it is that of the last training

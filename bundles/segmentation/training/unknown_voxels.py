@@ -17,7 +17,7 @@ from ...common.data.partial_labels import LABELLED, shown_classes
 class CropByKnownLabeld(RandCropByPosNegLabeld):
     """MONAI's `RandCropByPosNegLabeld`, whose crops are never centred on an unknown voxel.
 
-    MONAI takes every value above 0 for foreground. Labels without unknown voxels give the same crops as there.
+    MONAI treats every value above 0 as foreground. Labels without unknown voxels give the same crops as there.
 
     Args:
         ignore_label: value of unknown voxels in the label; None: there are none.
@@ -68,7 +68,7 @@ class FlagUnknownd(MapTransform):
 class OneHotOfKnownd(MapTransform):
     """One-hot form of a label map; unknown voxels are 0 in all channels, in the one-hot prediction, too.
 
-    Overlap metrics such as Dice then count known voxels only. Classes that a case does not show (``"labelled"``, see
+    Overlap metrics such as Dice then count only known voxels. Classes that a case does not show (``"labelled"``, see
     `partial_labels`) are 0 everywhere in both, and so MONAI's Dice is NaN for them, which counts in no mean.
 
     Args:

@@ -16,7 +16,7 @@ from ..models.label_names import organ_names
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "dice_"  # of the metric of an organ
+PREFIX = "dice_"  # prefix of the metric of an organ
 
 
 class OrganDice:

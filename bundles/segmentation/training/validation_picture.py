@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""A picture of the first validation case, after each validation: what the network sees, says and should say."""
+"""A picture of the first validation case, after each validation: what the network sees, predicts and should predict."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from ignite.engine import Engine, Events
 from monai.utils import convert_to_numpy
 
 from ...common.data.case_names import case_name, image_file_of
+from ...common.files import save_figure
 from ...common.run.distributed import rank
 from ..models.label_names import organ_names
-from ..results.overlay import overlay_figure, save_figure
+from ..results.overlay import overlay_figure
 
 
 class ValidationPicture:

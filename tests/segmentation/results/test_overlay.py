@@ -154,22 +154,6 @@ def test_shapes_that_differ_are_named():
         overlay_figure(scan(), voxels(), truth=voxels()[..., 1:], spacing=SPACING, labels=LABELS)
 
 
-def test_png_is_written_whole_and_opens(tmp_path):
-    figure = overlay_figure(scan(), voxels(), spacing=SPACING, labels=LABELS, title="empty mask")
-    save_figure(figure, tmp_path / "new" / "a.png", dpi=50)
-    width, height = figure.get_size_inches() * 50
-    assert imread(tmp_path / "new" / "a.png").shape[:2] == (round(height), round(width))
-    assert os.listdir(tmp_path / "new") == ["a.png"]
-
-
-def test_a_failed_picture_leaves_nothing(tmp_path, monkeypatch):
-    figure = overlay_figure(scan(), voxels(), spacing=SPACING, labels=LABELS)
-    monkeypatch.setattr(figure, "savefig", lambda path, **_: (path.write_bytes(b"half"), 1 / 0))
-    with pytest.raises(ZeroDivisionError):
-        save_figure(figure, tmp_path / "a.png")
-    assert os.listdir(tmp_path) == []
-
-
 # Files and the handler
 
 LPI = np.array([[-0.5, 0, 0, 7], [0, -1, 0, 8], [0, 0, -2, 9], [0, 0, 0, 1.0]])

@@ -1,9 +1,9 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Make the data list of a folder that has none, by the names of its files: images with their masks.
+"""Make the data list of a folder that has none, from the names of its files: images with their masks.
 
-Known are folders of images beside folders of masks (BTCV, ``imagesTr`` and ``labelsTr``, ``images`` and ``masks``), one
-folder of masks beside or below images of the same names, one folder for each case (``case/ct.nii.gz`` and
-``case/label.nii.gz``), and both kinds of files in one folder.
+Known layouts: folders of images next to folders of masks (BTCV, ``imagesTr`` and ``labelsTr``, ``images`` and
+``masks``), one folder of masks next to or below images of the same names, one folder for each case (``case/ct.nii.gz``
+and ``case/label.nii.gz``), and both kinds of files in one folder.
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ LAYOUTS = (
 )
 IMAGE_FOLDERS = ("imagestr", "images", "image", "imgs", "img")
 HELD_OUT = r"(Ts|Va|Val|Validation)$"  # folders of test and validation cases
-#: Words of folders of validation cases, beside that of images or masks: ``imagesVa`` (AMOS), ``ValidationImg``.
+#: Words that name folders of validation cases, in addition to the word for images or masks: ``imagesVa`` (AMOS),
+#: ``ValidationImg``.
 VALIDATION = ("va", "val", "validation")
 TEST = ("ts", "test", "testing")
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net: CASE_0000 is the first channel
-RESULTS = "volumes.csv"  # the table beside masks that these bundles wrote, which are no labels
+RESULTS = "volumes.csv"  # the table next to masks that these bundles wrote, which are not labels
 
 Image = str | list[str]  # a file, or one for each channel
 
@@ -83,7 +84,7 @@ def find_layout(folder: Path) -> tuple[Path, Path, Path] | None:
     """Return the folders of images, labels and test images (may be missing); None if the layout is not known.
 
     Raises:
-        InputError: several folders can be that of the images or that of the labels.
+        InputError: several folders could hold the images, or the labels.
     """
     for layout in LAYOUTS:
         images, labels, test = (folder / part for part in layout)
@@ -126,7 +127,7 @@ def _have_pairs(images: list[Path], masks: list[Path]) -> bool:
 
 
 def _prefixed(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Return folders of images and of masks whose names differ in their last word alone, as in FLARE21: ``TrainingImg``
+    """Return folders of images and of masks whose names differ only in their last word, as in FLARE21: ``TrainingImg``
     and ``TrainingMask``; but not those of test and validation."""
     found: dict[tuple[str, ...], dict[bool, str]] = {}
     for name in names:
@@ -137,7 +138,7 @@ def _prefixed(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def has_layout(folder: Path) -> bool:
-    """Whether a folder's subfolders hold images and masks: separate ones, or one for each case."""
+    """Return whether a folder's subfolders hold images and masks: separate ones, or one for each case."""
     try:
         return find_layout(folder) is not None or any(case.images and case.masks for case in _cases(folder))
     except InputError:
@@ -145,7 +146,7 @@ def has_layout(folder: Path) -> bool:
 
 
 def has_flat_pairs(folder: Path) -> bool:
-    """Whether the files of a folder are images and masks that belong together by their names."""
+    """Return whether the files of a folder are images and masks that belong together by their names."""
     return _have_pairs(*_flat(folder))
 
 
@@ -184,7 +185,7 @@ def validation_pairs(folder: Path, *, channels: int) -> Pairs:
     """Return the pairs of folders such as ``imagesVal`` and ``labelsVal``, or ``ValidationImg`` and ``ValidationMask``.
 
     Args:
-        folder: above these.
+        folder: the folder above these.
         channels: number of files of an image.
     """
     files: dict[bool, list[Path]] = {False: [], True: []}  # images and masks
@@ -203,7 +204,7 @@ def data_list(
     """Return the content of a data list; images without a mask and masks without an image are logged as a warning.
 
     Args:
-        folder: of the list.
+        folder: the list's folder.
         pairs: from `pair`.
         validation: those of the validation section; its images without a mask become unlabelled.
         tests: test images.
@@ -257,10 +258,10 @@ def pair(images: Mapping[str, Path], masks: Mapping[str, Path], *, where: str, c
     Args:
         images, masks: files by name, see `by_name`.
         where: begins messages.
-        channels: number of files of an image without a mask; None: as many as those with one have.
+        channels: number of files of an image without a mask; None: as many as images with a mask have.
 
     Raises:
-        InputError: two images or two masks are of one case, or a channel is missing.
+        InputError: two images or two masks belong to one case, or a channel is missing.
     """
     images, masks = dict(images), dict(masks)
     found: dict[str, tuple[Image, str]] = {}

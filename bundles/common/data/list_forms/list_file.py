@@ -9,7 +9,7 @@
 Paths are relative to the folder of the list. An entry may carry ``fold`` (its cross-validation fold) and ``patient``
 (scans of one patient are never on both sides of a split), ``weight`` and ``carried`` (see `carried_labels`), and
 ``labelled`` (see `partial_labels`). A folder without a data list gets one from the names of its files (see
-`labelled_folder`), nnU-Net's ``dataset.json`` is read as one (see `nnunet_folder`).
+`labelled_folder`); nnU-Net's ``dataset.json`` is read as one (see `nnunet_folder`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def data_list_path(dataset_dir: StrPath, data_list: StrPath | None) -> Path:
     """Return the file of a data list: ``data_list``, else ``dataset_dir`` itself or its ``dataset.json``.
 
     Raises:
-        InputError: ``dataset_dir`` is no path, such as a list of folders.
+        InputError: ``dataset_dir`` is not a path, such as a list of folders.
     """
     if not isinstance(dataset_dir, (str, os.PathLike)):
         raise InputError(
@@ -57,7 +57,7 @@ def data_list_path(dataset_dir: StrPath, data_list: StrPath | None) -> Path:
 
 
 def parse_data_list(path: Path) -> dict:
-    """Read a data list, or make one for a folder without (`folder_data_list`); paths become absolute.
+    """Read a data list, or make one for a folder without one (`folder_data_list`); paths become absolute.
 
     Files may be missing. nnU-Net's ``dataset.json`` is read as a data list, too (`nnunet_data_list`). A ``patient`` that
     says nothing (null, empty text, ``nan``) is removed: its scans are not of one patient.

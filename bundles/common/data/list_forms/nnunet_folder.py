@@ -6,8 +6,8 @@
     {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "ignore": 2},
      "numTraining": 32, "file_ending": ".nii.gz"}
 
-The files are ``imagesTr/CASE_0000.nii.gz`` (one for each channel), ``labelsTr/CASE.nii.gz`` and ``imagesTs/``. Folders for
-validation beside them (``imagesVal``, ``labelsVal``), which nnU-Net ignores, are the validation section.
+The files are ``imagesTr/CASE_0000.nii.gz`` (one for each channel), ``labelsTr/CASE.nii.gz`` and ``imagesTs/``. Folders
+for validation next to them (``imagesVal``, ``labelsVal``), which nnU-Net ignores, are the validation section.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ IGNORE = "ignore"  # nnU-Net's name of the label of unknown voxels
 
 
 def is_nnunet(content: Any) -> bool:
-    """Whether the content of a ``dataset.json`` is in nnU-Net's form."""
+    """Return whether the content of a ``dataset.json`` is in nnU-Net's form."""
     return isinstance(content, Mapping) and "channel_names" in content and not content.get("training")
 
 
 def nnunet_data_list(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn nnU-Net's ``dataset.json`` and the files beside it into a data list.
+    """Turn nnU-Net's ``dataset.json`` and the files next to it into a data list.
 
     Images without a label become ``unlabelled``, labels without an image are left out (both with a warning).
 
     Args:
         path: the file.
-        content: of it.
+        content: its content.
 
     Returns:
         ``name``, ``modality``, ``labels`` (value as text to name), ``ignore_label`` if it has one, and the sections as
         in `labelled_folder.data_list`.
 
     Raises:
-        InputError: it has regions, other files than NIfTI, an invalid label, or a case without all its channels.
+        InputError: it has regions, files other than NIfTI, an invalid label, or a case without all its channels.
     """
     labels, ignore_label = _labels(path, content.get("labels"))
     channels = content["channel_names"]
@@ -98,7 +98,7 @@ def with_channel_files(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _channels(file: str, path: Path) -> list[str]:
-    """Return the channel files of an image that does not exist itself, relative as the image is."""
+    """Return the channel files of an image that does not exist itself, relative like the image's path."""
     match = re.fullmatch(r"(.+?)(\.nii(?:\.gz)?)", file)
     if not match or (path.parent / file).exists():
         return []

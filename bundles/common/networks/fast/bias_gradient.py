@@ -95,7 +95,7 @@ def why_no_kernel(device: torch.device, dtype: torch.dtype, width: int) -> str |
         return f"it does not compute in {str(dtype).removeprefix('torch.')}"
     try:  # Triton builds the kernel when it is first called: it needs a C compiler and a recent driver
         build(device, dtype, width)
-    except torch.OutOfMemoryError:  # says nothing of the kernel, and must not be remembered
+    except torch.OutOfMemoryError:  # says nothing about the kernel, and must not be remembered
         raise
     except Exception as error:  # whatever Triton, its compiler or the driver raises; an error of the card comes again
         return f"Triton cannot build it here ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"

@@ -12,10 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
-LARGEST_WIDTH = 64  # of a head; wider tiles would not fit into the shared memory of smaller cards
-PROGRAMS = 1024  # if heads and tiles are fewer, the windows are divided: some 8 programs for each multiprocessor
+LARGEST_WIDTH = 64  # width of a head; wider tiles would not fit into the shared memory of smaller cards
+PROGRAMS = 1024  # if heads and tiles are fewer, the windows are divided: about 8 programs for each multiprocessor
 LARGEST_SPLIT = 8  # partial sums per tile at most: their memory stays small
-LEAST_WINDOWS = 32  # of a program
+LEAST_WINDOWS = 32  # windows of a program
 
 
 @triton.jit
@@ -82,7 +82,7 @@ def _sum_over_windows(
 
 
 def splits_of(*, windows: int, programs: int) -> int:
-    """Return into how many parts the windows are divided. It depends on the shape alone, never on the card."""
+    """Return how many parts the windows are divided into. It depends only on the shape, never on the card."""
     return max(1, min(PROGRAMS // programs, LARGEST_SPLIT, windows // LEAST_WINDOWS))
 
 
@@ -134,7 +134,7 @@ def bias_gradient_by_kernel(
 
 
 def build(device: torch.device, dtype: torch.dtype, width: int) -> torch.Tensor:
-    """Compute the gradient for one window of 16 tokens and one head, all zeros: Triton raises here what it cannot build."""
+    """Compute the gradient for one window of 16 tokens and one head, all zeros: Triton raises if it cannot build it."""
     qkv = torch.zeros(1, 16, 3, 1, width, dtype=dtype, device=device)
     sums, bias = torch.zeros(1, 1, 16, device=device), torch.zeros(1, 1, 16, 16, dtype=dtype, device=device)
     bounds = torch.tensor([0, 1], dtype=torch.int32, device=device)

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .bias_gradient import bias_gradient
 from .windows import WindowPlan
 
-NO_MASK_TYPE = 0  # of the kernel: neither causal nor a band
+NO_MASK_TYPE = 0  # the kernel's mask type: neither causal nor a band
 ALIGNMENT = 16  # bytes; the width of a head must be a multiple of it
 
 
@@ -29,7 +29,7 @@ def fold(bias: torch.Tensor, masks: torch.Tensor | None, dtype: torch.dtype) -> 
     """Add position bias and shift masks: (kinds, heads, tokens, tokens) in the dtype of the queries.
 
     A mask of another dtype is refused by the fused kernels, or misread. The stride of the rows is a multiple of 8.
-    Otherwise those of a GPU would copy the bias at every call.
+    Otherwise the kernels of a GPU would copy the bias at every call.
 
     Args:
         bias: (heads, tokens, tokens + padding to a multiple of 8).
@@ -63,7 +63,7 @@ def attend(
 
     Returns:
         Output (windows, tokens, heads, width), logsumexp (windows, heads, tokens with padding), and the state of the
-        random generator, which the backward wants.
+        random generator, which the backward needs.
     """
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     bias = bias.expand(len(q), -1, -1, -1)
@@ -140,12 +140,12 @@ def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _aligned(qkv: torch.Tensor) -> torch.Tensor:
-    """Pad the width of the heads with zeros, which change no score, to what the kernel takes. Aligned heads are not copied."""
+    """Pad the width of the heads, for the kernel, with zeros, which change no score. Aligned heads are not copied."""
     missing = -qkv.shape[-1] % (ALIGNMENT // qkv.element_size())
     return (F.pad(qkv, (0, missing)) if missing else qkv).contiguous()
 
 
-@torch.compiler.disable  # a graph break under torch.compile: operations that are no part of PyTorch's public interface
+@torch.compiler.disable  # a graph break under torch.compile: operations that are not part of PyTorch's public interface
 def fused_attention(qkv: torch.Tensor, bias: torch.Tensor, plan: WindowPlan, scale: float) -> torch.Tensor:
     """Compute attention within windows on a GPU, differentiable in ``qkv`` and ``bias``.
 

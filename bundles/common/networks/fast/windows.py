@@ -38,8 +38,8 @@ class WindowPlan(NamedTuple):
         runs: (kind, first window, last window + 1), all windows in order.
         bounds: (kinds + 1,) int32, the first window of each kind, and the number of windows. Not in a plan for an
             export.
-        real: (windows x tokens, 1), 1 for a token and 0 for padding; None if there is no padding. In a plan for an
-            export alone.
+        real: (windows x tokens, 1), 1 for a token and 0 for padding; None if there is no padding. Only in a plan for an
+            export.
     """
 
     window: tuple[int, ...]
@@ -125,7 +125,7 @@ def window_plan(
         window: tokens of a window along each axis, at most those of the grid.
         shift: shift of the windows along each axis; 0 for no shift and along an axis with a single window.
         device: device of the plan's tensors.
-        samples: how many grids.
+        samples: number of grids.
     """
     take, put, masks, kind = _batched(_arrays(grid, window, shift), math.prod(window), samples)
     kinds = 1 if masks is None else len(masks)
@@ -147,7 +147,7 @@ def window_plan(
 def export_plan(
     grid: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], device: torch.device
 ) -> WindowPlan:
-    """Return the plan with those tensors alone that an exported network has as constants."""
+    """Return the plan with only the tensors that an exported network has as constants."""
     take, put, masks, kind = _arrays(grid, window, shift)
     padded = (take < 0).any()
     return WindowPlan(

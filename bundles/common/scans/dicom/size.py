@@ -19,18 +19,18 @@ LARGEST_SIDE = 8192  # pixels; CT images have 512 to 2048
 # No CT volume is compressed by more. Deflate reaches 1032 at most, other methods more only for images of one value.
 LARGEST_RATIO = 1032
 LARGEST_HEADER = 16 * 2**20  # bytes of a deflated header; Enhanced CT needs about 1 MB
-HEADER_RATIO = 100  # of a deflated header to its file; text is compressed by 10
+HEADER_RATIO = 100  # ratio of a deflated header to its file; text is compressed by 10
 SMALLEST_LIMIT = 2**20  # bytes that a deflated header may have in any case
-LARGEST_FRAMES = 10_000  # of one image; the longest CT scans have about 5000 slices
+LARGEST_FRAMES = 10_000  # frames of one image; the longest CT scans have about 5000 slices
 # Items of sequences, which take pydicom 0.3 ms and 10 KB each: a frame of an Enhanced CT has about 15.
 ITEMS_PER_FRAME = 100
-FEWEST_ITEMS = 1000  # that a header may have in any case
-BYTES_PER_ITEM = 8  # of a deflated file; a frame has pixels as well
-LARGEST_ITEMS = 300_000  # of a header; an Enhanced CT of `LARGEST_FRAMES` has half of that
-ITEMS_OF_ANY_FILE = 10_000  # which take half a second
-STORED_BYTES_PER_ITEM = 32  # of a file; an item that says something has three times as many
+FEWEST_ITEMS = 1000  # items that any header may have
+BYTES_PER_ITEM = 8  # bytes of a deflated file per item; a frame has pixels as well
+LARGEST_ITEMS = 300_000  # items of a header; an Enhanced CT of `LARGEST_FRAMES` has half of that
+ITEMS_OF_ANY_FILE = 10_000  # items that any file may have; they take half a second
+STORED_BYTES_PER_ITEM = 32  # bytes of a file per item; an item that says something has three times as many
 ITEM, BIG_ENDIAN_ITEM = b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"  # the tag of an item
-PIXELS, BIG_ENDIAN_PIXELS = b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10"  # that of the pixels
+PIXELS, BIG_ENDIAN_PIXELS = b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10"  # the tag of the pixels
 CHUNK = 2**16  # bytes that are inflated at a time
 
 
@@ -185,7 +185,7 @@ def _size_in_stream(stream: bytes) -> tuple[int, int, int] | None:
 
 
 def header_limit(size: int) -> int:
-    """Return to how many bytes the header in a deflated file may be inflated; ``size``: bytes of the file."""
+    """Return the most bytes that the header in a deflated file may be inflated to; ``size``: bytes of the file."""
     return min(LARGEST_HEADER, SMALLEST_LIMIT + HEADER_RATIO * size)
 
 
@@ -215,7 +215,7 @@ def check_items(file: str) -> None:
 
 
 def inflate(stream: BinaryIO, limit: int) -> tuple[bytes, bool]:
-    """Inflate a raw deflate stream up to a limit in bytes. Returns the start of the data, and whether that is all."""
+    """Inflate a raw deflate stream up to a limit in bytes. Return the start of the data, and whether that is all."""
     engine, parts, size = zlib.decompressobj(-zlib.MAX_WBITS), [], 0
     while size < limit and not engine.eof:
         data = stream.read(CHUNK)

@@ -1,7 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Tell the volumes apart that one DICOM series mixes, but only where the positions of the slices confirm it.
+"""Separate the volumes that one DICOM series mixes, but only where the positions of the slices confirm it.
 
-Other tags can change within a volume. Split by them, every second slice or half of a scan would pass for a volume.
+Other tags can change within a volume. If they split a series, every second slice or half of a scan could pass for a
+volume.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from ..slice_grid import MAX_SHIFT, MIN_SLICES, SAME_PLACE
 
 logger = logging.getLogger(__name__)
 
-# Attributes that tell acquisitions apart, then reconstructions of one acquisition; the first that sorts them counts.
+# Attributes that distinguish acquisitions, then reconstructions of one acquisition; the first that sorts them counts.
 ATTRIBUTES = (
     *("AcquisitionNumber", "ConvolutionKernel", "ReconstructionDiameter", "ImageType", "SeriesNumber"),
     *("PixelSpacing", "SliceThickness", "KVP", "TemporalPositionIdentifier", "NominalPercentageOfCardiacPhase"),
     *("FilterType", "ContrastBolusAgent", "SeriesDescription", "AcquisitionDateTime", "AcquisitionTime"),
 )
-# These tell two stacks apart even if together they form one even stack, of slices half as far apart.
+# These separate two stacks even if together they form one even stack, of slices half as far apart.
 CERTAIN = ATTRIBUTES[:2]
 
 
@@ -44,10 +45,11 @@ class Image(NamedTuple):
 
 
 def join_single_images(images: list[Image]) -> list[Image]:
-    """Give one key to the images of a folder, patient and name that have each a SeriesInstanceUID of their own.
+    """Give one key to the images of a folder, patient and name that each have their own SeriesInstanceUID.
 
-    Careless anonymisers write a new UID into each file. Alone, none of these images is a volume; whether they are one
-    together, their positions decide when they are read. Not if the folder has a series of several such images.
+    Careless anonymisers write a new UID into each file. None of these images is a volume by itself. When they are read,
+    their positions decide whether they form one together. This is not done if the folder has a series of several such
+    images.
     """
 
     def whose(one: Image) -> tuple:
@@ -78,9 +80,9 @@ def split_stack(stack: list[Image]) -> list[list[Image]]:
       evenly spaced stack, whose halves would pass as volumes, except if its slices alternate between two even stacks of
       two frames of reference. Owners that share no folder are always split.
     - By acquisition, kernel or another of `ATTRIBUTES` if each part is an evenly spaced stack, the parts overlap, and
-      the whole is no evenly spaced stack. An evenly spaced whole is split by acquisition and kernel alone: of two scans
-      half a slice apart, each is complete. Blocks of a scan one after the other stay together, except if they have
-      different spacings.
+      the whole is not an evenly spaced stack. An evenly spaced whole is split only by acquisition and kernel: of two
+      scans half a slice apart, each is complete. Blocks of a scan one after the other stay together, except if they
+      have different spacings.
     - By ImageType if the files of each value have the same positions, as those of two reconstructions.
 
     Files without positions (multi-frame images) are split by owner and ImageType.
@@ -105,7 +107,7 @@ def split_stack(stack: list[Image]) -> list[list[Image]]:
 
 
 def _are_woven(owners: list[list[Image]]) -> bool:
-    """Tell whether the stacks of several frames of reference lie between one another, each complete by itself."""
+    """Return whether the stacks of several frames of reference lie between one another, each complete by itself."""
     if len({one.owner[-1] for part in owners for one in part}) != len(owners):
         return False
     whole = all(len(part) >= MIN_SLICES and _is_even(_heights(part)) for part in owners)
@@ -128,7 +130,7 @@ def _joined_by_folder(owners: list[list[Image]]) -> list[list[Image]]:
 
 
 def _volumes(stack: list[Image], names: Sequence[str]) -> list[list[Image]] | None:
-    """Return the evenly spaced stacks that the attributes tell apart; None if none does."""
+    """Return the evenly spaced stacks that the attributes separate; None if none does."""
     whole = _heights(stack)
     if whole is None:
         return None
@@ -147,7 +149,7 @@ def _volumes(stack: list[Image], names: Sequence[str]) -> list[list[Image]] | No
 
 
 def _are_volumes(parts: list[list[Image]], even: bool) -> bool:
-    """Tell whether parts of a stack lie beside one another, and do not follow one another as blocks of one scan."""
+    """Return whether parts of a stack lie side by side, and do not follow one another as blocks of one scan."""
     heights = [_heights(part) for part in parts]
     if even:  # then the slices of one part lie between those of another
         return any(max(one[0], other[0]) < min(one[-1], other[-1]) for one, other in combinations(heights, 2))
@@ -159,7 +161,7 @@ def _are_volumes(parts: list[list[Image]], even: bool) -> bool:
 
 
 def _warn_of_woven(stack: list[Image]) -> None:
-    """Warn if an attribute that does not split an even stack tells even stacks apart whose slices alternate."""
+    """Warn if an attribute that does not split an even stack separates even stacks whose slices alternate."""
     for name in ATTRIBUTES if _is_even(_heights(stack)) else ():
         parts = _parts(stack, _values(stack, name))
         if len(parts) == 1 or min(map(len, parts)) < MIN_SLICES or not all(_is_even(_heights(part)) for part in parts):

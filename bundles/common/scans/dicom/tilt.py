@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Resample a scan made with a tilted gantry on an upright grid."""
+"""Resample a scan made with a tilted gantry onto an upright grid."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def straighten(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.n
     """Move each slice within its plane, so that the slices stack at right angles.
 
     The slices keep their planes, size and spacing of pixels: only linear interpolation between neighbours of one slice
-    is needed. The grid grows so far that no pixel is lost; what no slice covers gets the lowest value of the scan.
+    is needed. The grid grows so that no pixel is lost; what no slice covers gets the lowest value of the scan.
 
     Args:
         voxels: (X, Y, Z) in HU.
@@ -25,7 +25,7 @@ def straighten(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.n
     normal = np.cross(row, column)
     normal /= np.linalg.norm(normal)
     upright = step @ normal * normal
-    drift = np.linalg.lstsq(np.stack([row, column], axis=1), step - upright, rcond=None)[0]  # pixels a slice
+    drift = np.linalg.lstsq(np.stack([row, column], axis=1), step - upright, rcond=None)[0]  # pixels per slice
     places = np.arange(voxels.shape[2])[:, None] * drift
     low = np.floor(places.min(axis=0)).astype(int)
     size = np.ceil(places.max(axis=0)).astype(int) - low + voxels.shape[:2]

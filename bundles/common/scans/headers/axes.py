@@ -1,5 +1,5 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""Turn an array so that its axes run as those of another: swap and flip them, never resample."""
+"""Turn an array so that its axes run like those of another: swap and flip them, never resample."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ KEPT = [[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]]
 
 
 def turned(voxels: np.ndarray, affine: np.ndarray, *, like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Turn voxels so that their axes run as nearly as possible as those of another grid.
+    """Turn voxels so that their axes run as nearly as possible like those of another grid.
 
     Args:
         voxels: (X, Y, Z).
@@ -19,7 +19,7 @@ def turned(voxels: np.ndarray, affine: np.ndarray, *, like: np.ndarray) -> tuple
         like: (4, 4), voxel indices of the other grid to mm.
 
     Returns:
-        The turned voxels, a view, and their affine; the same objects if nothing is to turn.
+        The turned voxels, a view, and their affine; the same objects if there is nothing to turn.
     """
     orientation = nib.io_orientation(np.linalg.solve(like, affine))
     if np.array_equal(orientation, KEPT):

@@ -1,8 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
 """Read the header of a NIfTI file as stored, and refuse a file that cannot hold what its header claims.
 
-All is decided from the first bytes and the size of the file: a file that claims terabytes, or unpacks to them, is
-refused before any memory is asked for it. nibabel then reads exactly as many bytes as the header needs.
+Everything is decided from the first bytes and the size of the file: a file that claims terabytes, or unpacks to them,
+is refused before any memory is asked for it. nibabel then reads exactly as many bytes as the header needs.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def stored_header(file: str | os.PathLike) -> Nifti1Header:
         file: a file named ``.nii`` or ``.nii.gz``, in any case.
 
     Raises:
-        RefusedScan: it is no NIfTI file, is compressed in another way than its name says, has voxels that are not plain
-            numbers, or cannot hold the voxels that its header claims.
+        RefusedScan: it is not a NIfTI file, is compressed in another way than its name says, has voxels that are not
+            plain numbers, or cannot hold the voxels that its header claims.
     """
     name = os.fspath(file).lower()
     packed = name.endswith(".nii.gz")
@@ -72,7 +72,7 @@ def _header_size(first: bytes) -> int | None:
 
 
 def compression(start: bytes) -> str:
-    """Return by which program a file is compressed, from its first bytes; "" if by none that is known."""
+    """Return the program that a file is compressed by, from its first bytes; "" if it is unknown."""
     return next((kind for magic, kind in COMPRESSIONS.items() if start.startswith(magic)), "")
 
 

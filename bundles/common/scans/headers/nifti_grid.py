@@ -2,8 +2,8 @@
 """Decide where the voxels of a NIfTI file lie, which its header states in up to three ways and in several units.
 
 The rules are those of the standard (nifti1.h): the sform counts where its code is above 0, else the qform, and pixdim
-alone if neither has a code. But where the voxels of the sform have another size than pixdim, the qform counts if it has a
-code, as in MONAI and ITK. Every disagreement is named, since other programs may decide otherwise. See
+by itself if neither has a code. But where the voxels of the sform have another size than pixdim, the qform counts if it
+has a code, as in MONAI and ITK. Every disagreement is named, since other programs may decide differently. See
 https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h.
 """
 
@@ -26,7 +26,7 @@ SCALE_TOLERANCE = 0.01  # pixdim is often rounded to two or three digits
 # Near half a turn, the float32 quaternion of a qform is accurate to 6e-4 radians: 0.3 voxels at the corner of 512^3.
 MAX_SHIFT = 0.5  # voxels
 SAME_GRID = 0.01  # voxels
-LARGEST_CODE = 5  # of qform and sform: NIFTI_XFORM_TEMPLATE_OTHER
+LARGEST_CODE = 5  # largest code of qform and sform: NIFTI_XFORM_TEMPLATE_OTHER
 #: Fields of a header that place the voxels.
 PLACING = (
     *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
@@ -36,7 +36,7 @@ PLACING = (
 
 @dataclass(frozen=True)
 class Doubt:
-    """Something in a header that other programs may read otherwise; ``kind`` groups equal ones of several files."""
+    """Something in a header that other programs may read differently; ``kind`` groups equal ones of several files."""
 
     kind: str
     text: str
@@ -49,7 +49,7 @@ class Grid:
     Attributes:
         affine: (4, 4), voxel indices to mm in RAS.
         unit: name of the unit that the file states if it is not mm, else "".
-        doubts: what other programs may read otherwise.
+        doubts: what other programs may read differently.
     """
 
     affine: np.ndarray
@@ -156,8 +156,9 @@ def placing_fields(file: str | os.PathLike, *, shape: tuple[int, ...], affine: n
 def _with_known_codes(header: nib.Nifti1Header) -> tuple[nib.Nifti1Header, list[Doubt]]:
     """Return a header whose codes are those of the standard, and the reason to doubt it if they were not.
 
-    A code below 0 counts as 0, as in all programs. One above `LARGEST_CODE` counts as 0 in nibabel and in what uses it, as
-    1 in ITK: it does if the other form has no code. A qfac (``pixdim[0]``) that is neither 1 nor -1 is 1, says the standard.
+    A code below 0 counts as 0, as in all programs. One above `LARGEST_CODE` counts as 0 in nibabel and in what uses it,
+    as 1 in ITK. Here it counts as 1 if neither form has a valid code. A qfac (``pixdim[0]``) that is neither 1 nor -1
+    is 1, says the standard.
     """
     known, doubts = header.copy(), []
     if header["pixdim"][0] not in (1, -1):
@@ -179,7 +180,7 @@ def _with_known_codes(header: nib.Nifti1Header) -> tuple[nib.Nifti1Header, list[
 
 
 def corner_shift(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return how far the corners of a grid are from those of another, in voxels of the other; (8,), the origin first."""
+    """Return how far a grid's corners are from those of another, in voxels of the other; (8,), the origin first."""
     corners = np.array([[*corner, 1] for corner in product(*((0, size - 1) for size in shape))]).T
     return np.abs(((np.linalg.inv(other) @ affine - np.eye(4)) @ corners)[:3]).max(axis=0)
 

@@ -1,9 +1,9 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
 """Lay scans over each other by their maps of positions: a scale and a shift by axis, and how badly they fit.
 
-A position network predicts for every voxel where in an average body it is. Along each axis, the position in the scan (mm)
-is fitted to the predicted one by ``predicted = scale * scan + shift``; the line tells scans of another region. Two scans are laid
-over each other by comparing the predictions for both, slice by slice (`align`).
+A position network predicts for every voxel where in an average body it is. Along each axis, the position in the scan
+(mm) is fitted to the predicted one by ``predicted = scale * scan + shift``; the line reveals scans of another region.
+Two scans are laid over each other by comparing the predictions for both, slice by slice (`align`).
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ROUNDS = 20  # of reweighting; the weights settle in fewer
+ROUNDS = 20  # rounds of reweighting; the weights settle in fewer
 TUNING = 1.345  # Huber's constant in robust standard deviations: 95% efficiency for normal errors
-MAD = 1.4826  # from the median absolute deviation to the standard deviation of a normal distribution
+MAD = 1.4826  # factor from the median absolute deviation to the standard deviation of a normal distribution
 AXES = ("x", "y", "z")
-BIN = 5.0  # mm, of a profile
-LEAST_IN_BIN = 0.1  # of the mean number of voxels in a bin
-SCALES_TRIED = tuple(np.geomspace(0.8, 1.25, 15).tolist())  # between two adults
-STEP = 2.5  # mm, of the shifts that are tried
-LEAST_COVERED = 0.3  # of the shorter scan
+BIN = 5.0  # mm, of a bin of a profile
+LEAST_IN_BIN = 0.1  # share of the mean number of voxels in a bin
+SCALES_TRIED = tuple(np.geomspace(0.8, 1.25, 15).tolist())  # scales between two adults
+STEP = 2.5  # mm between the shifts that are tried
+LEAST_COVERED = 0.3  # share of the shorter scan
 PER_LOG_SCALE = 20.0  # mm for a scale of e: another size must be worth it
 PER_UNCOVERED = 10.0  # mm for a shorter scan that is not covered at all
 
@@ -134,9 +134,9 @@ class Alignment:
 
 
 def align(one: Sequence[Profile], other: Sequence[Profile]) -> Alignment:
-    """Lay one scan over another by comparing what the network says of both.
+    """Lay one scan over another by comparing what the network says about both.
 
-    A network that is unsure says positions that are too close to the middle, in all scans of a region alike. So two
+    A network that is unsure predicts positions that are too close to the middle, in all scans of a region alike. So two
     scans are compared with each other, and not each with the truth: what is wrong in the same way in both does no harm.
 
     Args:
@@ -157,7 +157,7 @@ def _align_axis(one: Profile, other: Profile) -> tuple[float, float, float, floa
         for shift in np.arange(first, last + STEP, STEP):
             moved = scale * at + shift
             inside = (moved >= its_at[0]) & (moved <= its_at[-1])
-            # Of the shorter scan most must be covered: a few slices fit anywhere.
+            # Enough of the shorter scan must be covered: a few slices fit anywhere.
             covered = inside.sum() / min(len(at), len(its_at))
             if covered < LEAST_COVERED:
                 continue

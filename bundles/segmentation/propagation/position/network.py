@@ -1,8 +1,8 @@
 # Copyright (c) the swin-unetr-bundles contributors. Licensed under the Apache License 2.0.
-"""The network that knows where in the body each voxel is, and what it says of whole scans.
+"""The network that knows where in the body each voxel is, and what it says about whole scans.
 
-It is pre-trained by swin_unetr_pretrain with the task ``position``, without labels; its ``network.pt`` holds a whole Swin
-UNETR and the head for positions.
+It is pre-trained by swin_unetr_pretrain with the task ``position``, without labels; its ``network.pt`` holds a whole
+Swin UNETR and the head for positions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HEAD = "position_head."  # in the file
 OUTPUT = "out."  # the last layer of Swin UNETR
 RECORDED = ("roi_size", "hu_window", "foreground_hu", "spacing")
 LEAST_BODY = 1000  # voxels of the network's grid
-MOST_VOXELS = 50_000  # of the body, that are fitted; more change no digit that counts
+MOST_VOXELS = 50_000  # voxels of the body that are fitted; more change no digit that counts
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def position_network_file(
         pretrain_bundle: folder of the bundle swin_unetr_pretrain.
         pretrain_options: further options of its train.yaml, as on the command line.
         output_dir: the training writes to its subfolder `FOLDER`.
-        device: of the training.
+        device: the training's device.
 
     Raises:
         InputError: neither or both are given, the file or the bundle does not exist, or the training fails.
@@ -89,7 +89,7 @@ def check_position_network(
     pretrain_bundle: str,
     pretrain_options: Sequence[str],
 ) -> None:
-    """Check what `position_network_file` needs; part of a run list, before scans are read.
+    """Check what `position_network_file` needs, before scans are read. Use it as an entry of the config's `run`.
 
     Raises:
         InputError: see `position_network_file`; or SimpleITK is not installed.
