@@ -35,7 +35,7 @@ from .nifti_files import (
     without_suffix,
 )
 from .partial_labels import LABELLED, with_values
-from .splits import draw_validation, split_entries, warn_of_missing_patients
+from .splits import draw_validation, split_entries, warn_of_missing_patients, warn_of_shared_patients
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +100,8 @@ def segmentation_scans(
                 counted(len(both), "scan is", "scans are"),
                 min(both),
             )
+        elif section == "training":
+            warn_of_shared_patients(training, validation, path)
     if not scans and section == "validation" and fold == "all":
         if may_be_empty:
             return []
@@ -191,6 +193,9 @@ def unlabelled_scans(
                 f"All {len(pool)} scans of {', '.join(map(str, sources))} are in a 'validation' section: none is left "
                 "for training. Add a 'training' section."
             )
+        if section != "validation":
+            kept = [scan for each, scan in pool.items() if each not in held_out]
+            warn_of_shared_patients(kept, validation.values(), ", ".join(map(str, sources)))
     else:
         held_out = draw_validation(pool, share=validation_share, seed=seed)
     return [

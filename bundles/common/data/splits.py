@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,10 @@ def split_entries(
     if fold == "all":
         return pool, []
     if fold is None and validation:
-        return training, validation
+        carried = [scan for scan in training if scan.get("carried")]
+        real = [scan for scan in pool if not scan.get("carried")]
+        unseen = {id(scan) for scan in _unseen(carried, real, validation, path, None)} if carried else set()
+        return [scan for scan in training if not scan.get("carried") or id(scan) in unseen], validation
     fold = 0 if fold is None else fold
     carried = [scan for scan in pool if scan.get("carried")]
     pool = [scan for scan in pool if not scan.get("carried")]
@@ -94,7 +97,7 @@ def split_entries(
 
 
 def _unseen(
-    carried: Sequence[dict], real: Sequence[dict], validation: Sequence[dict], path: Path, fold: int | str
+    carried: Sequence[dict], real: Sequence[dict], validation: Sequence[dict], path: Path, fold: int | str | None
 ) -> list[dict]:
     """Return the cases with carried labels that show neither the scan nor the label of a validation patient."""
     patients = {patient_of(scan, path) for scan in validation}
@@ -138,6 +141,25 @@ def patient_of(scan: dict, path: Path) -> str:
         return str(scan["patient"])
     # Relative: the split must not change if the data set is moved.
     return os.path.relpath(first_file(scan), path.parent)
+
+
+def warn_of_shared_patients(training: Iterable[dict], validation: Iterable[dict], where: Path | str) -> None:
+    """Warn if a patient that entries name is in training and in validation, as a list's own sections or folds may say.
+
+    Args:
+        training, validation: entries; those without ``patient`` are not compared.
+        where: the list or lists, for the message.
+    """
+    first, second = (
+        {str(scan["patient"]): first_file(scan) for scan in scans if "patient" in scan}
+        for scans in (training, validation)
+    )
+    if both := sorted(first.keys() & second.keys()):
+        logger.warning(
+            "%s: %s in both training and validation, such as patient %s (%s and %s): scores will be too high. Move all scans "
+            "of a patient to one side.",
+            *(where, counted(len(both), "patient is", "patients are"), both[0], first[both[0]], second[both[0]]),
+        )
 
 
 def warn_of_missing_patients(scans: Sequence[dict], path: Path | str) -> None:

@@ -179,17 +179,18 @@ class TrainingCheckpoint:
     def set_aside(self, engine: Engine) -> None:
         """Rename the files of an earlier run in this folder to ``previous_last.pt`` and so on.
 
-        Files already set aside stay if their run got further: whoever forgets ``--resume true`` twice has the first
-        run's state as ``previous_last.pt``, not that of a few steps.
+        A state already set aside stays if its run got further: whoever forgets ``--resume true`` twice has the first
+        run's state as ``previous_last.pt``, not that of a few steps. Results (`RESULTS`) are numbered: none is lost.
         """
         if self._steps_in("previous_last.pt") > self._steps_in("last.pt") >= 0:
             logger.warning(
-                "%s is of a longer run than %s, and stays; the shorter run's files are replaced",
+                "%s is of a longer run than %s, and stays; the state of the shorter run is removed",
                 *(self.folder / "previous_last.pt", self.folder / "last.pt"),
             )
-            for name in ("last.pt", "best.pt", *RESULTS):
+            for name in ("last.pt", "best.pt"):
                 (self.folder / name).unlink(missing_ok=True)
-        self._set_aside("last.pt", "best.pt", *RESULTS)
+        self._set_aside("last.pt", "best.pt")
+        self._set_aside(*RESULTS, numbered=True)
 
     def _steps_in(self, name: str) -> int:
         """Return the steps of a saved state; -1 if there is none that can be read."""
@@ -199,10 +200,16 @@ class TrainingCheckpoint:
             return -1
         return int(state.get("step", -1)) if isinstance(state, Mapping) else -1
 
-    def _set_aside(self, *names: str) -> None:
-        for name in names:
-            if (self.folder / name).exists():
-                os.replace(self.folder / name, self.folder / f"previous_{name}")
+    def _set_aside(self, *names: str, numbered: bool = False) -> None:
+        """Rename files to ``previous_NAME``; numbered: to ``previous_NAME_2`` and so on, if that is taken."""
+        for path in (self.folder / name for name in names):
+            if path.exists():
+                aside, number = path.with_name(f"previous_{path.name}"), 1
+                while numbered and aside.exists():
+                    number += 1
+                    aside = path.with_name(f"previous_{path.stem}_{number}{path.suffix}")
+                os.replace(path, aside)
+                logger.info("%s of an earlier run is now %s", path, aside.name)
 
     def _check_settings(self, state: Mapping[str, Any], path: Path) -> list[str]:
         """Return the names of the changed settings; raise `InputError` if one of them must not change."""
@@ -418,10 +425,16 @@ class TrainingCheckpoint:
             )
         if not best.exists():
             raise InputError(
-                f"No validation of this run gave a finite {self.score}: there are no weights to save. The training diverged: "
-                "lower --learning_rate or raise --warmup_steps, and start again."
+                f"No validation of this run gave a finite {self.score}: there are no weights to save. If the losses in "
+                "training_log.csv are not finite either, the training diverged: lower --learning_rate or raise --warmup_steps, "
+                "and start again. If they are, the validation cannot measure this score: choose another one."
             )
         result = load_checkpoint_file(str(best))
+        if self.score not in result["trained"]["score"]:
+            raise InputError(
+                f"{best} was chosen by {', '.join(result['trained']['score'])}, and this run had no validation that measures "
+                f"{self.score}. Train on: more --max_steps, with --resume true --resume_changes \"['max_steps','select_by']\"."
+            )
         if self.evaluator is not None and not self.moved and engine.state.epoch > 1:
             logger.warning(
                 "%s was %s in all %d validations, so it chose nothing: these are the weights of the last one. Does the "

@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ignite.engine import Engine, Events
+
 from ..data.case_names import names_of
-from ..files import write_text
+from ..files import move_file, write_text
 from ..run.distributed import rank
 from ..words import counted
 
@@ -18,6 +20,38 @@ logger = logging.getLogger(__name__)
 
 FILE = "split.json"
 NAMED = 10  # cases named in the log; the file has all
+
+
+class SplitRecord:
+    """Handler for `SupervisedTrainer`: `record_split` when the training starts.
+
+    List it after `TrainingCheckpoint`, which may refuse to resume: the file then stays that of the finished run.
+
+    Args:
+        output_dir, training, validation: see `record_split`.
+        resume: whether the run is resumed; else the file of an earlier run becomes ``previous_split.json``.
+    """
+
+    def __init__(
+        self,
+        *,
+        output_dir: str,
+        training: Sequence[Mapping[str, Any]],
+        validation: Sequence[Mapping[str, Any]],
+        resume: bool = False,
+    ) -> None:
+        self.output_dir, self.training, self.validation, self.resume = output_dir, training, validation, resume
+
+    def attach(self, engine: Engine) -> None:
+        """Register the handler."""
+        engine.add_event_handler(Events.STARTED, self.started)
+
+    def started(self, engine: Engine) -> None:
+        """Write the file."""
+        path = Path(self.output_dir) / FILE
+        if rank() == 0 and not self.resume:
+            move_file(path, path.with_name(f"previous_{FILE}"))
+        record_split(output_dir=self.output_dir, training=self.training, validation=self.validation)
 
 
 def record_split(

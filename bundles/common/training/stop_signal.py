@@ -42,6 +42,7 @@ class StopSignal:
         self.every = max(1, every)
         self.received = 0
         self.received_at = 0.0
+        self.cases_of_all = 0  # iterations of a validation that every rank has: some have one more
         self.former: dict[int, Any] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -52,7 +53,8 @@ class StopSignal:
         engine.add_event_handler(Events.STARTED, self.take_signals)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.step_completed)
         if self.evaluator is not None:
-            self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self.stop_if_asked, engine)
+            self.evaluator.add_event_handler(Events.EPOCH_STARTED, self.validation_started, engine)
+            self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self.case_completed, engine)
         for event in (Events.COMPLETED, Events.TERMINATE, Events.EXCEPTION_RAISED):
             engine.add_event_handler(event, self.restore_signals)
 
@@ -83,6 +85,19 @@ class StopSignal:
         """Stop only between two steps, because partly accumulated gradients are not saved."""
         if ends_step(engine) and not (processes.is_distributed() and steps_done(engine) % self.every):
             self.stop_if_asked(engine, engine)
+
+    def validation_started(self, evaluator: Engine, trainer: Engine) -> None:
+        """Agree on the number of iterations that every rank has: an exchange in a further one would wait forever."""
+        self.cases_of_all = evaluator.state.epoch_length
+        if processes.is_distributed():
+            least = torch.tensor([self.cases_of_all], device=trainer.state.device)
+            dist.all_reduce(least, op=dist.ReduceOp.MIN)
+            self.cases_of_all = int(least)
+
+    def case_completed(self, evaluator: Engine, trainer: Engine) -> None:
+        """Stop a validation, too."""
+        if evaluator.state.iteration <= self.cases_of_all:
+            self.stop_if_asked(evaluator, trainer)
 
     def stop_if_asked(self, engine: Engine, trainer: Engine) -> None:
         """Terminate if any rank has received a signal."""

@@ -165,6 +165,39 @@ def test_a_carried_label_of_the_validation_fold_is_left_out(tmp_path):
     assert split(tmp_path, fold=1) == (["r0", "r2", "c0", "c2", "c"], ["r1"])
 
 
+@pytest.mark.parametrize("own", ["sections", "folds", "several lists"])
+def test_a_patient_that_the_list_puts_on_both_sides_is_told(tmp_path, caplog, own):
+    there = {"patient": "P1"}
+    if own == "several lists":
+        write_list(tmp_path / "a", training=[entry("a0")], validation=[entry("a1", **there)])
+        write_list(tmp_path / "b", training=[entry("b0", **there), entry("b1")])
+        unlabelled_scans([tmp_path / "a", tmp_path / "b"], section="training")
+    elif own == "sections":
+        write_list(tmp_path, training=[entry("a", **there), entry("b", patient="P2")], validation=[entry("c", **there)])
+        segmentation_scans(tmp_path, section="training", fold=None)
+    else:
+        entries = [entry("a", fold=0, **there), entry("b", fold=1, **there), entry("c", fold=1, patient="P2")]
+        write_list(tmp_path, training=entries)
+        segmentation_scans(tmp_path, section="training", fold=0)
+    (told,) = [message for message in caplog.messages if "in both training and validation" in message]
+    assert "1 patient is" in told and "such as patient P1" in told
+    caplog.clear()
+    write_list(tmp_path / "good", training=[entry("a", **there), entry("b", **there), entry("c", patient="P2")])
+    segmentation_scans(tmp_path / "good", section="training", fold=0)
+    assert not caplog.messages
+
+
+def test_a_label_that_was_carried_from_the_validation_section_is_left_out(tmp_path, caplog):
+    seen = [str(tmp_path / "imagesTr" / "v.nii.gz")]
+    carried = [
+        entry("b", carried=True, carried_from=seen),
+        entry("c", carried=True, carried_from=["./imagesTr/a.nii.gz"]),
+    ]
+    write_list(tmp_path, training=[carried[1], entry("a"), carried[0]], validation=[entry("v")])
+    assert names(segmentation_scans(tmp_path, section="training", fold=None)) == ["c", "a"]
+    assert "their labels were carried from validation cases" in caplog.text
+
+
 def test_pre_training_never_has_a_patient_on_both_sides(tmp_path):
     scans = [entry(f"p{i % 4}_{i}", patient=str(i % 4)) for i in range(12)]
     write_list(tmp_path, training=scans)

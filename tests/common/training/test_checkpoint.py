@@ -721,6 +721,20 @@ def test_best_weights_that_are_gone_at_the_end_are_told(tmp_path, record):
         train(tmp_path, record, resume=True)
 
 
+def test_results_of_all_earlier_runs_stay(tmp_path, record, caplog):
+    train(tmp_path, record, killed_in_step=3 * EPOCH_LENGTH + 1, epochs=4)  # longer than the others
+    results = []
+    for lr in (0.1, 0.2, 0.3):
+        train(tmp_path, record, lr=lr, epochs=2)
+        results.append((tmp_path / "model.pt").read_bytes())
+    caplog.set_level("INFO")
+    train(tmp_path, record, killed_in_step=1)
+    assert not (tmp_path / "model.pt").exists()
+    kept = [tmp_path / f"previous_model{number}.pt" for number in ("", "_2", "_3")]
+    assert [path.read_bytes() for path in kept] == results
+    assert f"{tmp_path / 'model.pt'} of an earlier run is now previous_model_3.pt" in caplog.text
+
+
 def test_two_starts_without_resume_keep_the_longer_run(tmp_path, record):
     train(tmp_path, record, killed_in_step=3 * EPOCH_LENGTH + 1)
     longer = (tmp_path / "last.pt").read_bytes()

@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 
 import pytest
+from ignite.engine import Engine, Events
 
-from bundles.common.training.split_record import record_split
+from bundles.common.training.split_record import SplitRecord, record_split
 
 
 def cases(*names: str) -> list[dict]:
@@ -44,6 +45,27 @@ def test_many_validation_cases_are_counted_and_stand_in_the_file(said, tmp_path)
     held_out = [f"v{number}" for number in range(11)]
     assert said(cases("a"), cases(*held_out)) == "training on 1 case, validation on 11 cases (OUT/split.json)"
     assert list(json.loads((tmp_path / "split.json").read_text())["validation"]) == held_out
+
+
+def started(folder, *, training, resume=False, refused=False) -> None:
+    trainer = Engine(lambda engine, batch: None)
+    if refused:
+        trainer.add_event_handler(Events.STARTED, lambda engine: 1 / 0)  # as by TrainingCheckpoint
+    SplitRecord(output_dir=str(folder), training=training, validation=cases("v"), resume=resume).attach(trainer)
+    trainer.run(range(1), max_epochs=1)
+
+
+def test_a_training_that_is_refused_leaves_the_split_of_the_earlier_run(tmp_path):
+    file, earlier = tmp_path / "split.json", tmp_path / "previous_split.json"
+    started(tmp_path, training=cases("a"))
+    first = file.read_text()
+    with pytest.raises(ZeroDivisionError):
+        started(tmp_path, training=cases("b"), resume=True, refused=True)
+    assert file.read_text() == first and not earlier.exists()
+    started(tmp_path, training=cases("a"), resume=True)
+    assert file.read_text() == first and not earlier.exists()
+    started(tmp_path, training=cases("b"))
+    assert earlier.read_text() == first and "/data/b.nii.gz" in file.read_text()
 
 
 def test_no_validation_is_said(said):

@@ -8,9 +8,13 @@ import os
 import signal
 import subprocess
 import time
+from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 
 from bundles.common.training.stop_signal import StopSignal, exit_if_stopped, shield_worker_from_signals
@@ -136,6 +140,38 @@ def test_other_ranks_are_listened_to(monkeypatch):
     trainer.run(range(9))
     assert happened == [1, 2, 3, 4] and asked == [0, 0, 0, 0]
     assert trainer.state.stopped_by == signal.SIGTERM
+
+
+def uneven_validation(rank, folder, asked_in):
+    """Rank 0 has three cases and rank 1 two, as of five; all meet again when the validation ends."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=20)
+    )
+    seen = []
+    trainer = Engine(lambda engine, batch: None)
+    trainer.accumulation_steps, trainer.state.device = 1, "cpu"
+    evaluator = Engine(lambda engine, batch: seen.append(batch))
+    if rank == 0 and asked_in:
+        evaluator.add_event_handler(Events.ITERATION_STARTED, Signal(asked_in))
+    evaluator.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: dist.all_reduce(torch.ones(1)))
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: evaluator.run(range(3 - rank)))
+    StopSignal(evaluator=evaluator).attach(trainer)
+    trainer.run(range(1), max_epochs=2)
+    (Path(folder) / str(rank)).write_text(f"{trainer.state.stopped_by} {seen}")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("asked_in", "first", "second"),
+    [
+        (0, "0 [0, 1, 2, 0, 1, 2]", "0 [0, 1, 0, 1]"),
+        (2, "15 [0, 1]", "15 [0, 1]"),
+        (3, "15 [0, 1, 2]", "15 [0, 1]"),  # in the case that only one rank has: after the next step that all have
+    ],
+)
+def test_ranks_with_unequal_numbers_of_cases_validate_and_stop_together(tmp_path, asked_in, first, second):
+    torch.multiprocessing.spawn(uneven_validation, args=(str(tmp_path), asked_in), nprocs=2)
+    assert ((tmp_path / "0").read_text(), (tmp_path / "1").read_text()) == (first, second)
 
 
 def work(ready):

@@ -7,7 +7,7 @@
      "validation": [...], "test": ["imagesTs/b.nii.gz", ...], "labels": {"0": "background", "1": "spleen"}}
 
 Paths are relative to the folder of the list. An entry may carry ``fold`` (its cross-validation fold) and ``patient``
-(scans of one patient are never on both sides of a split), ``weight`` and ``carried`` (see `carried_labels`), and
+(a drawn split never has a patient on both sides; one that the list says is taken as it is, with a warning), ``weight`` and ``carried`` (see `carried_labels`), and
 ``labelled`` (see `partial_labels`). A folder without a data list gets one from the names of its files (see
 `labelled_folder`); nnU-Net's ``dataset.json`` is read as one (see `nnunet_folder`).
 """
