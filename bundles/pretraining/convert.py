@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ..common.errors import InputError
 from ..common.networks.swin_unetr import build_encoder
+from ..common.run.options import PATH
 from ..common.value_rules import check_choice
 from ..common.weights.checkpoint_file import save_atomically
 from ..common.weights.dialects import describe_encoder, find_weights, official_layout
@@ -46,6 +47,13 @@ def convert(
         InputError: the source does not have the complete encoder, or the target would overwrite it.
     """
     check_choice(name="layout", value=layout, choices=LAYOUTS)
+    PATH.check("source", source)
+    PATH.check("target", target)
+    source, target = str(Path(source).expanduser()), str(Path(target).expanduser())
+    if Path(target).is_dir():
+        raise InputError(
+            f"--target {target} is a folder: pass the file to write, such as {Path(target, 'encoder.pt')}."
+        )
     if Path(source).exists() and Path(target).exists() and Path(source).samefile(target):
         raise InputError(f"--target {target} is the source itself: it would be overwritten. Choose another name.")
     found = find_weights(source, prefix=prefix)
@@ -77,7 +85,10 @@ def convert(
     }
     trained = dict(found.content.get("trained") or {}) | {"converted_from": Path(source).name}
     state = encoder if layout == "encoder" else official_layout(encoder)
-    save_atomically({"state_dict": state, "encoder": record, "trained": trained}, target)
+    try:
+        save_atomically({"state_dict": state, "encoder": record, "trained": trained}, target)
+    except OSError as error:
+        raise InputError(f"--target {target} cannot be written: {error.strerror}. Choose another folder.") from error
     load_encoder(network, target)  # verify what was written
     table = Table(show_header=False)
     for name, value in shown.items():

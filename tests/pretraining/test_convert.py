@@ -88,6 +88,25 @@ def test_the_source_is_never_overwritten(tmp_path, record, encoder):
         convert(source=str(tmp_path / "encoder.pt"), target=str(tmp_path / "x.pt"), layout="nnunet")
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"source": ["a.pt", "b.pt"]}, "--source ['a.pt', 'b.pt'] must be a path"),
+        ({"target": None}, "--target None must be a path"),
+        ({"target": "{folder}"}, "is a folder: pass the file to write, such as"),
+        ({"target": "{folder}/file/encoder.pt"}, "cannot be written: "),
+    ],
+)
+def test_a_source_or_target_that_is_not_a_file_is_refused(tmp_path, record, encoder, asked, words):
+    source = str(tmp_path / "source.pt")
+    save_atomically({"state_dict": encoder, "encoder": record}, source)
+    (tmp_path / "file").touch()
+    asked = {key: value.format(folder=tmp_path) if isinstance(value, str) else value for key, value in asked.items()}
+    with pytest.raises(InputError) as refused:
+        convert(**{"source": source, "target": str(tmp_path / "t.pt"), "layout": "encoder", **asked})
+    assert words in str(refused.value)
+
+
 def test_an_encoder_with_use_v2_has_no_official_layout(tmp_path, record):
     record = record | {"use_v2": True}
     state = encoder_state(build_swin_unetr(record, out_channels=2))

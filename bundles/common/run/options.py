@@ -211,7 +211,7 @@ def check_option(name: str, value: Any, *, not_null: bool = False) -> None:
     RULES[name].check(name, value, not_null=not_null)
 
 
-def check_options(not_null: Sequence[str] = ()) -> None:
+def check_options(not_null: Sequence[str] = (), one_file: Sequence[str] = ()) -> None:
     """Check every option of the running config, so that a bad value stops the run at once and not hours later.
 
     An option without a rule is checked by its type where the first preset has a switch or a number for it. Values are
@@ -220,6 +220,7 @@ def check_options(not_null: Sequence[str] = ()) -> None:
 
     Args:
         not_null: options that must not be null in this config, although their rule accepts it.
+        one_file: options that take one file in this config, although their rule accepts several.
 
     Raises:
         InputError: names the option, the value and what it must be; or an unknown entry, with the nearest known ones.
@@ -232,7 +233,8 @@ def check_options(not_null: Sequence[str] = ()) -> None:
     _make_plain(parser, rules)
     for name in names:
         if name in WRITTEN and not _is_computed(parser.config[name]):
-            WRITTEN[name].check(name, parser.config[name], not_null=name in not_null)
+            rule = PATH.or_null("none") if name in one_file else WRITTEN[name]
+            rule.check(name, parser.config[name], not_null=name in not_null)
     for name, rule in rules.items():
         if name == "roi_size":
             check_roi_size(parser.get_parsed_content(name))

@@ -15,6 +15,7 @@ from monai.transforms import MapTransform, Randomizable, SpatialCrop, SpatialPad
 
 from ...common.run.distributed import is_distributed, rank
 from ...common.training.steps import ends_step, steps_done
+from ...common.value_rules import SHARE
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class RandBodyCropsd(Randomizable, MapTransform):
         min_body: float,
         tries: int = 20,
     ) -> None:
+        SHARE.check("min_body", min_body)
         MapTransform.__init__(self, keys)
         self.roi_size = tuple(roi_size)
         self.pad = SpatialPad(self.roi_size)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ...common.errors import InputError
 from ...common.run.options import check_option
 
 
@@ -18,6 +19,27 @@ def check_window(hu_window: Sequence[float]) -> tuple[float, float]:
     """
     check_option("hu_window", hu_window, not_null=True)
     return float(hu_window[0]), float(hu_window[1])
+
+
+def body_threshold(hu_window: Sequence[float], foreground_hu: float) -> float:
+    """Return the intensity, in [0, 1] of the window, above which a voxel counts as body.
+
+    Args:
+        hu_window: the two HU that become 0 and 1.
+        foreground_hu: HU above which a voxel counts as body.
+
+    Raises:
+        InputError: the window does not contain ``foreground_hu``: every voxel would count as body, or none.
+    """
+    low, high = check_window(hu_window)
+    check_option("foreground_hu", foreground_hu, not_null=True)
+    if not low <= foreground_hu < high:
+        raise InputError(
+            f"--foreground_hu {foreground_hu:g} is outside of --hu_window [{low:g}, {high:g}]: "
+            f"{'every voxel' if foreground_hu < low else 'no voxel'} would count as body. Set it inside, such as "
+            f"--foreground_hu {low:g}, or widen the window."
+        )
+    return (foreground_hu - low) / (high - low)
 
 
 def intensities(hu: torch.Tensor, hu_window: Sequence[float]) -> torch.Tensor:

@@ -16,13 +16,15 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from ...common.files import atomic_path, save_figure
+from ...common.files import atomic_path, move_file, save_figure
 from ...common.run.distributed import rank
 from ...common.training.log import read_log
 from ...common.training.steps import steps_done
 from .curve import MEAN, curve_figure
 from .features import frozen_features, intensities
 from .probe import Probe
+
+TABLE, CURVE = "probe.csv", "probe_curve.png"
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ class ProbeReport:
         self.folder = Path(output_dir)
         self.identity = zlib.crc32(json.dumps(identity, sort_keys=True).encode())
         self.rows: list[dict[str, float]] = []
+        self.others = False  # whether the table has rows of another probe
         self.started_table = False
 
     def attach(self, engine: Engine) -> None:
@@ -77,10 +80,11 @@ class ProbeReport:
         self.alone = self.probe.measure(intensities)
         self.before = self._measure()
         seconds = time.monotonic() - began
-        self.rows = []
-        if (self.folder / "probe.csv").exists():
-            rows = read_log(self.folder / "probe.csv")
+        self.rows, self.others = [], False
+        if (self.folder / TABLE).exists():
+            rows = read_log(self.folder / TABLE)
             self.rows = [{**row, "probe": self.identity} for row in rows if row.get("probe") == self.identity]
+            self.others = len(self.rows) < len(rows)
         self.rows = [self._row(0, self.before, seconds), *(row for row in self.rows if row["step"] > 0)]
         if rank() == 0:
             logger.info(
@@ -95,6 +99,9 @@ class ProbeReport:
         """
         kept = [row for row in self.rows if row["step"] <= steps_done(engine)]
         if rank() == 0 and (len(kept) < len(self.rows) or not self.started_table):
+            if not self.started_table and (steps_done(engine) == 0 or self.others):
+                for name in TABLE, CURVE:  # of another run, or of other scans
+                    move_file(self.folder / name, self.folder / f"previous_{name}")
             self.rows = kept
             self._write()
         self.rows, self.started_table = kept, True
@@ -125,8 +132,8 @@ class ProbeReport:
         return {"step": step, **measured, **more}
 
     def _write(self) -> None:
-        with atomic_path(self.folder / "probe.csv") as temporary, open(temporary, "w", newline="") as file:
+        with atomic_path(self.folder / TABLE) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(self.rows[-1]))
             writer.writeheader()
             writer.writerows(self.rows)
-        save_figure(curve_figure(self.rows), self.folder / "probe_curve.png")
+        save_figure(curve_figure(self.rows), self.folder / CURVE)

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ...common.errors import InputError
 
@@ -35,6 +36,20 @@ def organ_names(labels: Mapping[int | str, str]) -> dict[int, str]:
 def names_by_value(labels: Mapping[int | str, str]) -> dict[int, str]:
     """Return the name of each label by its value as a number, background included, in the order of the values."""
     return {value: name for value, name in sorted((int(value), str(name)) for value, name in labels.items())}
+
+
+def recorded_labels(content: Mapping[str, Any], file: str) -> Mapping[str, str] | None:
+    """Return the label names that a model file records; None, with a warning, if they are not names by value.
+
+    Args:
+        content: what the file records.
+        file: its name, for the warning.
+    """
+    labels = content.get("labels")
+    if labels is None or (isinstance(labels, Mapping) and all(str(value).isdecimal() for value in labels)):
+        return labels
+    logger.warning("%s records labels that are not names by value (%s ...): they are not used", file, str(labels)[:60])
+    return None
 
 
 def check_labels(labels: Mapping[int | str, str]) -> dict[str, str]:

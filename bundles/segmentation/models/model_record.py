@@ -14,6 +14,7 @@ from ...common.weights.checkpoint_file import checkpoint_facts
 from ...common.weights.dialects import ENCODER
 from ...common.weights.recorded_preset import training_of
 from ...common.words import shown
+from .label_names import recorded_labels
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def model_labels(checkpoint: str, *, otherwise: Mapping[str, str]) -> dict[str, 
     """
     if not Path(checkpoint).exists():
         return dict(otherwise)
-    return dict(checkpoint_facts(checkpoint).get("labels") or otherwise)
+    return dict(recorded_labels(checkpoint_facts(checkpoint), checkpoint) or otherwise)
 
 
 DEFAULTS = {"fold": None, "folds": None, "seed": 0}

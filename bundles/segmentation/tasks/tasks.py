@@ -25,7 +25,7 @@ from ...common.value_rules import ZERO_OR_ABOVE, is_number
 from ...common.weights.checkpoint_file import checkpoint_facts
 from ...common.weights.recorded_preset import recorded_training
 from ...common.words import counted, did_you_mean, plain_name, sentence, shown
-from ..models.label_names import check_labels
+from ..models.label_names import check_labels, recorded_labels
 from .proposal import proposed_row
 
 logger = logging.getLogger(__name__)
@@ -323,7 +323,7 @@ def _trained_by(checkpoint: str | None) -> tuple[str | None, Mapping[str, Any] |
     if checkpoint is None or not Path(checkpoint).exists():
         return None, None, None
     content = checkpoint_facts(checkpoint)
-    return content.get("task"), content.get("row"), content.get("labels")
+    return content.get("task"), content.get("row"), recorded_labels(content, str(checkpoint))
 
 
 def _name_in(task: str) -> str | None:

@@ -78,12 +78,15 @@ class SegmentationLoss(torch.nn.Module):
         self.dice = DiceLoss(to_onehot_y=True, softmax=True, **options)
         self.dice_of_known = DiceLoss(reduction="none", **options)
         self.cross_entropy = torch.nn.CrossEntropyLoss(weight=class_weights)
+        self.some_count_nothing = class_weights is not None and bool((class_weights == 0).any())
         self.ignore_label = ignore_label
         self.parts: dict[str, torch.Tensor] = {}
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor | PartlyKnown) -> torch.Tensor:
         """Return the loss of logits (B, classes, X, Y, Z) against label values (B, 1, X, Y, Z) or a `PartlyKnown`."""
         logits = logits.float()
+        if self.some_count_nothing and not isinstance(target, PartlyKnown):
+            target = PartlyKnown(target)  # PyTorch's mean over no voxel would be NaN
         if isinstance(target, PartlyKnown):
             dice, cross_entropy = self._of_known(logits, target)
         else:
@@ -117,7 +120,8 @@ class SegmentationLoss(torch.nn.Module):
         weights = self.cross_entropy.weight
         shares = torch.ones_like(of_voxels) if weights is None else weights[label[:, 0]]
         total = (torch.where(counted, of_voxels, 0.0) * over[:, 0]).sum()
-        return dice, total / torch.where(counted.any(), (shares * counted).sum(), 1.0)
+        over_all = (shares * counted).sum()
+        return dice, total / torch.where(over_all > 0, over_all, 1.0)
 
     def _mean_dice(self, terms: torch.Tensor, weight: torch.Tensor, labelled: torch.Tensor | None) -> torch.Tensor:
         """Return the mean of the Dice losses of each class, (B, classes, ...), or (classes, ...) with ``batch``."""

@@ -239,6 +239,13 @@ def test_values_that_are_written_out_have_the_form_of_their_option(tmp_path, nam
             assert f"--{name} {value!r} {words}" in refusal(parser)
 
 
+def test_several_files_are_refused_for_the_options_that_take_one(tmp_path):
+    check = {"_target_": f"{OPTIONS}.check_options", "one_file": ["pretrained_model"]}
+    said = refusal(config(tmp_path, pretrained_model=["a.pt", "b.pt"], added={"check": check}))
+    assert "--pretrained_model ['a.pt', 'b.pt'] must be a path" in said
+    config(tmp_path / "1", pretrained_model="a.pt", added={"check": check}).get_parsed_content("check")
+
+
 def test_null_is_refused_for_the_options_that_a_config_names(tmp_path):
     check = {"_target_": f"{OPTIONS}.check_options", "not_null": ["spacing"]}
     assert "--spacing None must be three sizes" in refusal(

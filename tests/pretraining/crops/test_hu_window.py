@@ -9,7 +9,7 @@ import torch
 from monai.transforms import ScaleIntensityRange
 
 from bundles.common.errors import InputError
-from bundles.pretraining.crops.hu_window import check_window, intensities
+from bundles.pretraining.crops.hu_window import body_threshold, check_window, intensities
 
 WINDOWS = [(-1000.0, 1000.0), (-1000, 1000), (-175.3, 250.7), (-160.0, 240.0), (-0.1, 2999.9)]
 
@@ -42,3 +42,25 @@ def test_a_gpu_gives_the_same_bits(window):
 def test_what_is_no_window_is_refused(window):
     with pytest.raises(InputError, match=r"--hu_window .* must be two values in HU"):
         check_window(window)
+
+
+@pytest.mark.parametrize(("window", "hu", "threshold"), [([-1000, 1000], -500, 0.25), ([-175.0, 250.0], -175.0, 0.0)])
+def test_the_threshold_of_the_body_is_an_intensity_of_the_window(window, hu, threshold):
+    assert body_threshold(window, hu) == threshold
+
+
+@pytest.mark.parametrize(
+    ("window", "hu", "words"),
+    [
+        (
+            [-175.0, 250.0],
+            -500.0,
+            r"--foreground_hu -500 is outside of --hu_window \[-175, 250\]: every voxel would count",
+        ),
+        ([-1000.0, 1000.0], 1500.0, r"\[-1000, 1000\]: no voxel would count as body. Set it inside"),
+        ([-1000.0, 1000.0], 1000.0, "no voxel would count as body"),
+    ],
+)
+def test_a_window_without_the_threshold_of_the_body_is_refused(window, hu, words):
+    with pytest.raises(InputError, match=words):
+        body_threshold(window, hu)

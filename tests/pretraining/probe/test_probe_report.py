@@ -119,10 +119,14 @@ def test_rows_after_the_step_of_a_resumed_run_are_replaced(tmp_path):
 
 def test_rows_of_another_run_or_another_probe_are_dropped(tmp_path):
     run(tmp_path)
+    first = (tmp_path / "probe.csv").read_text()
     run(tmp_path, epochs=1)
     assert column(tmp_path, "step") == [0, 2]
+    assert (tmp_path / "previous_probe.csv").read_text() == first and (tmp_path / "previous_probe_curve.png").exists()
+    second = (tmp_path / "probe.csv").read_text()
     run(tmp_path, epochs=2, first=2, identity=("b",))
     assert column(tmp_path, "step") == [0, 4]
+    assert (tmp_path / "previous_probe.csv").read_text() == second
 
 
 def test_an_interrupted_validation_is_not_probed(tmp_path):

@@ -29,6 +29,14 @@ def test_values_without_a_gap_pass_and_others_do_not():
         check_labels({"0": "background", "2": "spleen"})
 
 
+@pytest.mark.parametrize("labels", [["background", "liver"], {"liver": 1}, 3])
+def test_labels_of_a_foreign_file_that_are_not_names_by_value_are_not_used(tmp_path, caplog, labels):
+    model = str(tmp_path / "model.pt")
+    save_atomically({"labels": labels}, model)
+    assert model_labels(model, otherwise=LABELS) == LABELS
+    assert f"{model} records labels that are not names by value" in caplog.text
+
+
 def test_two_values_with_one_name_are_refused():
     """Tables and scores are by name: one of the two would replace the other."""
     with pytest.raises(InputError, match="give the name 'lesion' to the values 1 and 2"):

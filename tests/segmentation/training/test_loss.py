@@ -138,6 +138,19 @@ def test_a_batch_without_a_known_voxel_has_no_loss(options):
     assert value.item() == 0 and torch.count_nonzero(gradient) == 0
 
 
+@pytest.mark.parametrize("unknown", [False, True])
+def test_voxels_of_a_class_of_weight_0_alone_have_no_cross_entropy(unknown):
+    loss = SegmentationLoss(class_weights=torch.tensor([0.0, 1.0, 1.0, 1.0]), background_in_dice=False)
+    logits, label = drawn(unknown=0)
+    label = torch.zeros_like(label)
+    loss(logits, PartlyKnown(label) if unknown else label).backward()
+    assert loss.parts["cross_entropy"] == 0 and torch.isfinite(logits.grad).all()
+    label[:, :, 0] = 1
+    loss(logits, PartlyKnown(label) if unknown else label)
+    expected = torch.nn.functional.cross_entropy(logits[:, :, 0], label[:, 0, 0].long())
+    torch.testing.assert_close(loss.parts["cross_entropy"], expected.detach())
+
+
 def test_another_value_may_stand_for_unknown():
     logits, label = drawn()
     of_255 = SegmentationLoss(ignore_label=255)(logits, PartlyKnown(label))
