@@ -253,26 +253,46 @@ class TrainingCheckpoint:
         If the run was stopped during a validation, that validation is repeated first.
         """
         path = self.folder / "last.pt"
-        state = load_checkpoint_file(str(path)) if path.exists() else None
-        steps = gather_lists([state.get("step") if isinstance(state, Mapping) else None])
-        if len(set(steps)) > 1:
-            raise InputError(
-                f"The processes do not see the same {path}: its step is {shown(['no file' if n is None else n for n in steps])}. All nodes must share --output_dir."
-            )
+        state = self._read_last(path)
         if state is None:
             logger.info("--resume true: %s does not exist; the run starts at step 0", path)
             if rank() == 0:
                 self.set_aside(engine)
             return
+        changed = self._check_settings(state, path)
+        self._check_groups(state["optimizer"]["param_groups"], path)
+        self._restore_training(engine, state, changed)
+        self._restore_scores(engine, state, changed)
+        self._end_if_stale(engine)
+        if rank() == 0 and engine.state.epoch < engine.state.max_epochs:
+            self._set_aside(*RESULTS)  # results of the same run with fewer steps
+        logger.info("%s: the run continues after step %d", path, state["step"])
+        restore_random_states(state["random"])
+        ends_epoch = engine.state.iteration % engine.state.epoch_length == 0
+        if ends_epoch and not state["validated"]:
+            engine.fire_event(Events.EPOCH_COMPLETED)  # validate, track and save, which the stop prevented
+        self.random = random_states()
+
+    def _read_last(self, path: Path) -> Mapping[str, Any] | None:
+        """Return the saved state; None if there is none. All processes must see the same file."""
+        state = load_checkpoint_file(str(path)) if path.exists() else None
+        steps = gather_lists([state.get("step") if isinstance(state, Mapping) else None])
+        if len(set(steps)) > 1:
+            found = shown(["no file" if step is None else step for step in steps])
+            raise InputError(
+                f"The processes do not see the same {path}: its step is {found}. All nodes must share --output_dir."
+            )
         needed = {*self.stateful, *STATE} - {"average"}
-        if not isinstance(state, Mapping) or (missing := sorted(needed - set(state))):
-            lacks = f" (it has no {listed(missing)})" if isinstance(state, Mapping) else ""
+        if state is not None and (not isinstance(state, Mapping) or needed - set(state)):
+            lacks = f" (it has no {listed(sorted(needed - set(state)))})" if isinstance(state, Mapping) else ""
             raise InputError(
                 f"{path} is not a last.pt that this version wrote{lacks}, so the run cannot be resumed from it. Use another "
                 "--output_dir."
             )
-        changed = self._check_settings(state, path)
-        self._check_groups(state["optimizer"]["param_groups"], path)
+        return state
+
+    def _restore_training(self, engine: Engine, state: Mapping[str, Any], changed: Sequence[str]) -> None:
+        """Load weights, optimiser, schedule and counts. Options come from this run, progress from the checkpoint."""
         options = [dict(group) for group in self.optimizer.param_groups]
         schedule = {k: v for k, v in self.lr_scheduler.state_dict().items() if k in SCHEDULE_OPTIONS}
         # how the optimiser computes depends on this machine, not on the saved run
@@ -284,7 +304,7 @@ class TrainingCheckpoint:
             else:
                 with trusted_weights():  # its settings were compared
                     target.load_state_dict(state[name])
-        if changed:  # options come from this run, progress from the checkpoint
+        if changed:
             for group, option in zip(self.optimizer.param_groups, options, strict=True):
                 group.update({name: value for name, value in option.items() if name not in ("params", "lr")})
             self.lr_scheduler.load_state_dict({**self.lr_scheduler.state_dict(), **schedule})
@@ -298,6 +318,9 @@ class TrainingCheckpoint:
         engine.state.iteration = state["step"] * engine.accumulation_steps
         engine.state.epoch = engine.state.iteration // engine.state.epoch_length
         self.sampler.first = engine.state.iteration
+
+    def _restore_scores(self, engine: Engine, state: Mapping[str, Any], changed: Sequence[str]) -> None:
+        """Take over the validation scores, unless a changed setting makes them incomparable."""
         comparable = not self.of_the_scores.intersection(changed)
         self.best = state["best"] if comparable else None
         if self.best is not None and not self._best_is_there():
@@ -309,15 +332,6 @@ class TrainingCheckpoint:
         self.best_epoch = state["best_epoch"] if not changed else engine.state.epoch
         self.moved = comparable and state.get("moved", True)
         self.scores[:] = [list(point) for point in state.get("scores", ())] if comparable else []
-        self._end_if_stale(engine)
-        if rank() == 0 and engine.state.epoch < engine.state.max_epochs:
-            self._set_aside(*RESULTS)  # results of the same run with fewer steps
-        logger.info("%s: the run continues after step %d", path, state["step"])
-        restore_random_states(state["random"])
-        ends_epoch = engine.state.iteration % engine.state.epoch_length == 0
-        if ends_epoch and not state["validated"]:
-            engine.fire_event(Events.EPOCH_COMPLETED)  # validate, track and save, which the stop prevented
-        self.random = random_states()
 
     def _best_is_there(self) -> bool:
         """Return whether ``best.pt`` can be read; all ranks see the same file."""
