@@ -150,7 +150,7 @@ def doubts_of(evaluation: Evaluation) -> list[str]:
     doubts = (
         [
             f"{evaluation.folder}: {counted(len(missing), 'case was', 'cases were')} not scored, such as {missing[0]}, and "
-            "the means are without. Mend what failed.csv names and evaluate again."
+            "the means leave them out. Fix what failed.csv names and evaluate again."
         ]
         if missing
         else []

@@ -306,7 +306,7 @@ def explanation(outline: Mapping[str, Any]) -> str:
         "which the label file has. The HD95 of arms with different missed scores is of different organs; compare them by "
         "their difference, which uses the scores that both arms have. Difference: of the same patients and seeds, with "
         f"its {LEVEL:.0%} percentile bootstrap interval ({DRAWS} draws; each resamples the seeds and, independently, "
-        f"the patients with replacement). The {LEVEL:.0%} t interval takes the differences of the seeds alone; with "
+        f"the patients with replacement). The {LEVEL:.0%} t interval takes only the differences of the seeds; with "
         "few seeds it is the honest one. Better and worse count patients by their mean Dice over runs and labels."
     )
 

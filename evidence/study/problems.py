@@ -44,7 +44,7 @@ def arm_problems(study: Study) -> Iterator[str]:
             yield f"arm {name!r} must be text of letters, digits and _"
         if [name] in rows and study.ablation.arm != name:
             yield (
-                f"arm {name!r} has the name of an ablation row, the pre-training with that proxy task alone. Choose "
+                f"arm {name!r} has the name of an ablation row, the pre-training with only that proxy task. Choose "
                 f"another, such as {name}_only"
             )
         if (name == CONTROL) != (arm.pretraining is None):

@@ -116,7 +116,7 @@ def _unseen(
     if len(kept) < len(others):
         logger.warning(
             "%s: %d of %d cases with carried labels are left out: their labels were carried from validation cases. To use "
-            "all, train on all real cases (--fold all), or carry labels from the training cases alone (propagate.yaml with "
+            "all, train on all real cases (--fold all), or carry labels only from the training cases (propagate.yaml with "
             "the same --fold).",
             *(path, len(others) - len(kept), len(carried)),
         )

@@ -339,7 +339,7 @@ class TrainingCheckpoint:
             load_checkpoint_file(str(self.folder / "best.pt"))
         except InputError as error:
             logger.warning(
-                "%s The best validation so far (%s %.4g) is forgotten; the next one writes the file anew.",
+                "%s The best validation so far (%s %.4g) is forgotten; the next one writes the file again.",
                 *(sentence(str(error)), self.score, self.best),
             )
             return False
@@ -434,7 +434,7 @@ class TrainingCheckpoint:
         best = self.folder / "best.pt"
         if self.best_lost and self.best is None:
             raise InputError(
-                f"{best} cannot be read, and no validation of this run was left to write it anew. Train on: more --max_steps, "
+                f"{best} cannot be read, and no validation of this run was left to write it again. Train on: more --max_steps, "
                 "with --resume true --resume_changes \"['max_steps']\"."
             )
         if not best.exists():

@@ -166,7 +166,7 @@ def _keep(kept: KeptConversion, model: Any | None, checked: dict[str, float]) ->
             logger.info("kept for the next run: %s", kept.operations)
     except (OSError, RuntimeError) as error:
         logger.warning(
-            "The converted network cannot be kept in %s (%s): each run converts it anew. Give the folder write access, or "
+            "The converted network cannot be kept in %s (%s): each run converts it again. Give the folder write access, or "
             "copy the weights to one that has.",
             *(kept.record.parent, str(error).strip().partition("\n")[0]),
         )

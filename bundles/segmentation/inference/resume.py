@@ -94,7 +94,7 @@ def _compared(
         recorded = None
     if not isinstance(recorded, dict):
         raise InputError(
-            f"Cannot resume: {path} is damaged, so nobody knows the settings of the masks beside it. Use another --output_dir, "
+            f"Cannot resume: {path} is damaged, so nobody knows the settings of the masks next to it. Use another --output_dir, "
             "or segment all scans again with --resume false."
         )
     changed = [

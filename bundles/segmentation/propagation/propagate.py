@@ -172,7 +172,7 @@ def _check_labelled(scans: ScansOfRun, labelled: Collection[Scan], reasons: Mapp
         if carried.get(name):
             raise InputError(
                 f"The labelled scan {name} cannot be used: {sentence(reason)} {counted(carried[name], 'label')} in {out} "
-                f"{'was' if carried[name] == 1 else 'were'} carried from it, and would be made anew without it. Mend it; or, to "
+                f"{'was' if carried[name] == 1 else 'were'} carried from it, and would be made again without it. Fix it; or, to "
                 "go on without it, remove it from the data list."
             )
         logger.warning("labelled scan %s is not used: %s", name, reason)

@@ -238,7 +238,7 @@ def summary_lines(out: Path, summary: Summary, purpose: str, *, held_out: bool) 
         if not held_out:
             lines.append(
                 "all labelled scans gave their labels, so none is left to validate with: name some as validation in the list, "
-                "or carry from the others alone (--fold 0)"
+                "or carry only from the others (--fold 0)"
             )
     else:
         lines.append(f"masks: {out / 'masks'}")

@@ -136,7 +136,7 @@ def _entry(entry: str | dict, where: str, path: Path) -> dict:
     if not files or not all(isinstance(file, str) and file for file in files):
         raise InputError(
             f"{where} has no usable 'image': {entry!r:.200}. An entry is {{\"image\": path or list of paths, "
-            '"label": path}, or the path of an image alone.'
+            '"label": path}, or only the path of an image.'
         )
     entry = dict(
         entry, image=[_resolve(file, path) for file in files] if isinstance(image, list) else _resolve(image, path)
