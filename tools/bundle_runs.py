@@ -259,9 +259,13 @@ def what_failed(folder: Path, command: Mapping[str, Any]) -> str | None:
         return None
     with open(table, newline="", encoding="utf-8") as file:
         scans = len({row.get("scan") for row in csv.DictReader(file)})
+    files = [mark_of(folder, command["name"])]
+    if command["name"] != "infer":  # the engine looks for the results, and for the table of all runs
+        files.append(folder / command["result"])
+        files += [path for path in (folder.parents[1] / "results" / "results.md",) if path.exists()]
     return (
         f"{folder.name}: {command['name']} could not do all of {scans} scan{'s' * (scans != 1)}, see {table}. To try these "
-        f"again, remove {mark_of(folder, command['name'])} and start the workflow once more."
+        f"again, remove {' and '.join(map(str, files))}, and start the workflow again."
     )
 
 

@@ -49,7 +49,7 @@ def convert(
     check_choice(name="layout", value=layout, choices=LAYOUTS)
     PATH.check("source", source)
     PATH.check("target", target)
-    source, target = str(Path(source).expanduser()), str(Path(target).expanduser())
+    source, target = (str(Path(str(path)).expanduser()) for path in (source, target))
     if Path(target).is_dir():
         raise InputError(
             f"--target {target} is a folder: pass the file to write, such as {Path(target, 'encoder.pt')}."

@@ -94,7 +94,7 @@ def test_what_could_not_be_done_is_told_and_how_it_is_tried_again(out):
     mark = out / "runs/a/.evaluate.done"
     assert said == (
         f"a: evaluate could not do all of 2 scans, see {out / 'runs/a/evaluation/failed.csv'}. To try these again, remove "
-        f"{mark} and start the workflow once more."
+        f"{mark} and {out / 'runs/a/evaluation/scores.csv'}, and start the workflow again."
     )
     assert overview(read_plan(out), out, "few_label_curve").splitlines()[1] == said
     assert (out / "runs/a/evaluation/cases/one.json").exists()  # the others are not scored again

@@ -30,8 +30,8 @@ def write_hugging_face(bundle: Path, target: Path) -> None:
     new, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
     if old.exists() and not target.exists():  # a run that was killed between two renamings
         old.rename(target)
-    for folder in (new, old):
-        shutil.rmtree(folder, ignore_errors=True)
+    _keep_of_hosts(old, target)
+    shutil.rmtree(new, ignore_errors=True)
     try:
         shutil.copytree(bundle, new)
         readme = new / "docs" / "README.md"
@@ -47,14 +47,19 @@ def write_hugging_face(bundle: Path, target: Path) -> None:
             if old.exists():
                 old.rename(target)
             raise
-        for name in OF_HOSTS:
-            if (old / name).exists():
-                (target / name).parent.mkdir(parents=True, exist_ok=True)
-                (old / name).rename(target / name)
+        _keep_of_hosts(old, target)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
+
+
+def _keep_of_hosts(old: Path, target: Path) -> None:
+    """Move what git and the hub keep in a package to the one that has replaced it, then remove the earlier one."""
+    for name in OF_HOSTS:
+        if (old / name).exists() and not (target / name).exists():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (old / name).rename(target / name)
+    if not any((old / name).exists() for name in OF_HOSTS):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def model_card(bundle: Path, readme: str) -> str:

@@ -76,13 +76,19 @@ class Failures:
         self._earlier = [Failure(*(row.get(name) or "" for name in names)) for row in rows]
         return {failure.scan for failure in self._earlier}
 
-    def keep_others(self, tried: Collection[str]) -> None:
+    def keep_others(self, tried: Collection[str], searched: Sequence[str | os.PathLike] = ()) -> None:
         """Keep the rows of `earlier` about scans that this run does not try and that still exist.
 
         Args:
             tried: files and folders of the scans of this run.
+            searched: folders in which this run has looked for scans; what is in there and was not tried is no scan now.
         """
-        self._others = [each for each in self._earlier if each.scan not in tried and os.path.exists(each.scan)]
+        folders = [os.path.abspath(os.path.expanduser(folder)) for folder in searched]
+        self._others = [
+            each
+            for each in self._earlier
+            if each.scan not in tried and os.path.exists(each.scan) and not _is_below(each.scan, folders)
+        ]
 
     def add(self, scan: str, missing: str, error: Exception | str) -> None:
         """Log a failure as a WARNING and write the table.
@@ -173,6 +179,12 @@ class Failures:
             writer = csv.DictWriter(table, [field.name for field in fields(Failure)], lineterminator="\n")
             writer.writeheader()
             writer.writerows(asdict(failure) for failure in failures)
+
+
+def _is_below(path: str, folders: Sequence[str]) -> bool:
+    """Return whether a path is one of the folders, or below one."""
+    path = os.path.abspath(path)
+    return any(path == folder or path.startswith(os.path.join(folder, "")) for folder in folders)
 
 
 def reason_of(error: Exception) -> str:

@@ -156,8 +156,8 @@ def warn_of_shared_patients(training: Iterable[dict], validation: Iterable[dict]
     )
     if both := sorted(first.keys() & second.keys()):
         logger.warning(
-            "%s: %s in both training and validation, such as patient %s (%s and %s): scores will be too high. Move all scans "
-            "of a patient to one side.",
+            "%s: %s in both training and validation, such as patient %s (%s and %s). If that is one person, scores will be too "
+            "high: move all scans of a patient to one side.",
             *(where, counted(len(both), "patient is", "patients are"), both[0], first[both[0]], second[both[0]]),
         )
 

@@ -102,6 +102,7 @@ class TrainingCheckpoint:
             never end early.
         average: average of the weights. It is what is validated, and what ``best.pt`` and ``model.pt`` contain instead
             of the network's own weights.
+        keep_results: number the results of earlier runs in the folder; False: only those of the last one are kept.
 
     Raises:
         InputError: ``resume_changes`` names something that is not a setting, or ``early_stopping`` is not a number of
@@ -129,12 +130,14 @@ class TrainingCheckpoint:
         kept_heads: Sequence[str] = (),
         early_stopping: int | None = None,
         average: WeightAverage | None = None,
+        keep_results: bool = True,
     ) -> None:
         self.folder = Path(folder)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.stateful = {"network": unwrap(network), "optimizer": optimizer, "lr_scheduler": lr_scheduler}
         self.network = unwrap(network)
         self.average = average
+        self.keep_results = keep_results
         if average is not None and average.model is not None:
             self.stateful["average"] = average.model
         self.sampler = sampler
@@ -190,7 +193,7 @@ class TrainingCheckpoint:
             for name in ("last.pt", "best.pt"):
                 (self.folder / name).unlink(missing_ok=True)
         self._set_aside("last.pt", "best.pt")
-        self._set_aside(*RESULTS, numbered=True)
+        self._set_aside(*RESULTS, numbered=self.keep_results)
 
     def _steps_in(self, name: str) -> int:
         """Return the steps of a saved state; -1 if there is none that can be read."""
@@ -209,7 +212,7 @@ class TrainingCheckpoint:
                     number += 1
                     aside = path.with_name(f"previous_{path.stem}_{number}{path.suffix}")
                 os.replace(path, aside)
-                logger.info("%s of an earlier run is now %s", path, aside.name)
+                logger.info("the earlier %s is now %s", path, aside.name)
 
     def _check_settings(self, state: Mapping[str, Any], path: Path) -> list[str]:
         """Return the names of the changed settings; raise `InputError` if one of them must not change."""
@@ -265,7 +268,7 @@ class TrainingCheckpoint:
         self._restore_scores(engine, state, changed)
         self._end_if_stale(engine)
         if rank() == 0 and engine.state.epoch < engine.state.max_epochs:
-            self._set_aside(*RESULTS)  # results of the same run with fewer steps
+            self._set_aside(*RESULTS, numbered=self.keep_results)  # results of the same run with fewer steps
         logger.info("%s: the run continues after step %d", path, state["step"])
         restore_random_states(state["random"])
         ends_epoch = engine.state.iteration % engine.state.epoch_length == 0

@@ -24,7 +24,7 @@ def warn_of_seen_scans(model: str, *, trained: Mapping[str, Any], section: str, 
     held_out = trained.get("validation_scans")
     if section == "validation" and held_out and held_out != fingerprint(scans):
         logger.warning(
-            "%s held out other scans (%s) than the %d scored here: it may have learnt from some of these, so the figures may "
-            "be too good. Use --seed, --validation_share and --dataset_dir of its training",
+            "%s held out other scans (%s) than the %d scored here, by their names and sizes: it may have learnt from some of "
+            "these, so the figures may be too good. Use --dataset_dir, --data, --seed and --validation_share of its training",
             *(model, held_out.get("number", "?"), len(scans)),
         )

@@ -103,14 +103,15 @@ def segmentation_inputs(
             "for the reasons."
         )
     scans = inference_scans(found.listed, equal_names=True, may_be_missing=True) if found.listed else []
-    sources = {first_file(scan): found.source_of(scan) for scan in scans}
-    todo = [scan for scan in scans if not found.is_done(first_file(scan), sources[first_file(scan)])]
+    asked = {first_file(scan): found.source_of(scan) for scan in scans}
+    todo = [scan for scan in scans if not found.is_done(first_file(scan), asked[first_file(scan)])]
     if resume:
         done_before = counted(found.skipped + len(scans) - len(todo), "scan is", "scans are")
         logger.info("%s already segmented (%s)", done_before, Path(output_dir) / TABLE)
-    names = _names(found.recorded, sources, keep_moved=not resume)
-    failures.keep_others({*found.tried, *(first_file(scan) for scan in scans)})
-    return SegmentationInputs(todo, found.series, found.skipped + len(scans) + found.failed, names, sources)
+    names = _names(found.recorded, asked, keep_moved=not resume)
+    failures.keep_others({*found.tried, *asked}, searched=[one for one in sources if not _is_listed(one)])
+    asked = {first_file(scan): asked[first_file(scan)] for scan in todo}
+    return SegmentationInputs(todo, found.series, found.skipped + len(scans) + found.failed, names, asked)
 
 
 @dataclass
@@ -215,7 +216,7 @@ class _Inputs:
 
     def is_done(self, file: str, source: Source) -> bool:
         """Return whether a scan already has its mask, from an earlier run."""
-        if file not in self.done:
+        if file not in self.done or file in self.sources:  # converted in this run, so it is not done
             return False
         if (recorded := self.recorded.get(file)) is None or recorded.is_unchanged(source):
             return True
@@ -277,17 +278,26 @@ def _names(recorded: Mapping[str, Source], scans: Mapping[str, Source], *, keep_
     """
     names = {image: source.case for image, source in recorded.items()}
     if keep_moved:
-        gone = {image: source for image, source in recorded.items() if image not in scans}
+        gone = {image: source for image, source in recorded.items() if not os.path.exists(source.source)}
         for image, source in scans.items():
             moved = [other for other in gone if case_name(other) == case_name(image) and gone[other].may_become(source)]
             if image not in recorded and moved:
                 names[image] = gone.pop(moved[0]).case
     new, alone = case_names([*recorded, *scans]), case_names(scans)
-    names = {**{image: new[image] for image in scans}, **names}
-    if longer := [image for image in scans if image not in recorded and names[image] != alone[image]]:
-        logger.info(
-            "%s named with more folders, since masks of other scans are there already, such as %s for %s",
-            *(counted(len(longer), "scan is", "scans are"), names[longer[0]], longer[0]),
+    taken = set(names.values())
+    for image in scans:
+        if image not in names:
+            name, number = new[image], 1
+            while name in taken:  # by a scan that was moved
+                number += 1
+                name = f"{new[image]}-{number}"
+            names[image] = name
+            taken.add(name)
+    if other := [image for image in scans if image not in recorded and names[image] != alone[image]]:
+        logger.warning(
+            "%s another name than before, since masks of other scans are there already: the mask of %s is %s. Use another "
+            "--output_dir to have it under the name of its file",
+            *(counted(len(other), "scan has", "scans have"), other[0], f"{names[other[0]]}_seg.nii.gz"),
         )
     return names
 

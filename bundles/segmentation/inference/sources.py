@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.cases.case_handler import CaseHandler
+from ...common.errors import InputError
 from ...common.files import file_stamp, write_text
 from ...common.scans.dicom_series import Series
 from ..results.organ_volumes import TABLE, read_cases
@@ -71,11 +72,11 @@ def read_sources(output_dir: str | os.PathLike) -> dict[str, Source]:
     """Return what the masks in a folder were made from, by the image file that was segmented.
 
     A folder of an earlier version has no such record: its masks are known only by their table.
-
-    Raises:
-        InputError: the table was not written by an inference.
     """
-    known = {image: Source(case, image) for image, case in read_cases(Path(output_dir) / TABLE).items()}
+    try:
+        known = {image: Source(case, image) for image, case in read_cases(Path(output_dir) / TABLE).items()}
+    except InputError:  # a table of another program, which a resumed run refuses
+        known = {}
     try:
         content = json.loads((Path(output_dir) / FILE).read_text(encoding="utf-8"))
         return known | {image: Source(**entry) for image, entry in content.items()}
@@ -91,7 +92,7 @@ def mask_of(output_dir: str | os.PathLike, case: str) -> Path:
 class RecordSources(CaseHandler):
     """Handler of an evaluator: records in ``sources.json`` what each mask was made from.
 
-    List it after `OrganVolumes`: a run that is killed between the two segments the scan again.
+    List it before `OrganVolumes`, by whose table a resumed run knows what is done.
 
     Args:
         output_dir: folder of the masks.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import logging
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,8 @@ class OrganVolumes(CaseHandler):
             background 0 is ignored.
         output_dir: the folder of the table.
         resume: keep the rows of an existing table.
+        again: images of this run; rows that the table has of them are removed when it starts, since their masks may be
+            replaced.
         options: ``pred_key``, ``image_key`` and ``failures`` of `CaseHandler`.
 
     Raises:
@@ -148,12 +150,19 @@ class OrganVolumes(CaseHandler):
     product = "row of volumes"
 
     def __init__(
-        self, labels: Mapping[int | str, str], output_dir: str | Path, *, resume: bool = False, **options: Any
+        self,
+        labels: Mapping[int | str, str],
+        output_dir: str | Path,
+        *,
+        resume: bool = False,
+        again: Collection[str] = (),
+        **options: Any,
     ) -> None:
         super().__init__(output_dir, **options)
         self.labels = organ_names(labels)
         self.file = self.output_dir / TABLE
         self.resume = resume
+        self.again = frozenset(again)
         self.volumes: dict[str, list[dict[str, Any]]] = {}
         self.cases: dict[str, str] = {}  # names of earlier runs
 
@@ -164,11 +173,14 @@ class OrganVolumes(CaseHandler):
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
 
     def _clear(self, engine: Engine) -> None:
-        self.volumes = read_volumes(self.file) if self.resume else {}
+        earlier = read_volumes(self.file) if self.resume else {}
+        self.volumes = {image: rows for image, rows in earlier.items() if image not in self.again}
         kept = read_cases(self.file) if self.resume else {}
         self.cases = {image: case for image, case in kept.items() if image not in self.names}
         if rank() == 0:
             write_colour_table(self.output_dir, labels=self.labels)
+            if len(self.volumes) < len(earlier):
+                self._write(self.volumes)
 
     def iteration_completed(self, engine: Engine) -> None:
         """Measure the cases of the iteration and write the table."""

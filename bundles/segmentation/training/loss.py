@@ -50,7 +50,7 @@ class SegmentationLoss(torch.nn.Module):
       that a crop shows (with ``batch_dice``, that any crop shows). Voxels whose value is a class that is not shown
       count as background.
 
-    Any other target must be known everywhere, and takes MONAI's own path.
+    Any other target must be known everywhere, and takes MONAI's own path, unless a class weight is 0.
 
     Args:
         class_weights: (classes,) weights of the cross entropy; None for equal weights.

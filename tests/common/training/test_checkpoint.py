@@ -732,7 +732,13 @@ def test_results_of_all_earlier_runs_stay(tmp_path, record, caplog):
     assert not (tmp_path / "model.pt").exists()
     kept = [tmp_path / f"previous_model{number}.pt" for number in ("", "_2", "_3")]
     assert [path.read_bytes() for path in kept] == results
-    assert f"{tmp_path / 'model.pt'} of an earlier run is now previous_model_3.pt" in caplog.text
+    assert f"the earlier {tmp_path / 'model.pt'} is now previous_model_3.pt" in caplog.text
+    train(tmp_path, record, epochs=1)
+    train(tmp_path, record, epochs=2, resume=True, resume_changes=["max_steps"])
+    assert [path.read_bytes() for path in kept] == results
+    assert (tmp_path / "previous_model_4.pt").exists()  # of the same run, with fewer steps
+    train(tmp_path, record, keep_results=False)
+    assert not (tmp_path / "previous_model_5.pt").exists()
 
 
 def test_two_starts_without_resume_keep_the_longer_run(tmp_path, record):

@@ -307,7 +307,7 @@ def test_a_mask_of_another_scan_is_not_replaced(tmp_path, caplog, resume):
     caplog.set_level("INFO")
     segmented(inputs_of(first, output_dir=out), out)
     inputs = inputs_of(second, output_dir=out, resume=resume)
-    assert inputs.names[second] == "b/ct" and "1 scan is named with more folders" in caplog.text
+    assert inputs.names[second] == "b/ct" and "the mask of " + second + " is b/ct_seg.nii.gz" in caplog.text
     segmented(inputs, out)
     third = inputs_of(nifti(tmp_path / "c" / "ct.nii.gz", VOXELS + 3), output_dir=out, resume=resume)
     assert (
@@ -327,6 +327,51 @@ def test_scans_that_were_moved_keep_their_names_in_a_new_run(tmp_path):
     assert [inputs.names[scan["image"]] for scan in inputs.scans] == ["one", "two"]
     segmented(inputs, out)
     assert sorted(json.loads((out / "sources.json").read_text())) == [str(tmp_path / "there" / name) for name in names]
+
+
+def test_a_scan_of_the_same_name_size_and_time_is_not_one_that_was_moved(tmp_path):
+    """As of an archive with one time for all files."""
+    out = tmp_path / "out"
+    first, second = (nifti(tmp_path / patient / "ct.nii", VOXELS + number) for number, patient in enumerate("ab"))
+    for file in (first, second):
+        os.utime(file, (1000, 1000))
+    segmented(inputs_of(first, output_dir=out), out)
+    assert inputs_of(second, output_dir=out).names[second] == "b/ct"
+
+
+def test_the_name_of_a_scan_that_was_moved_is_not_given_to_another(tmp_path):
+    out = tmp_path / "out"
+    for patient in ("s1", "s2"):
+        nifti(tmp_path / "a" / patient / "ct.nii.gz")
+    segmented(inputs_of(tmp_path / "a", output_dir=out), out)
+    (tmp_path / "c").mkdir()
+    os.rename(tmp_path / "a" / "s1", tmp_path / "c" / "z")
+    moved = str(tmp_path / "c" / "z" / "ct.nii.gz")
+    inputs = inputs_of(moved, output_dir=out)
+    assert inputs.names[moved] == "s1/ct"
+    segmented(inputs, out)
+    new = nifti(tmp_path / "d" / "s1" / "ct.nii.gz", VOXELS + 1)
+    assert inputs_of(new, output_dir=out).names[new] not in ("s1/ct", "s2/ct")
+
+
+def test_a_table_of_another_program_stops_a_resumed_run_only(tmp_path):
+    file = nifti(tmp_path / "in" / "ct.nii.gz")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "volumes.csv").write_text("case;label;voxels\nct;liver;1\n")
+    assert inputs_of(file, output_dir=tmp_path / "out").scans == [{"image": file}]
+    with pytest.raises(InputError, match="is not a table that an inference wrote"):
+        inputs_of(file, output_dir=tmp_path / "out", resume=True)
+
+
+def test_what_was_repaired_is_no_failure_of_another_run(tmp_path):
+    slices = write_series(tmp_path / "in", VOXELS)
+    earlier = Failures(tmp_path / "out")
+    earlier.add(str(slices[3]), "mask", "it is empty")
+    earlier.report(2)
+    failures = Failures(tmp_path / "out")
+    inputs = inputs_of(tmp_path / "in", output_dir=tmp_path / "out", failures=failures, resume=True)
+    failures.report(inputs.count)
+    assert not failures.file.exists()
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"a": 1}', '{"a": {"b": 1}}'])

@@ -83,6 +83,15 @@ def test_the_repository_of_the_hub_stays(tmp_path, bundles):
     assert [path.name for path in tmp_path.iterdir()] == ["card"]
 
 
+def test_the_repository_outlives_a_run_that_was_killed_before_it_was_moved(tmp_path, bundles):
+    (tmp_path / ".card.old/.git").mkdir(parents=True)
+    (tmp_path / ".card.old/.git/HEAD").write_text("ref")
+    (tmp_path / "card").mkdir()
+    write_hugging_face(bundles["btcv"], tmp_path / "card")
+    assert (tmp_path / "card/.git/HEAD").read_text() == "ref"
+    assert [path.name for path in tmp_path.iterdir()] == ["card"]
+
+
 def test_the_last_package_outlives_a_failure(tmp_path, bundles, monkeypatch):
     write_hugging_face(bundles["btcv"], tmp_path / "card")
     before = {path.as_posix() for path in files_of(tmp_path / "card")}
