@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
 from bundles.common.errors import InputError
@@ -112,6 +112,23 @@ def test_a_resumed_run_keeps_the_rows_that_are_there(tmp_path):
     assert rows_of(tmp_path)[1:] == [["a", "liver", "3", "0.003", "d/a.nii.gz"], before]
     run(OrganVolumes({1: "liver"}, tmp_path / "new", resume=True), [[item_of("d/a.nii.gz", {1: 3})]])
     assert len(rows_of(tmp_path / "new")) == 2
+
+
+def test_a_run_that_is_killed_leaves_no_row_of_what_it_was_to_segment_again(tmp_path):
+    run(OrganVolumes({1: "liver"}, tmp_path), [[item_of("a.nii.gz", {1: 5}), item_of("b.nii.gz", {1: 6})]])
+
+    def killed(engine):
+        raise KeyboardInterrupt
+
+    handler = OrganVolumes({1: "liver"}, tmp_path, resume=True, again=["b.nii.gz"])
+    engine = Engine(lambda engine, batch: batch)
+    handler.attach(engine)
+    engine.add_event_handler(Events.ITERATION_STARTED, killed)
+    with pytest.raises(KeyboardInterrupt):
+        engine.run([[item_of("b.nii.gz", {1: 7})]])
+    assert [row[0] for row in rows_of(tmp_path)[1:]] == ["a"]
+    run(OrganVolumes({1: "liver"}, tmp_path, resume=True, again=["b.nii.gz"]), [[item_of("b.nii.gz", {1: 7})]])
+    assert [(row[0], row[2]) for row in rows_of(tmp_path)[1:]] == [("a", "5"), ("b", "7")]
 
 
 def test_equal_names_in_two_folders_stay_apart_and_a_repeated_case_counts_once(tmp_path):
