@@ -195,6 +195,10 @@ def _batch(encoder: Mapping[str, Any], roi_size: Sequence[int], crops: int, devi
     return views, {"crop": torch.rand_like(views), "mask": mask, "turns": turns}
 
 
+def _network(encoder: Mapping[str, Any], heads: Mapping[str, str], mode: Mode) -> SwinPretrainer:
+    return SwinPretrainer(encoder=encoder, tasks=TASKS, heads=heads, use_checkpoint=mode.checkpointing, fast=False)
+
+
 def step_cost(
     *,
     encoder: Mapping[str, Any],
@@ -212,7 +216,7 @@ def step_cost(
         mode: precision and gradient checkpointing.
         heads: ``reconstruction_head`` and ``pooling``. With the head ``unet`` the decoder counts as a head.
     """
-    network = SwinPretrainer(encoder=encoder, tasks=TASKS, heads=heads, use_checkpoint=mode.checkpointing, fast=False)
+    network = _network(encoder, heads, mode)
     loss_function = ProxyTaskLoss(tasks=TASKS)
     in_encoder, in_all = (sum(p.numel() for p in part.parameters()) for part in (network.swinViT, network))
     with FakeTensorMode(allow_non_fake_inputs=True):  # to_empty reads the shapes of the real weights
@@ -260,9 +264,7 @@ def measure_step(
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     try:
-        network = SwinPretrainer(
-            encoder=encoder, tasks=TASKS, heads=heads, use_checkpoint=mode.checkpointing, fast=False
-        ).to("cuda")
+        network = _network(encoder, heads, mode).to("cuda")
         optimizer = torch.optim.AdamW(network.parameters())
         loss_function = ProxyTaskLoss(tasks=TASKS)
         views, targets = _batch(encoder, roi_size, crops, "cuda")

@@ -19,7 +19,7 @@ import yaml
 
 from bundles.common.errors import InputError
 from bundles.common.files import write_text
-from bundles.common.words import did_you_mean
+from bundles.common.words import counted, did_you_mean
 
 BUNDLES = Path(__file__).resolve().parents[1] / "bundles"
 PLAN, SETTINGS, DONE = "plan.json", "settings.json", "done.json"
@@ -264,7 +264,7 @@ def what_failed(folder: Path, command: Mapping[str, Any]) -> str | None:
         files.append(folder / command["result"])
         files += [path for path in (folder.parents[1] / "results" / "results.md",) if path.exists()]
     return (
-        f"{folder.name}: {command['name']} could not do all of {scans} scan{'s' * (scans != 1)}, see {table}. To try these "
+        f"{folder.name}: {command['name']} could not do all of {counted(scans, 'scan')}, see {table}. To try these "
         f"again, remove {' and '.join(map(str, files))}, and start the workflow again."
     )
 

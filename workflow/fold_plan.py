@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bundles.common.data.list_forms.list_file import image_files, parse_data_list
 from bundles.common.errors import InputError
-from bundles.common.files import file_sha256, write_text
+from bundles.common.files import file_hash, walk_once, write_text
 from bundles.segmentation.tasks.proposal import proposed_row
 from bundles.segmentation.tasks.tasks import check_dataset, choose_task
 from evidence.study.study import BUNDLES, PRETRAIN, SEGMENT, preset_values, suggestion
@@ -76,12 +75,7 @@ def _segment_new_scans(scans: Path, runs: Sequence[Path]) -> None:
 def _all_below(place: Path) -> Iterator[Path]:
     """Yield a file, or a folder with all files and folders below it, in linked folders as well."""
     yield place
-    seen = set()
-    for folder, folders, files in os.walk(place, followlinks=True):
-        if (real := os.path.realpath(folder)) in seen:
-            folders.clear()  # a link that leads back
-            continue
-        seen.add(real)
+    for folder, folders, files in walk_once(place):
         yield from (Path(folder, name) for name in (*folders, *files))
 
 
@@ -341,7 +335,7 @@ def _check_contents(contents: Mapping[str, Any], out: Path) -> None:
 
 def _digest(path: Path) -> str | None:
     """Return what distinguishes a file of weights; None for one that is not trained yet."""
-    return file_sha256(path)[:16] if path.is_absolute() else None
+    return file_hash(path)[:16] if path.is_absolute() else None
 
 
 def _check_folder(out: Path, name: str) -> None:

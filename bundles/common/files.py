@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,14 +80,43 @@ def move_file(path: str | os.PathLike, to: str | os.PathLike) -> None:
         os.replace(path, to)
 
 
-def file_sha256(path: str | os.PathLike) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal.
+def first_free(path: Path, *, taken: Callable[[Path], bool] = Path.exists) -> Path:
+    """Return a path, or ``NAME_2.SUFFIX``, ``NAME_3.SUFFIX``, ... next to it: the first that is not taken.
+
+    Args:
+        path: the path that is wanted.
+        taken: whether a path must not be used.
+    """
+    free, number = path, 1
+    while taken(free):
+        number += 1
+        free = path.with_name(f"{path.stem}_{number}{path.suffix}")
+    return free
+
+
+def walk_once(folder: str | os.PathLike) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk a folder as `os.walk` does, into linked folders as well, but into each folder once: links may lead back up."""
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:
+            folders.clear()
+        else:
+            seen.add(real)
+            yield parent, folders, files
+
+
+def file_hash(path: str | os.PathLike, kind: str = "sha256") -> str:
+    """Return the hash of a file's content, in hexadecimal.
+
+    Args:
+        path: the file.
+        kind: hash algorithm: ``sha1``, ``sha256``, ``md5``, ...
 
     Raises:
         OSError: the file cannot be read.
     """
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def file_stamp(path: str | os.PathLike) -> list[int]:

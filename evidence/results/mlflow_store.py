@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from bundles.common.errors import InputError
-from bundles.common.files import file_sha256, folder_lock, write_text
+from bundles.common.files import file_hash, folder_lock, write_text
 from bundles.common.training.log import read_log
 
 from .paired_bootstrap import figure_of
@@ -122,7 +122,7 @@ def log_report(out: Path, *, study: str, uri: str, say: Callable[[str], None]) -
         InputError: the store cannot be written.
     """
     files = [out / name for name in REPORT_FILES if (out / name).is_file()]
-    content = {path.name: file_sha256(path) for path in files}
+    content = {path.name: file_hash(path) for path in files}
     with _writing(uri, out, f"The report is in {out}.") as client:
         experiment, tags = _experiment(client, study, out, uri), {RUN_TAG: REPORT, DIGEST_TAG: _digest(content)}
         before = _find(client, experiment, REPORT)

@@ -10,7 +10,17 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from bundles.common.files import atomic_path, file_sha256, file_stamp, folder_lock, move_file, save_figure, write_text
+from bundles.common.files import (
+    atomic_path,
+    file_hash,
+    file_stamp,
+    first_free,
+    folder_lock,
+    move_file,
+    save_figure,
+    walk_once,
+    write_text,
+)
 
 
 def test_a_file_system_without_locks_costs_a_warning(tmp_path, monkeypatch, caplog):
@@ -70,9 +80,28 @@ def test_a_file_is_moved_into_a_new_folder_and_replaces_an_older_one(tmp_path):
     assert to.read_text() == "new"
 
 
+def test_a_name_that_is_taken_gets_the_next_number(tmp_path):
+    wanted = tmp_path / "previous_model.pt"
+    assert first_free(wanted) == wanted
+    for number in ("", "_2"):
+        (tmp_path / f"previous_model{number}.pt").touch()
+    assert first_free(wanted) == tmp_path / "previous_model_3.pt"
+    assert first_free(wanted, taken=lambda path: path == wanted) == tmp_path / "previous_model_2.pt"
+
+
+def test_a_walk_enters_linked_folders_and_each_folder_once(tmp_path):
+    (tmp_path / "disk" / "deep").mkdir(parents=True)
+    (tmp_path / "disk" / "deep" / "a").touch()
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "linked").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "back").symlink_to(tmp_path / "scans")
+    found = [os.path.join(parent, name) for parent, _, files in walk_once(tmp_path / "scans") for name in files]
+    assert found == [str(tmp_path / "scans" / "linked" / "deep" / "a")]
+
+
 def test_the_sha256_of_a_file_is_the_standard_one(tmp_path):
     (tmp_path / "a").write_text("abc")  # FIPS 180-4, example of one block
-    assert file_sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert file_hash(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 @pytest.mark.parametrize("change", ["size", "time", "none"])

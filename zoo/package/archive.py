@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import stat
 import zipfile
@@ -11,6 +10,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from bundles.common.errors import InputError
+from bundles.common.files import file_hash as file_hash  # also for who reads archives
 from bundles.common.words import sentence
 
 from .bundle_files import files_of
@@ -104,14 +104,3 @@ def _check_sizes(path: Path, entries: list[zipfile.ZipInfo], target: Path) -> No
         )
     if claimed > (free := shutil.disk_usage(target if target.exists() else target.parent).free):
         raise InputError(f"{path} unpacks to {claimed} bytes, but {target} has {free} free. Free some space.")
-
-
-def file_hash(path: Path, kind: str) -> str:
-    """Return the hash of a file's bytes as hexadecimal.
-
-    Args:
-        path: the file.
-        kind: hash algorithm: ``sha1``, ``sha256``, ``md5``, ...
-    """
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, kind).hexdigest()

@@ -83,11 +83,13 @@ class Failures:
             tried: files and folders of the scans of this run.
             searched: folders in which this run has looked for scans; what is in there and was not tried is no scan now.
         """
-        folders = [os.path.abspath(os.path.expanduser(folder)) for folder in searched]
+        folders = [Path(folder).expanduser().absolute() for folder in searched]
         self._others = [
             each
             for each in self._earlier
-            if each.scan not in tried and os.path.exists(each.scan) and not _is_below(each.scan, folders)
+            if each.scan not in tried
+            and os.path.exists(each.scan)
+            and not any(Path(each.scan).absolute().is_relative_to(folder) for folder in folders)
         ]
 
     def add(self, scan: str, missing: str, error: Exception | str) -> None:
@@ -179,12 +181,6 @@ class Failures:
             writer = csv.DictWriter(table, [field.name for field in fields(Failure)], lineterminator="\n")
             writer.writeheader()
             writer.writerows(asdict(failure) for failure in failures)
-
-
-def _is_below(path: str, folders: Sequence[str]) -> bool:
-    """Return whether a path is one of the folders, or below one."""
-    path = os.path.abspath(path)
-    return any(path == folder or path.startswith(os.path.join(folder, "")) for folder in folders)
 
 
 def reason_of(error: Exception) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import walk_once
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
@@ -108,16 +109,11 @@ def _nifti_below(folder: Path) -> list[str]:
 
 
 def _walk_nifti(folder: Path) -> Iterator[str]:
-    seen = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        # Data folders are often links; a link that leads back up must not be followed forever.
-        searched = [name for name in folders if not name.startswith(".") and not holds_masks(Path(parent, name))]
-        searched = [] if real in seen else searched
-        folders[:] = sorted(searched)
-        if real not in seen:
-            yield from (os.path.join(parent, name) for name in files if is_scan(name))
-        seen.add(real)
+    for parent, folders, files in walk_once(folder):  # data folders are often links
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and not holds_masks(Path(parent, name))
+        )
+        yield from (os.path.join(parent, name) for name in files if is_scan(name))
 
 
 def _content(folder: Path) -> str:

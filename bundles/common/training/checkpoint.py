@@ -18,6 +18,7 @@ from ignite.engine import Engine, Events
 
 from ..data.seeded_crops import DrawSampler
 from ..errors import InputError
+from ..files import first_free
 from ..run.distributed import gather_lists, rank, unwrap, world_size
 from ..run.options import PROCESSES, RunSettings, check_option, check_resume_changes, plain_lists
 from ..weights.checkpoint_file import load_checkpoint_file, save_atomically
@@ -207,10 +208,8 @@ class TrainingCheckpoint:
         """Rename files to ``previous_NAME``; numbered: to ``previous_NAME_2`` and so on, if that is taken."""
         for path in (self.folder / name for name in names):
             if path.exists():
-                aside, number = path.with_name(f"previous_{path.name}"), 1
-                while numbered and aside.exists():
-                    number += 1
-                    aside = path.with_name(f"previous_{path.stem}_{number}{path.suffix}")
+                aside = path.with_name(f"previous_{path.name}")
+                aside = first_free(aside) if numbered else aside
                 os.replace(path, aside)
                 logger.info("the earlier %s is now %s", path, aside.name)
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from ..errors import InputError
-from ..files import file_stamp
+from ..files import file_hash, file_stamp
 from ..networks.patch_merging import MERGING
 from .dialects import FoundWeights, describe_encoder
 
@@ -23,8 +22,7 @@ CATALOGUE = Path(__file__).with_name("known_weights.yaml")
 
 @lru_cache
 def _md5(path: str, size: int, changed: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+    return file_hash(path, "md5")
 
 
 def known_file(path: str) -> tuple[dict[str, Any] | None, bool]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ...common.files import atomic_path, file_sha256, write_text
+from ...common.files import atomic_path, file_hash, write_text
 from ...common.words import listed
 from .openvino_network import load_openvino, version
 
@@ -81,7 +81,7 @@ class KeptConversion:
                 logger.info("%s was made from other %s: it is made anew", self.operations, listed(changed or ["facts"]))
                 return None
             damaged = [
-                path for path in (self.operations, self.tensors) if file_sha256(path) != record["files"][path.name]
+                path for path in (self.operations, self.tensors) if file_hash(path) != record["files"][path.name]
             ]
             if damaged:
                 raise ValueError(f"{damaged[0].name} is not the file that was written")
@@ -100,7 +100,7 @@ class KeptConversion:
         self.record.unlink(missing_ok=True)
         with atomic_path(self.operations) as xml, atomic_path(self.tensors) as bin_file:
             load_openvino().serialize(model, str(xml), str(bin_file))  # fp32, unlike save_model
-            hashes = {self.operations.name: file_sha256(xml), self.tensors.name: file_sha256(bin_file)}
+            hashes = {self.operations.name: file_hash(xml), self.tensors.name: file_hash(bin_file)}
         record = {"made_from": self.source, "files": hashes, "checked": dict(checked)}
         write_text(self.record, json.dumps(record, indent=1) + "\n")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import InputError
-from ...common.files import file_stamp, write_text
+from ...common.files import file_stamp, first_free, write_text
 from ...common.run.distributed import rank
 from ...common.words import shown
 from ..results.organ_volumes import TABLE, read_cases
@@ -57,12 +57,9 @@ def _set_table_aside(table: Path) -> None:
     """Rename a table; an earlier one is replaced if it lists no other scans."""
     if not table.exists():
         return
-    scans, number = _scans(table), 1
-    while (aside := table.with_name(f"previous_{table.stem}{'' if number == 1 else f'_{number}'}.csv")).exists():
-        if _scans(aside) <= scans:
-            break
-        number += 1
-    os.replace(table, aside)
+    scans = _scans(table)
+    aside = table.with_name(f"previous_{table.name}")
+    os.replace(table, first_free(aside, taken=lambda other: other.exists() and not _scans(other) <= scans))
 
 
 def _scans(table: Path) -> set[str]:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +107,17 @@ class RecordSources(CaseHandler):
         super().__init__(output_dir, **options)
         self.sources = sources
 
+    @cached_property
+    def known(self) -> dict[str, Source]:
+        """What is recorded: at the first case by earlier runs."""
+        return read_sources(self.output_dir)
+
     def case_completed(self, item: Mapping[str, Any], file: str) -> None:
         """Record the source of one case."""
         if file not in self.sources:
             return
         case = self.name_of(file)
-        known = {image: source for image, source in read_sources(self.output_dir).items() if source.case != case}
-        known[file] = replace(self.sources[file], case=case)
-        entries = {image: asdict(source) for image, source in sorted(known.items())}
+        self.known = {image: source for image, source in self.known.items() if source.case != case}
+        self.known[file] = replace(self.sources[file], case=case)
+        entries = {image: asdict(source) for image, source in sorted(self.known.items())}
         write_text(self.output_dir / FILE, json.dumps(entries, indent=1) + "\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.errors import InputError
-from ...common.files import file_sha256, file_stamp
+from ...common.files import file_hash, file_stamp
 
 RECORDS = ".propagated"  # folder of the records, in the output
 
@@ -27,7 +27,7 @@ def file_identity(file: str, folder: str | os.PathLike) -> list[Any]:
     """
     try:
         if Path(file).is_relative_to(folder):
-            return [file_sha256(file)]
+            return [file_hash(file)]
         return file_stamp(file)
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from error

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ...common.files import atomic_path, file_sha256, write_text
+from ...common.files import atomic_path, file_hash, write_text
 from ...common.scans.reading import Volume
 from .itk_images import simple_itk
 from .outputs import RECORDS
@@ -74,7 +74,7 @@ def registered(
             raise OSError(f"{file.name}: {str(error).strip().splitlines()[-1].strip()}") from error
     figures = asdict(replace(found, transform=None))
     figures["starts"] = list(found.starts.items())  # names in JSON are texts
-    write_text(record, json.dumps({"identity": identity, "found": figures, "sha256": file_sha256(file)}) + "\n")
+    write_text(record, json.dumps({"identity": identity, "found": figures, "sha256": file_hash(file)}) + "\n")
     return replace(found, transform=simple_itk().ReadTransform(str(file)))
 
 
@@ -83,7 +83,7 @@ def _read(record: Path, file: Path, identity: dict[str, Any]) -> Registration | 
     if content is None or content["identity"] != identity:
         return None
     try:
-        if content["sha256"] != file_sha256(file):  # ITK reads a cut file without an error
+        if content["sha256"] != file_hash(file):  # ITK reads a cut file without an error
             return None
         figures = content["found"]
         found = Registration(**{**figures, "starts": {shift: value for shift, value in figures["starts"]}})

@@ -195,7 +195,9 @@ class CaseScores(CaseHandler):
         """Return the recorded scores of all cases whose settings and files are unchanged."""
         kept, outdated = {}, []
         lacking = set() if self.failures is None else self.failures.earlier()
-        for file in (file for file in self.items if file not in lacking):
+        for file in self.items:
+            if file in lacking:
+                continue
             try:
                 record = json.loads(self._record_path(file).read_text(encoding="utf-8"))
             except (FileNotFoundError, ValueError):

@@ -13,7 +13,7 @@ from typing import Any
 import monai.transforms
 from ignite.engine import Engine, Events
 
-from ...common.files import atomic_path, file_sha256, write_text
+from ...common.files import atomic_path, file_hash, first_free, write_text
 from ...common.run.distributed import rank
 
 logger = logging.getLogger(__name__)
@@ -69,12 +69,9 @@ class ReplaceModel:
     def __call__(self, engine: Engine) -> None:
         kept = self.served.with_name(SHIPPED)
         if self.served.exists() and (not kept.exists() or self._is_new()):
-            number = 1
-            while kept.exists():
-                number += 1
-                kept = kept.with_name(f"{Path(SHIPPED).stem}_{number}.pt")
+            kept = first_free(kept)
             _copy(self.served, kept)
-        write_text(self.record, file_sha256(self.result) + "\n")  # before it is served: if it never is, nothing is lost
+        write_text(self.record, file_hash(self.result) + "\n")  # before it is served: if it never is, nothing is lost
         _copy(self.result, self.served)
         logger.info("%s is now the model of this training; the original one is kept as %s", self.served, kept.name)
 
@@ -86,7 +83,7 @@ class ReplaceModel:
     def _is_new(self) -> bool:
         """Return whether somebody replaced the model of the last training with another one."""
         try:
-            return self.record.read_text(encoding="utf-8").strip() != file_sha256(self.served)
+            return self.record.read_text(encoding="utf-8").strip() != file_hash(self.served)
         except OSError:  # trained by an earlier version: it is that of the last training
             return False
 
