@@ -70,7 +70,7 @@ def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 100) -> None
         dpi: pixels per inch of the figure's size.
     """
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=dpi)
+        figure.savefig(temporary, dpi=dpi)
 
 
 def move_file(path: str | os.PathLike, to: str | os.PathLike) -> None:
