@@ -3,9 +3,9 @@
 
     python -m evidence.report OUT
 
-Writes ``power.md``; ``curve.csv``, ``curve.md`` and ``curve.png``; for a headroom ``headroom.csv``, ``headroom.md``
-and ``headroom.png``; ``carried.md`` where labels were carried; and for an ablation ``ablation.csv``, ``ablation.md`` and
-``ablation.png``. Runs that have not ended leave their places empty.
+Writes ``power.md`` and ``scores.csv``; ``curve.csv``, ``curve.md`` and ``curve.png``; for a headroom ``headroom.csv``,
+``headroom.md`` and ``headroom.png``; ``carried.md`` where labels were carried; and for an ablation ``ablation.csv``,
+``ablation.md`` and ``ablation.png``. Runs that have not ended leave their places empty.
 """
 
 from __future__ import annotations
@@ -29,8 +29,18 @@ from .results.headroom_figure import headroom_figure
 from .results.headroom_table import headroom_markdown, headroom_rows
 from .results.power_table import power_markdown
 from .results.records import read_figures, read_outline, read_results
-from .results.table import ablation_markdown, ablation_rows, csv_of, curve_markdown, curve_rows
+from .results.table import (
+    SCORE_COLUMNS,
+    ablation_markdown,
+    ablation_rows,
+    csv_of,
+    curve_markdown,
+    curve_rows,
+    score_rows,
+)
 from .score import score_ended
+
+SCORES = "scores.csv"
 
 
 def write_report(out: Path) -> str:
@@ -52,6 +62,7 @@ def write_report(out: Path) -> str:
         of_headroom = headroom_rows(outline, results, chains)
     parts = [power_markdown(outline, rows, of_headroom), curve_markdown(outline, rows, figures)]
     write_text(out / "power.md", parts[0])
+    write_text(out / SCORES, csv_of(score_rows(outline, results), SCORE_COLUMNS))
     _write(out, "curve", rows, parts[1], curve_figure(outline, results, rows))
     if headroom:
         parts.append(headroom_markdown(outline, of_headroom, chains))

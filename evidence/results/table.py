@@ -24,6 +24,7 @@ COLUMNS = (
     *("n", "arm", "label", "metric", "seeds", "seeds_planned", "patients", "missed", "mean", "sd_patients", "sd_seeds"),
     *("difference", "low", "high", "t_low", "t_high", "pairs_of_seeds", "higher", "lower", "equal"),
 )
+SCORE_COLUMNS = ("run", "arm", "n", "seed", "case", "label", *METRICS)
 FIGURES = (
     *("Dice", "NSD", "HD95 (mm)", "Dice, minus scratch", "t interval over seeds", "patients better / worse"),
     "HD95, minus scratch (mm)",
@@ -127,6 +128,25 @@ def csv_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) 
     for row in rows:
         writer.writerow({key: _cell(row[key]) for key in columns})
     return text.getvalue()
+
+
+def score_rows(outline: Mapping[str, Any], results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Return every score that the tables are made of: one row per run, case and label, for an analysis of your own.
+
+    A label that the case's own label file lacks has no row. HD95 is NaN where only one of the two masks has the label.
+
+    Args:
+        outline: outline of the study.
+        results: finished runs.
+    """
+    return [
+        {"run": result.name, **{key: result.facts[key] for key in ("arm", "n", "seed")}, "case": case, "label": label}
+        | {metric: float(result.scores[metric][row, column]) for metric in METRICS}
+        for result in results
+        for row, case in enumerate(outline["cases"])
+        for column, label in enumerate(outline["labels"])
+        if not math.isnan(result.scores["dice"][row, column])
+    ]
 
 
 def _cell(value: Any) -> str:

@@ -51,6 +51,27 @@ def test_a_planted_gain_is_found(tmp_path):
         assert re.search(rf"n = {n}, pretrained: a gain is shown", text)
 
 
+def test_every_score_behind_the_tables_is_written(tmp_path):
+    plan = whole_plan()
+    write_study(tmp_path, plan, gain=0.05)
+    write_report(tmp_path)
+    written = {(row["run"], row["case"], row["label"]): row for row in read(tmp_path / "scores.csv")}
+    expected = {
+        (run.name, each["case"], each["label"]): (run.facts, each)
+        for run in plan.runs
+        if run.kind == "finetuning" and "search" not in run.name
+        for each in made_up_scores(run, gain=0.05)
+        if each["dice"] is not None
+    }
+    assert written.keys() == expected.keys()
+    for key, (facts, scored) in expected.items():
+        row = written[key]
+        assert (row["arm"], row["n"], row["seed"]) == (facts["arm"], str(facts["n"]), str(facts["seed"]))
+        for metric in ("dice", "nsd", "hd95"):
+            value = scored[metric]
+            assert row[metric] == "" if value is None else float(row[metric]) == pytest.approx(value, abs=1e-6)
+
+
 def test_a_planted_null_is_not_found(tmp_path):
     write_study(tmp_path, whole_plan(), gain=0.0)
     assert write_report(tmp_path).count("no difference shown") == 2
