@@ -35,7 +35,9 @@ def kernels(label: str, step: object, job: object) -> None:
     column = "self_device_time_total" if gpu else "self_cpu_time_total"
     events = [event for event in profiler.key_averages() if getattr(event, column) > 0]
     if gpu:  # operators carry the time of their kernels as well; count each kernel once
-        events = [event for event in events if str(event.device_type).endswith("CUDA")]
+        events = [
+            event for event in events if str(event.device_type).endswith("CUDA") and not event.is_user_annotation
+        ]  # annotations such as Optimizer.step span kernels, and would count them twice
     events.sort(key=lambda event: -getattr(event, column))
     total = sum(getattr(event, column) for event in events)
     rows = [

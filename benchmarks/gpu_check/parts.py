@@ -38,14 +38,14 @@ NETWORK = ("monai", "numpy", "einops")
 ENGINE = (*NETWORK, "ignite", "yaml", "rich", "matplotlib", "scipy", "safetensors", "tensorboard", "pydantic")
 PARTS = {
     "machine": Part("Card and software", 30, gpu=False),
-    "bias_gradient": Part("The attention and the Triton kernel of its bias", 40),
+    "bias_gradient": Part("The attention and the Triton kernel of its bias", 75),
     "parity": Part("Fast path against stock MONAI in float64", 50, NETWORK),
     "workflows": Part(
         "The bundles through python -m monai.bundle run",
-        *(150, (*ENGINE, "nibabel", "fire", "pydicom", "blosc2")),
+        *(200, (*ENGINE, "nibabel", "fire", "pydicom", "blosc2")),
     ),
-    "steps": Part("Time and memory of a training step", 200, ENGINE),
-    "kernels": Part("The ten slowest kernels of a step", 30, ENGINE),
+    "steps": Part("Time and memory of a training step", 180, ENGINE),
+    "kernels": Part("The ten slowest kernels of a step", 45, ENGINE),
     "curve": Part("Dice over the number of labelled patients", 560, (*ENGINE, "nibabel", "blosc2", "pydicom")),
 }
 

@@ -164,15 +164,18 @@ def wrap(network: torch.nn.Module, device: torch.device | str, distributed: bool
     That sends weights and buffers of the first rank to the others once; buffers again in every forward only if a layer
     keeps running statistics. The index tables of the attention never change.
     """
-    on_gpu = torch.device(device).type == "cuda"
+    device = torch.device(device)
+    on_gpu = device.type == "cuda"
     if on_gpu:
+        if device.index is None:  # "cuda": set_device refuses it
+            device = torch.device("cuda", torch.cuda.current_device())
         torch.cuda.set_device(device)  # whose random state is saved, and whose memory is logged
     network = network.to(device)
     if not distributed:
         return network
     return torch.nn.parallel.DistributedDataParallel(
         network,
-        device_ids=[torch.device(device)] if on_gpu else None,
+        device_ids=[device] if on_gpu else None,
         broadcast_buffers=any(getattr(module, "track_running_stats", False) for module in network.modules()),
     )
 

@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 import monai
+from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 
 from ..errors import InputError
@@ -40,9 +41,17 @@ def supervised_trainer(*, accumulation_steps: int = 1, **arguments: Any) -> Supe
 
 
 def supervised_evaluator(**arguments: Any) -> SupervisedEvaluator:
-    """Build MONAI's evaluator.
+    """Build MONAI's evaluator. When a run ends it lets go of the last case: its volumes would stay on the GPU.
 
     Args:
         arguments: those of `SupervisedEvaluator`.
     """
-    return SupervisedEvaluator(**arguments | {"val_handlers": tolerate_lost_servers(arguments.get("val_handlers"))})
+    evaluator = SupervisedEvaluator(
+        **arguments | {"val_handlers": tolerate_lost_servers(arguments.get("val_handlers"))}
+    )
+    evaluator.add_event_handler(Events.COMPLETED | Events.TERMINATE, _let_go_of_the_last_case)
+    return evaluator
+
+
+def _let_go_of_the_last_case(engine: Engine) -> None:
+    engine.state.batch, engine.state.output = None, None

@@ -88,7 +88,8 @@ def linear_map(
     parts = weight.split([feature.shape[1] for feature in features], dim=1)
     total = bias.to(features[0])[:, None, None, None]
     for feature, part in zip(features, parts, strict=True):
-        mapped = F.conv3d(feature, part.to(feature)[..., None, None, None])
+        # Not conv3d: cuDNN would round to TF32 on a GPU, and the weights were fitted in float64.
+        mapped = torch.einsum("kc,bcxyz->bkxyz", part.to(feature), feature)
         if tuple(mapped.shape[2:]) != tuple(size):
             mapped = F.interpolate(mapped, size=tuple(size), mode="trilinear", align_corners=False)
         total = total + mapped

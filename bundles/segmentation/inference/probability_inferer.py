@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from monai.data import MetaTensor
@@ -19,7 +20,9 @@ from .sliding_window import blend_windows
 
 logger = logging.getLogger(__name__)
 
-OUT_OF_MEMORY_ON_CPU = "DefaultCPUAllocator"  # PyTorch raises a plain RuntimeError there
+# In plain RuntimeErrors of PyTorch: its allocator on the CPU, and the libraries on a GPU, which allocate on their own.
+OUT_OF_MEMORY_ON_CPU = "DefaultCPUAllocator"
+OUT_OF_MEMORY_ON_GPU = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 SLICES = 8  # slices converted from logits to probabilities at a time
 
 
@@ -55,6 +58,8 @@ class ProbabilityInferer(Inferer):
             classes must not.
         backend: maps a network, its place in the ensemble and the scans to the network that computes in its place
             (`choose_backend`); None: PyTorch computes all of them.
+        amp: mixed precision on a GPU, for a caller that does not set it, such as MONAI Label.
+        amp_kwargs: arguments of ``torch.autocast`` with ``amp``.
 
     Raises:
         InputError: here for invalid arguments; when called, if the scan or what the network makes of it contains NaN or
@@ -71,8 +76,11 @@ class ProbabilityInferer(Inferer):
         mirror_axes: Sequence[int] = (),
         others: Sequence[torch.nn.Module] = (),
         backend: Callable[[torch.nn.Module, int, torch.Tensor], torch.nn.Module] | None = None,
+        amp: bool = False,
+        amp_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.amp, self.amp_kwargs = amp, dict(amp_kwargs or {})
         _check_arguments(sw_batch_size, overlap, mirror_axes)
         self.roi_size = roi_size
         self.overlap = overlap
@@ -95,13 +103,15 @@ class ProbabilityInferer(Inferer):
         probabilities = None
         while probabilities is None:
             try:
-                probabilities = self._mean(images, network, self._plans[0])
+                with torch.autocast("cuda", **self.amp_kwargs) if self.amp else nullcontext():
+                    probabilities = self._mean(images, network, self._plans[0])
             except torch.OutOfMemoryError as error:
                 reason, of_gpu = ". ".join(str(error).split(". ")[:2]), True
             except RuntimeError as error:
-                if OUT_OF_MEMORY_ON_CPU not in str(error):
+                of_gpu = any(text in str(error) for text in OUT_OF_MEMORY_ON_GPU)
+                if not of_gpu and OUT_OF_MEMORY_ON_CPU not in str(error):
                     raise
-                reason, of_gpu = str(error).splitlines()[0], False
+                reason = str(error).splitlines()[0]
             if probabilities is None:  # not in the except block: its traceback keeps the volumes of the failed attempt
                 torch.cuda.empty_cache()
                 self._fall_back(reason, images, of_gpu=of_gpu)

@@ -7,7 +7,6 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
-from monai.networks import one_hot
 from monai.transforms import MapTransform, RandCropByPosNegLabeld
 from monai.transforms.utils import map_binary_to_indices
 
@@ -65,15 +64,16 @@ class FlagUnknownd(MapTransform):
         return {**data, "unknown": bool((data[self.first_key(data)] == self.ignore_label).any())}
 
 
-class OneHotOfKnownd(MapTransform):
-    """One-hot form of a label map; unknown voxels are 0 in all channels, in the one-hot prediction, too.
+class KnownLabelMapsd(MapTransform):
+    """Label map and predicted label map in which what the label does not know is background, for a metric without it.
 
-    Overlap metrics such as Dice then count only known voxels. Classes that a case does not show (``"labelled"``, see
-    `partial_labels`) are 0 everywhere in both, and so MONAI's Dice is NaN for them, which counts in no mean.
+    Overlap metrics such as Dice then count only known voxels. A label keeps only the classes that its case shows
+    (``"labelled"``, see `partial_labels`), so MONAI's Dice of the others is NaN, which counts in no mean. Label maps need
+    a fraction of the memory of the one-hot form.
 
     Args:
-        label_key: key of the label (1, X, Y, Z), which becomes (classes, X, Y, Z).
-        pred_key: key of the prediction (classes, X, Y, Z), already one-hot.
+        label_key: key of the label (1, X, Y, Z). It is moved to the device of the prediction.
+        pred_key: key of the predicted label map (1, X, Y, Z).
         classes: number of classes, background included.
         ignore_label: value of unknown voxels; None: there are none.
     """
@@ -84,16 +84,14 @@ class OneHotOfKnownd(MapTransform):
         self.ignore_label = ignore_label
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item with both in one-hot form."""
+        """Return the item with both maps."""
         label_key, pred_key = self.keys
-        label, prediction = data[label_key], data[pred_key]
-        if self.ignore_label is None:
-            truth = one_hot(label, num_classes=self.classes, dim=0)
-        else:
-            known = (label != self.ignore_label).to(prediction.device)
-            truth = one_hot(torch.where(known, label, 0), num_classes=self.classes, dim=0) * known
-            prediction = prediction * known
+        prediction = data[pred_key]
+        label = data[label_key].to(prediction.device)
+        if self.ignore_label is not None:
+            known = label != self.ignore_label
+            label, prediction = torch.where(known, label, 0), torch.where(known, prediction, 0)
         if LABELLED in data:
-            shown = shown_classes(data, classes=self.classes).to(prediction.device).view(-1, 1, 1, 1)
-            truth, prediction = truth * shown, prediction * shown
-        return {**data, label_key: truth, pred_key: prediction}
+            shown = shown_classes(data, classes=self.classes).to(prediction.device)
+            label = torch.where(shown[label.long()], label, 0)
+        return {**data, label_key: label, pred_key: prediction}

@@ -19,7 +19,7 @@ from ..results.overlay import overlay_figure
 class ValidationPicture:
     """Handler for `SupervisedEvaluator`: draws the first case of each validation on the preprocessed grid, on rank 0.
 
-    ``pred`` and ``label`` of its output are one channel per class, in RAS orientation.
+    ``pred`` and ``label`` of its output are label maps (1, X, Y, Z) in RAS orientation.
 
     Args:
         labels: organ name of each label value.
@@ -46,8 +46,8 @@ class ValidationPicture:
         image = item["image"]
         figure = overlay_figure(
             convert_to_numpy(image[0]),
-            convert_to_numpy(item["pred"].argmax(0)),
-            truth=convert_to_numpy(item["label"].argmax(0)),
+            convert_to_numpy(item["pred"][0]),
+            truth=convert_to_numpy(item["label"][0]),
             spacing=image.pixdim.tolist(),
             labels=self.labels,
             window=self.window,

@@ -35,6 +35,18 @@ def test_a_single_process_is_rank_0_of_1(monkeypatch):
     distributed.stop()
 
 
+@pytest.mark.parametrize(("device", "chosen"), [("cuda", 1), ("cuda:0", 0), (torch.device("cuda", 2), 2)])
+def test_a_gpu_without_a_number_is_the_current_one(monkeypatch, device, chosen):
+    """``--device cuda``: PyTorch's own set_device takes only a device with a number."""
+    current, moved = [], []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", current.append, raising=False)
+    network = torch.nn.Linear(2, 1)
+    monkeypatch.setattr(network, "to", lambda device: moved.append(device) or network)
+    assert distributed.wrap(network, device, False) is network
+    assert current == [chosen] and moved == [torch.device("cuda", chosen)]
+
+
 def test_several_processes_without_the_overlay_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(InputError, match="torchrun started 4 processes.*configs/multi_gpu_train.yaml"):

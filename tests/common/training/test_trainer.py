@@ -4,10 +4,11 @@ from __future__ import annotations
 import pytest
 import torch
 from monai.engines import SupervisedTrainer
+from monai.handlers import StatsHandler
 
 import bundles.common.training.trainer as module
 from bundles.common.errors import InputError
-from bundles.common.training.trainer import supervised_trainer
+from bundles.common.training.trainer import supervised_evaluator, supervised_trainer
 
 
 def arguments(network: torch.nn.Module) -> dict:
@@ -71,3 +72,23 @@ def test_an_older_monai_refuses_to_accumulate(monkeypatch):
     monkeypatch.setattr(module, "SupervisedTrainer", Older)
     with pytest.raises(InputError, match=r"--accumulation_steps 3 .* MONAI .* cannot accumulate gradients"):
         supervised_trainer(accumulation_steps=3, **arguments(linear()))
+
+
+def test_an_evaluator_lets_go_of_its_last_case():
+    """Its volumes would stay on the GPU until the next validation."""
+    seen = []
+    evaluator = supervised_evaluator(
+        device=torch.device("cpu"),
+        val_data_loader=[{"image": torch.ones(1, 2), "label": torch.zeros(1, 1)}],
+        network=linear(),
+        decollate=False,
+        val_handlers=[
+            StatsHandler(
+                iteration_log=False, epoch_print_logger=lambda engine: seen.append(engine.state.output["pred"].item())
+            )
+        ],
+    )
+    for _ in range(2):
+        evaluator.run()
+        assert evaluator.state.output is None and evaluator.state.batch is None
+    assert seen == [1.0, 1.0]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from itertools import product
 
 import numpy as np
@@ -313,6 +314,45 @@ def test_memory_that_the_weights_of_the_window_lack_is_recognised(monkeypatch, c
     sliding_window.importance_map.cache_clear()
     inferer()(scan(20, 16, 8), network(1))
     assert "Tried to allocate 2.00 GiB" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_a_library_without_memory_on_the_gpu_is_a_gpu_that_is_too_small(caplog, text):
+    class Library(Greedy):
+        def forward(self, x):
+            if len(x) > 1:
+                raise RuntimeError(text)
+            return super().forward(x)
+
+    images = scan(20, 16, 8)
+    result = inferer(sw_batch_size=2)(images, Library())
+    torch.testing.assert_close(result, blended(images, network(1)).softmax(1))
+    (message,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert message.startswith("The GPU's memory is too small") and text.splitlines()[0] in message
+
+
+def test_mixed_precision_is_that_of_the_config_whoever_calls(monkeypatch):
+    """MONAI Label calls the inferer outside an evaluator, which would set it."""
+    entered = []
+
+    @contextmanager
+    def autocast(*device, **options):
+        entered.append((*device, options))
+        yield
+        entered.append("left")
+
+    monkeypatch.setattr(torch, "autocast", autocast)
+    inferer(amp=True, amp_kwargs={"dtype": torch.bfloat16})(scan(20, 16, 8), network(1))
+    assert entered == [("cuda", {"dtype": torch.bfloat16}), "left"]
+    inferer(amp_kwargs={"dtype": torch.bfloat16})(scan(20, 16, 8), network(1))
+    assert len(entered) == 2
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(caplog):

@@ -13,12 +13,12 @@ from bundles.segmentation.training.validation_picture import ValidationPicture
 
 
 def item(name: str, prediction: int, truth: int) -> dict:
-    def channels(value: int) -> MetaTensor:
-        return MetaTensor(torch.eye(3)[value][:, None, None, None].expand(3, 4, 5, 6))
+    def label_map(value: int) -> MetaTensor:
+        return MetaTensor(torch.full((1, 4, 5, 6), float(value)))
 
     affine = np.diag([2.0, 3.0, 4.0, 1.0])
     image = MetaTensor(torch.full((1, 4, 5, 6), 0.5), affine=affine, meta={"filename_or_obj": f"d/{name}.nii.gz"})
-    return {"image": image, "pred": channels(prediction), "label": channels(truth)}
+    return {"image": image, "pred": label_map(prediction), "label": label_map(truth)}
 
 
 def test_it_draws_the_first_case_of_each_validation(tmp_path, monkeypatch):
