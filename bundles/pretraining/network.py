@@ -139,8 +139,8 @@ def resolve_heads(
 def read_model(checkpoint: str, *, optional: bool = False) -> dict[str, Any]:
     """Read ``heads``, ``tasks`` and ``trained`` from the file of a complete pre-training network, for an evaluation.
 
-    For an official checkpoint with heads they follow from the names of its tensors: all tasks, pooling ``token``, and
-    one of three reconstruction heads.
+    ``last.pt`` records them among the settings of its run. For an official checkpoint with heads they follow from the
+    names of its tensors: all tasks, pooling ``token``, and one of three reconstruction heads.
 
     Args:
         checkpoint: the file.
@@ -154,6 +154,10 @@ def read_model(checkpoint: str, *, optional: bool = False) -> dict[str, Any]:
     found = find_weights(checkpoint)
     if {"heads", "tasks"} <= set(found.content):
         return {"trained": {}, **found.content}
+    settings = found.content.get("settings")
+    if isinstance(settings, Mapping) and {"heads", "tasks"} <= set(settings):  # last.pt
+        tasks = list(check_tasks(settings["tasks"]))
+        return {"heads": dict(settings["heads"]), "tasks": tasks, "trained": dict(settings)}
     # an official checkpoint
     heads = {"conv.20.weight": "vae", "conv.4.weight": "deconv", "conv.weight": "large_kernel_deconv"}
     reconstruction = next((head for name, head in heads.items() if name in found.rest), None)

@@ -11,7 +11,7 @@ from bundles.common.errors import InputError
 from bundles.common.networks.swin_unetr import build_swin_unetr
 from bundles.common.weights.checkpoint_file import save_atomically
 from bundles.common.weights.loading import encoder_state, load_encoder, load_model
-from bundles.pretraining.network import SwinPretrainer, resolve_heads, values_of_training
+from bundles.pretraining.network import SwinPretrainer, read_model, resolve_heads, values_of_training
 from bundles.pretraining.proxy_tasks.tasks import PAPER_TASKS as TASKS
 
 CROP = (64, 64, 32)  # bottleneck 2 x 2 x 1
@@ -234,6 +234,18 @@ def test_heads_are_what_was_asked_for_else_those_of_the_checkpoint_else_the_offi
     }
     with pytest.raises(InputError, match="model.pt was trained with pooling mean, not token. Do not set --pooling"):
         resolve_heads(asked={"pooling": "token"}, checkpoint=path)
+
+
+def test_the_heads_of_last_pt_are_those_of_its_run(tmp_path, record):
+    """They are not visible in the weights: taken for an official file, it would silently get another pooling."""
+    model = build(record, head="vae", pooling="normalised_mean").state_dict()
+    heads = {"reconstruction_head": "vae", "pooling": "normalised_mean"}
+    settings = {"heads": heads, "tasks": "rotation", "seed": 3}
+    save_atomically({"model": model, "settings": settings, "step": 4}, tmp_path / "last.pt")
+    path = str(tmp_path / "last.pt")
+    assert resolve_heads(asked={}, checkpoint=path) == heads
+    found = read_model(path)
+    assert (found["tasks"], found["trained"]["seed"]) == (["rotation"], 3)
 
 
 def test_an_absent_checkpoint_is_refused_unless_it_is_optional(tmp_path):

@@ -74,8 +74,8 @@ def _shares(value: Any) -> bool:
 
 MAX_NORM = ABOVE_ZERO.or_null("no clipping")
 SPACING = Rule(
-    "must be three sizes in mm above 0, such as [1.5,1.5,2.0]",
-    lambda value: value is None or (is_list(value, 3) and min(value) > 0),
+    "must be three sizes in mm above 0, such as [1.5,1.5,2.0], and each from 0.05 to 20",  # as the voxels of scans
+    lambda value: value is None or (is_list(value, 3) and min(value) >= 0.05 and max(value) <= 20),
 )
 WINDOW = Rule(
     "must be two values in HU, the lower one first, such as [-175.0,250.0]",
@@ -140,6 +140,9 @@ RULES: dict[str, Rule] = {
     "store_on_device": Rule("must be a share from 0 (off) to 1", is_share),
     "compile": one_of("decoder", "network", "graphs").or_null("no compilation"),
     "backend": one_of("torch", "openvino", "openvino_bf16"),
+    "amp_type": one_of("auto", "bf16", "fp16"),
+    "data": one_of("nifti", "store"),
+    "patch_embed": one_of("repeat", "fresh").or_null("that of the file"),
 }
 
 

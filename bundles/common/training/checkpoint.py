@@ -451,11 +451,11 @@ class TrainingCheckpoint:
                 f"{best} was chosen by {', '.join(result['trained']['score'])}, and this run had no validation that measures "
                 f"{self.score}. Train on: more --max_steps, with --resume true --resume_changes \"['max_steps','select_by']\"."
             )
-        if self.evaluator is not None and not self.moved and engine.state.epoch > 1:
+        if self.evaluator is not None and not self.moved and len(self.scores) > 1:
             logger.warning(
                 "%s was %s in all %d validations, so it chose nothing: these are the weights of the last one. Does the "
                 "validation hold what is learnt, and is the training long enough?",
-                *(self.score, self.best, engine.state.epoch),
+                *(self.score, self.best, len(self.scores)),
             )
         if self.encoder_file:
             parts = {"encoder.pt": encoder_state(self.network)}

@@ -15,6 +15,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch.utils.tensorboard import SummaryWriter
 
+from ..files import move_file
 from ..run.distributed import rank
 from ..run.mlflow_server import LastingMLFlowHandler, bundle_version, mlflow_handler, name_run
 from ..run.options import RunSettings
@@ -107,7 +108,10 @@ class Tracking:
                 engine.add_event_handler(event, self.close)
 
     def name_run(self, engine: Engine) -> None:
-        """Name the MLflow run, and keep MONAI's handlers from writing curves of their own."""
+        """Name the MLflow run, set the pictures of an earlier run aside, and keep MONAI's handlers from writing curves."""
+        if not self.resume:
+            for name in self.pictures:  # a task that is off draws none: its old picture would count as this run's
+                move_file(self.folder / name, self.folder / f"previous_{name}")
         handlers = (mlflow_handler(engine), self.evaluator and mlflow_handler(self.evaluator))
         name_run(self.folder, *handlers, resume=self.resume)
         for handler in filter(None, handlers):

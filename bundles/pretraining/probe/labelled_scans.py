@@ -13,6 +13,8 @@ from monai.transforms import Compose, EnsureChannelFirst, ResampleToMatch
 from ...common.errors import InputError
 from ...common.scans.decode_once import LoadScand
 
+UNKNOWN = -1  # class of voxels that are in no sample and in no score
+
 
 @dataclass(frozen=True)
 class LabelledScan:
@@ -20,14 +22,16 @@ class LabelledScan:
 
     Attributes:
         image: float32 (C, X, Y, Z), intensities in [0, 1].
-        classes: int16 (X, Y, Z), the number of each voxel's class.
+        classes: int16 (X, Y, Z), the number of each voxel's class; `UNKNOWN` where the label does not know it.
     """
 
     image: torch.Tensor
     classes: torch.Tensor
 
 
-def load_labelled_scan(item: Mapping, *, preprocessing: Compose, values: Sequence[int]) -> LabelledScan:
+def load_labelled_scan(
+    item: Mapping, *, preprocessing: Compose, values: Sequence[int], ignore_label: int | None = None
+) -> LabelledScan:
     """Preprocess the image, and look up the label at the centres of the voxels that result (nearest neighbour).
 
     So whatever the preprocessing of the pre-training does to a scan (axes, spacing, crop), the label follows, and there
@@ -37,6 +41,7 @@ def load_labelled_scan(item: Mapping, *, preprocessing: Compose, values: Sequenc
         item: ``{"image": path or list of paths, "label": path}``.
         preprocessing: that of the pre-training, with the key ``image``.
         values: label value of each class, the background 0 first.
+        ignore_label: value of unknown voxels; None: there are none.
 
     Raises:
         InputError: the label holds another value.
@@ -46,7 +51,9 @@ def load_labelled_scan(item: Mapping, *, preprocessing: Compose, values: Sequenc
     label = EnsureChannelFirst(channel_dim="no_channel")(label)
     label = ResampleToMatch(mode="nearest", padding_mode="zeros")(label, image)[0].as_tensor().numpy()
     classes = np.searchsorted(values, label).clip(max=len(values) - 1)
-    if (strange := np.asarray(values)[classes] != label).any():
+    if ignore_label is not None:
+        classes[label == ignore_label] = UNKNOWN
+    if (strange := (np.asarray(values)[classes] != label) & (classes != UNKNOWN)).any():
         raise InputError(
             f"{item['label']} holds the label value {label[strange][0]:g}; --probe_list declares {list(values)}."
         )
@@ -55,7 +62,8 @@ def load_labelled_scan(item: Mapping, *, preprocessing: Compose, values: Sequenc
 
 def class_counts(scan: LabelledScan, number: int) -> np.ndarray:
     """Return the number of voxels of each of the classes, int64 (number,)."""
-    return np.bincount(scan.classes.numpy().ravel(), minlength=number)
+    classes = scan.classes.numpy().ravel()
+    return np.bincount(classes[classes != UNKNOWN], minlength=number)
 
 
 def sample_voxels(

@@ -27,7 +27,7 @@ from ...common.errors import InputError
 from ...common.run.distributed import gather_lists, rank, world_size
 from .decoder import LinearDecoder, fit_decoder
 from .features import at_voxels, linear_map
-from .labelled_scans import LabelledScan, class_counts, load_labelled_scan, sample_voxels
+from .labelled_scans import UNKNOWN, LabelledScan, class_counts, load_labelled_scan, sample_voxels
 from .windows import owners, padded, windows_of
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class Probe:
             background.
         seed: seed of the draw of these voxels.
         device: where the features are computed.
+        ignore_label: label value of unknown voxels, which are in no sample and in no score; None: there are none.
 
     Raises:
         InputError: a class is in no training scan, or only the background is in the validation scans.
@@ -74,6 +75,7 @@ class Probe:
         voxels: int,
         seed: int,
         device: torch.device | str,
+        ignore_label: int | None = None,
     ) -> None:
         self.names = list(classes.values())
         self.roi_size = tuple(roi_size)
@@ -82,7 +84,9 @@ class Probe:
         self.dice = DiceMetric(include_background=False, num_classes=len(classes), reduction="none")
         own = {
             section: {
-                number: load_labelled_scan(items[number], preprocessing=preprocessing, values=list(classes))
+                number: load_labelled_scan(
+                    items[number], preprocessing=preprocessing, values=list(classes), ignore_label=ignore_label
+                )
                 for number in range(rank(), len(items), world_size())
             }
             for section, items in (("training", training), ("validation", validation))
@@ -190,4 +194,5 @@ class Probe:
             for window, values in zip(batch, classes.cpu(), strict=True):
                 predicted[(0, *window)] = values.to(predicted.dtype)
         x, y, z = scan.classes.shape
+        predicted[:, :x, :y, :z][scan.classes[None] == UNKNOWN] = UNKNOWN
         return self.dice(predicted[None, :, :x, :y, :z], scan.classes[None, None])[0].tolist()

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ...common.data.data_list import data_list_labels, segmentation_scans
+from ...common.data.data_list import data_list_ignore_label, data_list_labels, segmentation_scans
 from ...common.data.list_fingerprint import fingerprint
 from ...common.data.list_forms.list_file import image_files, parse_data_list
 from ...common.data.partial_labels import refuse_partial
@@ -70,6 +70,23 @@ def probe_classes(*, file: str | None) -> dict[int, str]:
             f"--probe_list {path}: each label needs a name of its own, with letters or digits; it has {labels}."
         )
     return names
+
+
+def probe_ignore_label(*, file: str | None) -> int | None:
+    """Return the value of unknown voxels that ``--probe_list`` declares (``ignore_label``), None if there is none.
+
+    Raises:
+        InputError: the value is no label value, or is also the value of a class.
+    """
+    if file is None:
+        return None
+    path = _path(file)
+    declared = data_list_ignore_label(path)
+    if declared is not None and declared in data_list_labels(path):
+        raise InputError(
+            f"--probe_list {path}: ignore_label {declared} is also one of its labels: a value is either a class or unknown."
+        )
+    return declared
 
 
 def probe_facts(*, file: str | None) -> dict[str, Any] | None:

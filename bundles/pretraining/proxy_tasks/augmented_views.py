@@ -176,6 +176,7 @@ def check_crops(
     volumes: int,
     crops_per_volume: int,
     where: str,
+    mask_ratio: Sequence[float] | None = None,
 ) -> None:
     """Check before a run that batches have enough crops for the tasks; warn if contrast has too few.
 
@@ -187,14 +188,20 @@ def check_crops(
         volumes: number of volumes in the smallest batch.
         crops_per_volume: crops of each.
         where: ``training`` or ``validation``.
+        mask_ratio: bounds of the share of a crop that is masked; None: not checked.
 
     Raises:
-        InputError: masks are filled from another crop, but batches have only one; blocks are smaller than a voxel; or
+        InputError: inpainting has nothing to restore; masks are filled from another crop, but batches have only one; blocks are smaller than a voxel; or
             position has only one crop of a scan.
     """
     tasks = check_tasks(tasks)
     if reads_masked_views(tasks):
         check_blocks_fit(roi_size, mask_block)
+    if "inpainting" in tasks and mask_ratio is not None and mask_ratio[1] == 0:
+        raise InputError(
+            f"--mask_ratio {list(mask_ratio)} masks nothing, so inpainting has nothing to restore. Use a high bound above 0, "
+            "or leave inpainting out of --tasks."
+        )
     if "position" in tasks and crops_per_volume < 2:
         raise InputError(
             f"--crops_per_volume {crops_per_volume}: the task position compares crops of one scan, so each volume needs "

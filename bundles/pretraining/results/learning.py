@@ -11,16 +11,18 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from scipy.stats import binomtest
+from scipy.stats import t as student
 
 from ...common.run.distributed import rank
-from ...common.words import listed
+from ...common.words import counted, listed
 
 logger = logging.getLogger(__name__)
 
-SIGNIFICANCE = 0.05  # level of the rotation's binomial test
+SIGNIFICANCE = 0.05  # level of the rotation's binomial test, and of the contrast's t test
 CONTRAST_MARGIN = 0.05  # nats below the loss of equal embeddings
 PSNR_MARGIN = 0.5  # dB above the best constant
 POSITION_SHARE = 0.9  # share of the error of a constant
+CONTRAST_ERROR = "contrast_standard_error"  # entry of validation.json: standard error of the loss over the crops
 # Entries of validation.json: what a metric is if nothing was learnt.
 UNLEARNT = {
     "contrast": "contrast_without_learning",
@@ -47,7 +49,8 @@ def verdicts(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return, for each task in a report of `ProxyReport`, ``learnt`` (bool) and ``because`` (text with the figures).
 
     - rotation: more angles are right than by chance (25%), by a one-sided binomial test at 5%;
-    - contrast: the loss is at least 0.05 nats below that of equal embeddings;
+    - contrast: the loss is at least 0.05 nats below that of equal embeddings, and by a one-sided t test at 5% over the
+      crops not by chance: the embeddings of an untrained network differ, and of a few crops some lie well by luck;
     - inpainting: the PSNR inside the masks is at least 0.5 dB above that of the best constant;
     - position: the error is less than 90% of that of a constant.
     """
@@ -60,24 +63,35 @@ def verdicts(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             "because": f"{share:.0%} of {views} angles are right, 25% by chance (p {chance:.2g})",
         }
     if (unlearnt := report.get(UNLEARNT["contrast"])) is not None:
-        loss = report["loss_contrast"]
-        found["contrast"] = {
-            "learnt": bool(loss < unlearnt - CONTRAST_MARGIN),
-            "because": f"the loss is {loss:.2f}, that of equal embeddings {unlearnt:.2f}",
-        }
+        loss, crops = _number(report, "loss_contrast"), report["views"] // 2
+        learnt, because = (
+            loss < unlearnt - CONTRAST_MARGIN,
+            f"the loss is {loss:.2f}, that of equal embeddings {unlearnt:.2f}",
+        )
+        if (error := report.get(CONTRAST_ERROR)) is not None:
+            chance = float(student.sf((unlearnt - loss) / max(error, 1e-12), crops - 1)) if crops > 1 else 1.0
+            learnt = learnt and chance < SIGNIFICANCE
+            because += f" (p {chance:.2g} over {counted(crops, 'crop')})"
+        found["contrast"] = {"learnt": bool(learnt), "because": because}
     if (constant := report.get(UNLEARNT["inpainting"])) is not None:
-        psnr = report["masked_psnr"]
+        psnr = _number(report, "masked_psnr")
         found["inpainting"] = {
             "learnt": bool(psnr > constant + PSNR_MARGIN),
             "because": f"the PSNR inside the masks is {psnr:.1f} dB, that of the best constant {constant:.1f} dB",
         }
     if (constant := report.get(UNLEARNT["position"])) is not None:
-        error = report["position_mm"]
+        error = _number(report, "position_mm")
         found["position"] = {
             "learnt": bool(error < POSITION_SHARE * constant),
             "because": f"the error is {error:.0f} mm, that of a constant {constant:.0f} mm",
         }
     return found
+
+
+def _number(report: Mapping[str, Any], name: str) -> float:
+    """Return a figure of a report; NaN where its file has null."""
+    value = report.get(name)
+    return math.nan if value is None else value
 
 
 def describe(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -105,13 +119,14 @@ class LearningVerdict:
             engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        found = self.report.verdicts
+        found = self.report.verdicts or self.report.saved_verdicts()  # a run that had nothing left to do
         for line, each in zip(describe(found), found.values(), strict=True):
             logger.log(logging.INFO if each["learnt"] else logging.WARNING, line)
         failed = [task for task, each in found.items() if not each["learnt"]]
         if failed:
             logger.warning(
-                "This pre-training did not learn %s. What to change: docs/README.md of the bundle, 'If a task is not learnt'",
+                "This pre-training did not learn %s, or has too few validation views to show it (--validation_draws). What to "
+                "change: docs/README.md of the bundle, 'If a task is not learnt'",
                 listed(failed),
             )
         elif found:

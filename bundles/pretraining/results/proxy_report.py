@@ -19,7 +19,7 @@ from ...common.files import atomic_path
 from ...common.run.distributed import gather_lists, rank, unwrap
 from ...common.value_rules import check_choice
 from ..proxy_tasks.position import residuals
-from .learning import UNLEARNT, describe, effective_rank, verdicts
+from .learning import CONTRAST_ERROR, UNLEARNT, describe, effective_rank, verdicts
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,7 @@ def measure(outputs: dict[str, torch.Tensor], targets: dict[str, Any], loss: tor
     - ``views``: ``loss``, ``loss_<task>``, ``rotation_accuracy`` (chance level 0.25), ``contrast_top1`` (the partner is
       the nearest of the other 2B - 1 views) and ``contrast_without_learning``, the value of ``loss_contrast`` if all
       crops have the same embedding, ln(2B - 1).
+    - ``contrast_of_crops``: the contrast loss of each crop.
     - ``masked``: sums over the masked voxels: of the ``target``, intensities in [0, 1], and of the ``error``.
     - ``body``: sums over the body voxels: absolute errors of the position in mm by axis, of the network (``predicted``)
       and of a ``constant``, after the mean of each scan is subtracted.
@@ -98,6 +99,11 @@ def measure(outputs: dict[str, torch.Tensor], targets: dict[str, Any], loss: tor
         values["contrast_top1"] = (similarity.argmax(1) == partner).float().mean()
         values[UNLEARNT["contrast"]] = math.log(similarity.shape[1] - 1)
     sums: dict[str, Any] = {"number": views, "views": {name: float(value) * views for name, value in values.items()}}
+    if "contrast" in outputs:  # of each crop: the mean over its two views
+        of_crops = torch.stack(
+            torch.nn.functional.cross_entropy(similarity.float(), partner, reduction="none").chunk(2)
+        )
+        sums["contrast_of_crops"] = of_crops.mean(0).double().tolist()
     if "inpainting" in outputs:
         error = outputs["inpainting"].float() - targets["crop"].float()
         sums["masked"] = {"error": _voxels(error, targets["mask"]), "target": _voxels(targets["crop"], targets["mask"])}
@@ -127,6 +133,11 @@ def metrics_of(batches: Sequence[dict[str, Any]]) -> tuple[dict[str, float], dic
     views = sum(batch["number"] for batch in batches)
     metrics = {name: sum(batch["views"][name] for batch in batches) / views for name in batches[0]["views"]}
     unlearnt = {name: metrics.pop(name) for name in UNLEARNT.values() if name in metrics}
+    if "contrast_of_crops" in batches[0]:
+        of_crops = torch.tensor(
+            [value for batch in batches for value in batch["contrast_of_crops"]], dtype=torch.float64
+        )
+        unlearnt[CONTRAST_ERROR] = float(of_crops.std() / len(of_crops) ** 0.5) if len(of_crops) > 1 else math.nan
     if "masked" in batches[0]:
 
         def total(of: str, what: str) -> float:
@@ -176,6 +187,12 @@ class ProxyReport:
         self.batches: dict[int, dict[str, Any]] = {}  # by first draw: a batch that two ranks process counts once
         self.verdicts: dict[str, dict[str, Any]] = {}  # verdicts of the last validation
 
+    def saved_verdicts(self) -> dict[str, dict[str, Any]]:
+        """Return the verdicts of the report file; none without a file."""
+        if self.path is None or not Path(self.path).is_file():
+            return {}
+        return json.loads(Path(self.path).read_text(encoding="utf-8")).get("verdicts", {})
+
     def attach(self, engine: Engine) -> None:
         """Register the handlers for an epoch of the evaluator."""
         engine.add_event_handler(Events.EPOCH_STARTED, self.started)
@@ -210,4 +227,6 @@ class ProxyReport:
                 logger.warning("%s. This is normal early in training", line)
         if self.path is not None:
             with atomic_path(Path(self.path)) as temporary:
-                temporary.write_text(json.dumps({**report, "verdicts": self.verdicts}, indent=2) + "\n")
+                known = {name: value if math.isfinite(value) else None for name, value in report.items()}
+                content = {**known, "verdicts": self.verdicts}
+                temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")

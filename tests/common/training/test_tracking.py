@@ -195,3 +195,13 @@ def test_parameters_name_options_network_start_and_versions(tmp_path):
         **{"network": "Linear, 8 parameters", "bundle_version": "0.2.0", "monai_version": 0, "torch_version": 0},
     }
     assert run_parameters(**options, start=None)["start"] == "scratch"
+
+
+def test_a_new_run_sets_the_pictures_of_an_earlier_one_aside(tmp_path):
+    imsave(tmp_path / "absent.png", np.full((4, 4, 3), 9, np.uint8))  # of a task that is off now
+    old = (tmp_path / "absent.png").read_bytes()
+    run(tmp_path)
+    assert "absent" not in events(tmp_path).Tags()["images"]
+    assert (tmp_path / "previous_absent.png").read_bytes() == old and not (tmp_path / "absent.png").exists()
+    run(tmp_path, first=3, resume=True)
+    assert (tmp_path / "panel.png").exists() and not (tmp_path / "previous_panel.png").exists()

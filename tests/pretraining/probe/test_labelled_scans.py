@@ -21,7 +21,13 @@ from monai.transforms import (
 
 from bundles.common.data.foreground import above_or_all
 from bundles.common.errors import InputError
-from bundles.pretraining.probe.labelled_scans import LabelledScan, class_counts, load_labelled_scan, sample_voxels
+from bundles.pretraining.probe.labelled_scans import (
+    UNKNOWN,
+    LabelledScan,
+    class_counts,
+    load_labelled_scan,
+    sample_voxels,
+)
 
 VALUES = [0, 2, 7]
 
@@ -101,3 +107,16 @@ def test_the_seed_decides_the_sample_and_global_generators_do_not():
         samples.append(sample_voxels(scan, wanted=[8] * 3, seed=seed)[0])
         assert (np.random.get_state()[1] == before).all()
     assert torch.equal(samples[0], samples[1]) and not torch.equal(samples[0], samples[2])
+
+
+def test_unknown_voxels_are_in_no_count_and_no_sample(item):
+    known = load_labelled_scan(item, preprocessing=preprocessing(["image"], (1.3, 1.3, 2.7)), values=VALUES)
+    scan = load_labelled_scan(
+        item, preprocessing=preprocessing(["image"], (1.3, 1.3, 2.7)), values=[0, 2], ignore_label=7
+    )
+    assert torch.equal(scan.classes == UNKNOWN, known.classes == VALUES.index(7))
+    counts = class_counts(known, 3).tolist()
+    del counts[VALUES.index(7)]
+    assert class_counts(scan, 2).tolist() == counts
+    voxels, _ = sample_voxels(scan, wanted=[10_000, 10_000], seed=[0])
+    assert len(voxels) == sum(counts) and (scan.classes[tuple(voxels.T)] != UNKNOWN).all()

@@ -40,7 +40,7 @@ def write_scans(folder, *, without=()):
     return items
 
 
-def probe_of(items, *, classes=CLASSES, batch_size=3, split=2, voxels=60, seed=0):
+def probe_of(items, *, classes=CLASSES, batch_size=3, split=2, voxels=60, seed=0, ignore_label=None):
     preprocessing = Compose([LoadImaged(keys="image", image_only=True), EnsureChannelFirstd(keys="image")])
     return Probe(
         training=items[:split],
@@ -52,6 +52,7 @@ def probe_of(items, *, classes=CLASSES, batch_size=3, split=2, voxels=60, seed=0
         voxels=voxels,
         seed=seed,
         device="cpu",
+        ignore_label=ignore_label,
     )
 
 
@@ -109,6 +110,19 @@ def test_whole_scans_are_scored_by_the_definition_of_dice(items):
     for scan in probe.validation.values():
         liver, voxels = int((scan.classes == 1).sum()), scan.classes.numel()
         assert probe._dice(scan, always, nothing) == pytest.approx([2 * liver / (liver + voxels), 0.0])
+
+
+def test_unknown_voxels_are_in_no_score(tmp_path):
+    """The features lie about the kidney; where the label does not know it, this costs nothing."""
+    items = write_scans(tmp_path)
+    classes = {value: name for value, name in CLASSES.items() if value != 5}
+
+    def lies(windows):
+        return [torch.where(windows == 1.0, 0.5, windows)]
+
+    known = probe_of(items, classes=classes, ignore_label=5)
+    assert known.measure(lies) == {"probe_dice": 1.0, "probe_dice_liver": 1.0}
+    assert probe_of(items).measure(lies)["probe_dice_liver"] < 0.9
 
 
 def test_the_size_of_a_batch_of_windows_changes_nothing(items):

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from bundles.common.errors import InputError
-from bundles.pretraining.probe.probe_list import probe_classes, probe_facts, probe_scans
+from bundles.pretraining.probe.probe_list import probe_classes, probe_facts, probe_ignore_label, probe_scans
 
 LABELS = {"0": "background", "10": "Left kidney", "2": "liver"}
 
@@ -42,6 +42,14 @@ def test_sections_and_classes_are_those_of_the_list(tmp_path, scans):
 def test_without_a_list_there_is_no_probe():
     assert probe_scans(file=None, section="training") == [] and probe_classes(file=None) == {}
     assert probe_facts(file=None) is None
+
+
+def test_the_value_of_unknown_voxels_is_that_of_the_list(tmp_path, scans):
+    content = {"labels": LABELS, "training": scans[:2], "validation": scans[2:]}
+    assert probe_ignore_label(file=None) is None and probe_ignore_label(file=write(tmp_path, **content)) is None
+    assert probe_ignore_label(file=write(tmp_path, ignore_label=255, **content)) == 255
+    with pytest.raises(InputError, match="ignore_label 2 is also one of its labels"):
+        probe_ignore_label(file=write(tmp_path, ignore_label=2, **content))
 
 
 def test_facts_change_with_the_sections_and_the_classes_and_not_with_the_folder(tmp_path, scans):

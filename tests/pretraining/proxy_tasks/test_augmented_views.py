@@ -242,6 +242,15 @@ def test_a_batch_of_one_crop_is_refused_or_warned_of_before_the_run(caplog):
     assert len(caplog.records) == 1
 
 
+def test_inpainting_without_any_mask_is_refused():
+    options = {"mask_fill": ["noise"], "mask_block": [0.1, 0.3], "roi_size": [64, 64, 32], "where": "training"}
+    options |= {"volumes": 2, "crops_per_volume": 2}
+    with pytest.raises(InputError, match=r"--mask_ratio \[0, 0\] masks nothing, so inpainting has nothing to restore"):
+        check_crops(tasks=["inpainting", "rotation"], mask_ratio=[0, 0], **options)
+    check_crops(tasks=["contrast", "rotation"], mask_ratio=[0, 0], **options)
+    check_crops(tasks=["inpainting"], mask_ratio=[0, 0.1], **options)
+
+
 def test_position_needs_two_crops_of_a_scan_and_blocks_at_least_a_voxel():
     options = {"mask_fill": ["noise"], "mask_block": [0.1, 0.3], "roi_size": [64, 64, 32], "where": "training"}
     with pytest.raises(InputError, match="--crops_per_volume 1: the task position compares crops of one scan"):

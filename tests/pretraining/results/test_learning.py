@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import torch
 from ignite.engine import Engine
 
 from bundles.pretraining.results.learning import LearningVerdict, effective_rank, verdicts
+from bundles.pretraining.results.proxy_report import ProxyReport
 
 
 @pytest.mark.parametrize(
@@ -68,3 +70,27 @@ def test_the_last_line_of_a_run_says_what_was_not_learnt(caplog, accuracy, level
 def test_the_effective_rank_of_a_diverged_network_is_no_number():
     for bad in (math.nan, math.inf):
         assert math.isnan(effective_rank(torch.tensor([[1.0, bad], [0.0, 1.0]])))
+
+
+@pytest.mark.parametrize(
+    ("views", "error", "learnt"),
+    [
+        (8, 0.15, False),  # t = 2.3 with 3 degrees of freedom: p 0.05
+        (8, 0.10, True),  # t = 3.5: p 0.02
+        (48, 0.15, True),  # t = 2.3 with 23: p 0.015
+        (2, math.nan, False),  # one crop: nothing can be shown
+    ],
+)
+def test_a_contrast_that_chance_explains_is_not_learnt(views, error, learnt):
+    report = {"views": views, "loss_contrast": 1.60, "contrast_without_learning": math.log(7)}
+    verdict = verdicts({**report, "contrast_standard_error": error})["contrast"]
+    assert verdict["learnt"] is learnt and "p 0." in verdict["because"] or views == 2
+
+
+def test_a_run_with_nothing_left_to_do_says_what_was_learnt(tmp_path, caplog):
+    file = tmp_path / "validation.json"
+    file.write_text(json.dumps({"verdicts": {"rotation": {"learnt": False, "because": "25% are right"}}}))
+    engine = Engine(lambda engine, batch: None)
+    LearningVerdict(report=ProxyReport(loss=torch.nn.Identity(), path=str(file))).attach(engine)
+    engine.run([0], max_epochs=1)
+    assert "This pre-training did not learn rotation" in caplog.text

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 
+import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader
@@ -219,3 +220,31 @@ def test_a_metric_that_is_not_there_cannot_select():
     for name in ("contrast_top1", "loss_contrast"):
         with pytest.raises(InputError, match=f"--select_by {name} belongs to contrast"):
             higher_is_better(name, ["rotation"])
+
+
+def test_the_standard_error_of_the_contrast_is_over_the_crops_of_all_batches(tmp_path):
+    loss, path = ProxyTaskLoss(tasks=["contrast"]), tmp_path / "validation.json"
+    batches = [torch.randn(views, 6, generator=torch.Generator().manual_seed(views)) for views in (8, 4)]
+    evaluate(
+        [({"contrast": each}, {"turns": torch.zeros(len(each), dtype=torch.long)}) for each in batches], loss, path
+    )
+    of_crops = []
+    for views in batches:
+        near = torch.nn.functional.normalize(views, dim=1)
+        near = (near @ near.T / 0.5).fill_diagonal_(-math.inf).log_softmax(1)
+        half = len(views) // 2
+        of_crops += [-(near[i, i + half] + near[i + half, i]).item() / 2 for i in range(half)]
+    report = json.loads(path.read_text())
+    assert report["loss_contrast"] == pytest.approx(np.mean(of_crops), rel=1e-5)
+    assert report["contrast_standard_error"] == pytest.approx(np.std(of_crops, ddof=1) / 6**0.5, rel=1e-5)
+
+
+def test_a_figure_that_is_no_number_is_null_in_the_file(tmp_path):
+    outputs, targets = pair(True, math.nan, [True, True])
+    evaluate([(outputs, targets)], ProxyTaskLoss(tasks=["rotation"]), path=str(tmp_path / "validation.json"))
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    report = json.loads((tmp_path / "validation.json").read_text(), parse_constant=refuse)
+    assert report["masked_psnr"] is None and not report["verdicts"]["inpainting"]["learnt"]
