@@ -16,7 +16,7 @@ from ignite.engine import Engine, EventEnum, Events
 from matplotlib.figure import Figure
 
 from ..files import atomic_path, save_figure
-from ..run.distributed import rank, world_size
+from ..run.distributed import rank, sum_over_ranks, world_size
 from .steps import ends_step, steps_done
 
 logger = logging.getLogger(__name__)
@@ -65,8 +65,8 @@ class TrainingLog:
     than a day is a WARNING.
 
     Losses stay on the device between two lines, so that logging does not wait for the GPU at every step. The parts of
-    the loss are read from ``loss_function.parts`` (name to tensor) if the loss has them. Non-finite losses are excluded
-    from the means.
+    the loss are read from ``loss_function.parts`` (name to tensor) if the loss has them. Means are over all processes;
+    non-finite losses are excluded from them.
 
     Args:
         output_dir: gets ``training_log.csv`` and ``loss_curves.png``. Columns: step, loss, loss_<part> ...,
@@ -90,11 +90,11 @@ class TrainingLog:
         return self.folder / "training_log.csv"
 
     def attach(self, engine: Engine) -> None:
-        """Register the handlers; only rank 0 logs."""
+        """Register the handlers. All ranks add up their losses; only rank 0 logs."""
         engine.register_events(*LogEvents)
+        engine.add_event_handler(Events.STARTED, self.started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.step_completed)
         if rank() == 0:
-            engine.add_event_handler(Events.STARTED, self.started)
-            engine.add_event_handler(Events.ITERATION_COMPLETED, self.step_completed)
             engine.add_event_handler(Events.COMPLETED, self.completed)
 
     def started(self, engine: Engine) -> None:
@@ -144,7 +144,8 @@ class TrainingLog:
         step = steps_done(engine)
         if self.first_step < 0:  # only now, because a resumed checkpoint sets the step after STARTED
             self.first_step = (engine.state.iteration - 1) // engine.accumulation_steps
-            self._continue_table()
+            if rank() == 0:
+                self._continue_table()
         output = engine.state.output
         self._add("loss", output[0]["loss"] if isinstance(output, list) else output["loss"])
         for name, value in getattr(engine.loss_function, "parts", {}).items():
@@ -158,7 +159,11 @@ class TrainingLog:
         if not regular and step != self.first_step + 1:
             return
         now = time.monotonic()
-        sums = torch.stack(list(self.sums.values())).tolist()  # one wait for the GPU
+        sums = sum_over_ranks(torch.stack(list(self.sums.values()))).tolist()  # one wait for the GPU
+        if rank() > 0:
+            if regular:
+                self.sums = {}
+            return
         means = {
             name: total / number if number else math.nan for name, (total, number) in zip(self.sums, sums, strict=True)
         }

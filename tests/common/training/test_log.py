@@ -10,9 +10,11 @@ import re
 
 import pytest
 import torch
+import torch.distributed as dist
 from ignite.engine import Events
 from monai.data import DataLoader
 from monai.engines import SupervisedTrainer
+from torch.multiprocessing import spawn
 
 from bundles.common.training.log import TrainingLog, loss_figure, read_log
 
@@ -31,7 +33,7 @@ class Loss(torch.nn.Module):
         return 0 * output.sum() + self.step
 
 
-def train(folder, *, steps, every, resumed_from=0, total=None, handler_order="log first"):
+def train(folder, *, steps, every, resumed_from=0, total=None, handler_order="log first", first_loss=0):
     network = torch.nn.Linear(1, 1)
     total = steps if total is None else total
     log = TrainingLog(output_dir=str(folder), total_steps=total, every=every)
@@ -51,7 +53,7 @@ def train(folder, *, steps, every, resumed_from=0, total=None, handler_order="lo
         train_data_loader=DataLoader([{"image": torch.zeros(1), "label": torch.zeros(1)}] * 3, batch_size=3),
         network=network,
         optimizer=torch.optim.SGD(network.parameters(), lr=0.25),
-        loss_function=Loss(resumed_from),
+        loss_function=Loss(resumed_from + first_loss),
         train_handlers=handlers,
         decollate=False,
     ).run()
@@ -155,6 +157,22 @@ def test_only_rank_0_writes(tmp_path, monkeypatch):
     monkeypatch.setattr("bundles.common.training.log.rank", lambda: 1)
     train(tmp_path, steps=2, every=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def of_one_rank(rank, folder):
+    """The losses of rank 1 are 10 higher."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    train(folder / f"rank{rank}", steps=5, every=2, first_loss=10 * rank)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_a_row_holds_the_means_over_all_processes(tmp_path):
+    spawn(of_one_rank, (tmp_path,), nprocs=2)
+    rows = read_log(tmp_path / "rank0" / "training_log.csv")
+    assert [row["loss"] for row in rows] == pytest.approx([1.5 + 5, 3.5 + 5, 5 + 5])
+    assert [row["loss_rotation"] for row in rows] == pytest.approx([0.75 * (mean + 5) for mean in (1.5, 3.5, 5)])
+    assert not (tmp_path / "rank1").exists()
 
 
 def test_the_table_is_plain_csv(tmp_path):
