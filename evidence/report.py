@@ -19,7 +19,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bundles.common.errors import InputError, report_input_errors
-from bundles.common.files import atomic_path, write_text
+from bundles.common.files import save_figure, write_text
 from tools.bundle_runs import PLAN
 
 from .results.carried_labels import carried_table
@@ -81,8 +81,7 @@ def _write(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], text: str
     write_text(folder / f"{name}.csv", csv_of(rows))
     write_text(folder / f"{name}.md", text)
     if figure is not None:
-        with atomic_path(folder / f"{name}.png") as path:
-            figure.savefig(path, dpi=150, metadata={"Software": None})
+        save_figure(figure, folder / f"{name}.png", dpi=150, metadata={"Software": None})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from bundles.common.parent_process import end_with_parent
 from bundles.common.run.known_lines import without_config_note
+from bundles.common.run.worker_pool import available_cores as available_cores  # for whoever starts children
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_SECONDS = 0.3
@@ -44,11 +45,6 @@ def _raise_stopped(signal_number: int, _frame: object) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C would leave the child process behind
     raise Stopped(signal_number)
-
-
-def available_cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def child_environment(threads: int) -> dict[str, str]:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,16 +61,17 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 100) -> None:
-    """Write a figure as a PNG file, atomically.
+def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 100, **options: Any) -> None:
+    """Write a figure atomically; the suffix of its file chooses the format.
 
     Args:
         figure: the figure.
         path: its file; parent folders are created.
         dpi: pixels per inch of the figure's size.
+        options: further arguments of `Figure.savefig`.
     """
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=dpi)
+        figure.savefig(temporary, dpi=dpi, **options)
 
 
 def move_file(path: str | os.PathLike, to: str | os.PathLike) -> None:

@@ -17,6 +17,11 @@ from contextlib import contextmanager
 from typing import Any
 
 
+def available_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Died:
     """Result of a task whose process died, in most cases for lack of memory."""
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ CAPTION = 36  # pixels above each scan
 def write_sheets(
     folder: str | os.PathLike, scans: Sequence[tuple[str, str, np.ndarray]], *, stem: str, colour: str = "dimgray"
 ) -> list[Path]:
-    """Write pages ``STEM_001.png``, ... of `PER_PAGE` scans each.
+    """Write pages ``STEM_001.png``, ... of `PER_PAGE` scans each; further pages of an earlier run are removed.
 
     Args:
         folder: output folder.
@@ -42,6 +43,9 @@ def write_sheets(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph")  # the font lacks e.g. Chinese characters and draws boxes
             save_figure(_page(page, title=f"{path.stem}, {len(scans)} scans", colour=colour), path)
+    for path in set(Path(folder).glob(f"{stem}_*.png")) - set(paths):
+        if re.fullmatch(r"_\d{3,}", path.stem.removeprefix(stem)):
+            path.unlink()
     return paths
 
 

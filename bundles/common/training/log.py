@@ -123,13 +123,13 @@ class TrainingLog:
             self._write([*read_log(self.path), row])
             return
         with open(self.path, "a", newline="") as file:
-            csv.DictWriter(file, fieldnames=columns, restval=math.nan).writerow(row)
+            csv.DictWriter(file, fieldnames=columns, restval=math.nan, lineterminator="\n").writerow(row)
 
     def _write(self, rows: Sequence[dict[str, float]]) -> None:
         """Write the whole table; NaN where a row lacks a column."""
         columns = list(dict.fromkeys(name for row in rows for name in row))
         with atomic_path(self.path) as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=columns, restval=math.nan)
+            writer = csv.DictWriter(file, fieldnames=columns, restval=math.nan, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
 

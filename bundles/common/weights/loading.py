@@ -106,11 +106,7 @@ def load_exactly(
         report["patch_embed"] = f"{in_file} to {in_network} channels: {patch_embed}"
     derived = {name for name in wanted if name.endswith(DERIVED)}
     absent = sorted(wanted - set(state) - derived - fresh)
-    allowed = (
-        [name for name in absent if name.removeprefix(ENCODER).startswith(tuple(allow_partial))]
-        if allow_partial
-        else []
-    )
+    allowed = [name for name in absent if begins_with(name, allow_partial)]
     missing = [name for name in absent if name not in allowed]
     surplus = sorted(set(state) - wanted)
     shapes = [
@@ -128,7 +124,7 @@ def load_exactly(
     if faults:
         raise InputError(f"{path} does not fit the network: {'; '.join(faults)}. Nothing was loaded.")
     for entry in allow_partial:
-        if not any(name.removeprefix(ENCODER).startswith(entry) for name in wanted):
+        if not any(begins_with(name, [entry]) for name in wanted):
             raise InputError(
                 f"--allow_partial {entry!r} does not match the beginning of any tensor name, such as layers4.0.blocks.0.norm1.weight."
             )
@@ -262,6 +258,11 @@ def load_model(network: torch.nn.Module, path: str, *, expected: Mapping[str, An
     report = {"file": str(path), "dialect": list(found.dialect), **loaded, "left_over": []}
     log_report(report, table=False)
     return report
+
+
+def begins_with(name: str, entries: Sequence[str]) -> bool:
+    """Return whether the name of a tensor begins with an entry of ``--allow_partial``; both with or without `ENCODER`."""
+    return name.removeprefix(ENCODER).startswith(tuple(entry.removeprefix(ENCODER) for entry in entries))
 
 
 def encoder_state(network: torch.nn.Module) -> dict[str, torch.Tensor]:

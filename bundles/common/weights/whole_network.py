@@ -12,11 +12,12 @@ import torch
 from ..errors import InputError
 from ..value_rules import check_choice
 from .checkpoint_file import release_checkpoint
-from .dialects import ENCODER, find_weights
+from .dialects import find_weights
 from .loading import (
     DECODER,
     DERIVED,
     PATCH_EMBED,
+    begins_with,
     check_merging,
     check_numbers,
     fit_patch_embedding,
@@ -94,9 +95,7 @@ def load_whole_network(
     wanted = [name for name in own if not name.endswith(DERIVED) and name not in fresh]
 
     def allowed(name: str) -> bool:
-        return bool(allow_partial) and name.removeprefix(ENCODER).startswith(
-            tuple(entry.removeprefix(ENCODER) for entry in allow_partial)
-        )
+        return begins_with(name, allow_partial)
 
     missing = [name for name in wanted if name not in state]
     other = [name for name in wanted if name in state and state[name].shape != own[name].shape]
@@ -119,7 +118,7 @@ def load_whole_network(
             f"network. Nothing was loaded. If they can be left aside: --allow_partial \"['{unknown[0].split('.')[0]}.']\"."
         )
     for entry in allow_partial:
-        if not any(name.removeprefix(ENCODER).startswith(entry.removeprefix(ENCODER)) for name in (*own, *state)):
+        if not any(begins_with(name, [entry]) for name in (*own, *state)):
             raise InputError(
                 f"--allow_partial {entry!r} does not match the beginning of any tensor name, such as decoder1.conv_block."
             )

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.data import MetaTensor
+from monai.transforms import Spacing
 
 from ...common.errors import InputError, RefusedScan
 from ...common.files import atomic_path, file_stamp, move_file, write_text
@@ -323,9 +325,6 @@ def _details(row: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 def _resampled(ras: Volume, spacing: tuple[float, float, float]) -> Volume:
     """Resample as train.yaml does. Integer HU are rounded to integers again, which need half the space of floats."""
-    from monai.data import MetaTensor  # takes seconds to import, and most runs do not need it
-    from monai.transforms import Spacing
-
     image = Spacing(spacing, mode="bilinear")(MetaTensor(ras.voxels[None].astype(np.float32), affine=ras.affine))
     voxels = image[0].numpy()
     if ras.voxels.dtype == np.int16:

@@ -18,7 +18,7 @@ from ...common.errors import InputError
 from ...common.files import folder_lock, write_text
 from ...common.run.clean_stop import stops_cleanly
 from ...common.run.progress import with_progress
-from ...common.run.worker_pool import Died, in_processes
+from ...common.run.worker_pool import Died, available_cores, in_processes
 from ...common.scans.search import PREPARED, Candidate, Found, find_candidates, scan_in
 from ...common.value_rules import WORKERS
 from ...common.words import counted
@@ -96,7 +96,7 @@ def prepare(
             *(sum(candidate.kind == kind for candidate in candidates) for kind in ("nifti", "metaimage", "dicom")),
             *(len(rows), len(found.refused), len(found.left_out)),
         )
-        workers = min(len(os.sched_getaffinity(0)), 16) if workers is None else workers
+        workers = min(available_cores(), 16) if workers is None else workers
         rows |= _prepare_all([task for task in tasks if task.candidate.name not in rows], workers)
         split = _split(candidates, rows, validation_share=validation_share, folds=folds, seed=seed)
         # Files that were deleted by hand are written again, as are those of a duplicate whose kept scan is gone. If

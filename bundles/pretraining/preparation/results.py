@@ -120,7 +120,6 @@ def _place(out: Path, path: Path) -> str:
 
 def write_contact_sheets(out: Path, table: Sequence[Mapping[str, Any]]) -> None:
     """Write pages of the used scans and of the left-out scans that could be read; remove old pages."""
-    written = []
     for verdict, (stem, colour) in SHEETS.items():
         scans = []
         for row in table:
@@ -128,6 +127,4 @@ def write_contact_sheets(out: Path, table: Sequence[Mapping[str, Any]]) -> None:
             if row["verdict"] == verdict and row["kind"] != "file" and path.is_file():
                 size = f"{_cell('shape', row['shape'])}, {_cell('spacing', row['spacing'])} mm"
                 scans.append((row["name"], row["reason"] or size, np.load(path)))
-        written += write_sheets(out, scans, stem=stem, colour=colour)
-        for path in set(out.glob(f"{stem}_???.png")) - set(written):
-            path.unlink()  # from a run with more scans
+        write_sheets(out, scans, stem=stem, colour=colour)

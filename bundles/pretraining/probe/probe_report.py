@@ -133,7 +133,7 @@ class ProbeReport:
 
     def _write(self) -> None:
         with atomic_path(self.folder / TABLE) as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[-1]))
+            writer = csv.DictWriter(file, fieldnames=list(self.rows[-1]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
         save_figure(curve_figure(self.rows), self.folder / CURVE)

@@ -19,7 +19,7 @@ from ...common.errors import InputError
 from ...common.files import folder_lock
 from ...common.run.clean_stop import stops_cleanly
 from ...common.run.progress import with_progress
-from ...common.run.worker_pool import Died, in_processes
+from ...common.run.worker_pool import Died, available_cores, in_processes
 from ...common.value_rules import WORKERS
 from ...common.words import counted, sentence
 from .agreement import LeftOut, Relation, relation
@@ -89,7 +89,7 @@ def propagate(
     """
     simple_itk()
     WORKERS.check("workers", workers)
-    workers = min(len(os.sched_getaffinity(0)), 16) if workers is None else workers
+    workers = min(available_cores(), 16) if workers is None else workers
     check_output(output_dir)
     out = Path(output_dir).expanduser().absolute()
     masks_only = purpose != TRAINING

@@ -153,9 +153,7 @@ def _write_sheets(out: Path, results: Sequence[Mapping[str, Any]]) -> None:
         for result in shown:
             picture = np.load(Outputs(str(out), result["scan"]).picture)
             pictures.append((result["scan"], _remark(result), picture))
-        written = write_sheets(out, pictures, stem=stem, colour=colour)
-        for path in set(out.glob(f"{stem}_[0-9][0-9][0-9].png")) - set(written):
-            path.unlink()
+        write_sheets(out, pictures, stem=stem, colour=colour)
 
 
 def _remark(result: Mapping[str, Any]) -> str:

@@ -50,3 +50,12 @@ def test_names_in_any_script_and_of_any_length(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         write_sheets(tmp_path, [("肺 Müller " * 20, "", np.zeros((SIDE, 3 * SIDE), np.uint8))], stem="sheet")
+
+
+def test_pages_of_an_earlier_run_are_removed_and_no_other_file(tmp_path):
+    others = [tmp_path / name for name in ("sheet_old.png", "sheet_12.png", "sheet_001_mine.png", "my_sheet_003.png")]
+    for path in (*others, tmp_path / "sheet_1000.png"):
+        path.write_bytes(b"")
+    assert len(write_sheets(tmp_path, scans(2 * PER_PAGE + 1), stem="sheet")) == 3
+    first = write_sheets(tmp_path, scans(1), stem="sheet")
+    assert sorted(tmp_path.iterdir()) == sorted([*first, *others])
