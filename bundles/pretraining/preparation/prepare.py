@@ -8,14 +8,15 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...common.cases.output_lock import alone_in
 from ...common.errors import InputError
-from ...common.files import folder_lock, write_text
+from ...common.files import write_text
 from ...common.run.clean_stop import stops_cleanly
 from ...common.run.progress import with_progress
 from ...common.run.worker_pool import Died, available_cores, in_processes
@@ -84,8 +85,14 @@ def prepare(
         logger.info("searching for scans below %s", source)
         found = _found_outside(out, source)
         candidates = _with_patients(found.candidates, patient_pattern)
-    with stops_cleanly(), _alone_in(out):
-        _remove_temporary_files(out)
+    lock, folders = out / PREPARED / "lock", (out, out / "store", out / "nifti", out / PREPARED)
+    with writing(out):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    with (
+        stops_cleanly(),
+        alone_in(out, lock=lock, doing="preparing", option="--dataset_dir", folders=folders),
+    ):
         tasks = [Task(candidate, recipe, str(out)) for candidate in candidates]
         kept = _check_records(out, candidates, found.refused, source)
         rows = {task.candidate.name: row for task in tasks if (row := read_record(task))}
@@ -161,34 +168,6 @@ def _found_outside(out: Path, source: str | Sequence[str]) -> Found:
 
 def _resolved(source: Any) -> Path | None:
     return Path(source).expanduser().resolve() if isinstance(source, (str, os.PathLike)) else None
-
-
-@contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Lock the output folder: two runs at once would remove each other's files."""
-    path = out / PREPARED / "lock"
-    with writing(out):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        open(path, "a").close()
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(folder_lock(path, wait=False))
-        except BlockingIOError:
-            raise InputError(
-                f"Another run is already preparing {out}: wait until it ends, or choose another --dataset_dir."
-            ) from None
-        try:
-            yield
-        finally:
-            _remove_temporary_files(out)
-
-
-def _remove_temporary_files(out: Path) -> None:
-    """Remove unfinished files of a killed run."""
-    for folder in (out, out / "store", out / "nifti", out / PREPARED):
-        for path in folder.glob(".????????.*"):
-            if re.match(r"\.[0-9a-f]{8}\.", path.name):
-                path.unlink()
 
 
 def _check_records(

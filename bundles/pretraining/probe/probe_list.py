@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...common.data.data_list import data_list_ignore_label, data_list_labels, segmentation_scans
+from ...common.data.ignore_label import IGNORE_LABEL, ignored_value
 from ...common.data.list_fingerprint import fingerprint
 from ...common.data.list_forms.list_file import image_files, parse_data_list
 from ...common.data.partial_labels import refuse_partial
@@ -73,7 +74,9 @@ def probe_classes(*, file: str | None) -> dict[int, str]:
 
 
 def probe_ignore_label(*, file: str | None) -> int | None:
-    """Return the value of unknown voxels that ``--probe_list`` declares (``ignore_label``), None if there is none.
+    """Return the value of unknown voxels: the list's ``ignore_label``, else 255 unless that is a class.
+
+    None if there is no such value, or no list.
 
     Raises:
         InputError: the value is no label value, or is also the value of a class.
@@ -81,12 +84,12 @@ def probe_ignore_label(*, file: str | None) -> int | None:
     if file is None:
         return None
     path = _path(file)
-    declared = data_list_ignore_label(path)
-    if declared is not None and declared in data_list_labels(path):
+    declared, labels = data_list_ignore_label(path), data_list_labels(path)
+    if declared is not None and declared in labels:
         raise InputError(
             f"--probe_list {path}: ignore_label {declared} is also one of its labels: a value is either a class or unknown."
         )
-    return declared
+    return ignored_value(ignore_label=IGNORE_LABEL, labels=labels, of_list=declared)
 
 
 def probe_facts(*, file: str | None) -> dict[str, Any] | None:

@@ -9,14 +9,14 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...common.cases.output_lock import alone_in
 from ...common.errors import InputError
-from ...common.files import folder_lock
 from ...common.run.clean_stop import stops_cleanly
 from ...common.run.progress import with_progress
 from ...common.run.worker_pool import Died, available_cores, in_processes
@@ -94,7 +94,11 @@ def propagate(
     out = Path(output_dir).expanduser().absolute()
     masks_only = purpose != TRAINING
     recipe = replace(recipe, min_organs=0.0) if masks_only else recipe
-    with stops_cleanly(), _alone_in(out):
+    written = (out, *(out / name for name in ("labels", "masks", "confidence")), *(out / RECORDS).glob("**/"))
+    with (
+        stops_cleanly(),
+        alone_in(out, lock=out / RECORDS / "lock", doing="writing to", option="--output_dir", folders=written),
+    ):
         holds, faults = values_of_labels(scans.labelled, recipe.labels)
         _check_labelled(scans, holds, faults, out)
         network = position_network() if callable(position_network) else position_network
@@ -301,20 +305,3 @@ def _line(result: dict[str, Any]) -> str:
         return f"{name}: carried from the other labelled scans, Dice {mean} with its own label"
     kept = [row for row in result["organs"] if row["kept"]]
     return f"{name}: {len(kept)} of {len(result['organs'])} organs kept, from {len(result['pairs'])} labelled scans"
-
-
-@contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Lock the output folder: two runs at once would replace each other's files."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(folder_lock(out / RECORDS / "lock", wait=False))
-        except BlockingIOError:
-            raise InputError(
-                f"Another run is already writing to {out}: wait until it ends, or choose another --output_dir."
-            ) from None
-        except OSError as error:
-            raise InputError(
-                f"--output_dir {out} cannot be written: {error.strerror}. Choose another folder."
-            ) from None
-        yield

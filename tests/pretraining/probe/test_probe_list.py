@@ -46,8 +46,10 @@ def test_without_a_list_there_is_no_probe():
 
 def test_the_value_of_unknown_voxels_is_that_of_the_list(tmp_path, scans):
     content = {"labels": LABELS, "training": scans[:2], "validation": scans[2:]}
-    assert probe_ignore_label(file=None) is None and probe_ignore_label(file=write(tmp_path, **content)) is None
-    assert probe_ignore_label(file=write(tmp_path, ignore_label=255, **content)) == 255
+    assert probe_ignore_label(file=None) is None and probe_ignore_label(file=write(tmp_path, **content)) == 255
+    assert probe_ignore_label(file=write(tmp_path, ignore_label=7, **content)) == 7
+    with_255 = {**content, "labels": {**LABELS, "255": "air"}}
+    assert probe_ignore_label(file=write(tmp_path, **with_255)) is None
     with pytest.raises(InputError, match="ignore_label 2 is also one of its labels"):
         probe_ignore_label(file=write(tmp_path, ignore_label=2, **content))
 
