@@ -13,6 +13,10 @@ import pytest
 # Two workers on two cores: one thread each, in their children too. Threads of torch wait for each other by spinning.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# On the CPU, also where there is a GPU: figures are compared to the bit, and tests start more processes than a machine
+# has GPUs. What needs one is in benchmarks/gpu_check.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 
 #: Encoder record: 32^3 crops have a 1x1x1 bottleneck, 64x64x32 ones 2x2x1.
 TINY_ENCODER = {

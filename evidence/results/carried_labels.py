@@ -17,12 +17,14 @@ from bundles.common.data.case_names import case_names
 from bundles.common.data.list_forms.list_file import first_file
 from bundles.common.errors import InputError
 from bundles.common.files import save_figure
+from bundles.common.run.worker_pool import Died
 from bundles.common.scans.headers.axes import turned
 from bundles.common.words import sentence
 from bundles.segmentation.models.label_names import organ_names
 from bundles.segmentation.propagation.agreement import dice_of_organs
 from bundles.segmentation.propagation.fusion import IGNORE
 from bundles.segmentation.propagation.itk_images import as_label
+from bundles.segmentation.propagation.records import UNEXPECTED
 from bundles.segmentation.propagation.results import TABLE, agreement_figure
 from bundles.segmentation.results.metrics import score_case
 from bundles.segmentation.results.score_summary import METRICS
@@ -34,8 +36,8 @@ TRUTH, CARRIED = "truth", "carried"  # data lists of a run; the latter is also t
 PICTURE = "agreement_with_truth.png"
 OF_THE_MACHINE = (
     "cannot be read",
-    "unexpected error",
-    "its process died",
+    UNEXPECTED,
+    Died.reason.partition(",")[0],
 )  # reasons that say nothing about a scan's content
 
 

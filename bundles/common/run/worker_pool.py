@@ -25,6 +25,8 @@ def available_cores() -> int:
 class Died:
     """Result of a task whose process died, in most cases for lack of memory."""
 
+    reason = "its process died, most likely for lack of memory: use fewer --workers"
+
 
 def in_processes(function: Callable[[Any], Any], tasks: Iterable[Any], *, workers: int) -> Iterator[tuple[Any, Any]]:
     """Yield each task with its result as soon as it is done.

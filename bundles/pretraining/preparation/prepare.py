@@ -143,9 +143,7 @@ def _prepare_all(tasks: list[Task], workers: int) -> dict[str, dict]:
             for task, row in with_progress(results, len(tasks), doing="preparing"):
                 if isinstance(row, Died):
                     Outputs(task.folder, task.candidate.name).set_aside()
-                    row = identity(task) | refused(
-                        "its process died, most likely for lack of memory: use fewer --workers"
-                    )
+                    row = identity(task) | refused(Died.reason)
                 rows[task.candidate.name] = row
     except InputError as error:
         raise InputError(f"{error} ({len(rows)} of {len(tasks)} scans were finished in this run.)") from error

@@ -19,7 +19,7 @@ from .itk_images import as_volume
 from .one_scan import FORMAT
 from .position.fit import PositionFit
 from .position.network import PositionNetwork, ScanPosition
-from .records import RECORDS, file_identity, read_record
+from .records import RECORDS, file_identity, read_record, unexpected
 from .scans_of_run import Scan
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def locate(
                 continue
             except Exception as error:  # from a library, in one scan: the others continue
                 logger.warning("%s", traceback.format_exc())
-                yield scan, f"an unexpected error, {type(error).__name__}: {error}"
+                yield scan, unexpected(error)
                 continue
             write_text(path, json.dumps({"identity": identity, **asdict(position)}, indent=1) + "\n")
             yield scan, position

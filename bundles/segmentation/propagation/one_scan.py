@@ -30,7 +30,7 @@ from .fusion import IGNORE, Fused, fuse, local_likeness
 from .itk_images import as_label, as_volume
 from .outputs import Outputs
 from .position.fit import Alignment
-from .records import RECORDS, file_identity, read_record
+from .records import RECORDS, file_identity, read_record, unexpected
 from .registered_pairs import registered
 from .registration import RegistrationOptions
 from .scans_of_run import Scan
@@ -170,8 +170,7 @@ def label_scan(job: Job) -> dict[str, Any]:
             "same command again."
         ) from error
     except Exception as error:  # from a library, in one scan: the others continue
-        reason = f"an unexpected error, {type(error).__name__}: {error}"
-        return refused(job.target.name, reason) | {"traceback": traceback.format_exc()}
+        return refused(job.target.name, unexpected(error)) | {"traceback": traceback.format_exc()}
     return result
 
 

@@ -285,8 +285,7 @@ def _all(jobs: Sequence[Job], workers: int, *, doing: str) -> dict[str, dict[str
     with closing(in_processes(label_scan, todo, workers=workers)) as done:
         for job, result in with_progress(done, len(todo), doing=doing):
             if isinstance(result, Died):
-                reason = "its process died, most likely for lack of memory: use fewer --workers"
-                result = refused(job.target.name, reason)
+                result = refused(job.target.name, Died.reason)
             results[job.target.name] = result
             logger.info("%s", _line(result))
             if "traceback" in result:

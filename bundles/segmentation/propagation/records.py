@@ -13,6 +13,12 @@ from ...common.errors import InputError
 from ...common.files import file_hash, file_stamp
 
 RECORDS = ".propagated"  # folder of the records, in the output
+UNEXPECTED = "an unexpected error"
+
+
+def unexpected(error: Exception) -> str:
+    """Return the reason of a scan in which a library failed."""
+    return f"{UNEXPECTED}, {type(error).__name__}: {error}"
 
 
 def file_identity(file: str, folder: str | os.PathLike) -> list[Any]:

@@ -12,9 +12,8 @@ from typing import Any
 from ...common.files import atomic_path, file_hash, write_text
 from ...common.scans.reading import Volume
 from .itk_images import simple_itk
-from .outputs import RECORDS
 from .position.fit import Alignment
-from .records import file_identity, read_record
+from .records import RECORDS, file_identity, read_record
 from .registration import Registration, RegistrationOptions, register
 from .scans_of_run import Scan
 
