@@ -191,8 +191,8 @@ def check_crops(
         mask_ratio: bounds of the share of a crop that is masked; None: not checked.
 
     Raises:
-        InputError: inpainting has nothing to restore; masks are filled from another crop, but batches have only one; blocks are smaller than a voxel; or
-            position has only one crop of a scan.
+        InputError: inpainting has nothing to restore; masks are filled from another crop, but batches have only one;
+            blocks are smaller than a voxel; or position has only one crop of a scan.
     """
     tasks = check_tasks(tasks)
     if reads_masked_views(tasks):

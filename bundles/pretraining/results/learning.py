@@ -64,10 +64,8 @@ def verdicts(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         }
     if (unlearnt := report.get(UNLEARNT["contrast"])) is not None:
         loss, crops = _number(report, "loss_contrast"), report["views"] // 2
-        learnt, because = (
-            loss < unlearnt - CONTRAST_MARGIN,
-            f"the loss is {loss:.2f}, that of equal embeddings {unlearnt:.2f}",
-        )
+        learnt = loss < unlearnt - CONTRAST_MARGIN
+        because = f"the loss is {loss:.2f}, that of equal embeddings {unlearnt:.2f}"
         if (error := report.get(CONTRAST_ERROR)) is not None:
             chance = float(student.sf((unlearnt - loss) / max(error, 1e-12), crops - 1)) if crops > 1 else 1.0
             learnt = learnt and chance < SIGNIFICANCE
