@@ -43,6 +43,11 @@ def run(settings: Settings) -> None:
             )
             label = f"{name}, {precision}"
             attempt(label, lambda label=label, module=module, job=job: compare(label, module, job))
+            if precision == "bf16" or (settings.dry_run and name == "pre-training"):
+                attempt(
+                    f"{label}, cudnn.benchmark",
+                    lambda label=label, module=module, job=job: with_trials(label, module, job),
+                )
     compiled = {"segmentation": segmentation_step} if settings.dry_run else dict(reversed(BENCHMARKS.items()))
     for name, module in compiled.items():
         precision = "fp32" if settings.dry_run else "bf16"
@@ -131,6 +136,27 @@ def compare(label: str, module: object, job: object) -> None:
         peak={"ours": memory, "stock": stock_memory} if job.device == "cuda" else None,
         crops=crops,
     )
+
+
+def with_trials(label: str, module: object, job: object) -> None:
+    """Report seconds a step without and with ``cudnn.benchmark``, by which cuDNN tries all algorithms for each new shape.
+
+    The bundles leave it off (`start_run.choose_algorithms`), because its gain was not measured.
+    """
+    taken = {}
+    for trials in (False, True):
+        torch.backends.cudnn.benchmark = trials
+        try:
+            run_steps = module.bundle_side(job, fast=True)
+            run_steps()  # the trials
+            taken[trials] = timed(run_steps, job.device)[0] / job.steps
+        finally:
+            torch.backends.cudnn.benchmark = False
+            run_steps = None
+            gc.collect()
+    name = f"{label}, cudnn.benchmark"
+    text = f"{name}: {taken[True]:.4f} s a step, without {taken[False]:.4f} ({taken[False] / taken[True]:.2f}x)"
+    tell(name, ok=None, text=text, with_trials=taken[True], without_trials=taken[False])
 
 
 def timed(function: Callable[[], object], device: str) -> tuple[float, int]:

@@ -51,6 +51,7 @@ def test_all_parts_run_on_a_cpu(tmp_path):
         assert len(rows) == 10 and [row["ms"] for row in rows] == sorted((row["ms"] for row in rows), reverse=True)
 
     assert checks["steps", "segmentation, fp32, --compile decoder"]["step"] > 0
+    assert checks["steps", "pre-training, fp32, cudnn.benchmark"]["with_trials"] > 0
     for n in (1, 2):
         curve = checks["curve", f"curve, n = {n}"]["curve"]
         assert curve["seeds"] == [0, 1] and curve["patients"] == 2 and 0 < curve["scratch"] < 1
