@@ -56,6 +56,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from bundles.common.files import write_text
+from bundles.common.run.worker_pool import available_cores
 
 MIB, GIB = 2**20, 2**30
 PACKAGES = ("torch", "monai", "numpy")
@@ -412,7 +413,7 @@ def machine() -> dict[str, Any]:
     models = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if "model name" in line]
     return {
         "cpu": models[0] if models else platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "load": os.getloadavg()[0],
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

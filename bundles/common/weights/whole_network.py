@@ -94,25 +94,22 @@ def load_whole_network(
     fresh = _new_classes(state, own, report) | _new_channels(state, own, patch_embed, report)
     wanted = [name for name in own if not name.endswith(DERIVED) and name not in fresh]
 
-    def allowed(name: str) -> bool:
-        return begins_with(name, allow_partial)
-
     missing = [name for name in wanted if name not in state]
     other = [name for name in wanted if name in state and state[name].shape != own[name].shape]
     homeless = [name for name in state if name not in own]
     extras = {name: what for name in homeless if (what := _extra(name))}
-    _refuse(path, own, state, missing=[name for name in missing if not allowed(name)], wanted=wanted)
+    _refuse(path, own, state, missing=[name for name in missing if not begins_with(name, allow_partial)], wanted=wanted)
     faults = [
         f"{name} is {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} in the network"
         for name in other
-        if not allowed(name)
+        if not begins_with(name, allow_partial)
     ]
     if faults:
         raise InputError(
             f"{path} does not fit the network: {len(faults)} tensors have another shape (first: {faults[0]}). Nothing was "
             "loaded. Build the network of the file, or name what may start anew with --allow_partial."
         )
-    if unknown := [name for name in homeless if name not in extras and not allowed(name)]:
+    if unknown := [name for name in homeless if name not in extras and not begins_with(name, allow_partial)]:
         raise InputError(
             f"{path} has {len(unknown)} tensors without a place in Swin UNETR ({short_list(unknown)}), so it may be another "
             f"network. Nothing was loaded. If they can be left aside: --allow_partial \"['{unknown[0].split('.')[0]}.']\"."
