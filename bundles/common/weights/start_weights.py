@@ -54,13 +54,19 @@ def load_start_weights(
         to be saved with the trained weights; None for training from scratch.
 
     Raises:
-        InputError: see `load_encoder`, `load_whole_network` and `load_model`; or ``freeze_encoder`` is set without weights.
+        InputError: see `load_encoder`, `load_whole_network` and `load_model`; or ``freeze_encoder`` or ``allow_partial``
+            is set without weights, or ``allow_partial`` with those of a pre-training network.
     """
     path = start_checkpoint(pretrained_encoder, pretrained_model)
     if path is None:
         if freeze_encoder:
             raise InputError(
                 "--freeze_encoder true would freeze random weights. Set --pretrained_encoder or --pretrained_model, or remove --freeze_encoder."
+            )
+        if allow_partial:
+            raise InputError(
+                f"--allow_partial {shown(allow_partial)} names what a weights file may lack, and no file is set. Set "
+                "--pretrained_encoder or --pretrained_model, or remove --allow_partial."
             )
         logger.info("no --pretrained_encoder and no --pretrained_model: training from scratch")
         return None
@@ -70,5 +76,10 @@ def load_start_weights(
     elif isinstance(network, SwinUNETR):
         report = load_whole_network(network, path, patch_embed=patch_embed, allow_partial=allow_partial)
     else:  # the network of a pre-training, with its heads
+        if allow_partial:
+            raise InputError(
+                f"--allow_partial {shown(allow_partial)}: {path} is read as a whole pre-training network, which must be "
+                "complete. Use --pretrained_encoder for a file that lacks tensors, or remove --allow_partial."
+            )
         report = load_model(network, path)
     return {**report, "merging": order, "merging_said_by": source}
