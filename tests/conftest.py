@@ -18,6 +18,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def pytest_collection_modifyitems(items):
+    """Long files first (setup.cfg keeps this order): at the end no worker waits for a long file of the other."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, "workflows" not in item.path.parts))
+
+
 #: Encoder record: 32^3 crops have a 1x1x1 bottleneck, 64x64x32 ones 2x2x1.
 TINY_ENCODER = {
     "in_channels": 1,

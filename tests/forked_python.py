@@ -30,10 +30,13 @@ PRELOADED = [
     "monai.bundle",
     "mlflow",
     "torch.utils.tensorboard",
+    "torch._inductor",  # which `torch.use_deterministic_algorithms` imports
     "nibabel",
     "pydicom",
     "highdicom",
     "matplotlib.pyplot",
+    "matplotlib.backends.backend_agg",
+    "contourpy",
     "scipy.ndimage",
     "rich.progress",
     "jinja2",
