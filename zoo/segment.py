@@ -111,10 +111,16 @@ def main(arguments: Sequence[str] | None = None, *, released: Path = RELEASED, u
     about = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
     described = about["description"].removesuffix(" Research only.")
     print(f"{about['name']} {about['version']}: {described} {about['intended_use']}", flush=True)
-    words = ["--config_file", "configs/inference.yaml", "--dataset_dir", os.path.abspath(given.scans)]
-    words += ["--output_dir", os.path.abspath(given.output_dir), *further]
+    words = ["--config_file", str(bundle / "configs" / "inference.yaml"), "--bundle_root", str(bundle)]
+    words += [
+        "--dataset_dir",
+        os.path.abspath(given.scans),
+        "--output_dir",
+        os.path.abspath(given.output_dir),
+        *further,
+    ]
     environment = os.environ | {"PYTHONWARNINGS": without_config_note()}  # the package was compared with the release
-    return subprocess.run([sys.executable, "-m", "monai.bundle", "run", *words], cwd=bundle, env=environment).returncode
+    return subprocess.run([sys.executable, "-m", "monai.bundle", "run", *words], env=environment).returncode
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from ..common.value_rules import check_choice
 from ..common.weights.checkpoint_file import save_atomically
 from ..common.weights.dialects import describe_encoder, find_weights, official_layout
 from ..common.weights.encoder_record import FIELDS
-from ..common.weights.loading import load_encoder
+from ..common.weights.loading import load_exactly
 from ..common.weights.merging_order import merging_of
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,8 @@ def convert(
         The rows of the table.
 
     Raises:
-        InputError: the source does not have the complete encoder, or the target would overwrite it.
+        InputError: the source does not have the complete encoder, its tensors are not finite numbers or do not fit each
+            other, or the target would overwrite it. Nothing is written then.
     """
     check_choice(name="layout", value=layout, choices=LAYOUTS)
     PATH.check("source", source)
@@ -74,6 +75,7 @@ def convert(
             f"{source} lacks {len(absent)} tensors of its encoder, such as {absent[0]}: nothing was written."
         )
     encoder = {name: found.encoder.get(name, tensor) for name, tensor in network.state_dict().items()}
+    load_exactly(network, encoder, set(encoder), source)  # before anything is written: a bad file replaces no good one
     shown = {
         "source": source,
         "recognised": ", ".join(found.dialect) or "MONAI's own names",
@@ -89,7 +91,6 @@ def convert(
         save_atomically({"state_dict": state, "encoder": record, "trained": trained}, target)
     except OSError as error:
         raise InputError(f"--target {target} cannot be written: {error.strerror}. Choose another folder.") from error
-    load_encoder(network, target)  # verify what was written
     table = Table(show_header=False)
     for name, value in shown.items():
         table.add_row(name, value)

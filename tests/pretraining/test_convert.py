@@ -80,6 +80,22 @@ def test_an_incomplete_encoder_is_refused_and_nothing_is_written(tmp_path, recor
     assert not (tmp_path / "target.pt").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("patch_embed.proj.bias", lambda bias: bias / 0, "non-finite values .swinViT.patch_embed.proj.bias"),
+        ("layers1.0.blocks.0.attn.relative_position_index", lambda index: index.flip(0), "belongs to another window"),
+    ],
+)
+def test_a_bad_source_is_named_and_replaces_no_good_target(tmp_path, record, encoder, name, change, words):
+    encoder[f"swinViT.{name}"] = change(encoder[f"swinViT.{name}"])
+    save_atomically({"state_dict": encoder, "encoder": record}, tmp_path / "bad.pt")
+    (tmp_path / "good.pt").write_text("a good file")
+    with pytest.raises(InputError, match=f"bad.pt does not fit the network: .*{words}"):
+        convert(source=str(tmp_path / "bad.pt"), target=str(tmp_path / "good.pt"))
+    assert (tmp_path / "good.pt").read_text() == "a good file"
+
+
 def test_the_source_is_never_overwritten(tmp_path, record, encoder):
     save_atomically({"state_dict": encoder, "encoder": record}, tmp_path / "encoder.pt")
     with pytest.raises(InputError, match="is the source itself"):

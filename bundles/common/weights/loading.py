@@ -46,14 +46,14 @@ def short_list(names: Sequence[str]) -> str:
 
 
 def check_numbers(tensors: Mapping[str, torch.Tensor], path: str) -> None:
-    """Raise `InputError` unless all tensors are floating-point numbers and finite; log if they have half precision."""
+    """Raise `InputError` unless all tensors are finite numbers in float32; log if they have another precision."""
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise InputError(
                 f"{path} does not fit the network: {name} has the type {tensor.dtype}, not floating-point numbers (a "
                 "quantised network?). Nothing was loaded. Use the file that was written before the quantisation."
             )
-    broken = sorted(name for name, tensor in tensors.items() if not torch.isfinite(tensor).all())
+    broken = sorted(name for name, tensor in tensors.items() if not torch.isfinite(tensor.float()).all())
     if broken:
         raise InputError(
             f"{path} does not fit the network: {len(broken)} with non-finite values ({short_list(broken)}). Nothing was "

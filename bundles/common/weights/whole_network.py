@@ -192,9 +192,9 @@ def _refuse(
         logger.warning("%s lacks %d tensors, which start anew: %s", path, len(missing), short_list(missing))
         return
     if not any(DECODER.match(name) for name in state):
+        also = ", or as --pretrained_model of swin_unetr_pretrain" * ("rotation_head.weight" in state)
         raise InputError(
-            f"{path} holds an encoder, but no decoder: {share:.0%} of the network. Use it as --pretrained_encoder, or as "
-            "--pretrained_model of swin_unetr_pretrain."
+            f"{path} holds an encoder, but no decoder: {share:.0%} of the network. Use it as --pretrained_encoder{also}."
         )
     raise InputError(
         f"{path} fills {share:.1%} of the network, less than {LEAST_SHARE:.0%}: it lacks {len(missing)} tensors of "

@@ -178,9 +178,11 @@ def check_dataset(
     """
     path = data_list_path(dataset_dir, data_list)
     content = parse_data_list(path)
+    named = bool(labels) and _structures(labels) != _structures(row["labels"])  # by --labels
     row = {**row, "labels": labels or row["labels"]}
     task, labels = row["name"], {int(value): str(name) for value, name in row["labels"].items()}
-    if not content.get("labels") and not path.is_file() and not any(map(MADE_UP.fullmatch, _structures(row["labels"]))):
+    made_up = any(map(MADE_UP.fullmatch, _structures(row["labels"])))
+    if not content.get("labels") and not path.is_file() and not named and not made_up:
         logger.warning(
             "%s has no dataset.json, so nothing says what its label values mean: they are taken for those of %s, %s. Does "
             "it have other structures? Use --task %s (in either segmentation bundle) and name them with --labels.",

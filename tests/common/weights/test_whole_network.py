@@ -217,6 +217,11 @@ def encoder_alone(state):
         del state[name]
 
 
+def proxy_heads(state):
+    encoder_alone(state)
+    state["rotation_head.weight"] = torch.zeros(4, 96)
+
+
 def nan(state):
     state["decoder2.conv_block.conv1.conv.weight"] = torch.full_like(
         state["decoder2.conv_block.conv1.conv.weight"], float("nan")
@@ -245,7 +250,8 @@ def quantised(state):
             r"fills 7\d\.\d% of the network, less than 99%.*lacks \d+ tensors of decoder5 .*--allow_partial",
         ),
         (other_shape, r"decoder1\.conv_block\.conv1\.conv\.weight is \(1, 2, 3, 3, 3\) in the file"),
-        (encoder_alone, r"holds an encoder, but no decoder: \d+% of the network. Use it as --pretrained_encoder"),
+        (encoder_alone, r"holds an encoder, but no decoder: \d+% of the network. Use it as --pretrained_encoder\.$"),
+        (proxy_heads, r"no decoder: \d+% .* --pretrained_encoder, or as --pretrained_model of swin_unetr_pretrain\.$"),
         (nan, r"1 with non-finite values \(decoder2\.conv_block\.conv1\.conv\.weight\)"),
         (other_window, "relative_position_index belongs to another window size"),
         (quantised, r"decoder2\.conv_block\.conv1\.conv\.weight has the type torch\.int8"),
