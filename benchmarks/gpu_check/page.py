@@ -27,12 +27,12 @@ one. All results are in `results/gpu_check.json` as soon as they are known.
 
 ## The curve
 
-Pre-training on unlabelled scans, then Swin UNETR (feature size 24) from scratch and from that encoder with 2, 8 and 32
-labelled patients and three seeds, as many runs at once as the card has memory and the machine cores. All voxels lie on
-the card. The steps are doubled, and every arm trained anew, until scratch gains less than half a point of Dice on eight
-patients set apart. Both arms are compared at that length, on the validation patients. If the time ends before, the longest
-comparison is shown as not converged. Intervals: the bootstrap over patients and seeds, and the t interval over seeds
-([how evidence is read](evidence.md)).
+The check pre-trains an encoder on unlabelled scans. It then trains Swin UNETR (feature size 24) from scratch and from
+that encoder, with 2, 8 and 32 labelled patients and three seeds. As many runs go at once as memory and cores allow. All
+voxels lie on the card. The steps are doubled, and every arm trained anew, until scratch gains less than half a point of
+Dice on eight patients set apart. Both arms are compared at that length, on the validation patients. If the time ends
+before, the longest comparison is shown as not converged. Intervals: the bootstrap over patients and seeds, and the t
+interval over seeds ([how evidence is read](evidence.md)).
 
 **The patients are synthetic** (`tools/synthetic_ct.py`): 48 without labels, 32 for training, 8 to choose the steps, 16 for
 validation, drawn where the check runs. Such a curve shows that pre-training, fine-tuning and scoring work on a GPU, and
