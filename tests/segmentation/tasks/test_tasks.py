@@ -264,6 +264,9 @@ def test_values_that_nothing_explains_are_taken_for_those_of_the_task_and_it_is_
     caplog.clear()
     own = row | {"labels": {"0": "background", "1": "label_1"}}  # what a folder's own row is called says so itself
     check_dataset(dataset_dir=str(tmp_path), data_list=None, row=own, file=TABLE)
+    labels = {"0": "background", "1": "gallstone"}  # and --labels is what the warning asks for
+    check_dataset(dataset_dir=str(tmp_path), data_list=None, row=own, labels=labels, file=TABLE)
+    check_dataset(dataset_dir=str(tmp_path), data_list=None, row=row | {"name": "mine"}, labels=labels, file=TABLE)
     assert not [record for record in caplog.records if "no dataset.json" in record.message]
 
 
