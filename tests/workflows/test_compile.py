@@ -10,7 +10,7 @@ from bundles.common.training.log import read_log
 
 from .command_line import SMALL, run_bundle, succeed
 
-OPTIONS = {**SMALL, "roi_size": "[64,64,32]", "max_steps": 2, "val_interval": 1, "tensorboard": "false"}
+OPTIONS = {**SMALL, "roi_size": "[64,64,32]", "max_steps": 2, "val_interval": 2, "tensorboard": "false"}
 # AOTAutograd without code generation, which takes minutes on a CPU: tests/common/networks/test_compiled.py has it.
 QUICK = {"compiled::backend": "aot_eager"}
 
