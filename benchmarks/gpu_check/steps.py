@@ -27,7 +27,7 @@ ROUNDS = {"bf16": 2, "fp32": 1}  # rounds of ours, stock; then stock, ours
 def job_of(module: object, *, precision: str, settings: Settings, steps: int) -> object:
     """Return the job of a benchmark: feature size 48, four crops of 96^3; tiny in a dry run."""
     size = (
-        {"feature_size": 12, "roi": (64, 64, 32), "batch": 1}
+        {"feature_size": 12, "roi": (32, 64, 64), "batch": 1}
         if settings.dry_run
         else {"feature_size": 48, "roi": (96, 96, 96), "batch": 4}
     )
