@@ -112,13 +112,8 @@ def main(arguments: Sequence[str] | None = None, *, released: Path = RELEASED, u
     described = about["description"].removesuffix(" Research only.")
     print(f"{about['name']} {about['version']}: {described} {about['intended_use']}", flush=True)
     words = ["--config_file", str(bundle / "configs" / "inference.yaml"), "--bundle_root", str(bundle)]
-    words += [
-        "--dataset_dir",
-        os.path.abspath(given.scans),
-        "--output_dir",
-        os.path.abspath(given.output_dir),
-        *further,
-    ]
+    words += ["--dataset_dir", os.path.abspath(given.scans)]  # a folder called 2024 would be read as a number
+    words += ["--output_dir", os.path.abspath(given.output_dir), *further]
     environment = os.environ | {"PYTHONWARNINGS": without_config_note()}  # the package was compared with the release
     return subprocess.run([sys.executable, "-m", "monai.bundle", "run", *words], env=environment).returncode
 

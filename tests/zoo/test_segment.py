@@ -35,20 +35,10 @@ def released(tmp_path_factory, btcv_models, spleen_models) -> Path:
 
 
 def test_a_scan_is_segmented_by_the_model_that_is_named(released, scan, btcv_models, tmp_path):
-    shutil.copyfile(
-        btcv_models / "model.pt", tmp_path / "own.pt"
-    )  # further options, too, are read where the user stands
+    shutil.copyfile(btcv_models / "model.pt", tmp_path / "own.pt")
     code = f"from zoo.segment import main; from pathlib import Path; import sys; sys.exit(main(released=Path({str(released)!r}), unpacked=Path({str(tmp_path / 'unpacked')!r})))"
-    words = [
-        "btcv",
-        os.path.relpath(scan, tmp_path),
-        "--output_dir",
-        "masks",
-        "--overlap",
-        "0.0",
-        "--pretrained_model",
-        "own.pt",
-    ]
+    words = ["btcv", os.path.relpath(scan, tmp_path), "--output_dir", "masks", "--overlap", "0.0"]
+    words += ["--pretrained_model", "own.pt"]  # further options, too, are read where the user stands
     output = python("-c", code, *words, cwd=tmp_path, PYTHONPATH=str(ROOT)).stdout
     assert output.startswith("swin_unetr_btcv_seg 0.1.0: Swin UNETR for the 13 abdominal organs")
     assert "Research only, not for clinical use" in output.splitlines()[0]

@@ -70,8 +70,7 @@ def position_figure(scans: Sequence[dict[str, Any]]) -> Figure:
             axes.imshow(
                 picture.swapaxes(0, 1), cmap="gray", origin="lower", aspect=scan["spacing"][2] / across, vmin=0, vmax=1
             )
-            axes.set(xticks=[], yticks=[])
-            axes.set_axis_off()
+            axes.set(xticks=[], yticks=[], frame_on=False)
             title = f"{plane}, {'coronal' if axis == 1 else 'sagittal'}"
             if plane == "predicted" and axis == 1:
                 title += "\nerror x {:.0f}, y {:.0f}, z {:.0f} mm".format(*scan["error"])

@@ -124,7 +124,6 @@ class SaveReconstructionPictures(CaseHandler):
                 wide, high = (spacing[axis] for axis in range(3) if axis != column)
                 axes = figure.add_subplot(3, 3, 3 * row + column + 1)
                 axes.imshow(picture, cmap="gray", origin="lower", vmin=low, vmax=up, aspect=high / wide)
-                axes.set(xticks=[], yticks=[])
-                axes.set_axis_off()
+                axes.set(xticks=[], yticks=[], frame_on=False)
                 axes.set_title(f"{key}, middle of {plane}", fontsize=9)
         save_figure(figure, self.output_dir / f"{self.name_of(file)}_reconstruction.png")
