@@ -95,6 +95,11 @@ def first_free(path: Path, *, taken: Callable[[Path], bool] = Path.exists) -> Pa
     return free
 
 
+def absolute_path(path: str | os.PathLike) -> Path:
+    """Return the absolute path, with ``~`` and ``..`` resolved but not links: one file has one name."""
+    return Path(os.path.abspath(Path(path).expanduser()))
+
+
 def walk_once(folder: str | os.PathLike) -> Iterator[tuple[str, list[str], list[str]]]:
     """Walk a folder as `os.walk` does, into linked folders as well, but into each folder once: links may lead back up."""
     seen: set[str] = set()

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 
+import mlflow
 import nibabel as nib
 import numpy as np
 import pydicom
@@ -68,8 +69,13 @@ def test_an_ensemble_is_another_model_and_a_second_run_scores_nothing_again(tmp_
     scores = (tmp_path / "out" / "scores.csv").read_bytes()
     assert scores != (evaluated[0] / "scores.csv").read_bytes()
     (tmp_path / "out" / "scores.csv").unlink()
+    options |= {"tracking": "mlflow", "tracking_uri": f"sqlite:///{tmp_path}/mlruns.db"}
     again = run_bundle("swin_unetr_btcv_seg", "evaluate.yaml", **options, mirror_axes="[1]", **WINDOW)
     assert "1 of 1 case is already scored" in succeed(again)
+    client = mlflow.MlflowClient(options["tracking_uri"])
+    (run,) = client.search_runs(client.get_experiment_by_name("monai_experiment").experiment_id)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert run.info.status == "FINISHED" and run.data.metrics["mean_dice"] == pytest.approx(summary["mean_dice"])
     assert (tmp_path / "out" / "scores.csv").read_bytes() == scores
 
 
@@ -159,15 +165,19 @@ def test_a_case_that_cannot_be_scored_is_left_out_and_named(tmp_path, segmenter,
     data = shutil.copytree(btcv, tmp_path / "data")
     broken = data / "imagesTr" / "img0001.nii.gz"
     broken.write_bytes(broken.read_bytes()[:20000])
+    away = data / "labelsTr" / "label0000.nii.gz"
+    away.rename(data / "kept")
     options = {"pretrained_model": segmenter / "models" / "model.pt", "output_dir": tmp_path / "out", **WINDOW}
     run = run_bundle("swin_unetr_btcv_seg", "evaluate.yaml", dataset_dir=data, section="all", **options)
     assert run.returncode == 3 and "Traceback" not in run.stderr + run.stdout
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["cases"] == ["img0000", "img0002"] and summary["not_scored"] == [str(broken)]
-    assert "2 of 3 scans are done" in run.stdout + run.stderr
+    assert summary["cases"] == ["img0002"]
+    assert summary["not_scored"] == [str(data / "imagesTr" / "img0000.nii.gz"), str(broken)]
+    assert "1 of 3 scans are done" in run.stdout + run.stderr
+    (data / "kept").rename(away)
     broken.write_bytes((btcv / "imagesTr" / "img0001.nii.gz").read_bytes())
     again = succeed(run_bundle("swin_unetr_btcv_seg", "evaluate.yaml", dataset_dir=data, section="all", **options))
-    assert "2 of 3 cases are already scored" in again
+    assert "1 of 3 cases are already scored" in again
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert len(summary["cases"]) == 3 and "not_scored" not in summary
     assert not (tmp_path / "out" / "failed.csv").exists()

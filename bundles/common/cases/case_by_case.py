@@ -139,6 +139,12 @@ class CaseEvaluator(SupervisedEvaluator):
     def _start(self, engine: SupervisedEvaluator) -> None:
         self.started = time.monotonic()
 
+    def finish_without_cases(self) -> None:
+        """Let the handlers end a run in which no case is left to do: they write their tables and pictures once more."""
+        self.state.epoch_length = 0
+        for event in (Events.STARTED, Events.EPOCH_STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED):
+            self.fire_event(event)
+
     def _tell(self, scan: str) -> None:
         number, count = self.state.iteration, self.state.epoch_length
         rate = (time.monotonic() - self.started) / max(1, number - 1)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, find_input_error
-from ..files import atomic_path, full_disk
+from ..files import absolute_path, atomic_path, full_disk
 from ..run.distributed import gather_lists, rank, world_size
 from ..words import counted
 
@@ -66,14 +66,24 @@ class Failures:
 
         Until `report`, their rows stay in the table: if this run is stopped, the next one still knows them. `report`
         then replaces them with the rows of this run, except for those that `keep_others` keeps.
+
+        Raises:
+            InputError: the table has other columns, or cannot be read as text.
         """
         names = [field.name for field in fields(Failure)]
         try:
-            with open(self.file, newline="", encoding="utf-8") as table:
-                rows = [row for row in csv.DictReader(table) if row.get("scan")]
+            with open(self.file, newline="", encoding="utf-8-sig") as table:  # spreadsheets write a byte order mark
+                reader = csv.DictReader(table)
+                rows = [[row[name] or "" for name in names] for row in reader if row[names[0]]]
         except FileNotFoundError:
             return set()
-        self._earlier = [Failure(*(row.get(name) or "" for name in names)) for row in rows]
+        except (KeyError, ValueError, csv.Error) as error:
+            raise InputError(
+                f"{self.file} is not the table that a run wrote, with the columns {','.join(names)} in UTF-8: was it saved by a "
+                "spreadsheet? Save it with commas in UTF-8 or rename it, then repeat the command. Without it, finished scans "
+                "that lack something are not tried again."
+            ) from error
+        self._earlier = [Failure(*row) for row in rows]
         return {failure.scan for failure in self._earlier}
 
     def keep_others(self, tried: Collection[str], searched: Sequence[str | os.PathLike] = ()) -> None:
@@ -83,13 +93,13 @@ class Failures:
             tried: files and folders of the scans of this run.
             searched: folders in which this run has looked for scans; what is in there and was not tried is no scan now.
         """
-        folders = [Path(folder).expanduser().absolute() for folder in searched]
+        folders = [absolute_path(folder) for folder in searched]
         self._others = [
             each
             for each in self._earlier
             if each.scan not in tried
             and os.path.exists(each.scan)
-            and not any(Path(each.scan).absolute().is_relative_to(folder) for folder in folders)
+            and not any(absolute_path(each.scan).is_relative_to(folder) for folder in folders)
         ]
 
     def add(self, scan: str, missing: str, error: Exception | str) -> None:

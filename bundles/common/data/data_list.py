@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai.utils import ensure_tuple
+
 from ..errors import InputError
+from ..files import absolute_path
 from ..value_rules import SHARE_INSIDE, WHOLE, check_choice
 from ..words import counted
 from .carried_labels import refuse_carried
@@ -50,6 +53,7 @@ def segmentation_scans(
     seed: int = 0,
     may_be_empty: bool = False,
     labels: Mapping[Any, str] | None = None,
+    may_be_missing: bool = False,
 ) -> list[dict]:
     """List the scans of one section for fine-tuning or evaluation.
 
@@ -74,6 +78,7 @@ def segmentation_scans(
         seed: seed of the split of rule 4.
         may_be_empty: with ``fold="all"``, return an empty validation instead of raising an error.
         labels: label names of this run by value; ``labelled`` of an entry then holds label values (`partial_labels`).
+        may_be_missing: also list scans whose files do not exist, unless no scan has all of its files.
 
     Returns:
         Entries ``{"image": path or list of paths, "label": path, ...}``.
@@ -116,7 +121,7 @@ def segmentation_scans(
             f"{path}: {len(unlabelled)} of {len(scans)} scans of section '{section}' have no 'label', e.g. "
             f"{unlabelled[0]['image']}. Add their labels to the list, or remove these entries from it."
         )
-    _check_files(scans, section, path, keys=("image", "label"))
+    _check_files(scans, section, path, keys=("image", "label"), may_be_missing=may_be_missing)
     if section == "training":
         warn_of_missing_patients(scans, path)
     return scans if labels is None else with_values(scans, labels=labels, declared=_names_of(content), where=str(path))
@@ -174,7 +179,7 @@ def unlabelled_scans(
     training: dict[tuple, dict] = {}
     validation: dict[tuple, dict] = {}
     for source in sources:
-        listed, held_out = _unlabelled_source(Path(source).expanduser().absolute(), data_list, key)
+        listed, held_out = _unlabelled_source(absolute_path(source), data_list, key)
         training |= {_identity(scan["image"]): scan for scan in listed}
         validation |= {_identity(scan["image"]): scan for scan in held_out}
     pool = training | validation
@@ -241,7 +246,7 @@ def inference_scans(
 
 
 def _inference_scans(source: StrPath, may_be_missing: bool) -> list[dict]:
-    source = Path(source).expanduser().absolute()
+    source = absolute_path(source)
     if not source.exists():
         raise InputError(f"{source} not found. {_content(source.parent)}")
     if source.is_dir():
@@ -305,16 +310,21 @@ def data_list_ignore_label(dataset_dir: StrPath, data_list: StrPath | None = Non
     return declared
 
 
-def _check_files(scans: list[dict], section: str, path: Path, *, keys: Sequence[str]) -> None:
-    files = []
+def _check_files(
+    scans: list[dict], section: str, path: Path, *, keys: Sequence[str], may_be_missing: bool = False
+) -> None:
+    by_scan = []
     for scan in scans:
+        by_scan.append([])
         for key in keys:
             value = scan.get(key, [])
             if key == "label" and key in scan and not isinstance(value, str):
                 raise InputError(f"{path}: the label of {scan['image']} must be the path of one file, got {value!r}")
-            files += value if isinstance(value, list) else [value]
-    missing = [file for file in files if not os.path.isfile(file)]
-    if missing:
+            by_scan[-1] += ensure_tuple(value)
+    files = [file for those in by_scan for file in those]
+    missing = {file for file in files if not os.path.isfile(file)}
+    if missing and not (may_be_missing and any(missing.isdisjoint(those) for those in by_scan)):
+        missing = [file for file in files if file in missing]
         raise InputError(
             f"{path}: {len(missing)} of {len(files)} files of section '{section}' do not exist: {_first(missing, 3)}. "
             f"Paths in a data list are relative to its folder, {path.parent}."

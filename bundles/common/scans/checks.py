@@ -29,18 +29,13 @@ from ..run.distributed import gather_lists, rank, world_size
 from ..words import counted
 from .decode_once import voxels_once
 from .headers.axes import in_ras
-from .headers.nifti_grid import corner_shift
+from .headers.nifti_grid import corner_shift, is_aligned
 from .hounsfield import doubt_of_hounsfield
 from .nifti import _without_trailing_ones, check_finite, check_image_shape, open_scan, stored_voxels
 
 logger = logging.getLogger(__name__)
 
 LISTED = 10  # number of bad scans that the message names
-# Largest distance between the grids of label and image, in voxels. The origin is stored directly, so only decimal
-# rounding moves it. Directions may differ by more: near half a turn, the float32 quaternion of a qform is accurate only
-# to 6e-4 radians, which is 0.3 voxels at the far corner of 512^3, while the sform of the same scan is exact.
-MAX_ORIGIN_SHIFT = 0.1
-MAX_CORNER_SHIFT = 0.5
 WHAT_TO_DO = (
     "Fix these files, or leave them out (their entries in the data list; without one, both files), and start again."
 )
@@ -71,8 +66,8 @@ def check_scans(
 
     Images must be readable NIfTI files with a usable affine, a plausible size (see `open_scan`) and finite voxels. Their
     shape must be (X, Y, Z) for one channel; for several, (X, Y, Z, C) or a list of C files (X, Y, Z). A label must have
-    shape (X, Y, Z), be on the grid of its image once both are turned to RAS (see `MAX_ORIGIN_SHIFT`,
-    `MAX_CORNER_SHIFT`), and contain only allowed values, to within 0.001 (see `whole_labels`).
+    shape (X, Y, Z), be on the grid of its image once both are turned to RAS (see `is_aligned`),
+    and contain only allowed values, to within 0.001 (see `whole_labels`).
 
     Args:
         items: ``{"image": path or list of paths, "label": path}``; ``label`` is optional.
@@ -274,8 +269,8 @@ def _check_grid(
         raise RefusedScan(
             f"has shape {scan.shape[:3]}, but its {name} has {other.shape[:3]}; both must have the same grid"
         )
-    shift = corner_shift(affine, wanted, shape)
-    if shift[0] > MAX_ORIGIN_SHIFT or shift.max() > MAX_CORNER_SHIFT:
+    if not is_aligned(affine, wanted, shape):
+        shift = corner_shift(affine, wanted, shape)
         raise RefusedScan(
             f"is not aligned with its {name}: the affines differ by up to {shift.max():.3g} voxels (origin "
             f"{_numbers(scan.affine[:3, 3])} versus {_numbers(other.affine[:3, 3])}, spacing "

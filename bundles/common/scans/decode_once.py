@@ -25,6 +25,7 @@ from nibabel.volumeutils import apply_read_scaling
 from ..data.label_values import TOLERANCE
 from ..errors import InputError, RefusedScan
 from ..files import file_stamp
+from .headers.nifti_grid import is_aligned
 from .nifti import check_dimensions, check_finite, open_scan, stored_voxels
 
 KEPT_BYTES = 2**29  # 4 CT scans of 512 x 512 x 250 voxels of int16
@@ -124,7 +125,7 @@ class DecodeOnceReader(NibabelReader):
         Raises:
             InputError: a file was refused (see `open_scan`), or is not a volume; the message names it.
         """
-        images = []
+        images: list[SpatialImage] = []
         self.filenames = ensure_tuple(data)
         for file in self.filenames:
             try:
@@ -134,7 +135,8 @@ class DecodeOnceReader(NibabelReader):
                     voxels_once(image, file, make_room=True)
             except Exception as error:
                 raise _named(file, error) from error
-            images.append(with_kept_voxels(image, file))
+            image = with_kept_voxels(image, file)
+            images.append(_on_grid_of(images[0], image) if images else image)
             if not self.used_again:
                 forget_voxels(file)
         return images if len(images) > 1 else images[0]
@@ -151,6 +153,16 @@ class DecodeOnceReader(NibabelReader):
         except Exception as error:
             raise _named(filename, error) from error
         return voxels
+
+
+def _on_grid_of(first: SpatialImage, channel: SpatialImage) -> SpatialImage:
+    """Return a channel with the affine of the first one if both have the same grid (see `is_aligned`), else as it is.
+
+    MONAI refuses channels whose affines differ by rounding.
+    """
+    if channel.shape != first.shape or not is_aligned(channel.affine, first.affine, channel.shape[:3]):
+        return channel
+    return type(channel)(channel.dataobj, first.affine, channel.header)
 
 
 def _named(file: PathLike, error: Exception) -> Exception:

@@ -18,6 +18,7 @@ from ..data.list_forms.labelled_folder import has_flat_pairs, has_layout
 from ..data.list_forms.list_file import SECTIONS, image_files, parse_data_list
 from ..data.nifti_files import holds_masks, is_nifti, is_scan, masks_beside_images
 from ..errors import InputError, RefusedScan
+from ..files import absolute_path
 from ..words import counted
 from .dicom_headers import is_dicom
 from .dicom_series import Series, find_series
@@ -145,7 +146,7 @@ def find_candidates(sources: StrPath | Sequence[StrPath], *, skip: StrPath | Non
         raise InputError(
             f"--source {given!r} must be a folder or a list of folders; quote a name that is a number: \"'2023'\"."
         )
-    roots = [Path(os.path.abspath(Path(source).expanduser())) for source in sources]
+    roots = [absolute_path(source) for source in sources]
     search = _Search(skip)
     for root in roots:
         if not root.exists():

@@ -16,7 +16,7 @@ from typing import Any
 
 from ...common.cases.output_lock import alone_in
 from ...common.errors import InputError
-from ...common.files import write_text
+from ...common.files import absolute_path, write_text
 from ...common.run.clean_stop import stops_cleanly
 from ...common.run.progress import with_progress
 from ...common.run.worker_pool import Died, available_cores, in_processes
@@ -69,7 +69,7 @@ def prepare(
     """
     if not isinstance(dataset_dir, (str, os.PathLike)):
         raise InputError(f"--dataset_dir {dataset_dir!r} must be a folder; quote a name that is a number: \"'2023'\".")
-    out = Path(os.path.abspath(Path(dataset_dir).expanduser()))
+    out = absolute_path(dataset_dir)
     if os.path.exists(out / "dataset.json") and not os.path.isdir(out / PREPARED):
         raise InputError(
             f"{out} has a dataset.json that prepare did not write: choose another --dataset_dir for the output."

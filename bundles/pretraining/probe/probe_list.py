@@ -14,6 +14,7 @@ from ...common.data.list_fingerprint import fingerprint
 from ...common.data.list_forms.list_file import image_files, parse_data_list
 from ...common.data.partial_labels import refuse_partial
 from ...common.errors import InputError
+from ...common.files import absolute_path
 
 SECTIONS = ("training", "validation")
 
@@ -101,7 +102,7 @@ def probe_facts(*, file: str | None) -> dict[str, Any] | None:
 
 
 def _path(file: str) -> Path:
-    path = Path(str(file)).expanduser().absolute()
+    path = absolute_path(str(file))
     if not path.is_file():
         raise InputError(f"--probe_list {path} is not a file. Name a data list (JSON) of labelled scans.")
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,14 @@ from ...common.data.case_names import case_name, case_names
 from ...common.data.data_list import inference_scans
 from ...common.data.list_forms.list_file import StrPath, first_file
 from ...common.errors import InputError, NoScan, RefusedScan
+from ...common.files import absolute_path
+from ...common.scans.dicom_headers import is_dicom
 from ...common.scans.dicom_series import read_series
+from ...common.scans.meta_image import SUFFIXES as METAIMAGE
 from ...common.scans.nifti import is_whole
 from ...common.scans.nifti_writing import write_nifti
 from ...common.scans.reading import read_scan
-from ...common.scans.search import IS_PACKED, Candidate, Found, find_candidates
+from ...common.scans.search import FOREIGN, IS_PACKED, PACKED, SLICE_SUFFIXES, Candidate, Found, find_candidates
 from ...common.words import counted, sentence
 from ..results.organ_volumes import TABLE, read_cases
 from .left_out import scan_in_disguise
@@ -73,18 +77,19 @@ def segmentation_inputs(
         output_dir: folder of the masks.
         failures: takes the scans that cannot be read, and keeps what earlier runs could not do for other scans.
         resume: skip scans that an earlier run into ``output_dir`` has segmented: those in its table of volumes whose
-            mask exists and is no older than the scan, which are unchanged (`Source.is_unchanged`), and which lack
-            nothing (`Failures.earlier`).
+            mask exists and is no older than the scan, which are unchanged (`Source.is_unchanged`), perhaps in another
+            folder, and which lack nothing (`Failures.earlier`).
         straighten_tilt: resample scans of a tilted gantry (see `read_series`); False: they cannot be read.
 
     Raises:
         InputError: see `inference_scans`; or no scan can be read.
     """
     sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
-    output_dir = Path(output_dir).expanduser().absolute()
-    earlier = read_cases(output_dir / TABLE) if resume else {}
-    done = _segmented(output_dir, earlier) - failures.earlier() if resume else set()
-    found = _Inputs(output_dir, failures, done, straighten_tilt, recorded=_with_masks(output_dir))
+    output_dir = absolute_path(output_dir)
+    cases = read_cases(output_dir / TABLE) if resume else {}
+    lacking = failures.earlier() if resume else set()
+    finished = {image: case for image, case in cases.items() if image not in lacking}
+    found = _Inputs(output_dir, failures, finished, straighten_tilt, recorded=_with_masks(output_dir))
     for one in sources:
         if _is_listed(one):
             found.listed.append(one)
@@ -104,11 +109,12 @@ def segmentation_inputs(
         )
     scans = inference_scans(found.listed, equal_names=True, may_be_missing=True) if found.listed else []
     asked = {first_file(scan): found.source_of(scan) for scan in scans}
-    todo = [scan for scan in scans if not found.is_done(first_file(scan), asked[first_file(scan)])]
+    moved = _moved(found.recorded, asked, same_content=resume)
+    todo = [scan for scan in scans if not found.is_done(first_file(scan), asked[first_file(scan)], moved)]
     if resume:
         done_before = counted(found.skipped + len(scans) - len(todo), "scan is", "scans are")
         logger.info("%s already segmented (%s)", done_before, Path(output_dir) / TABLE)
-    names = _names(found.recorded, asked, keep_moved=not resume)
+    names = _names(found.recorded, asked, moved)
     failures.keep_others({*found.tried, *asked}, searched=[one for one in sources if not _is_listed(one)])
     asked = {first_file(scan): asked[first_file(scan)] for scan in todo}
     return SegmentationInputs(todo, found.series, found.skipped + len(scans) + found.failed, names, asked)
@@ -121,26 +127,28 @@ class _Inputs:
     Attributes:
         output_dir: folder of the masks.
         failures: takes what cannot be read.
-        done: images that an earlier run has segmented.
+        finished: name of each image that an earlier run has segmented, by its table.
         straighten_tilt: see `segmentation_inputs`.
         recorded: what the masks in the folder were made from, by image file.
         sources: converted file to what it is made from.
         listed: what `inference_scans` reads: files, and folders with a data list.
         series: converted file to its DICOM files in slice order.
         made: converted file to its source.
+        shared: folders with several series.
         tried: files and folders of all scans, including those that are done or cannot be read.
         skipped, failed, no_scans: number of scans that are done, that failed, and of series that are not a CT volume.
     """
 
     output_dir: Path
     failures: Failures
-    done: set[str]
+    finished: Mapping[str, str]
     straighten_tilt: bool
     recorded: dict[str, Source] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict)
     listed: list[StrPath] = field(default_factory=list)
     series: dict[str, tuple[str, ...]] = field(default_factory=dict)
     made: dict[str, str] = field(default_factory=dict)
+    shared: set[str] = field(default_factory=set)
     tried: set[str] = field(default_factory=set)
     skipped: int = 0
     failed: int = 0
@@ -180,6 +188,8 @@ class _Inputs:
                 self.fail(file, f"{sentence(reason)} Its values are those of a scan, not of a mask ({scan})")
             else:
                 logger.warning("%s is left out: it %s", file, reason)
+        count = Counter(candidate.source for candidate in found.candidates)
+        self.shared |= {source for source, number in count.items() if number > 1}
         for candidate in found.candidates:
             self._add(candidate)
 
@@ -214,11 +224,24 @@ class _Inputs:
         file = first_file(scan)
         return self.sources.get(file) or source_of(file, ensure_tuple(scan["image"]))
 
-    def is_done(self, file: str, source: Source) -> bool:
-        """Return whether a scan already has its mask, from an earlier run."""
-        if file not in self.done or file in self.sources:  # converted in this run, so it is not done
+    def is_done(self, file: str, source: Source, moved: Mapping[str, str] | None = None) -> bool:
+        """Return whether a scan already has its mask, from an earlier run.
+
+        Args:
+            file: its image file.
+            source: what it is made from.
+            moved: see `_moved`.
+        """
+        known = (moved or {}).get(file, file)
+        if known not in self.finished or file in self.sources:  # converted in this run, so it is not done
             return False
-        if (recorded := self.recorded.get(file)) is None or recorded.is_unchanged(source):
+        mask = mask_of(self.output_dir, self.finished[known])
+        if not (mask.exists() and os.path.exists(file) and os.path.getmtime(mask) >= os.path.getmtime(file)):
+            return False
+        if not is_whole(mask):
+            logger.warning("the mask %s is damaged: its scan is segmented again", mask)
+            return False
+        if (recorded := self.recorded.get(known)) is None or recorded.is_unchanged(source):
             return True
         logger.warning("%s has changed since it was segmented: it is segmented again", source.source)
         return False
@@ -230,7 +253,8 @@ class _Inputs:
             logger.info("%s (%s) is left out: %s", candidate.source, candidate.name, reason)
             self.no_scans += 1
         except Exception as error:  # besides `RefusedScan`, what libraries raise for odd files
-            self.fail(candidate.source, error)
+            several = candidate.series and candidate.source in self.shared
+            self.fail(candidate.files[0] if several else candidate.source, error)
         else:
             self.listed.append(file)
             self.sources[file] = source
@@ -240,25 +264,12 @@ class _Inputs:
 def _is_listed(source: StrPath) -> bool:
     """Return whether `inference_scans` reads it: a file, or a folder with a data list."""
     path = Path(source).expanduser()
-    return not path.is_dir() or (path / "dataset.json").exists()
-
-
-def _segmented(output_dir: Path, cases: Mapping[str, str]) -> set[str]:
-    """Return the images that an earlier run has segmented: in its table, with a whole mask no older than the image.
-
-    Args:
-        output_dir: that run's output folder.
-        cases: names of its images.
-    """
-    images = set()
-    for image, case in cases.items():
-        mask = mask_of(output_dir, case)
-        if mask.exists() and os.path.exists(image) and os.path.getmtime(mask) >= os.path.getmtime(image):
-            if is_whole(mask):
-                images.add(image)
-            else:
-                logger.warning("the mask %s is damaged: its scan is segmented again", mask)
-    return images
+    if path.is_dir():
+        return (path / "dataset.json").exists()
+    return not (
+        path.name.lower().endswith((*METAIMAGE, *SLICE_SUFFIXES, *FOREIGN, *PACKED))
+        or (path.is_file() and is_dicom(path))
+    )
 
 
 def _with_masks(output_dir: Path) -> dict[str, Source]:
@@ -268,21 +279,38 @@ def _with_masks(output_dir: Path) -> dict[str, Source]:
     }
 
 
-def _names(recorded: Mapping[str, Source], scans: Mapping[str, Source], *, keep_moved: bool) -> dict[str, str]:
+def _moved(recorded: Mapping[str, Source], scans: Mapping[str, Source], *, same_content: bool) -> dict[str, str]:
+    """Return for each scan that was moved the image under which its mask is recorded.
+
+    Args:
+        recorded: sources of the masks that are there.
+        scans: those of the run.
+        same_content: also compare the content with what is recorded. Files of an archive may have one size and time, and
+            the scan of another patient must not count as done.
+    """
+    gone = {image: source for image, source in recorded.items() if not os.path.exists(source.source)}
+    moved = {}
+    for image, source in scans.items():
+        if image in recorded:
+            continue
+        same = [other for other in gone if case_name(other) == case_name(image) and gone[other].may_become(source)]
+        same = [other for other in same if not same_content or gone[other].has_content_of(source)]
+        if same:
+            moved[image] = same[0]
+            del gone[same[0]]
+    return moved
+
+
+def _names(recorded: Mapping[str, Source], scans: Mapping[str, Source], moved: Mapping[str, str]) -> dict[str, str]:
     """Return a name for each image. Those of earlier runs stay; those of new scans differ from them.
 
     Args:
         recorded: sources of the masks that are there.
         scans: those of the run.
-        keep_moved: a scan that was moved keeps its name, too: its mask replaces the earlier one.
+        moved: see `_moved`: these keep their names, too, and their masks are replaced.
     """
     names = {image: source.case for image, source in recorded.items()}
-    if keep_moved:
-        gone = {image: source for image, source in recorded.items() if not os.path.exists(source.source)}
-        for image, source in scans.items():
-            moved = [other for other in gone if case_name(other) == case_name(image) and gone[other].may_become(source)]
-            if image not in recorded and moved:
-                names[image] = gone.pop(moved[0]).case
+    names |= {image: names[other] for image, other in moved.items()}
     new, alone = case_names([*recorded, *scans]), case_names(scans)
     taken = set(names.values())
     for image in scans:

@@ -42,8 +42,8 @@ def write_or_compare_settings(
         resume: whether the run is resumed.
 
     Raises:
-        InputError: a model does not exist; ``settings.json`` cannot be read; or the run is resumed with different
-            settings or models. The message lists both values of each.
+        InputError: a model does not exist; ``settings.json`` cannot be read, or is missing although a table lists masks;
+            or the run is resumed with different settings or models. The message lists both values of each.
     """
     current, known = _compared(output_dir, settings, models, resume)
     if known or rank() != 0:
@@ -83,7 +83,7 @@ def _compared(
             )
         stamps[os.path.abspath(model)] = file_stamp(model)
     current = json.loads(json.dumps({**settings, "models": stamps}))  # the form in which it is read back
-    if not (resume and path.exists()):
+    if not resume or not (path.exists() or (path.parent / TABLE).exists()):
         return current, False
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
@@ -91,7 +91,7 @@ def _compared(
         recorded = None
     if not isinstance(recorded, dict):
         raise InputError(
-            f"Cannot resume: {path} is damaged, so nobody knows the settings of the masks next to it. Use another --output_dir, "
+            f"Cannot resume: {path} is {'damaged' if path.exists() else 'missing'}, so nobody knows the settings of the masks next to it. Use another --output_dir, "
             "or segment all scans again with --resume false."
         )
     changed = [

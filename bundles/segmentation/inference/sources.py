@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ...common.cases.case_handler import CaseHandler
 from ...common.errors import InputError
-from ...common.files import file_stamp, write_text
+from ...common.files import file_hash, file_stamp, write_text
 from ...common.scans.dicom_series import Series
 from ..results.organ_volumes import TABLE, read_cases
 
@@ -28,17 +29,39 @@ class Source:
         case: name of the mask, before ``_seg.nii.gz``.
         source: file of the scan, or folder of its DICOM series.
         series_uid: UID of a DICOM series, else "".
-        identity: size and time of each file, or number and bytes of the files of a series; None: not recorded.
+        identity: size and time of each file, or number, bytes and latest time of the files of a series; None: not
+            recorded.
+        content: hash of the content of all files, recorded with the mask; "": not recorded.
+        files: all files; not recorded.
     """
 
     case: str
     source: str
     series_uid: str = ""
     identity: list[Any] | None = None
+    content: str = ""
+    files: tuple[str, ...] = field(default=(), compare=False, repr=False)
+
+    def record(self) -> dict[str, Any]:
+        """Return what is written to ``sources.json``."""
+        return {key: value for key, value in asdict(self).items() if key != "files"}
 
     def is_unchanged(self, now: Source) -> bool:
-        """Return whether the scan is unchanged; without a record it counts as unchanged."""
-        return self.identity is None or (self.identity == now.identity and self.series_uid == now.series_uid)
+        """Return whether the scan is unchanged; what is not recorded counts as unchanged.
+
+        A DICOM series may have been sent again: if only its times differ, its content decides.
+        """
+        if self.identity is None:
+            return True
+        if not now.series_uid:
+            return self.identity == now.identity and not self.series_uid
+        if now.identity is None or self.series_uid != now.series_uid or self.identity[:2] != now.identity[:2]:
+            return False
+        return self.identity[2:] in ([], now.identity[2:]) or self.has_content_of(now)
+
+    def has_content_of(self, now: Source) -> bool:
+        """Return whether the content is recorded and that of another scan, whose files are read."""
+        return bool(self.content) and self.content == content_of(now.files)
 
     def may_become(self, now: Source) -> bool:
         """Return whether ``now`` is the same scan, perhaps with other content: its mask may replace the earlier one.
@@ -64,9 +87,18 @@ def source_of(scan: str, files: Sequence[str], *, series: Series | None = None) 
     except OSError:  # what reads it will say so
         stamps = None
     if series is None or stamps is None:
-        return Source("", scan, series.series_uid if series else "", stamps)
-    # not their times: a series that was sent again is the same
-    return Source("", scan, series.series_uid, [len(stamps), sum(size for size, _ in stamps)])
+        return Source("", scan, series.series_uid if series else "", stamps, files=tuple(files))
+    identity = [len(stamps), sum(size for size, _ in stamps), max(time for _, time in stamps)]
+    return Source("", scan, series.series_uid, identity, files=tuple(files))
+
+
+def content_of(files: Iterable[str]) -> str:
+    """Return a hash of the content of files, whatever their order and their names; "" if one cannot be read."""
+    try:
+        hashes = sorted(file_hash(file) for file in files)
+    except OSError:
+        return ""
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
 def read_sources(output_dir: str | os.PathLike) -> dict[str, Source]:
@@ -118,6 +150,7 @@ class RecordSources(CaseHandler):
             return
         case = self.name_of(file)
         self.known = {image: source for image, source in self.known.items() if source.case != case}
-        self.known[file] = replace(self.sources[file], case=case)
-        entries = {image: asdict(source) for image, source in sorted(self.known.items())}
+        source = self.sources[file]
+        self.known[file] = replace(source, case=case, content=content_of(source.files))
+        entries = {image: each.record() for image, each in sorted(self.known.items())}
         write_text(self.output_dir / FILE, json.dumps(entries, indent=1) + "\n")

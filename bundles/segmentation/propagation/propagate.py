@@ -17,6 +17,7 @@ from typing import Any
 
 from ...common.cases.output_lock import alone_in
 from ...common.errors import InputError
+from ...common.files import absolute_path
 from ...common.run.clean_stop import stops_cleanly
 from ...common.run.progress import with_progress
 from ...common.run.worker_pool import Died, available_cores, in_processes
@@ -91,7 +92,7 @@ def propagate(
     WORKERS.check("workers", workers)
     workers = min(available_cores(), 16) if workers is None else workers
     check_output(output_dir)
-    out = Path(output_dir).expanduser().absolute()
+    out = absolute_path(output_dir)
     masks_only = purpose != TRAINING
     recipe = replace(recipe, min_organs=0.0) if masks_only else recipe
     written = (out, *(out / name for name in ("labels", "masks", "confidence")), *(out / RECORDS).glob("**/"))
@@ -149,7 +150,7 @@ def check_output(output_dir: str | os.PathLike) -> None:
     Raises:
         InputError: it is a file, cannot be written, or holds a data list that no run of propagate.yaml wrote.
     """
-    out = Path(output_dir).expanduser().absolute()
+    out = absolute_path(output_dir)
     if out.exists() and not out.is_dir():
         raise InputError(f"--output_dir {out} is a file: choose a folder.")
     if (out / DATA_LIST).exists() and not (out / RECORDS).is_dir():  # this run would replace it, and files in labels/

@@ -25,6 +25,7 @@ from ...common.data.list_forms.list_file import (
 )
 from ...common.data.partial_labels import refuse_partial
 from ...common.errors import InputError
+from ...common.files import absolute_path
 from ...common.scans.nifti import open_scan
 from ...common.value_rules import COUNT
 from ..inference.inputs import segmentation_inputs
@@ -184,7 +185,7 @@ def _entries_of(sources: str | Sequence[str], output_dir: str) -> tuple[list[Map
     entries: list[Mapping[str, Any]] = []
     files = []
     for source in sources:
-        path = Path(source).expanduser().absolute()
+        path = absolute_path(source)
         path = path / "dataset.json" if (path / "dataset.json").is_file() else path
         if path.suffix == ".json":
             content = parse_data_list(path)

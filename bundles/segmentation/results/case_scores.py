@@ -54,7 +54,7 @@ class CaseScores(CaseHandler):
 
     With ``items`` a stopped evaluation can be resumed: the scores of a case are written to ``cases/<case>.json`` at
     once, with everything that decides them. With ``resume`` the evaluator's dataset is `unscored`; if nothing is left,
-    call `finish` instead of running the evaluator, as MONAI's engines skip an empty loader with all its events. List a
+    call `CaseEvaluator.finish_without_cases`, as MONAI's engines skip an empty loader with all its events. List a
     handler that writes something else for each case before this one: a recorded case is not run again.
 
     Args:

@@ -74,10 +74,10 @@ def _rows(file: str | Path) -> list[dict[str, Any]]:
     if not Path(file).exists():
         return []
     try:
-        with open(file, newline="", encoding="utf-8") as table:
+        with open(file, newline="", encoding="utf-8-sig") as table:  # spreadsheets write a byte order mark
             rows = [{name: row[name] for name in COLUMNS} for row in csv.DictReader(table)]
         return [row | {"voxels": int(row["voxels"]), "ml": float(row["ml"])} for row in rows]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(
             f"{file} is not a table that an inference wrote, with the columns {', '.join(COLUMNS)}: was it saved by another "
             "program? Rename it, then run with --resume false, or use another --output_dir."
@@ -174,8 +174,11 @@ class OrganVolumes(CaseHandler):
 
     def _clear(self, engine: Engine) -> None:
         earlier = read_volumes(self.file) if self.resume else {}
-        self.volumes = {image: rows for image, rows in earlier.items() if image not in self.again}
         kept = read_cases(self.file) if self.resume else {}
+        replaced = {self.name_of(image) for image in self.again}  # by the mask of a scan that was moved, too
+        self.volumes = {
+            image: rows for image, rows in earlier.items() if image not in self.again and kept[image] not in replaced
+        }
         self.cases = {image: case for image, case in kept.items() if image not in self.names}
         if rank() == 0:
             write_colour_table(self.output_dir, labels=self.labels)

@@ -28,7 +28,7 @@ from rich.table import Table
 from ...common.data.ignore_label import IGNORE_LABEL, ignored_value
 from ...common.data.list_forms.list_file import image_files, label_names, parse_data_list
 from ...common.errors import InputError
-from ...common.files import write_text
+from ...common.files import absolute_path, write_text
 from ...common.networks.roi_size import STRIDE
 from ...common.run.distributed import rank
 from ...common.words import counted, shown
@@ -102,7 +102,7 @@ def proposed_row(
         InputError: the list does not exist, declares no usable labels or modality, or has no labelled scan; a scan is
             unusable or does not match the list; or ``task.yaml`` already contains another row.
     """
-    path = Path(dataset_json).expanduser().absolute()
+    path = absolute_path(dataset_json)
     if not path.exists():
         raise InputError(
             f"--task {dataset_json}: file not found. It must be the folder of a data set, or its dataset.json."

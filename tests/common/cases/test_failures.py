@@ -53,6 +53,19 @@ def test_a_stopped_run_forgets_no_failure_of_an_earlier_one(tmp_path):
     assert third.earlier() == set()
 
 
+def test_a_table_that_a_spreadsheet_saved_is_read_or_refused_but_not_lost(tmp_path):
+    failures = Failures(tmp_path)
+    failures.add("ä.nii.gz", "DICOM SEG", "no room")
+    text = failures.file.read_text(encoding="utf-8")
+    failures.file.write_text(text, encoding="utf-8-sig")
+    assert Failures(tmp_path, resume=True).earlier() == {"ä.nii.gz"}
+    for other, encoding in ((text.replace(",", ";"), "utf-8"), (text, "cp1252")):
+        failures.file.write_text(other, encoding=encoding)
+        with pytest.raises(InputError, match=r"failed.csv is not the table .*scan,missing,reason.*spreadsheet"):
+            Failures(tmp_path, resume=True)
+        assert failures.file.read_text(encoding=encoding) == other
+
+
 def test_a_run_in_which_all_scans_fail_has_no_result(tmp_path):
     failures = Failures(tmp_path)
     for name in ("a", "b"):

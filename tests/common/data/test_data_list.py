@@ -34,6 +34,16 @@ def test_files_that_do_not_exist_are_counted_and_the_first_are_named(tmp_path):
     assert f"relative to its folder, {tmp_path}" in message
 
 
+def test_files_may_be_missing_unless_no_scan_is_whole(tmp_path):
+    write_list(tmp_path, training=[entry("a"), entry("b")])
+    options = {"section": "training", "fold": "all", "may_be_missing": True}
+    (tmp_path / "labelsTr/a.nii.gz").unlink()
+    assert names(segmentation_scans(tmp_path, **options)) == ["a", "b"]
+    (tmp_path / "imagesTr/b.nii.gz").unlink()
+    with pytest.raises(InputError, match="2 of 4 files of section 'training' do not exist"):
+        segmentation_scans(tmp_path, **options)
+
+
 def test_a_missing_label_is_refused(tmp_path):
     write_list(tmp_path, training=[entry("a")], test=["imagesTs/t.nii.gz", {"image": "imagesTs/u.nii.gz", "label": ""}])
     with pytest.raises(InputError, match=r"2 of 2 scans of section 'test' have no 'label', e.g. .*t\.nii\.gz"):

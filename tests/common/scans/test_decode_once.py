@@ -86,6 +86,24 @@ def test_channels_in_several_files_are_loaded_as_by_monai(tmp_path):
     assert (loaded.as_tensor() == expected.as_tensor()).all() and loaded.shape == (3, 9, 7, 5)
 
 
+@pytest.mark.parametrize("used_again", [False, True])
+def test_channels_whose_grids_differ_by_rounding_are_loaded_on_the_first_grid(tmp_path, used_again):
+    affine = np.diag([1.5, 1.5, 2.0, 1.0])
+    files, voxels = [], np.arange(2 * 9 * 7 * 5, dtype=np.int16).reshape(2, 9, 7, 5)
+    for channel, shift in enumerate((0.0, 0.04)):
+        files.append(tmp_path / f"{channel}.nii.gz")
+        moved = affine.copy()
+        moved[0, 3] = shift
+        nib.save(nib.Nifti1Image(voxels[channel], moved), files[-1])
+    check_scans([{"image": [str(file) for file in files]}], channels=2)
+    loaded = LoadScand("image", image_only=True, used_again=used_again)({"image": files})["image"]
+    np.testing.assert_array_equal(loaded.numpy(), voxels)
+    np.testing.assert_array_equal(loaded.affine.numpy(), affine)
+    nib.save(nib.Nifti1Image(voxels[1], np.diag([1.5, 1.5, 3.0, 1.0])), files[1])
+    with pytest.raises(Exception, match="affine"):
+        LoadScand("image", image_only=True)({"image": files})
+
+
 def test_a_check_a_loader_and_a_picture_decode_a_file_once(tmp_path, decoded):
     file = write(tmp_path / "scan.nii.gz")
     check_scans([{"image": str(file)}], keep=True)

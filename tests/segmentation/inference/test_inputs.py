@@ -329,6 +329,68 @@ def test_scans_that_were_moved_keep_their_names_in_a_new_run(tmp_path):
     assert sorted(json.loads((out / "sources.json").read_text())) == [str(tmp_path / "there" / name) for name in names]
 
 
+def test_scans_that_were_moved_are_done_if_their_content_is_the_same(tmp_path):
+    out = tmp_path / "out"
+    here = nifti(tmp_path / "here" / "ct.nii")
+    os.utime(here, (1000, 1000))  # as an archive may have it for all files
+    inputs = inputs_of(tmp_path / "here", output_dir=out)
+    segmented(inputs, out)
+    already_segmented(out, here)
+    os.rename(tmp_path / "here", tmp_path / "there")
+    assert inputs_of(tmp_path / "there", output_dir=out, resume=True).scans == []
+    there = nifti(tmp_path / "there" / "ct.nii", VOXELS + 1)  # of another patient
+    os.utime(there, (1000, 1000))
+    inputs = inputs_of(tmp_path / "there", output_dir=out, resume=True)
+    assert [scan["image"] for scan in inputs.scans] == [there] and inputs.names[there] != "ct"
+
+
+@pytest.mark.parametrize(("added", "again"), [(0, False), (1, True)])
+def test_a_series_that_was_sent_again_is_segmented_again_only_if_its_pixels_changed(tmp_path, added, again):
+    out = tmp_path / "out"
+    write_series(tmp_path / "study", VOXELS)
+    inputs = inputs_of(tmp_path / "study", output_dir=out)
+    segmented(inputs, out)
+    already_segmented(out, *(scan["image"] for scan in inputs.scans))
+    if added:
+        write_series(tmp_path / "study", VOXELS + added)  # the same UIDs and sizes
+    for file in (tmp_path / "study").iterdir():
+        os.utime(file, (2**31, 2**31))
+    assert bool(inputs_of(tmp_path / "study", output_dir=out, resume=True).scans) is again
+
+
+def test_each_failed_series_of_a_folder_has_a_row(tmp_path):
+    (tmp_path / "study").mkdir()
+    for number in range(2):
+        for index, file in enumerate(write_series(tmp_path / f"{number}", VOXELS, seed=number)):
+            if index != 4:  # the series lacks this slice
+                file.rename(tmp_path / "study" / f"{number}_{file.name}")
+    failures = Failures(tmp_path / "out")
+    nifti(tmp_path / "scans" / "a.nii.gz")
+    inputs = inputs_of([tmp_path / "study", tmp_path / "scans"], output_dir=tmp_path / "out", failures=failures)
+    failures.report(inputs.count)
+    scans = [row["scan"] for row in rows_of(failures)]
+    assert len(scans) == len(set(scans)) == 2 and all(os.path.isfile(scan) for scan in scans)
+
+
+@pytest.mark.parametrize("name", ["scan.mha", "IM0001.dcm", "scan.nrrd", "IM0001"])
+def test_a_file_in_another_format_is_not_read_as_a_data_list(tmp_path, name):
+    if name == "IM0001":
+        file = write_series(tmp_path, VOXELS[:, :, :1])[0]
+    else:
+        file = tmp_path / name
+        file.write_bytes(b"\1\2\3")
+    with pytest.raises(InputError, match="neither a folder nor a NIfTI file.*pass its folder"):
+        inputs_of(file, output_dir=tmp_path / "out")
+
+
+def test_a_scan_has_one_name_whatever_the_way_to_it(tmp_path):
+    file = nifti(tmp_path / "scans" / "a.nii.gz")
+    (tmp_path / "elsewhere").mkdir()
+    for source in (Path(file), tmp_path / "scans"):
+        inputs = inputs_of(tmp_path / "elsewhere" / ".." / source.relative_to(tmp_path), output_dir=tmp_path / "out")
+        assert inputs.scans == [{"image": file}]
+
+
 def test_a_scan_of_the_same_name_size_and_time_is_not_one_that_was_moved(tmp_path):
     """As of an archive with one time for all files."""
     out = tmp_path / "out"

@@ -86,6 +86,13 @@ def test_a_model_that_is_missing_is_named_and_leaves_no_trace(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_masks_without_settings_are_not_continued(tmp_path):
+    (tmp_path / "volumes.csv").write_text("rows")
+    with pytest.raises(InputError, match="settings.json is missing, so nobody knows the settings of the masks"):
+        write_or_compare_settings(output_dir=str(tmp_path), models=[], settings={}, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["volumes.csv"]
+
+
 def test_resuming_what_never_began_begins_it(tmp_path):
     write_or_compare_settings(output_dir=str(tmp_path), models=[], settings={"a": 1}, resume=True)
     assert json.loads((tmp_path / "settings.json").read_text()) == {"a": 1, "models": {}}

@@ -23,6 +23,7 @@ from typing import Any
 from monai.utils import ensure_tuple
 
 from ...errors import InputError
+from ...files import absolute_path
 from ...words import sentence
 from ..carried_labels import check_notes, refuse_carried
 from ..nifti_files import _content, is_mask_folder
@@ -49,7 +50,7 @@ def data_list_path(dataset_dir: StrPath, data_list: StrPath | None) -> Path:
         raise InputError(
             f"--dataset_dir {dataset_dir!r} must be a single folder: labelled scans come from one data list."
         )
-    folder = Path(dataset_dir).expanduser().absolute()
+    folder = absolute_path(dataset_dir)
     if data_list is not None:
         return folder / Path(data_list).expanduser()
     is_list = folder.is_file() or (folder.suffix == ".json" and not folder.is_dir())

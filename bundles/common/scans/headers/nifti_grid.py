@@ -26,6 +26,10 @@ SCALE_TOLERANCE = 0.01  # pixdim is often rounded to two or three digits
 # Near half a turn, the float32 quaternion of a qform is accurate to 6e-4 radians: 0.3 voxels at the corner of 512^3.
 MAX_SHIFT = 0.5  # voxels
 SAME_GRID = 0.01  # voxels
+# Largest distance between the grids of a scan and its label, or of two channels, in voxels. The origin is stored
+# directly, so only decimal rounding moves it; directions may differ by as much as a qform of the same scan.
+MAX_ORIGIN_SHIFT = 0.1
+MAX_CORNER_SHIFT = MAX_SHIFT
 LARGEST_CODE = 5  # largest code of qform and sform: NIFTI_XFORM_TEMPLATE_OTHER
 #: Fields of a header that place the voxels.
 PLACING = (
@@ -183,6 +187,12 @@ def corner_shift(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) 
     """Return how far a grid's corners are from those of another, in voxels of the other; (8,), the origin first."""
     corners = np.array([[*corner, 1] for corner in product(*((0, size - 1) for size in shape))]).T
     return np.abs(((np.linalg.inv(other) @ affine - np.eye(4)) @ corners)[:3]).max(axis=0)
+
+
+def is_aligned(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Return whether two grids of one shape are the same, but for rounding (`MAX_ORIGIN_SHIFT`, `MAX_CORNER_SHIFT`)."""
+    shift = corner_shift(affine, other, shape)
+    return bool(shift[0] <= MAX_ORIGIN_SHIFT and shift.max() <= MAX_CORNER_SHIFT)
 
 
 def _disagreement(sform: np.ndarray, qform: np.ndarray, shape: tuple[int, ...], scaled: bool) -> list[Doubt]:
