@@ -205,7 +205,11 @@ class CaseScores(CaseHandler):
             if not isinstance(record, dict) or not {"settings", "files", "scores"} <= set(record):
                 continue  # damaged: the case is scored again
             same_organs = record.get(LABELLED) == self._labelled(file)
-            if record["settings"] == self.settings and record["files"] == self._files(file) and same_organs:
+            try:
+                files = self._files(file)
+            except InputError:  # one is gone: loading the case will say so, and the others are scored
+                files = {}
+            if record["settings"] == self.settings and record["files"] == files and same_organs:
                 kept[file] = {organ: _none_to_nan(score) for organ, score in record["scores"].items()}
             else:
                 outdated.append((file, record))

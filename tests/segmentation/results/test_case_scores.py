@@ -616,6 +616,15 @@ def test_a_changed_file_is_noticed(tmp_path, caplog, file, left, change):
     assert ("with different model" if file == "model.pt" else "before its files or 'labelled' changed") in caplog.text
 
 
+@pytest.mark.parametrize("file", ["s2/ct.nii.gz", "s2/label.nii"])
+def test_a_file_that_is_gone_costs_only_its_case(tmp_path, file):
+    evaluate(handler_for(tmp_path))
+    handler = handler_for(tmp_path)
+    (tmp_path / file).unlink()
+    assert [Path(item["image"]).relative_to(tmp_path).as_posix() for item in handler.unscored()] == ["s2/ct.nii.gz"]
+    assert len(handler.kept) == 2
+
+
 def test_without_resume_everything_is_scored_again(tmp_path):
     evaluate(handler_for(tmp_path))
     assert evaluate(handler_for(tmp_path, resume=False))[0] == list(MAPS)
