@@ -322,9 +322,9 @@ def _check_files(
                 raise InputError(f"{path}: the label of {scan['image']} must be the path of one file, got {value!r}")
             by_scan[-1] += ensure_tuple(value)
     files = [file for those in by_scan for file in those]
-    missing = {file for file in files if not os.path.isfile(file)}
-    if missing and not (may_be_missing and any(missing.isdisjoint(those) for those in by_scan)):
-        missing = [file for file in files if file in missing]
+    missing = [file for file in files if not os.path.isfile(file)]
+    some_are_whole = any(map(set(missing).isdisjoint, by_scan))
+    if missing and not (may_be_missing and some_are_whole):
         raise InputError(
             f"{path}: {len(missing)} of {len(files)} files of section '{section}' do not exist: {_first(missing, 3)}. "
             f"Paths in a data list are relative to its folder, {path.parent}."

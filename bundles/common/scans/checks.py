@@ -66,8 +66,8 @@ def check_scans(
 
     Images must be readable NIfTI files with a usable affine, a plausible size (see `open_scan`) and finite voxels. Their
     shape must be (X, Y, Z) for one channel; for several, (X, Y, Z, C) or a list of C files (X, Y, Z). A label must have
-    shape (X, Y, Z), be on the grid of its image once both are turned to RAS (see `is_aligned`),
-    and contain only allowed values, to within 0.001 (see `whole_labels`).
+    shape (X, Y, Z), be on the grid of its image once both are turned to RAS (see `is_aligned`), and contain
+    only allowed values, to within 0.001 (see `whole_labels`).
 
     Args:
         items: ``{"image": path or list of paths, "label": path}``; ``label`` is optional.

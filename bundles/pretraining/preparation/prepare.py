@@ -197,7 +197,7 @@ def _check_records(
             "another --dataset_dir, or pass all sources: --source \"['a','b']\"."
         )
     for one in [source] if isinstance(source, (str, os.PathLike)) else source:
-        place = os.path.abspath(Path(one).expanduser())
+        place = str(absolute_path(one))
         lost = sorted(name for name in gone if _lies_in(sources[name], {place}))
         if lost and not any(_lies_in(candidate.source, {place}) for candidate in candidates):
             raise InputError(

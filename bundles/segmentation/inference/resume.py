@@ -91,8 +91,8 @@ def _compared(
         recorded = None
     if not isinstance(recorded, dict):
         raise InputError(
-            f"Cannot resume: {path} is {'damaged' if path.exists() else 'missing'}, so nobody knows the settings of the masks next to it. Use another --output_dir, "
-            "or segment all scans again with --resume false."
+            f"Cannot resume: {path} is {'damaged' if path.exists() else 'missing'}, so nobody knows the settings of the masks "
+            "next to it. Use another --output_dir, or segment all scans again with --resume false."
         )
     changed = [
         f"{name} was {shown(recorded.get(name))}, now {shown(current.get(name))}"

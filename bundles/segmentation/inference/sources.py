@@ -53,9 +53,11 @@ class Source:
         """
         if self.identity is None:
             return True
+        if now.identity is None or self.series_uid != now.series_uid:
+            return False
         if not now.series_uid:
-            return self.identity == now.identity and not self.series_uid
-        if now.identity is None or self.series_uid != now.series_uid or self.identity[:2] != now.identity[:2]:
+            return self.identity == now.identity
+        if self.identity[:2] != now.identity[:2]:
             return False
         return self.identity[2:] in ([], now.identity[2:]) or self.has_content_of(now)
 
@@ -151,6 +153,6 @@ class RecordSources(CaseHandler):
         case = self.name_of(file)
         self.known = {image: source for image, source in self.known.items() if source.case != case}
         source = self.sources[file]
-        self.known[file] = replace(source, case=case, content=content_of(source.files))
+        self.known[file] = replace(source, case=case, content=content_of(source.files), files=())
         entries = {image: each.record() for image, each in sorted(self.known.items())}
         write_text(self.output_dir / FILE, json.dumps(entries, indent=1) + "\n")
